@@ -1,0 +1,294 @@
+"""Every complaint about arguments, made while tracing; array values are never read.
+
+Functions take `fn`, the public name to blame. Complaints about leaves are collected,
+so that one error names all of them by path.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskjax import _tree
+from maskjax._packed import PackedMask
+
+
+def raise_all(
+    complaints: Iterable[str | None], needs: str, kind: type[Exception] = ValueError
+) -> None:
+    """Raise one error that lists every complaint, unless there is none."""
+    lines = [f"  {line}" for line in complaints if line]
+    if lines:
+        raise kind(needs + ", got:\n" + "\n".join(lines))
+
+
+def chosen(params: _tree.Params, where: _tree.Predicate, *, fn: str) -> list[bool]:
+    """For each leaf whether `where` chooses it; they must be floating, and some."""
+    named = _tree.named_leaves(params)
+    picks = [bool(where(path, leaf)) for path, leaf in named]
+    raise_all(
+        (
+            f"{path}: {kind_of(leaf)}"
+            for (path, leaf), pick in zip(named, picks, strict=True)
+            if pick and not is_floating(leaf)
+        ),
+        f"`{fn}` needs every leaf that `where` chooses to be a floating array "
+        "(`& where.floating` leaves the others alone)",
+        TypeError,
+    )
+    if not any(picks):
+        raise ValueError(
+            f"`{fn}` needs `where` to choose at least one leaf, but {where!r} chooses "
+            f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
+        )
+    return picks
+
+
+def floating_scores(scores: _tree.Scores, *, fn: str, name: str = "scores") -> None:
+    """Scores are floating arrays or `None`, and not all `None`."""
+    leaves, _ = _tree.mask_leaves(scores)
+    raise_all(
+        (
+            f"{path}: {kind_of(leaf)}"
+            for path, leaf in leaves
+            if leaf is not None and not is_floating(leaf)
+        ),
+        f"`{fn}` needs every leaf of `{name}` to be a floating array or None",
+        TypeError,
+    )
+    if all(leaf is None for _, leaf in leaves):
+        raise ValueError(f"`{fn}` needs `{name}` with at least one leaf, got none.")
+
+
+def matched(
+    tree: Any,
+    other: Any,
+    *,
+    fn: str,
+    names: tuple[str, str],
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> list[tuple[_tree.Path, Any, Any]]:
+    """Leaves of two trees of one structure, paired; `other` may hold `None` at leaves.
+
+    Raises:
+        ValueError: If the structures differ, naming the paths that are in one only.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    try:
+        others = treedef.flatten_up_to(other)
+    except ValueError as error:
+        mine = {_tree.path_string(path) for path, _ in leaves}
+        theirs = {path for path, _ in _tree.mask_leaves(other)[0]}
+        complaints = [
+            *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
+            *(f"only in `{names[1]}`: {path}" for path in sorted(theirs - mine)),
+        ]
+        raise_all(
+            complaints or [str(error)],
+            f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same structure",
+        )
+        raise
+    return [
+        (_tree.path_string(path), leaf, extra)
+        for (path, leaf), extra in zip(leaves, others, strict=True)
+    ]
+
+
+def mask_of(
+    mask: _tree.Mask, params: _tree.Params, *, fn: str, names: tuple[str, str]
+) -> list[tuple[_tree.Path, Any, Any]]:
+    """Parameters paired with mask leaves; axes of the mask are the parameter's or 1."""
+    pairs = matched(params, mask, fn=fn, names=names, is_leaf=_tree.is_mask_leaf)
+
+    def complaint(path: str, param: Any, leaf: Any) -> str | None:
+        if leaf is None or param is None or fits(leaf.shape, np.shape(param)):
+            return None
+        return f"{path}: {names[1]} {leaf.shape}, {names[0]} {np.shape(param)}"
+
+    raise_all(
+        (f"{p}: {kind_of(m)}" for p, _, m in pairs if m is not None and not shaped(m)),
+        f"`{fn}` needs every leaf of `{names[1]}` to be an array or None",
+        TypeError,
+    )
+    raise_all(
+        (complaint(*pair) for pair in pairs),
+        f"`{fn}` needs every leaf of `{names[1]}` shaped like its parameter, or 1 "
+        "where entries share a decision",
+    )
+    return pairs
+
+
+def same_shapes(
+    first: Any, second: Any, *, fn: str, names: tuple[str, str]
+) -> list[tuple[_tree.Path, Any, Any]]:
+    """Leaves of two masks (or scores) that agree in structure, `None`s and shapes."""
+    pairs = matched(first, second, fn=fn, names=names, is_leaf=_tree.is_mask_leaf)
+
+    def shape(leaf: Any) -> Any:
+        return None if leaf is None else np.shape(leaf)
+
+    raise_all(
+        (
+            f"{path}: {names[0]} {shape(a)}, {names[1]} {shape(b)}"
+            for path, a, b in pairs
+            if shape(a) != shape(b)
+        ),
+        f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same shapes",
+    )
+    return pairs
+
+
+def boolean(mask: _tree.Mask, *, fn: str, name: str = "mask") -> None:
+    """Every leaf is `None`, boolean, or packed."""
+    leaves, _ = _tree.mask_leaves(mask)
+    raise_all(
+        (
+            f"{path}: {kind_of(leaf)}"
+            for path, leaf in leaves
+            if leaf is not None
+            and not isinstance(leaf, PackedMask)
+            and not (shaped(leaf) and jnp.issubdtype(leaf.dtype, jnp.bool_))
+        ),
+        f"`{fn}` needs every leaf of `{name}` to be a boolean array or None",
+        TypeError,
+    )
+
+
+def unit_interval(value: Any, *, fn: str, name: str) -> None:
+    """A Python number in [0, 1], or a floating scalar array that is not looked at."""
+    if isinstance(value, jax.Array):
+        if value.shape:
+            raise ValueError(
+                f"`{fn}` needs `{name}` as a scalar, got an array of shape "
+                f"{value.shape}. Map over it with `jax.vmap`."
+            )
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"`{fn}` needs `{name}` as a number in [0, 1], got {kind_of(value)}."
+        )
+    if math.isnan(value) or not 0 <= value <= 1:
+        raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {value}.")
+
+
+def typed_key(key: Any, *, fn: str) -> None:
+    """One key made by `jax.random.key`."""
+    if not (
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ):
+        raise TypeError(
+            f"`{fn}` needs `key` as a typed key, from `jax.random.key(seed)`, got "
+            f"{kind_of(key)}."
+        )
+    if key.shape:
+        raise ValueError(
+            f"`{fn}` needs `key` as a single key, got keys of shape {key.shape}. Map "
+            "over them with `jax.vmap`."
+        )
+
+
+def one_of(value: Any, options: Sequence[str], *, fn: str, name: str) -> None:
+    """One of a few words."""
+    if value not in options:
+        words = " or ".join(repr(option) for option in options)
+        raise ValueError(f"`{fn}` needs `{name}` as {words}, got {value!r}.")
+
+
+def shaped(leaf: Any) -> bool:
+    """Whether a leaf is an array of any kind."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is an array of real floating numbers."""
+    return shaped(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def fits(shape: tuple[int, ...], param: tuple[int, ...]) -> bool:
+    """Whether every axis is the parameter's or 1."""
+    return len(shape) == len(param) and all(
+        a in (1, b) for a, b in zip(shape, param, strict=True)
+    )
+
+
+def kind_of(leaf: Any) -> str:
+    """What a leaf is, for a message."""
+    if shaped(leaf):
+        return f"{leaf.dtype} array of shape {tuple(leaf.shape)}"
+    return f"{type(leaf).__name__} {leaf!r}"
+
+
+def packed(mask: _tree.Mask, *, fn: str, stacked: bool | None) -> None:
+    """Packed leaves fit their shapes; they are a stack, or not, or either (None)."""
+
+    def complaint(path: str, leaf: PackedMask) -> str | None:
+        bits = leaf.bits
+        words = PackedMask.words(leaf.shape)
+        if bits.dtype != jnp.uint32 or not bits.ndim or bits.shape[-1] != words:
+            return (
+                f"{path}: {kind_of(bits)} for shape {leaf.shape}, which takes {words} "
+                "words of uint32"
+            )
+        if stacked and bits.ndim < 2:
+            return f"{path}: one mask, not a stack (`jax.vmap(packing.pack)(stack)`)"
+        if stacked is False and bits.ndim > 1:
+            return f"{path}: a stack of masks, {bits.shape[:-1]}"
+        return None
+
+    leaves, _ = _tree.mask_leaves(mask)
+    raise_all(
+        (complaint(p, leaf) for p, leaf in leaves if isinstance(leaf, PackedMask)),
+        f"`{fn}` needs packed masks whose bits fit their shapes",
+    )
+
+
+def packed_stack(stack: _tree.Mask, *, fn: str) -> None:
+    """Every leaf is packed, K masks each, or `None`; and some are."""
+    leaves, _ = _tree.mask_leaves(stack)
+    raise_all(
+        (
+            f"{path}: {kind_of(leaf)}"
+            for path, leaf in leaves
+            if leaf is not None and not isinstance(leaf, PackedMask)
+        ),
+        f"`{fn}` needs every leaf of `stack` packed (`jax.vmap(packing.pack)(stack)`)",
+        TypeError,
+    )
+    packed(stack, fn=fn, stacked=True)
+    members(stack, fn=fn)
+
+
+def members(stack: _tree.Mask, *, fn: str) -> int:
+    """How many masks a stack holds; its leaves must agree."""
+    lengths = {}
+    for path, leaf in _tree.mask_leaves(stack)[0]:
+        array = leaf.bits if isinstance(leaf, PackedMask) else leaf
+        scalar = isinstance(leaf, PackedMask) and array.ndim < 2
+        if array is not None:
+            lengths[path] = array.shape[0] if array.ndim and not scalar else None
+    if not lengths:
+        raise ValueError(f"`{fn}` needs `stack` with at least one leaf, got none.")
+    if None in lengths.values() or len(set(lengths.values())) > 1:
+        raise_all(
+            (f"{path}: {length}" for path, length in lengths.items()),
+            f"`{fn}` needs every leaf of `stack` with the same number of members",
+        )
+    return next(iter(lengths.values()))
+
+
+def weights(weights: Any, stack: _tree.Mask, *, fn: str) -> None:
+    """One floating weight for each member of a stack."""
+    if not is_floating(weights):
+        raise TypeError(
+            f"`{fn}` needs `weights` as a floating array, got {kind_of(weights)}."
+        )
+    size = members(stack, fn=fn)
+    if weights.shape != (size,):
+        raise ValueError(
+            f"`{fn}` needs `weights` of shape ({size},), one for each member, got "
+            f"{weights.shape}."
+        )

@@ -1,0 +1,116 @@
+"""Masks onto parameters.
+
+>>> params = {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.array([3.0, 4.0])}
+>>> mask = {"kernel": jnp.array([[True, False]]), "bias": None}
+>>> masking.apply(params, mask)
+{'bias': Array([3., 4.], dtype=float32), 'kernel': Array([[1., 0.]], dtype=float32)}
+"""
+
+import jax
+import jax.numpy as jnp
+
+from maskjax import _checks, packing
+from maskjax._packed import PackedMask
+from maskjax._tree import Array, Mask, Params, Predicate, SoftMask
+from maskjax.where import kernels
+
+__all__ = ["apply", "everything"]
+
+
+def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> Params:
+    """The parameters with what the mask removes set to zero, or to `fill`.
+
+    Boolean leaves select and never multiply: a removed entry is exactly 0 even where
+    the parameter is inf or nan, and its gradient is exactly 0. Floating leaves
+    multiply, `m * params + (1 - m) * fill`, so that gradients reach them.
+
+    Args:
+        params: Tree of arrays.
+        mask: A mask of the same structure: True keeps. A leaf is `None` (the parameter
+            is returned as it is), boolean, floating, or packed; each of its axes is the
+            parameter's or 1.
+        fill: A tree like `params` that supplies the removed entries, or `None` for 0,
+            as may be its leaves. Where the mask is `None` it is not used.
+
+    Returns:
+        A tree like `params`, of the same dtypes.
+
+    Raises:
+        TypeError: If a leaf of the mask is neither boolean nor floating.
+        ValueError: If the mask or `fill` does not fit `params`; every offending leaf is
+            named.
+
+    Example:
+        >>> params = {"w": jnp.array([[1.0, jnp.nan], [3.0, 4.0]])}
+        >>> mask = {"w": jnp.array([[True, False]])}
+        >>> masking.apply(params, mask)
+        {'w': Array([[1., 0.],
+               [3., 0.]], dtype=float32)}
+        >>> masking.apply(params, mask, fill={"w": jnp.full((2, 2), 9.0)})
+        {'w': Array([[1., 9.],
+               [3., 9.]], dtype=float32)}
+    """
+    fn = "maskjax.apply"
+    pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    _checks.packed(mask, fn=fn, stacked=False)
+    _checks.raise_all(
+        (f"{path}: {_checks.kind_of(m)}" for path, _, m in pairs if not _usable(m)),
+        f"`{fn}` needs every leaf of `mask` boolean or floating",
+        TypeError,
+    )
+    fills = [None] * len(pairs)
+    if fill is not None:
+        filled = _checks.mask_of(fill, params, fn=fn, names=("params", "fill"))
+        fills = [value for _, _, value in filled]
+    leaves = [
+        _apply_leaf(param, leaf, value)
+        for (_, param, leaf), value in zip(pairs, fills, strict=True)
+    ]
+    return jax.tree.structure(params).unflatten(leaves)
+
+
+def everything(params: Params, *, where: Predicate = kernels) -> Mask:
+    """The mask that keeps everything.
+
+    Args:
+        params: Tree of arrays.
+        where: Which leaves carry a mask.
+
+    Returns:
+        A mask of True in the parameters' shapes, `None` where `where` does not choose.
+
+    Raises:
+        TypeError: If a chosen leaf is not floating.
+        ValueError: If `where` chooses nothing.
+
+    Example:
+        >>> masking.everything({"w": jnp.ones((1, 2)), "b": jnp.ones(2)})
+        {'b': None, 'w': Array([[ True,  True]], dtype=bool)}
+    """
+    picks = _checks.chosen(params, where, fn="maskjax.masking.everything")
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(
+        [
+            jnp.ones(leaf.shape, bool) if pick else None
+            for leaf, pick in zip(leaves, picks, strict=True)
+        ]
+    )
+
+
+def _usable(leaf: Array | PackedMask | None) -> bool:
+    return leaf is None or leaf.dtype == bool or _checks.is_floating(leaf)
+
+
+def _apply_leaf(
+    param: Array, mask: Array | PackedMask | None, fill: Array | None
+) -> Array:
+    if mask is None:
+        return param
+    param = jnp.asarray(param)
+    fill = None if fill is None else jnp.asarray(fill).astype(param.dtype)
+    if isinstance(mask, PackedMask):
+        mask = packing.unpack(mask)
+    if mask.dtype == bool:
+        return jnp.where(mask, param, jnp.zeros_like(param) if fill is None else fill)
+    mask = mask.astype(param.dtype)
+    return mask * param if fill is None else mask * param + (1 - mask) * fill

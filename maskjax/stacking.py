@@ -1,0 +1,214 @@
+"""Many masks as one tree: leaves with a leading axis K of tasks, members or seeds.
+
+>>> a, b = {"w": jnp.array([True, False])}, {"w": jnp.array([True, True])}
+>>> stack = stacking.stack([a, b])
+>>> stacking.size(stack), stacking.take(stack, 1)
+(2, {'w': Array([ True,  True], dtype=bool)})
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from maskjax import _checks, _tree, masking, packing
+from maskjax._packed import PackedMask
+from maskjax._tree import Array, Mask, Params, SoftMask
+
+__all__ = ["mix", "predict", "size", "stack", "take", "unstack"]
+
+
+def stack(masks: Sequence[Mask]) -> Mask:
+    """Several masks as one stack.
+
+    Args:
+        masks: K >= 1 masks of the same structure, shapes and dtypes, packed or not.
+
+    Returns:
+        A stack: a mask whose every leaf has one more, leading axis K.
+
+    Raises:
+        ValueError: If there is no mask, or two differ in structure, shape or dtype; the
+            offending leaves are named.
+
+    Example:
+        >>> stacking.stack([{"w": jnp.array([True])}, {"w": jnp.array([False])}])
+        {'w': Array([[ True],
+               [False]], dtype=bool)}
+    """
+    fn = "maskjax.stacking.stack"
+    masks = list(masks)
+    if not masks:
+        raise ValueError(f"`{fn}` needs at least one mask, got none.")
+    for i, mask in enumerate(masks[1:], start=1):
+        names = ("mask 0", f"mask {i}")
+        pairs = _checks.same_shapes(masks[0], mask, fn=fn, names=names)
+        _checks.raise_all(
+            (
+                f"{path}: {_kind(a)} and {_kind(b)}"
+                for path, a, b in pairs
+                if _kind(a) != _kind(b)
+            ),
+            f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same kind",
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
+
+
+def unstack(stack: Mask) -> list[Mask]:
+    """The K masks of a stack.
+
+    Args:
+        stack: A stack of K masks.
+
+    Returns:
+        A list of K masks.
+
+    Raises:
+        ValueError: If the leaves disagree about K.
+
+    Example:
+        >>> stacking.unstack({"w": jnp.array([[True], [False]])})[1]
+        {'w': Array([False], dtype=bool)}
+    """
+    k = _checks.members(stack, fn="maskjax.stacking.unstack")
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(k)]
+
+
+def take(stack: Mask, i: ArrayLike) -> Mask:
+    """One mask of a stack.
+
+    Args:
+        stack: A stack of K masks.
+        i: Which: a Python integer in [-K, K), or an integer array, maybe traced, whose
+            shape then leads the leaves' shapes. Traced indices are clipped.
+
+    Returns:
+        A mask, or a stack of them where `i` has axes.
+
+    Raises:
+        TypeError: If `i` is not an integer.
+        ValueError: If a Python integer is out of range, or the leaves disagree about K.
+
+    Example:
+        >>> stacking.take({"w": jnp.array([[True], [False]])}, -1)
+        {'w': Array([False], dtype=bool)}
+    """
+    fn = "maskjax.stacking.take"
+    k = _checks.members(stack, fn=fn)
+    if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
+        raise TypeError(f"`{fn}` needs `i` as an integer, got {_checks.kind_of(i)}.")
+    if isinstance(i, int) and not -k <= i < k:
+        raise ValueError(f"`{fn}` needs `i` in [-{k}, {k}), got {i}.")
+    index = jnp.asarray(i)
+    index = jnp.where(index < 0, index + k, index)
+    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="clip"), stack)
+
+
+def size(stack: Mask) -> int:
+    """How many masks a stack holds.
+
+    Args:
+        stack: A stack of K masks.
+
+    Returns:
+        K, a Python integer.
+
+    Raises:
+        ValueError: If the leaves disagree about K, or there is none.
+
+    Example:
+        >>> stacking.size({"w": jnp.ones((5, 2, 3), bool)})
+        5
+    """
+    return _checks.members(stack, fn="maskjax.stacking.size")
+
+
+def predict(
+    apply: Callable[..., Any],
+    params: Params,
+    stack: Mask | SoftMask,
+    *inputs: Any,
+    batch_size: int | None = None,
+) -> Any:
+    """What a network says under each mask of a stack.
+
+    Args:
+        apply: `(params, *inputs) -> output`, any tree of arrays.
+        params: Tree of arrays, shared by all members.
+        stack: A stack of K masks, packed or not.
+        *inputs: Passed on to `apply`, the same for every mask.
+        batch_size: How many members to run at a time: memory for that many instead of
+            for all, by `jax.lax.map`. `None` runs them all at once.
+
+    Returns:
+        The outputs with a leading axis, [K, ...].
+
+    Raises:
+        ValueError: If the leaves disagree about K, a mask does not fit `params`, or
+            `batch_size` is less than 1.
+
+    Example:
+        >>> stack = {"w": jnp.array([[[True], [True]], [[True], [False]]])}
+        >>> net = lambda params, x: x @ params["w"]
+        >>> params = {"w": jnp.array([[1.0], [10.0]])}
+        >>> stacking.predict(net, params, stack, jnp.ones((1, 2)))
+        Array([[[11.]],
+        <BLANKLINE>
+               [[ 1.]]], dtype=float32)
+    """
+    fn = "maskjax.stacking.predict"
+    _checks.members(stack, fn=fn)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`{fn}` needs `batch_size` of at least 1, got {batch_size}.")
+
+    def member(mask: Mask) -> Any:
+        return apply(masking.apply(params, mask), *inputs)
+
+    if batch_size is None:
+        return jax.vmap(member)(stack)
+    return lax.map(member, stack, batch_size=batch_size)
+
+
+def mix(stack: Mask, weights: Array) -> SoftMask:
+    """The weighted sum of a stack's masks, sum_k weights[k] * m_k.
+
+    Args:
+        stack: A stack of K masks; packed leaves are never unpacked as a whole.
+        weights: [K], floating.
+
+    Returns:
+        A soft mask of one mask's shapes, in the dtype of `weights`.
+
+    Raises:
+        TypeError: If the weights are not floating, or a leaf is not a mask.
+        ValueError: If there are not K weights, or the leaves disagree about K.
+
+    Example:
+        >>> stack = {"w": jnp.array([[True, True], [True, False]])}
+        >>> stacking.mix(stack, jnp.array([0.25, 0.5]))
+        {'w': Array([0.75, 0.25], dtype=float32)}
+
+    References:
+        Wortsman et al., arXiv:2006.14769, section 3.2, equation 2.
+    """
+    fn = "maskjax.stacking.mix"
+    _checks.boolean(stack, fn=fn, name="stack")
+    _checks.weights(weights, stack, fn=fn)
+
+    def of_leaf(leaf: Array | PackedMask) -> Array:
+        if isinstance(leaf, PackedMask):
+            return packing.mix(leaf, weights)
+        return jnp.tensordot(weights, leaf.astype(weights.dtype), 1)
+
+    return _tree.map_mask(of_leaf, stack)
+
+
+def _kind(leaf: Array | PackedMask | None) -> str:
+    if leaf is None:
+        return "None"
+    return (
+        f"packed {leaf.bits.shape}" if isinstance(leaf, PackedMask) else f"{leaf.dtype}"
+    )
