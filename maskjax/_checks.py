@@ -171,7 +171,7 @@ def unit_interval(value: Any, *, fn: str, name: str) -> None:
         raise TypeError(
             f"`{fn}` needs `{name}` as a number in [0, 1], got {kind_of(value)}."
         )
-    if math.isnan(value) or not 0 <= value <= 1:
+    if math.isnan(value) or not 0.0 <= float(value) <= 1.0:
         raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {value}.")
 
 
@@ -292,3 +292,8 @@ def weights(weights: Any, stack: _tree.Mask, *, fn: str) -> None:
             f"`{fn}` needs `weights` of shape ({size},), one for each member, got "
             f"{weights.shape}."
         )
+
+
+def wide_integers() -> bool:
+    """Whether integers have 64 bits (`jax_enable_x64`)."""
+    return jnp.zeros((), int).dtype == jnp.int64

@@ -9,15 +9,15 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from maskjax._tree import Array
+from maskjax import _checks
+from maskjax._tree import Array, Density
 
 # Numerators and denominators below this leave room for `2 * p * b + q` in 32 bits.
 _SMALL = 2**15
 
 
-def quota(density: ArrayLike, n: int | Array) -> Array | int:
+def quota(density: Density, n: int | Array) -> Array | int:
     """The number of entries to keep, in [0, n].
 
     A Python number is read as the decimal it is written as, so that 0.35 of 10 is 4
@@ -31,16 +31,17 @@ def quota(density: ArrayLike, n: int | Array) -> Array | int:
     Returns:
         A Python integer when both arguments are, else a scalar integer array.
     """
-    if not isinstance(density, jax.Array):
+    if isinstance(density, jax.Array):
+        if not jnp.issubdtype(density.dtype, jnp.floating):
+            density = density.astype(jnp.float32)
+    else:
         exact = fractions.Fraction(str(density))
         if isinstance(n, int):
             return math.floor(exact * n + fractions.Fraction(1, 2))
         if exact.denominator < _SMALL:
             return _of_fraction(exact, n)
-        density = jnp.float32(density)
-    elif not jnp.issubdtype(density.dtype, jnp.floating):
-        density = density.astype(jnp.float32)
-    if jax.config.jax_enable_x64:
+        density = jnp.asarray(density, jnp.float32)
+    if _checks.wide_integers():
         count = _of_float64(density, n)
     else:
         count = _of_float32(density, n)

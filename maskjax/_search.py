@@ -54,7 +54,9 @@ def top_k(
         of its dtype that separates: nothing chosen is below it, nothing else above.
     """
     search = _Searches(leaves, joint=joint)
-    key = jnp.result_type(*(_key_dtype(x) for x in leaves))
+    wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
+    real = jnp.dtype("float64" if wide else "float32")
+    key = jnp.dtype("int64" if wide else "int32")
 
     def keys_at(*values: Any) -> tuple[Any, ...]:
         """The values, and the leaves' keys as functions computed where they are used.
@@ -64,7 +66,7 @@ def top_k(
         more than all the passes that would read it.
         """
         tied, values = lax.optimization_barrier((tuple(leaves), values))
-        order = lambda i: order_key(tied[i], alive[i]).astype(key)  # noqa: E731
+        order = lambda i: order_key(tied[i].astype(real), alive[i])  # noqa: E731
         return order, *values
 
     sizes: list[int | Array] = [x.size for x in leaves]
@@ -93,7 +95,9 @@ def top_k(
         order, below = keys_at([_from_unsigned(p, key) - 1 for p in pivots])
         return search.counts(lambda i: [order(i) > search.of(b, i) for b in below])
 
-    first = None if near is None else _around(search.vector(near), leaves, key)
+    first = None
+    if near is not None:
+        first = _around(jnp.stack([guess.astype(real) for guess in near]))
     found = _narrow(reaching, whole, k, first)
 
     # Everything that reaches `sure` is chosen, and of what equals `last` enough to make
@@ -105,11 +109,11 @@ def top_k(
 
     def early(cuts: list[Array]) -> list[Array]:
         cuts = [c.astype(search.count_dtype) for c in cuts]
-        order, cuts, value, from_ = keys_at(cuts, last, starts)
+        order, cuts, value, start = keys_at(cuts, last, starts)
         return search.counts(
             lambda i: [
                 (order(i) == search.of(value, i))
-                & (search.position(i, from_) >= search.of(cut, i))
+                & (search.position(i, start) >= search.of(cut, i))
                 for cut in cuts
             ]
         )
@@ -121,12 +125,12 @@ def top_k(
     run = _narrow(early, Interval(ones, ends + 1, equals, jnp.zeros_like(k)), missing)
     cut = jnp.where(run.at_high == missing, run.high, run.low)
     cut = cut.astype(search.count_dtype)
-    order, sure, last, cut, starts = keys_at(sure, last, cut, starts)
+    order, sure, last, cut, start = keys_at(sure, last, cut, starts)
     chosen = [
         (order(i) >= search.of(sure, i))
         | (
             (order(i) == search.of(last, i))
-            & (search.position(i, starts) >= search.of(cut, i))
+            & (search.position(i, start) >= search.of(cut, i))
         )
         for i in range(len(leaves))
     ]
@@ -162,7 +166,7 @@ class _Searches:
             numbers = [v.astype(self.count_dtype) for v in numbers]
         return jnp.stack(numbers)
 
-    def sums(self, per_leaf: list[int | Array]) -> list[int | Array]:
+    def sums(self, per_leaf: Sequence[int | Array]) -> list[int | Array]:
         totals: list[int | Array] = [0] * self.number
         for owner, value in zip(self.owner, per_leaf, strict=True):
             totals[owner] = totals[owner] + value
@@ -254,18 +258,16 @@ def _pivots(interval: Interval, k: Array) -> list[Array]:
     return [low + jnp.clip(offset, 1, jnp.maximum(span, 2) - 1) for offset in offsets]
 
 
-def _around(near: Array, leaves: Sequence[Array], key: jnp.dtype) -> list[Array]:
+def _around(near: Array) -> list[Array]:
     """Pivots at a guess and at relative distances of about 2**-11, 2**-7 and 2**-3."""
-    dtype = jnp.result_type(*leaves)
-    center = _to_unsigned(order_key(near.astype(dtype), None).astype(key))
-    mantissa = jnp.finfo(dtype).nmant
-    steps = sorted({2 ** max(mantissa - bits, 0) for bits in (11, 7, 3)})
+    center = _to_unsigned(order_key(near, None))
+    steps = [1 << (jnp.finfo(near.dtype).nmant - bits) for bits in (11, 7, 3)]
     return [center, *(center + s for s in steps), *(center - s for s in steps)]
 
 
 def _extremes(
     key: Array, alive: Array | None, dtype: jnp.dtype
-) -> tuple[tuple[Array, Array], int | Array]:
+) -> tuple[Array, Array, int | Array]:
     """The lowest and highest key that counts, and how many count."""
     ends = jnp.iinfo(key.dtype)
     least, greatest = jnp.minimum, jnp.maximum
@@ -276,15 +278,12 @@ def _extremes(
             lambda a, b: (least(a[0], b[0]), greatest(a[1], b[1])),
         )
         return low, high, key.size
-    return fold(
+    low, high, size = fold(
         [jnp.where(alive, key, ends.max), key, alive.astype(dtype)],
         [ends.max, ends.min, 0],
         lambda a, b: (least(a[0], b[0]), greatest(a[1], b[1]), a[2] + b[2]),
     )
-
-
-def _key_dtype(x: Array) -> jnp.dtype:
-    return jnp.dtype("int64" if jnp.finfo(x.dtype).bits == 64 else "int32")
+    return low, high, size
 
 
 def _lowest(key: jnp.dtype) -> int:
@@ -297,8 +296,9 @@ def order_key(x: Array, alive: Array | None) -> Array:
     What is not alive is below everything. It is integer arithmetic throughout, since
     comparing floats flushes subnormal numbers to zero on some backends.
     """
-    key = _key_dtype(x)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # exact for narrower floats
+    if jnp.finfo(x.dtype).bits < 32:
+        x = x.astype(jnp.float32)
+    key = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
     infinity = int(np.array(np.inf, x.dtype).view(key))
     bits = lax.bitcast_convert_type(x, key)
     magnitude = bits & int(jnp.iinfo(key).max)

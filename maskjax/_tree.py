@@ -13,14 +13,14 @@ Params = Any  # arrays
 Mask = Any  # None, boolean arrays, or `packing.PackedMask`; True keeps
 SoftMask = Any  # None, or floating arrays
 Scores = Any  # None, or floating arrays; higher is kept
+Density = float | Array  # the fraction kept, in [0, 1]
 Path = str
 Predicate = Callable[[Path, Any], bool]
 
 
 def path_string(path: Sequence[Any]) -> Path:
     """A key path as `encoder/dense/kernel`, without NNX's trailing `value`."""
-    last = path[-1] if path else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 

@@ -16,7 +16,6 @@ import math
 import operator
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -145,9 +144,8 @@ def count(m: Mask, params: Params | None = None) -> Array:
     Example:
         >>> print(algebra.count({"w": jnp.array([[True, False]])}))
         1
-        >>> print(
-        ...     algebra.count({"w": jnp.array([[True, False]])}, {"w": jnp.ones((5, 2))})
-        ... )
+        >>> units = {"w": jnp.array([[True, False]])}
+        >>> print(algebra.count(units, {"w": jnp.ones((5, 2))}))
         5
     """
     return _count_and_size(m, params, fn="maskjax.algebra.count")[0]
@@ -236,7 +234,7 @@ def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Arra
         pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
         leaves = [(leaf, np.shape(p)) for _, p, leaf in pairs if leaf is not None]
     size = sum(math.prod(shape) for _, shape in leaves)
-    wide = jax.config.jax_enable_x64
+    wide = _checks.wide_integers()
     if size >= 2**31 and not wide:
         raise ValueError(
             f"`{fn}` needs 64-bit integers to count {size} entries. Set "

@@ -11,18 +11,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from maskjax import _checks
-from maskjax._tree import Params, Predicate, Scores
+from maskjax._tree import Density, Params, Predicate, Scores
 from maskjax.where import kernels
 
 __all__ = ["erk", "uniform"]
 
 
-def uniform(
-    params: Params, *, density: ArrayLike, where: Predicate = kernels
-) -> Scores:
+def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:
     """The same density for every leaf.
 
     Args:
@@ -48,7 +45,7 @@ def uniform(
     return treedef.unflatten([density if pick else None for pick in picks])
 
 
-def erk(params: Params, *, density: ArrayLike, where: Predicate = kernels) -> Scores:
+def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:
     """Erdos-Renyi-kernel densities: thin leaves are kept denser than wide ones.
 
     A leaf's density is proportional to the sum of its axes over their product, (height
@@ -88,13 +85,13 @@ def erk(params: Params, *, density: ArrayLike, where: Predicate = kernels) -> Sc
     slopes = np.array([max(sum(shape), 1) for shape in shapes], np.float64)
     corners = np.concatenate([[0.0], np.sort(sizes / slopes)])
     totals = np.minimum(sizes, corners[:, None] * slopes).sum(axis=1)
-    interp = jnp.interp if isinstance(density, jax.Array) else np.interp
-    factor = interp(density, totals / max(totals[-1], 1), corners)
-    shares = []
-    for slope, size in zip(slopes, sizes, strict=True):
-        if isinstance(density, jax.Array):
-            shares.append(jnp.minimum(factor * (slope / max(size, 1)), 1))
-        else:
-            shares.append(min(float(factor * slope / max(size, 1)), 1.0))
+    totals /= max(totals[-1], 1.0)
+    rates = slopes / np.maximum(sizes, 1)
+    if isinstance(density, jax.Array):
+        factor = jnp.interp(density, totals, corners)
+        shares = [jnp.minimum(factor * float(rate), 1.0) for rate in rates]
+    else:
+        factor = np.interp(np.float64(density), totals, corners)
+        shares = [min(float(factor * rate), 1.0) for rate in rates]
     found = iter(shares)
     return treedef.unflatten([next(found) if pick else None for pick in picks])

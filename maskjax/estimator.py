@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax import _checks, _tree, select
-from maskjax._tree import Array, Scores, SoftMask
+from maskjax._tree import Array, Density, Scores, SoftMask
 from maskjax.structure import Entries, Structure
 
 __all__ = ["bernoulli", "straight_through", "threshold", "top_k"]
@@ -22,8 +22,8 @@ __all__ = ["bernoulli", "straight_through", "threshold", "top_k"]
 def straight_through(hard: Any, soft: Any) -> SoftMask:
     """A hard choice forward, a soft one backward.
 
-    The value is exactly `hard`, whatever `soft` holds, inf and nan included; derivatives
-    of any order are those of `soft`.
+    The value is exactly `hard`, whatever `soft` holds, inf and nan included;
+    derivatives of any order are those of `soft`.
 
     Args:
         hard: A mask, or any tree of arrays.
@@ -55,7 +55,7 @@ def straight_through(hard: Any, soft: Any) -> SoftMask:
 def top_k(
     scores: Scores,
     *,
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scope: select.Scope = "leaf",
     structure: Structure = Entries(),
 ) -> SoftMask:

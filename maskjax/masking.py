@@ -109,7 +109,7 @@ def _apply_leaf(
     param = jnp.asarray(param)
     fill = None if fill is None else jnp.asarray(fill).astype(param.dtype)
     if isinstance(mask, PackedMask):
-        mask = packing.unpack(mask)
+        mask = packing.unpack_leaf(mask)
     if mask.dtype == bool:
         return jnp.where(mask, param, jnp.zeros_like(param) if fill is None else fill)
     mask = mask.astype(param.dtype)

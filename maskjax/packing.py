@@ -67,7 +67,7 @@ def unpack(mask: Mask) -> Mask:
     fn = "maskjax.packing.unpack"
     _checks.boolean(mask, fn=fn)
     _checks.packed(mask, fn=fn, stacked=None)
-    return _tree.map_mask(_unpack_leaf, mask)
+    return _tree.map_mask(unpack_leaf, mask)
 
 
 def mix(stack: Mask, weights: Array) -> SoftMask:
@@ -140,14 +140,15 @@ def dot(stack: Mask, tree: _tree.Params) -> Array:
 def _pack_leaf(leaf: Array | PackedMask) -> PackedMask:
     if isinstance(leaf, PackedMask):
         return leaf
-    planes = _planes(leaf, False)
+    planes = _planes(leaf, padding=0)
     bits = jnp.zeros(planes.shape[1:], jnp.uint32)
     for j in range(WORD):
         bits |= planes[j].astype(jnp.uint32) << j
     return PackedMask(bits, leaf.shape)
 
 
-def _unpack_leaf(leaf: Array | PackedMask) -> Array:
+def unpack_leaf(leaf: Array | PackedMask) -> Array:
+    """One leaf, boolean; it is not checked."""
     if not isinstance(leaf, PackedMask):
         return leaf
     shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
@@ -157,7 +158,7 @@ def _unpack_leaf(leaf: Array | PackedMask) -> Array:
     return flat[..., : leaf.size].reshape(*lead, *leaf.shape)
 
 
-def _planes(values: Array, padding: float | bool) -> Array:
+def _planes(values: Array, *, padding: float) -> Array:
     """An array as bit planes, [32, W]: entry j * W + w at [j, w]."""
     words = PackedMask.words(values.shape)
     flat = jnp.pad(
@@ -197,7 +198,7 @@ def _dot_leaf(leaf: PackedMask, values: Array) -> Array:
         if a != b
     )
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-    planes = _planes(jnp.sum(values, axis=shared, keepdims=True), 0)
+    planes = _planes(jnp.sum(values, axis=shared, keepdims=True), padding=0)
     ones = jnp.ones(planes.shape[1:], planes.dtype)
 
     def of_members(bits: Array) -> Array:

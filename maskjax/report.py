@@ -14,6 +14,7 @@ import math
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from maskjax import _checks, algebra
 from maskjax._tree import Mask, Params
@@ -44,7 +45,8 @@ def table(mask: Mask, params: Params) -> str:
         ValueError: If the mask does not fit `params`.
 
     Example:
-        >>> print(report.table({"w": jnp.array([[True, False]])}, {"w": jnp.ones((3, 2))}))
+        >>> units = {"w": jnp.array([[True, False]])}
+        >>> print(report.table(units, {"w": jnp.ones((3, 2))}))
         parameter   shape  kept  total  density  sparsity
         w           3 x 2     3      6   0.5000    0.5000
         all masked            3      6   0.5000    0.5000
@@ -57,7 +59,7 @@ def table(mask: Mask, params: Params) -> str:
 
     fn = "maskjax.report.table"
     _checks.boolean(mask, fn=fn)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(mask)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
         raise TypeError(f"`{fn}` needs a mask with values, got a traced one.")
     pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
 

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from maskjax import _checks, _search, _tree, packing
 from maskjax._count import tally
 from maskjax._quota import quota
-from maskjax._tree import Array, Mask, Params, Predicate, Scores
+from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.score import random as _random_scores
 from maskjax.structure import Entries, NofM, Structure, any_alive
 from maskjax.where import kernels
@@ -31,7 +31,7 @@ Scope = Literal["leaf", "global"]
 def top_k(
     scores: Scores,
     *,
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scope: Scope = "leaf",
     structure: Structure = Entries(),
     within: Mask | None = None,
@@ -81,7 +81,7 @@ def top_k(
 def top_k_and_cutoff(
     scores: Scores,
     *,
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scope: Scope = "leaf",
     structure: Structure = Entries(),
     within: Mask | None = None,
@@ -181,7 +181,7 @@ def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
 def random(
     params: Params,
     *,
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scope: Scope = "leaf",
     where: Predicate = kernels,
     key: Array,
@@ -217,7 +217,7 @@ def random(
 
 def _top_k(
     scores: Scores,
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scope: Scope,
     structure: Structure,
     within: Mask | None,
@@ -270,7 +270,7 @@ def _top_k(
 Quotas = Callable[[list[int | Array]], list[int | Array]]
 
 
-def _quotas(densities: list[ArrayLike], *, joint: bool) -> Quotas:
+def _quotas(densities: list[Density], *, joint: bool) -> Quotas:
     if joint:
         return lambda counts: [quota(densities[0], n) for n in counts]
     return lambda counts: [quota(d, n) for d, n in zip(densities, counts, strict=True)]
@@ -306,13 +306,13 @@ def _best_of_groups(scores: Array, alive: Array | None, structure: NofM) -> Arra
 
 
 def _per_leaf_density(
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scores: Scores,
     scored: list[int],
     scope: Scope,
     *,
     fn: str,
-) -> list[ArrayLike]:
+) -> list[Density]:
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(density)):
         _checks.unit_interval(density, fn=fn, name="density")
         return [density] * len(scored)
@@ -386,7 +386,7 @@ def _check_structure(
 def _check_countable(pooled: list[Array], *, joint: bool, fn: str) -> None:
     sizes = [s.size for s in pooled]
     largest = sum(sizes) if joint else max(sizes)
-    if largest >= 2**31 - 1 and not jax.config.jax_enable_x64:
+    if largest >= 2**31 - 1 and not _checks.wide_integers():
         raise ValueError(
             f"`{fn}` needs 64-bit integers to count {largest} decisions. Set "
             "`jax_enable_x64`."

@@ -14,14 +14,15 @@ Departures from the paper:
     fraction kept in the mask, and one minus it in the scaling of the weights
   * selection starts from where the last step cut, which changes its time only
 
-    >>> import optax
+    >>> import functools, optax
     >>> from maskjax.recipes import edge_popup
     >>> weights = {"w": jnp.array([[1.0], [-1.0]])}
     >>> loss = lambda params, x, y: jnp.mean((x @ params["w"] - y) ** 2)
     >>> state = edge_popup.init(weights, optax.sgd(1.0), key=jax.random.key(0))
     >>> x, y = jnp.array([[0.0, 1.0]]), jnp.array([[-1.0]])
+    >>> step = functools.partial(edge_popup.step, density=0.5)
     >>> for _ in range(3):
-    ...     state, value = edge_popup.step(state, loss, optax.sgd(1.0), x, y, density=0.5)
+    ...     state, value = step(state, loss, optax.sgd(1.0), x, y)
     >>> edge_popup.mask(state, density=0.5)["w"].ravel(), state.weights["w"].ravel()
     (Array([False,  True], dtype=bool), Array([ 1., -1.], dtype=float32))
 """
@@ -32,10 +33,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from maskjax import _checks, _tree, estimator, masking, select
-from maskjax._tree import Array, Mask, Params, Predicate, Scores
+from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.where import kernels
 
 __all__ = ["EdgePopupState", "init", "mask", "predict", "step"]
@@ -118,7 +118,7 @@ def init(
 
 
 def mask(
-    state: EdgePopupState, *, density: ArrayLike | Scores, scope: select.Scope = "leaf"
+    state: EdgePopupState, *, density: Density | Scores, scope: select.Scope = "leaf"
 ) -> Mask:
     """The mask of the highest |scores|.
 
@@ -154,7 +154,7 @@ def step(
     loss: Callable[..., Array],
     optimizer: optax.GradientTransformation,
     *data: Any,
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scope: select.Scope = "leaf",
 ) -> tuple[EdgePopupState, Array]:
     """One step on the scores; pure, to be compiled and mapped by the caller.
@@ -204,7 +204,7 @@ def predict(
     apply: Callable[..., Any],
     state: EdgePopupState,
     *inputs: Any,
-    density: ArrayLike | Scores,
+    density: Density | Scores,
     scope: select.Scope = "leaf",
 ) -> Any:
     """What the random network says under the learned mask.
