@@ -84,11 +84,12 @@ def top_k(
         high = jnp.full(search.number, -_lowest(key) - 2, key)
     alive_counts = search.sums(sizes)
     k = search.vector(quotas(alive_counts))
+    none = _zeros(low, search.count_dtype)
     whole = Interval(
         _to_unsigned(low),
         _to_unsigned(high) + 1,
-        search.vector(alive_counts),
-        jnp.zeros_like(k),
+        search.vector(alive_counts) + none,
+        none,
     )
 
     def reaching(pivots: list[Array]) -> list[Array]:
@@ -119,10 +120,18 @@ def top_k(
         )
 
     starts = search.vector(search.starts)
-    ones = jnp.ones_like(found.low)
     equals = found.at_low - found.at_high
-    ends = ones * jnp.array(search.sums(search.sizes), ones.dtype)
-    run = _narrow(early, Interval(ones, ends + 1, equals, jnp.zeros_like(k)), missing)
+    first_position = _zeros(equals, found.low.dtype) + 1
+    last_position = first_position * jnp.array(
+        search.sums(search.sizes), found.low.dtype
+    )
+    tied = Interval(
+        first_position,
+        last_position + 1,
+        equals,
+        _zeros(equals, search.count_dtype),
+    )
+    run = _narrow(early, tied, missing)
     cut = jnp.where(run.at_high == missing, run.high, run.low)
     cut = cut.astype(search.count_dtype)
     order, sure, last, cut, start = keys_at(sure, last, cut, starts)
@@ -269,21 +278,21 @@ def _extremes(
     key: Array, alive: Array | None, dtype: jnp.dtype
 ) -> tuple[Array, Array, int | Array]:
     """The lowest and highest key that counts, and how many count."""
-    ends = jnp.iinfo(key.dtype)
-    least, greatest = jnp.minimum, jnp.maximum
     if alive is None:
-        low, high = fold(
-            [key, key],
-            [ends.max, ends.min],
-            lambda a, b: (least(a[0], b[0]), greatest(a[1], b[1])),
-        )
+        low, high = fold([key, key], ["min", "max"])
         return low, high, key.size
-    low, high, size = fold(
-        [jnp.where(alive, key, ends.max), key, alive.astype(dtype)],
-        [ends.max, ends.min, 0],
-        lambda a, b: (least(a[0], b[0]), greatest(a[1], b[1]), a[2] + b[2]),
-    )
+    highest = jnp.iinfo(key.dtype).max
+    alive_key = jnp.where(alive, key, highest)
+    low, high, size = fold([alive_key, key, alive.astype(dtype)], ["min", "max", "sum"])
     return low, high, size
+
+
+def _zeros(x: Array, dtype: jnp.dtype) -> Array:
+    """Zeros that, in a `shard_map`, vary over the axes that x does.
+
+    A loop's state has to enter it as it leaves it, which depends on the data.
+    """
+    return (x ^ x).astype(dtype)
 
 
 def _lowest(key: jnp.dtype) -> int:
