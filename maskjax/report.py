@@ -84,7 +84,8 @@ def table(mask: Mask, params: Params) -> str:
     for row in rows:
         drawn.add_row(*row)
     file = io.StringIO()
-    console.Console(file=file, width=10_000, markup=False).print(drawn)
+    plain = {"color_system": None, "force_jupyter": False, "force_terminal": False}
+    console.Console(file=file, width=10_000, markup=False, **plain).print(drawn)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 

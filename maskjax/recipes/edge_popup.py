@@ -81,9 +81,8 @@ def init(
         ValueError: If `where` chooses nothing, or a leaf without a fan-in.
 
     Example:
-        >>> state = edge_popup.init(
-        ...     {"w": jnp.ones((4, 2))}, optax.sgd(0.1), key=jax.random.key(0)
-        ... )
+        >>> w = {"w": jnp.ones((4, 2))}
+        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
         >>> bool((abs(state.scores["w"]) <= 0.5).all())
         True
     """
@@ -91,14 +90,9 @@ def init(
     _checks.typed_key(key, fn=fn)
     picks = _checks.chosen(weights, where, fn=fn)
     named = _tree.named_leaves(weights)
-    _checks.raise_all(
-        (
-            f"{path}: shape {leaf.shape}"
-            for (path, leaf), pick in zip(named, picks, strict=True)
-            if pick and leaf.ndim < 2
-        ),
-        f"`{fn}` needs every leaf that `where` chooses to have a fan-in",
-    )
+    chosen = zip(named, picks, strict=True)
+    flat = [path for (path, leaf), pick in chosen if pick and leaf.ndim < 2]
+    _checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
     scores, cutoffs = [], []
     for i, ((_, leaf), pick) in enumerate(zip(named, picks, strict=True)):
         # 1. A bound of 1 / sqrt(fan_in) is Kaiming-uniform with a = sqrt(5).
@@ -135,9 +129,8 @@ def mask(
         ValueError: As in `select.top_k`.
 
     Example:
-        >>> state = edge_popup.init(
-        ...     {"w": jnp.ones((4, 2))}, optax.sgd(0.1), key=jax.random.key(0)
-        ... )
+        >>> w = {"w": jnp.ones((4, 2))}
+        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
         >>> int(edge_popup.mask(state, density=0.25)["w"].sum())
         2
     """
@@ -174,14 +167,10 @@ def step(
         ValueError: As in `select.top_k`.
 
     Example:
-        >>> state = edge_popup.init(
-        ...     {"w": jnp.ones((4, 1))}, optax.sgd(0.1), key=jax.random.key(0)
-        ... )
-        >>> loss = lambda params, x: jnp.sum(x @ params["w"])
-        >>> state, value = edge_popup.step(
-        ...     state, loss, optax.sgd(0.1), jnp.ones((1, 4)), density=0.5
-        ... )
-        >>> print(value)
+        >>> w = {"w": jnp.ones((4, 1))}
+        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
+        >>> loss = lambda params: jnp.sum(params["w"])
+        >>> print(edge_popup.step(state, loss, optax.sgd(0.1), density=0.5)[1])
         2.0
     """
 
@@ -223,9 +212,8 @@ def predict(
         ValueError: As in `select.top_k`.
 
     Example:
-        >>> state = edge_popup.init(
-        ...     {"w": jnp.ones((4, 1))}, optax.sgd(0.1), key=jax.random.key(0)
-        ... )
+        >>> w = {"w": jnp.ones((4, 1))}
+        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
         >>> net = lambda params, x: x @ params["w"]
         >>> edge_popup.predict(net, state, jnp.ones((1, 4)), density=0.75)
         Array([[3.]], dtype=float32)
