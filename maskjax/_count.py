@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskjax._tree import Array
 
@@ -31,7 +31,19 @@ def fold(operands: Sequence[Array], kinds: Sequence[Kind]) -> tuple[Array, ...]:
     """
     if len(operands) < 2:
         raise AssertionError("a fold of one operand takes the slow path")
-    return _partitioned(tuple(kinds), operands[0].ndim)(*operands)
+    sharding = jax.typeof(operands[0]).sharding
+    types = sharding.mesh.axis_types
+    if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
+        return _partitioned(tuple(kinds), operands[0].ndim)(*operands)
+    if AxisType.Explicit not in types:  # inside a shard_map: the shard is the array
+        return _fold_local(operands, tuple(kinds))
+    by_shard = jax.shard_map(
+        lambda *shards: _fold_shard(shards, tuple(kinds), sharding.spec),
+        mesh=sharding.mesh,
+        in_specs=(sharding.spec,) * len(operands),
+        out_specs=(PartitionSpec(),) * len(operands),
+    )
+    return by_shard(*operands)
 
 
 def tally(flags: Sequence[Array], dtype: jnp.dtype) -> list[Array]:
@@ -47,18 +59,9 @@ def _partitioned(kinds: tuple[Kind, ...], rank: int) -> Callable[..., Any]:
 
     def on_mesh(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
         spec = operands[0].sharding.spec
-        parts = [p if isinstance(p, tuple) else (p,) for p in spec if p is not None]
-        names = tuple(name for part in parts for name in part)
-        collective = {"sum": lax.psum, "min": lax.pmin, "max": lax.pmax}
 
         def of_shard(*shards: Array) -> tuple[Array, ...]:
-            scalars = local(*shards)
-            if not names:
-                return scalars
-            return tuple(
-                collective[kind](x, names)
-                for kind, x in zip(kinds, scalars, strict=True)
-            )
+            return _fold_shard(shards, kinds, spec)
 
         everywhere = NamedSharding(mesh, PartitionSpec())
         alike = NamedSharding(mesh, spec)
@@ -89,6 +92,21 @@ def _partitioned(kinds: tuple[Kind, ...], rank: int) -> Callable[..., Any]:
         return jax.vmap(local)(*full), (True,) * len(full)
 
     return batchable
+
+
+def _fold_shard(
+    shards: Sequence[Array], kinds: tuple[Kind, ...], spec: PartitionSpec
+) -> tuple[Array, ...]:
+    """The fold of arrays sharded by `spec`, on each device from its own shard."""
+    parts = [p if isinstance(p, tuple) else (p,) for p in spec if p is not None]
+    names = tuple(name for part in parts for name in part)
+    scalars = _fold_local(shards, kinds)
+    if not names:
+        return scalars
+    collective = {"sum": lax.psum, "min": lax.pmin, "max": lax.pmax}
+    return tuple(
+        collective[kind](x, names) for kind, x in zip(kinds, scalars, strict=True)
+    )
 
 
 def _fold_local(

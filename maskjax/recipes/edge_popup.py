@@ -77,7 +77,7 @@ def init(
         The state before the first step.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or the key is not a typed key.
+        TypeError: If a chosen leaf is not floating, or the key is not typed.
         ValueError: If `where` chooses nothing, or a leaf without a fan-in.
 
     Example:
@@ -97,12 +97,8 @@ def init(
     for i, ((_, leaf), pick) in enumerate(zip(named, picks, strict=True)):
         # 1. A bound of 1 / sqrt(fan_in) is Kaiming-uniform with a = sqrt(5).
         bound = (max(leaf.size, 1) // leaf.shape[-1]) ** -0.5 if pick else 0.0
-        draw = jax.random.fold_in(key, i)
-        scores.append(
-            jax.random.uniform(draw, leaf.shape, leaf.dtype, -bound, bound)
-            if pick
-            else None
-        )
+        draw = jax.random.fold_in(key, i), leaf.shape, leaf.dtype
+        scores.append(jax.random.uniform(*draw, -bound, bound) if pick else None)
         cutoffs.append(jnp.array(bound / 2, leaf.dtype) if pick else None)
     treedef = jax.tree.structure(weights)
     scores = treedef.unflatten(scores)
