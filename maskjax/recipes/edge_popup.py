@@ -27,6 +27,7 @@ Departures from the paper:
     (Array([False,  True], dtype=bool), Array([ 1., -1.], dtype=float32))
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -96,7 +97,7 @@ def init(
     scores, cutoffs = [], []
     for i, ((_, leaf), pick) in enumerate(zip(named, picks, strict=True)):
         # 1. A bound of 1 / sqrt(fan_in) is Kaiming-uniform with a = sqrt(5).
-        bound = (max(leaf.size, 1) // leaf.shape[-1]) ** -0.5 if pick else 0.0
+        bound = max(math.prod(leaf.shape[:-1]), 1) ** -0.5 if pick else 0.0
         draw = jax.random.fold_in(key, i), leaf.shape, leaf.dtype
         scores.append(jax.random.uniform(*draw, -bound, bound) if pick else None)
         cutoffs.append(jnp.array(bound / 2, leaf.dtype) if pick else None)

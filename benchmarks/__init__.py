@@ -1,0 +1,1 @@
+"""What maskjax costs and what it buys, measured."""

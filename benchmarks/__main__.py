@@ -1,0 +1,155 @@
+"""Show what maskjax does: train, measure, draw. `python -m benchmarks --help`."""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich import console as rich_console
+from rich import progress, table
+
+from benchmarks import _data
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks.demos import DEMOS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; returns the exit status."""
+    options = _parser().parse_args(argv)
+    if options.list:
+        for demo in DEMOS:
+            print(f"{demo.name}: {demo.title}")
+        return 0
+    try:
+        data = _data.load(options.data)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except _data.DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"Can't write to the folder {options.out}: {error}", file=sys.stderr)
+        return 2
+    if options.quick:
+        data = data.first(2_000, 2_000)
+
+    width = None if sys.stdout.isatty() else 120
+    console = rich_console.Console(width=width)
+    chosen = [demo for demo in DEMOS if not options.only or demo.name in options.only]
+    found = {}
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        console=console,
+    ) as bars:
+        context = Context(data, options.quick, options.out, bars)
+        for demo in chosen:
+            start = time.perf_counter()
+            outcome = demo.run(context)
+            found[demo] = outcome, time.perf_counter() - start
+
+    results = options.out / "results.json"
+    results.write_text(json.dumps(_record(context, found), indent=1, default=_plain))
+    console.print(_table(context, found))
+    pictures = [name for outcome, _ in found.values() for name in outcome.pictures]
+    console.print(f"In {options.out}: {', '.join([results.name, *pictures])}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--data",
+        type=pathlib.Path,
+        metavar="PATH.npz",
+        help="images as in Keras' mnist.npz (default: scikit-learn's digits)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[demo.name for demo in DEMOS],
+        metavar="NAME",
+        help="run this one; may be repeated",
+    )
+    parser.add_argument("--quick", action="store_true", help="train for little time")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("out"),
+        metavar="DIR",
+        help="where results.json and pictures go (default: out)",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="name the demonstrations and stop"
+    )
+    return parser
+
+
+def _table(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> table.Table:
+    drawn = table.Table(
+        title=f"{context.data.name}, {context.seeds} seeds", show_lines=True
+    )
+    for column in ("system", "what the paper promises", "what was measured"):
+        drawn.add_column(column)
+    drawn.add_column("seconds", justify="right")
+    for demo, (outcome, seconds) in found.items():
+        for i, row in enumerate(outcome.rows):
+            ends = (demo.title, f"{seconds:.1f}") if i == 0 else ("", "")
+            drawn.add_row(ends[0], row.promise, row.measured, ends[1])
+    return drawn
+
+
+def _record(
+    context: Context, found: dict[Demo, tuple[Outcome, float]]
+) -> dict[str, Any]:
+    device = jax.devices()[0]
+    packages = ("maskjax", "jax", "flax", "optax", "numpy")
+    return {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cores": os.cpu_count(),
+        },
+        "data": {
+            "name": context.data.name,
+            "train": len(context.data.x_train),
+            "test": len(context.data.x_test),
+            "shape": context.data.shape,
+        },
+        "settings": {"quick": context.quick, "seeds": context.seeds},
+        "demos": {
+            demo.name: {"title": demo.title, "seconds": round(seconds, 2)}
+            | {"rows": [row._asdict() for row in outcome.rows]}
+            | {"settings": outcome.settings, "numbers": outcome.numbers}
+            | {"pictures": outcome.pictures}
+            for demo, (outcome, seconds) in found.items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists of numbers that a person can read, for JSON."""
+    array = np.asarray(value)
+    if np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float64).round(6)
+    return array.tolist()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

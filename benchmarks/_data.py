@@ -1,0 +1,153 @@
+"""Images to learn from: a file of MNIST, or the digits that scikit-learn ships."""
+
+import pathlib
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from sklearn import datasets, model_selection
+
+CLASSES = 10
+
+_EXPECTED = (
+    "Expected Keras' mnist.npz: a NumPy .npz file with x_train and x_test, uint8 "
+    "images of shape [N, 28, 28], and y_train and y_test, integer labels 0 to 9 of "
+    "shape [N]."
+)
+
+
+class DataError(ValueError):
+    """A data file that can't be used; the message is for whoever named it."""
+
+
+class Data(NamedTuple):
+    """Images of ten classes.
+
+    Attributes:
+        name: Where they are from.
+        x_train: [N, H, W] float32, from 0 to 1.
+        y_train: [N] int32, from 0 to 9.
+        x_test: As `x_train`.
+        y_test: As `y_train`.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.x_train.shape[1:]
+
+    def first(self, train: int, test: int) -> "Data":
+        """The first images of each part."""
+        return Data(
+            self.name,
+            self.x_train[:train],
+            self.y_train[:train],
+            self.x_test[:test],
+            self.y_test[:test],
+        )
+
+    def standardized(self) -> "Data":
+        """Pixels of mean 0 and deviation 1 over the training images, as one number."""
+        mean, deviation = self.x_train.mean(), self.x_train.std() or 1.0
+        return self._replace(
+            x_train=(self.x_train - mean) / deviation,
+            x_test=(self.x_test - mean) / deviation,
+        )
+
+    def flat(self) -> "Data":
+        """Images as rows, [N, H * W]."""
+        return self._replace(
+            x_train=self.x_train.reshape(len(self.x_train), -1),
+            x_test=self.x_test.reshape(len(self.x_test), -1),
+        )
+
+
+def load(path: pathlib.Path | None) -> Data:
+    """The images of a file, or the digits of scikit-learn where there is none.
+
+    Raises:
+        DataError: If the file is not as it should be.
+    """
+    return _digits() if path is None else _mnist(path)
+
+
+def _digits() -> Data:
+    x, y = datasets.load_digits(return_X_y=True)
+    x = x.reshape(-1, 8, 8).astype(np.float32) / 16
+    x_train, x_test, y_train, y_test = model_selection.train_test_split(
+        x, y.astype(np.int32), test_size=0.2, random_state=0, stratify=y
+    )
+    return Data("digits of scikit-learn", x_train, y_train, x_test, y_test)
+
+
+def _mnist(path: pathlib.Path) -> Data:
+    arrays = _read(path)
+    problems = [
+        *(
+            f"{name}: {_found(arrays[name])}"
+            for name in ("x_train", "x_test")
+            if arrays[name].dtype != np.uint8 or arrays[name].shape[1:] != (28, 28)
+        ),
+        *(
+            f"{name}: {_found(arrays[name])}"
+            for name in ("y_train", "y_test")
+            if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iu"
+        ),
+    ]
+    problems = problems or [
+        problem for part in ("train", "test") for problem in _unlike(arrays, part)
+    ]
+    if problems:
+        raise DataError(_complaint(path, problems))
+    x_train, x_test = (
+        arrays[name].astype(np.float32) / 255 for name in ("x_train", "x_test")
+    )
+    y_train, y_test = (arrays[name].astype(np.int32) for name in ("y_train", "y_test"))
+    return Data(path.name, x_train, y_train, x_test, y_test)
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "no such file"
+        raise DataError(_complaint(path, [kind]))
+    names = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            missing = [name for name in names if name not in archive]
+            if not missing:
+                return {name: archive[name] for name in names}
+            there = ", ".join(archive) or "no arrays"
+            problems = [f"no {', '.join(missing)}", f"it holds {there}"]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(_complaint(path, [f"not readable: {error}"])) from error
+    except (AttributeError, TypeError):  # np.load gave one array, not an archive
+        problems = ["a single array"]
+    raise DataError(_complaint(path, problems))
+
+
+def _unlike(arrays: dict[str, np.ndarray], part: str) -> list[str]:
+    """What is wrong between images and labels of the right kinds."""
+    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    if not len(x):
+        return [f"x_{part}: no images"]
+    if len(x) != len(y):
+        return [f"{len(x)} images in x_{part}, {len(y)} labels in y_{part}"]
+    if y.min() < 0 or y.max() >= CLASSES:
+        return [f"y_{part}: labels from {y.min()} to {y.max()}"]
+    return []
+
+
+def _found(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {list(array.shape)}"
+
+
+def _complaint(path: pathlib.Path, problems: list[str]) -> str:
+    found = "\n".join(f"  {problem}" for problem in problems)
+    return f"Can't use the data file {path}. {_EXPECTED}\nFound:\n{found}"

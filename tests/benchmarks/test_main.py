@@ -1,0 +1,226 @@
+import functools
+import json
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as demonstrate
+from benchmarks import _data
+from benchmarks.demos import DEMOS
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_promotion(_strict_promotion):
+    """Benchmarks are scripts of users, who leave promotion as it is."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _arrays(**others):
+    """The arrays of a small file that is as it should be, but for those given."""
+    images, labels = np.zeros((6, 28, 28), np.uint8), np.arange(6, dtype=np.uint8)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    return arrays | others
+
+
+def _saved(path, arrays):
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def _refusal(path, out, capsys):
+    """What is said of a data file, which ends with status 2 and leaves nothing."""
+    assert demonstrate.main(["--data", str(path), "--out", str(out / "out")]) == 2
+    assert not (out / "out").exists()
+    said = capsys.readouterr()
+    assert not said.out
+    assert f"Can't use the data file {path}." in said.err
+    assert "Expected Keras' mnist.npz" in said.err
+    return said.err.split("Found:\n")[1]
+
+
+def test_list_names_every_demonstration_and_its_paper(capsys):
+    assert demonstrate.main(["--list"]) == 0
+    listed = [line.split(": ", 1) for line in capsys.readouterr().out.splitlines()]
+    assert listed == [[demo.name, demo.title] for demo in DEMOS]
+
+
+def test_an_unknown_name_is_refused_and_the_known_are_listed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        demonstrate.main(["--only", "weather"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "invalid choice: 'weather'" in said
+    assert all(demo.name in said for demo in DEMOS)
+
+
+def test_a_missing_file_is_refused(tmp_path, capsys):
+    assert "no such file" in _refusal(tmp_path / "none.npz", tmp_path, capsys)
+
+
+def test_a_folder_is_refused(tmp_path, capsys):
+    assert "a folder" in _refusal(tmp_path, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.95])
+def test_a_truncated_file_is_refused(fraction, tmp_path, capsys):
+    path = _saved(tmp_path / "data.npz", _arrays())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(fraction * len(whole))])
+    assert "not readable" in _refusal(path, tmp_path, capsys)
+
+
+def test_a_damaged_array_is_refused(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(256, size=(6, 28, 28), dtype=np.uint8)
+    path = _saved(tmp_path / "data.npz", _arrays(x_train=noise))
+    damaged = bytearray(path.read_bytes())
+    damaged[2000:2400] = bytes(400)
+    path.write_bytes(damaged)
+    assert "not readable" in _refusal(path, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an archive", struct.pack("<9d", *[1] * 9)]
+)
+def test_a_file_of_another_kind_is_refused(content, tmp_path, capsys):
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    assert "not readable" in _refusal(path, tmp_path, capsys)
+
+
+def test_a_single_array_is_refused(tmp_path, capsys):
+    np.save(tmp_path / "data.npy", np.zeros(3))
+    assert "a single array" in _refusal(tmp_path / "data.npy", tmp_path, capsys)
+
+
+def test_other_arrays_are_named(tmp_path, capsys):
+    path = _saved(tmp_path / "data.npz", {"x_train": np.zeros(3), "images": np.ones(2)})
+    found = _refusal(path, tmp_path, capsys)
+    assert "no y_train, x_test, y_test" in found
+    assert "it holds x_train, images" in found
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({"x_train": np.zeros((6, 784), np.uint8)}, "x_train: uint8 of shape [6, 784]"),
+        ({"x_test": np.zeros((6, 8, 8), np.uint8)}, "x_test: uint8 of shape [6, 8, 8]"),
+        ({"x_train": np.zeros((6, 28, 28))}, "x_train: float64 of shape [6, 28, 28]"),
+        ({"y_train": np.zeros((6, 10), np.uint8)}, "y_train: uint8 of shape [6, 10]"),
+        ({"y_test": np.zeros(6)}, "y_test: float64 of shape [6]"),
+        ({"y_test": np.array(["one"] * 6)}, "y_test: <U3 of shape [6]"),
+        ({"y_test": np.zeros(5, np.int64)}, "6 images in x_test, 5 labels in y_test"),
+        ({"y_train": np.arange(6) + 5}, "y_train: labels from 5 to 10"),
+        ({"y_train": np.arange(6) - 1}, "y_train: labels from -1 to 4"),
+        ({"x_test": np.zeros((0, 28, 28), np.uint8)}, "x_test: no images"),
+        ({"y_test": np.array([None] * 6)}, "not readable: Object arrays"),
+    ],
+)
+def test_wrong_arrays_are_described(others, expected, tmp_path, capsys):
+    path = _saved(tmp_path / "data.npz", _arrays(**others))
+    assert expected in _refusal(path, tmp_path, capsys)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
+    arrays = _arrays(x_train=np.zeros(6), y_test=np.zeros(6))
+    found = _refusal(_saved(tmp_path / "data.npz", arrays), tmp_path, capsys)
+    assert [line.split(":")[0].strip() for line in found.splitlines()] == [
+        "x_train",
+        "y_test",
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert demonstrate.main(["--out", str(tmp_path / "file")]) == 2
+    assert "Can't write to the folder" in capsys.readouterr().err
+
+
+def test_a_good_file_is_scaled_to_one(tmp_path):
+    bright = np.full((6, 28, 28), 255, np.uint8)
+    data = _data.load(_saved(tmp_path / "data.npz", _arrays(x_train=bright)))
+    assert data.shape == (28, 28)
+    assert data.x_train.dtype == np.float32
+    assert data.x_train.min() == data.x_train.max() == 1
+    assert not data.x_test.any()
+    assert data.flat().x_test.shape == (6, 784)
+
+
+def test_digits_are_split_the_same_way_every_time():
+    first, second = _data.load(None), _data.load(None)
+    assert len(first.x_train) + len(first.x_test) == 1797
+    np.testing.assert_array_equal(first.y_test, second.y_test)
+    standardized = first.standardized().x_train
+    np.testing.assert_allclose(standardized.mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(standardized.std(), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Runs a demonstration for little time, once; its folder and results.json."""
+
+    @functools.cache
+    def run(name):
+        out = tmp_path_factory.mktemp(name) / "out"
+        assert demonstrate.main(["--quick", "--only", name, "--out", str(out)]) == 0
+        return out, json.loads((out / "results.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.name)
+def test_a_demonstration_writes_its_results_and_pictures(demo, quick):
+    out, record = quick(demo.name)
+    assert record["data"] == {
+        "name": "digits of scikit-learn",
+        "train": 1437,
+        "test": 360,
+        "shape": [8, 8],
+    }
+    assert record["settings"] == {"quick": True, "seeds": 10}
+    assert record["versions"].keys() >= {"python", "maskjax", "jax"}
+    assert record["device"].keys() >= {"platform", "kind", "cores"}
+    assert list(record["demos"]) == [demo.name]
+
+    found = record["demos"][demo.name]
+    assert found["title"] == demo.title
+    assert found["seconds"] > 0
+    assert found["settings"]
+    assert found["numbers"]
+    assert found["rows"]
+    for row in found["rows"]:
+        assert row.keys() == {"promise", "measured"}
+    assert found["pictures"]
+    written = {path.name for path in out.iterdir()}
+    assert written == {"results.json", *found["pictures"]}
+    for name in found["pictures"]:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pruned_networks_recover_and_random_ones_do_less(quick):
+    numbers = quick("magnitude")[1]["demos"]["magnitude"]["numbers"]
+    at = numbers["densities"].index(0.1)
+    before, after, random = (
+        np.mean(numbers[name][at])
+        for name in ("smallest", "smallest_tuned", "random_tuned")
+    )
+    assert np.mean(numbers["dense"]) > 0.93
+    assert after > 0.9
+    assert after > before
+    assert after > random
+    assert len(numbers["dense"]) == 10
+    assert numbers["kept"][at] == 5_020
+    assert numbers["removed_are_zero"]
+
+
+def test_random_weights_learn_by_their_mask_alone(quick):
+    numbers = quick("edge_popup")[1]["demos"]["edge_popup"]["numbers"]
+    assert numbers["weights_unchanged"]
+    assert numbers["counts_exact"]
+    assert len(numbers["learned_masks"]) == 10
+    assert np.mean(numbers["first_masks"]) < 0.25
+    assert np.mean(numbers["learned_masks"]) > 0.9
+    # With every weight kept there is nothing to learn.
+    assert np.mean(numbers["learned_masks_by_density"]["1"]) < 0.3
