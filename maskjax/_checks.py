@@ -87,11 +87,11 @@ def matched(
             *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
             *(f"only in `{names[1]}`: {path}" for path in sorted(theirs - mine)),
         ]
-        raise_all(
-            complaints or [str(error)],
-            f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same structure",
-        )
-        raise
+        listed = "\n".join(f"  {line}" for line in complaints or [str(error)])
+        raise ValueError(
+            f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same structure, got:\n"
+            + listed
+        ) from error
     return [
         (_tree.path_string(path), leaf, extra)
         for (path, leaf), extra in zip(leaves, others, strict=True)
@@ -99,10 +99,15 @@ def matched(
 
 
 def mask_of(
-    mask: _tree.Mask, params: _tree.Params, *, fn: str, names: tuple[str, str]
+    mask: _tree.Mask,
+    params: _tree.Params,
+    *,
+    fn: str,
+    names: tuple[str, str],
+    is_leaf: Callable[[Any], bool] | None = None,
 ) -> list[tuple[_tree.Path, Any, Any]]:
     """Parameters paired with mask leaves; axes of the mask are the parameter's or 1."""
-    pairs = matched(params, mask, fn=fn, names=names, is_leaf=_tree.is_mask_leaf)
+    pairs = matched(params, mask, fn=fn, names=names, is_leaf=is_leaf)
 
     def complaint(path: str, param: Any, leaf: Any) -> str | None:
         if leaf is None or param is None or fits(leaf.shape, np.shape(param)):
@@ -123,10 +128,15 @@ def mask_of(
 
 
 def same_shapes(
-    first: Any, second: Any, *, fn: str, names: tuple[str, str]
+    first: Any,
+    second: Any,
+    *,
+    fn: str,
+    names: tuple[str, str],
+    is_leaf: Callable[[Any], bool] | None = _tree.is_mask_leaf,
 ) -> list[tuple[_tree.Path, Any, Any]]:
     """Leaves of two masks (or scores) that agree in structure, `None`s and shapes."""
-    pairs = matched(first, second, fn=fn, names=names, is_leaf=_tree.is_mask_leaf)
+    pairs = matched(first, second, fn=fn, names=names, is_leaf=is_leaf)
 
     def shape(leaf: Any) -> Any:
         return None if leaf is None else np.shape(leaf)
@@ -297,3 +307,8 @@ def weights(weights: Any, stack: _tree.Mask, *, fn: str) -> None:
 def wide_integers() -> bool:
     """Whether integers have 64 bits (`jax_enable_x64`)."""
     return jnp.zeros((), int).dtype == jnp.int64
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype to sum in: float32 for narrower floats (also with strict promotion)."""
+    return jnp.dtype("float64" if jnp.finfo(dtype).bits == 64 else "float32")

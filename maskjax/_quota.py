@@ -42,10 +42,8 @@ def quota(density: Density, n: int | Array) -> Array | int:
             return _of_fraction(exact, n)
         density = jnp.asarray(density, jnp.float32)
     if _checks.wide_integers():
-        count = _of_float64(density, n)
-    else:
-        count = _of_float32(density, n)
-    return jnp.clip(count, 0, n)
+        return _of_float64(density, jnp.asarray(n, jnp.int64))
+    return _of_float32(density, jnp.asarray(n, jnp.int32))
 
 
 def _of_fraction(exact: fractions.Fraction, n: Array) -> Array:
@@ -56,24 +54,52 @@ def _of_fraction(exact: fractions.Fraction, n: Array) -> Array:
     return p * whole + partial.astype(n.dtype)
 
 
-def _of_float64(density: Array, n: int | Array) -> Array:
-    product = density.astype(jnp.float64) * n
-    slack = jnp.minimum(jnp.finfo(density.dtype).eps / 2 * product, 1 / 256)
-    return jnp.floor(product + 0.5 + slack).astype(jnp.int64)
+def _of_float64(density: Array, n: Array) -> Array:
+    eps = float(jnp.finfo(density.dtype).eps)
+    real = n.astype(jnp.float64)
+    product = jnp.clip(density.astype(jnp.float64), 0.0, 1.0) * real
+    slack = jnp.minimum(eps / 2 * product, 1 / 256)
+    count = jnp.floor(product + 0.5 + slack).astype(jnp.int64)
+    return jnp.minimum(count, n)
 
 
-def _of_float32(density: Array, n: int | Array) -> Array:
-    """The product of 0.31 fixed point and a 31-bit integer, in 16-bit limbs."""
+def _of_float32(density: Array, n: Array) -> Array:
+    """A significand of at most 31 bits times the count, in limbs, shifted back."""
     eps = float(jnp.finfo(density.dtype).eps)
     density = jnp.clip(density.astype(jnp.float32), 0.0, 1.0)
-    slack = jnp.minimum(eps / 2 * density * n, 1 / 256)
-    fixed = (density * 2.0**31).astype(jnp.uint32)
-    n = jnp.asarray(n).astype(jnp.uint32)
-    a, b = fixed >> 16, fixed & 0xFFFF
-    c, d = n >> 16, n & 0xFFFF
+    slack = jnp.minimum(eps / 2 * density * n.astype(jnp.float32), 1 / 256)
+    # density = fixed * 2**-shift, with every bit that could matter.
+    shift = jnp.clip(31 - jnp.frexp(density)[1], 31, 62)
+    high, low = _product(
+        jnp.ldexp(density, shift).astype(jnp.uint32), n.astype(jnp.uint32)
+    )
+    # One half and the slack, in the same units, so that halves go up.
+    extra = jnp.ldexp(slack, shift)
+    extra_high = jnp.floor(extra * 2.0**-32)
+    extra_low = (extra - extra_high * 2.0**32).astype(jnp.uint32)
+    high, low = _add(high, low, extra_high.astype(jnp.uint32), extra_low)
+    one, bits = jnp.uint32(1), shift.astype(jnp.uint32)
+    high, low = _add(
+        high,
+        low,
+        jnp.where(bits > 32, one << (jnp.maximum(bits, 33) - 33), 0),
+        jnp.where(bits > 32, 0, one << (jnp.minimum(bits, 32) - 1)),
+    )
+    small = (high << 1) | (low >> 31)
+    count = jnp.where(bits == 31, small, high >> (jnp.maximum(bits, 32) - 32))
+    return jnp.minimum(count.astype(jnp.int32), n)
+
+
+def _product(x: Array, y: Array) -> tuple[Array, Array]:
+    """The 64 bits of a product, high and low, from 16-bit halves."""
+    a, b = x >> 16, x & 0xFFFF
+    c, d = y >> 16, y & 0xFFFF
     middle = ((b * d) >> 16) + ((a * d) & 0xFFFF) + ((b * c) & 0xFFFF)
     high = a * c + ((a * d) >> 16) + ((b * c) >> 16) + (middle >> 16)
-    low = (middle << 16) | ((b * d) & 0xFFFF)
-    rounded = low + jnp.uint32(2**30) + (slack * 2.0**31).astype(jnp.uint32)
-    high = high + (rounded < low).astype(jnp.uint32)
-    return ((high << 1) | (rounded >> 31)).astype(jnp.int32)
+    return high, (middle << 16) | ((b * d) & 0xFFFF)
+
+
+def _add(high: Array, low: Array, other: Array, less: Array) -> tuple[Array, Array]:
+    """The sum of two 64-bit numbers, each in two words."""
+    total = low + less
+    return high + other + (total < low).astype(jnp.uint32), total

@@ -225,11 +225,10 @@ def _combine(op: Callable, masks: tuple[Mask, ...], *, fn: str) -> Mask:
 def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Array, int]:
     _check(mask, fn=fn)
     if params is None:
+        named, _ = _tree.mask_leaves(mask)
         leaves = [
-            (leaf, leaf.shape)
-            for _, leaf in _tree.mask_leaves(mask)[0]
-            if leaf is not None
-        ]  # noqa: E501
+            (leaf, _unpacked_shape(leaf)) for _, leaf in named if leaf is not None
+        ]
     else:
         pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
         leaves = [(leaf, np.shape(p)) for _, p, leaf in pairs if leaf is not None]
@@ -247,6 +246,13 @@ def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Arra
             kept = jnp.sum(packing.population(leaf), dtype=dtype)
         else:
             kept = jnp.sum(leaf, dtype=dtype)
-        shared = math.prod(shape) // max(math.prod(leaf.shape), 1)
+        shared = math.prod(shape) // max(math.prod(_unpacked_shape(leaf)), 1)
         total += kept * shared
     return total, size
+
+
+def _unpacked_shape(leaf: Array | PackedMask) -> tuple[int, ...]:
+    """The shape of a leaf; of a packed stack, with its members' axis."""
+    if isinstance(leaf, PackedMask):
+        return (*leaf.bits.shape[:-1], *leaf.shape)
+    return leaf.shape

@@ -88,7 +88,10 @@ def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scor
     totals /= max(totals[-1], 1.0)
     rates = slopes / np.maximum(sizes, 1)
     if isinstance(density, jax.Array):
-        factor = jnp.interp(density, totals, corners)
+        dtype = jnp.zeros((), float).dtype
+        factor = jnp.interp(
+            density.astype(dtype), totals.astype(dtype), corners.astype(dtype)
+        )
         shares = [jnp.minimum(factor * float(rate), 1.0) for rate in rates]
     else:
         factor = np.interp(np.float64(density), totals, corners)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _tree, select
+from maskjax import _checks, _tree, packing, select
+from maskjax._packed import PackedMask
 from maskjax._tree import Array, Density, Scores, SoftMask
 from maskjax.structure import Entries, Structure
 
@@ -48,6 +49,7 @@ def straight_through(hard: Any, soft: Any) -> SoftMask:
     """
     fn = "maskjax.estimator.straight_through"
     _checks.floating_scores(soft, fn=fn, name="soft")
+    hard = _tree.map_mask(_unpacked, hard)
     _checks.same_shapes(soft, hard, fn=fn, names=("soft", "hard"))
     return _tree.map_mask(lambda s, h: _pass_through(h, s), soft, hard)
 
@@ -143,6 +145,10 @@ def bernoulli(logits: Scores, *, key: Array) -> SoftMask:
     soft = _tree.map_mask(jax.nn.sigmoid, logits)
     hard = select.bernoulli(jax.lax.stop_gradient(soft), key=key)
     return straight_through(hard, soft)
+
+
+def _unpacked(leaf: Any) -> Any:
+    return packing.unpack_leaf(leaf) if isinstance(leaf, PackedMask) else leaf
 
 
 @jax.custom_jvp

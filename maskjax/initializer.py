@@ -138,4 +138,4 @@ def _positive_density(density: float, *, fn: str) -> None:
 def _deviation(shape: Any, density: float, *, fn: str) -> Any:
     if len(shape) < 2:
         raise ValueError(f"`{fn}` needs a shape with a fan-in, got {tuple(shape)}.")
-    return (2 / (density * math.prod(shape[:-1]))) ** 0.5
+    return (2 / (density * max(math.prod(shape[:-1]), 1))) ** 0.5

@@ -9,6 +9,8 @@ A bank of 2,500 masks over 266,200 weights takes 83 MB instead of 665 as boolean
 2.7 GB as floats. A stack is packed member by member, `jax.vmap(packing.pack)(stack)`.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -97,7 +99,7 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
     fn = "maskjax.packing.mix"
     _checks.packed_stack(stack, fn=fn)
     _checks.weights(weights, stack, fn=fn)
-    return _tree.map_mask(lambda leaf: _mix_leaf(leaf, weights), stack)
+    return _tree.map_mask(lambda leaf: mix_leaf(leaf, weights), stack)
 
 
 def dot(stack: Mask, tree: _tree.Params) -> Array:
@@ -131,10 +133,19 @@ def dot(stack: Mask, tree: _tree.Params) -> Array:
     fn = "maskjax.packing.dot"
     _checks.packed_stack(stack, fn=fn)
     pairs = _checks.mask_of(stack, tree, fn=fn, names=("tree", "stack"))
-    return sum(
-        (_dot_leaf(leaf, values) for _, values, leaf in pairs if leaf is not None),
-        start=jnp.zeros((), jnp.float32),
+    _checks.raise_all(
+        (
+            f"{path}: {_checks.kind_of(values)}"
+            for path, values, leaf in pairs
+            if leaf is not None and not _checks.is_floating(values)
+        ),
+        f"`{fn}` needs a floating array in `tree` for every mask",
+        TypeError,
     )
+    sums = [_dot_leaf(m, values) for _, values, m in pairs if m is not None]
+    wide = any(s.dtype == jnp.float64 for s in sums)
+    dtype = jnp.dtype("float64" if wide else "float32")
+    return functools.reduce(jnp.add, [s.astype(dtype) for s in sums])
 
 
 def _pack_leaf(leaf: Array | PackedMask) -> PackedMask:
@@ -151,9 +162,9 @@ def unpack_leaf(leaf: Array | PackedMask) -> Array:
     """One leaf, boolean; it is not checked."""
     if not isinstance(leaf, PackedMask):
         return leaf
-    shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
-    flags = (leaf.bits[..., None, :] >> shifts) & 1 != 0
     lead = leaf.bits.shape[:-1]
+    shifts = jnp.arange(WORD, dtype=jnp.uint32).reshape(*(1 for _ in lead), WORD, 1)
+    flags = (leaf.bits[..., None, :] >> shifts) & 1 != 0
     flat = flags.reshape(*lead, flags.shape[-2] * flags.shape[-1])
     return flat[..., : leaf.size].reshape(*lead, *leaf.shape)
 
@@ -167,14 +178,15 @@ def _planes(values: Array, *, padding: float) -> Array:
     return flat.reshape(WORD, words)
 
 
-def _mix_leaf(leaf: PackedMask, weights: Array) -> Array:
+def mix_leaf(leaf: PackedMask, weights: Array) -> Array:
+    """One leaf of `mix`; it is not checked."""
     words = leaf.bits.shape[-1]
     shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
 
     def add(total: Array, bits: Array, weight: Array) -> Array:
         for member in range(bits.shape[0]):
-            on = (bits[member] >> shifts) & 1 != 0
-            total += jnp.where(on, weight[member], 0)
+            on = (bits[member][None, :] >> shifts) & 1 != 0
+            total += jnp.where(on, weight[member], jnp.zeros((), total.dtype))
         return total
 
     def chunk(i: Array, total: Array) -> Array:
@@ -197,7 +209,7 @@ def _dot_leaf(leaf: PackedMask, values: Array) -> Array:
         for axis, (a, b) in enumerate(zip(leaf.shape, values.shape, strict=True))
         if a != b
     )
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.astype(_checks.at_least_float32(values.dtype))
     planes = _planes(jnp.sum(values, axis=shared, keepdims=True), padding=0)
     ones = jnp.ones(planes.shape[1:], planes.dtype)
 
@@ -205,7 +217,7 @@ def _dot_leaf(leaf: PackedMask, values: Array) -> Array:
         """[C, W] to [C]: a select a plane, summed lane by lane, reduced once."""
         lanes = jnp.zeros(bits.shape, planes.dtype)
         for j in range(WORD):
-            lanes += jnp.where((bits >> j) & 1 != 0, planes[j], 0)
+            lanes += jnp.where((bits >> j) & 1 != 0, planes[j][None, :], 0)
         # A product with ones: XLA reduces the minor axis one scalar at a time on CPU.
         return jnp.matmul(lanes, ones, precision=lax.Precision.HIGHEST)
 

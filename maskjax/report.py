@@ -59,6 +59,7 @@ def table(mask: Mask, params: Params) -> str:
 
     fn = "maskjax.report.table"
     _checks.boolean(mask, fn=fn)
+    _checks.packed(mask, fn=fn, stacked=False)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
         raise TypeError(f"`{fn}` needs a mask with values, got a traced one.")
     pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))

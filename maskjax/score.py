@@ -72,7 +72,8 @@ def movement(params: Params, initial: Params, *, where: Predicate = kernels) -> 
     """
     fn = "maskjax.score.movement"
     picks = _checks.chosen(params, where, fn=fn)
-    pairs = _checks.same_shapes(params, initial, fn=fn, names=("params", "initial"))
+    names = ("params", "initial")
+    pairs = _checks.same_shapes(params, initial, fn=fn, names=names, is_leaf=None)
     treedef = jax.tree.structure(params)
     return treedef.unflatten(
         [

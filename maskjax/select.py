@@ -102,7 +102,8 @@ def top_k_and_cutoff(
 
     Returns:
         The mask of `top_k`, True keeps; and a tree like `scores` of one scalar for each
-        leaf. No decision that was kept scores below it, none that was removed above.
+        leaf, float32 where entries are pooled. No decision that was kept scores below
+        it, none that was removed above.
 
     Raises:
         TypeError: As in `top_k`.
@@ -209,8 +210,10 @@ def random(
         >>> int(mask["w"].sum())
         5
     """
-    scores = _random_scores(params, where=where, key=key)
     fn = "maskjax.select.random"
+    _checks.typed_key(key, fn=fn)
+    _checks.chosen(params, where, fn=fn)
+    scores = _random_scores(params, where=where, key=key)
     mask, _ = _top_k(scores, density, scope, Entries(), None, None, fn=fn)
     return mask
 
@@ -258,12 +261,10 @@ def _top_k(
 
     mask: list[Array | None] = [None] * len(named)
     cutoff: list[Array | None] = [None] * len(named)
-    for i, flag, keep, at, leaf in zip(
-        scored, flags, keeps, cutoffs, leaves, strict=True
-    ):
+    for i, flag, keep, at in zip(scored, flags, keeps, cutoffs, strict=True):
         spread = structure.spread(flag)
         mask[i] = spread if keep is None else spread & keep
-        cutoff[i] = at.astype(leaf.dtype)
+        cutoff[i] = at
     return treedef.unflatten(mask), treedef.unflatten(cutoff)
 
 
@@ -299,7 +300,10 @@ def _best_of_groups(scores: Array, alive: Array | None, structure: NofM) -> Arra
     keys = structure.group(_search.order_key(scores, alive))
     mine, other = keys[..., :, None], keys[..., None, :]
     place = jnp.arange(structure.m)
-    ahead = (other > mine) | ((other == mine) & (place[None, :] < place[:, None]))
+    earlier = jnp.broadcast_to(
+        place[None, :] < place[:, None], other.shape[:-2] + (structure.m,) * 2
+    )
+    ahead = (other > mine) | ((other == mine) & earlier)
     rank = jnp.sum(ahead, axis=-1, dtype=jnp.int32)
     best = structure.ungroup(rank < structure.n)
     return best if alive is None else best & alive
@@ -344,8 +348,13 @@ def _kept_within(
     if within is None:
         return [None] * len(scored)
     _checks.boolean(within, fn=fn, name="within")
+    _checks.packed(within, fn=fn, stacked=False)
     pairs = _checks.mask_of(
-        packing.unpack(within), scores, fn=fn, names=("scores", "within")
+        packing.unpack(within),
+        scores,
+        fn=fn,
+        names=("scores", "within"),
+        is_leaf=_tree.is_mask_leaf,
     )
     _checks.raise_all(
         (f"{pairs[i][0]}: None" for i in scored if pairs[i][2] is None),
@@ -366,7 +375,7 @@ def _guesses(
         (
             f"{pairs[i][0]}: {_checks.kind_of(pairs[i][2])}"
             for i in scored
-            if jnp.shape(pairs[i][2]) != ()
+            if pairs[i][2] is None or jnp.shape(pairs[i][2]) != ()
         ),
         f"`{fn}` needs a scalar in `near` for every leaf with scores",
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -100,7 +101,7 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
     k = _checks.members(stack, fn=fn)
     if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
         raise TypeError(f"`{fn}` needs `i` as an integer, got {_checks.kind_of(i)}.")
-    if isinstance(i, int) and not -k <= i < k:
+    if isinstance(i, int | np.integer) and not -k <= i < k:
         raise ValueError(f"`{fn}` needs `i` in [-{k}, {k}), got {i}.")
     index = jnp.asarray(i)
     index = jnp.where(index < 0, index + k, index)
@@ -197,10 +198,11 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
     fn = "maskjax.stacking.mix"
     _checks.boolean(stack, fn=fn, name="stack")
     _checks.weights(weights, stack, fn=fn)
+    _checks.packed(stack, fn=fn, stacked=True)
 
     def of_leaf(leaf: Array | PackedMask) -> Array:
         if isinstance(leaf, PackedMask):
-            return packing.mix(leaf, weights)
+            return packing.mix_leaf(leaf, weights)
         return jnp.tensordot(weights, leaf.astype(weights.dtype), 1)
 
     return _tree.map_mask(of_leaf, stack)

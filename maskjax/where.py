@@ -36,6 +36,12 @@ class _Where:
     def __or__(self, other: Predicate) -> "_Or":
         return _Or(self, other)  # pyright: ignore[reportArgumentType] subclasses call
 
+    def __rand__(self, other: Predicate) -> "_And":
+        return _And(other, self)  # pyright: ignore[reportArgumentType] subclasses call
+
+    def __ror__(self, other: Predicate) -> "_Or":
+        return _Or(other, self)  # pyright: ignore[reportArgumentType] subclasses call
+
     def __invert__(self) -> "_Not":
         return _Not(self)  # pyright: ignore[reportArgumentType] subclasses call
 
