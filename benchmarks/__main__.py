@@ -20,6 +20,7 @@ from rich import progress, table
 from benchmarks import _data
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks.demos import DEMOS
+from benchmarks.speed import _results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     results = options.out / "results.json"
     results.write_text(json.dumps(_record(context, found), indent=1, default=_plain))
+    if options.record:
+        _record_lines(context, found)
     console.print(_table(context, found))
     pictures = [name for outcome, _ in found.values() for name in outcome.pictures]
     console.print(f"In {options.out}: {', '.join([results.name, *pictures])}")
@@ -88,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         default=pathlib.Path("out"),
         metavar="DIR",
         help="where results.json and pictures go (default: out)",
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="also append what was measured to benchmarks/results",
     )
     parser.add_argument(
         "--list", action="store_true", help="name the demonstrations and stop"
@@ -141,6 +149,21 @@ def _record(
             for demo, (outcome, seconds) in found.items()
         },
     }
+
+
+def _record_lines(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> None:
+    """A line for each demonstration, beside those of `benchmarks.speed`."""
+    record = json.loads(json.dumps(_record(context, found), default=_plain))
+    shared = {key: record[key] for key in ("data", "settings")}
+    root = pathlib.Path(__file__).parent / "results" / _results.device_slug()
+    _results.append(
+        root / "demonstrations.jsonl",
+        [
+            {"demo": name, **shared, **_results.environment()}
+            | {key: demo[key] for key in ("seconds", "settings", "numbers")}
+            for name, demo in record["demos"].items()
+        ],
+    )
 
 
 def _plain(value: Any) -> Any:

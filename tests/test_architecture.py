@@ -81,7 +81,10 @@ def test_modules_are_one_concept_long(path):
 
 
 def test_importing_the_package_imports_only_jax_and_numpy():
-    code = "import jax, sys; before = set(sys.modules); import maskjax; print(*(set(sys.modules) - before))"
+    code = (
+        "import jax, sys; before = set(sys.modules)\n"
+        "import maskjax; print(*(set(sys.modules) - before))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

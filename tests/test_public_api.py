@@ -53,7 +53,8 @@ def test_every_public_definition_is_exported(module):
     own = {
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        if not name.startswith("_")
+        and getattr(value, "__module__", "") == module.__name__
     }
     assert own - internal(module) <= set(module.__all__)
 
@@ -61,7 +62,7 @@ def test_every_public_definition_is_exported(module):
 def internal(module):
     """Names that other modules of the package share, and users should not."""
     return {
-        "maskjax.packing": {"population", "unpack_leaf", "valid_bits"},
+        "maskjax.packing": {"mix_leaf", "population", "unpack_leaf", "valid_bits"},
         "maskjax.structure": {"any_alive"},
         "maskjax.select": {"Scope", "Quotas"},
     }.get(module.__name__, set())
@@ -78,7 +79,9 @@ def test_functions_have_every_section(function):
     if parameters:
         assert "Args:\n" in doc
     for name in parameters:
-        assert re.search(rf"^    \*?{name}: ", doc, re.MULTILINE), f"{name} undocumented"
+        assert re.search(rf"^    \*?{name}: ", doc, re.MULTILINE), (
+            f"{name} undocumented"
+        )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -1,0 +1,96 @@
+"""The figures of the main README, each from a committed line: `--help`.
+
+python -m benchmarks.measured          prints the table
+python -m benchmarks.measured --write  puts it into README.md
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent
+README = ROOT.parent / "README.md"
+DEVICE = "cpu-2"
+BEGIN, END = "<!-- measured: python -m benchmarks.measured -->", "<!-- /measured -->"
+
+Line = dict[str, Any]
+
+
+def table() -> str:
+    """The table in Markdown."""
+    rows = "\n".join(f"| {what} | {figure} |" for what, figure in _rows())
+    return (
+        f"On two CPU cores, from the lines in `benchmarks/results/{DEVICE}`:\n\n"
+        f"| what | measured |\n|---|---|\n{rows}"
+    )
+
+
+def _rows() -> Iterator[tuple[str, str]]:
+    case = _case("selection", "n=20M normal density=0.5 global")
+    ours = case["maskjax"]
+    yield (
+        "`select.top_k`, half of 20 million scores in 8 leaves, global",
+        f"{ours * 1e3:.0f} ms: {case['argsort'] / ours:.0f} times faster than sorting "
+        f"(`argsort`), {case['np.partition'] / ours:.1f} times faster than "
+        f"`np.partition`; {ours / case['compare once']:.1f} passes over the data",
+    )
+    case = _case("edge_popup_step", "784-300-100-10 members=1")
+    yield (
+        "a training step of `edge_popup`, 784-300-100-10, batch 128",
+        f"{case['maskjax'] / case['dense']:.2f} times the dense step",
+    )
+    case = _case("masked_step", "784-300-100-10 in a scan")
+    yield (
+        "a training step under a fixed mask, the same network",
+        f"{case['maskjax'] / case['dense']:.2f} times the dense step",
+    )
+    case = _case("packing", "dot K=250")
+    ours = case["packing.dot"]
+    yield (
+        "`packing.dot`, 250 masks of 266,200 entries",
+        f"{ours * 1e3:.1f} ms: {case['bool einsum'] / ours:.0f} times faster than the "
+        "unpacked einsum, in an eighth of the memory of booleans",
+    )
+    demo = _demonstration("edge_popup", "mnist.npz")["numbers"]
+    yield (
+        "`edge_popup`, 300-100 with random weights, MNIST (10,000 images), 10 seeds",
+        f"{_mean(demo['learned_masks']):.1%} with learned masks of density 0.5, "
+        f"{_mean(demo['first_masks']):.1%} before; "
+        f"{_mean(demo['trained_weights']):.1%} with the weights trained instead",
+    )
+
+
+def _case(question: str, name: str) -> dict[str, float]:
+    """Median seconds by contestant, of the last run that had the case."""
+    lines = [line for line in _lines(question) if line["case"] == name]
+    return {
+        line["contestant"]: line["median_s"]
+        for line in lines
+        if line["run"] == lines[-1]["run"]
+    }
+
+
+def _demonstration(name: str, data: str) -> Line:
+    lines = _lines("demonstrations")
+    return [x for x in lines if x["demo"] == name and x["data"]["name"] == data][-1]
+
+
+def _lines(name: str) -> list[Line]:
+    path = ROOT / "results" / DEVICE / f"{name}.jsonl"
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m benchmarks.measured")
+    parser.add_argument("--write", action="store_true", help="write it into README.md")
+    if parser.parse_args().write:
+        head, rest = README.read_text().split(BEGIN)
+        README.write_text(f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
+    else:
+        print(table())

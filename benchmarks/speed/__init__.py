@@ -1,0 +1,1 @@
+"""How fast maskjax is: one question a file, each against the physical limit."""

@@ -1,0 +1,107 @@
+"""Ask how fast maskjax is: `python -m benchmarks.speed --help`."""
+
+import argparse
+import importlib
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import rich.console
+
+from benchmarks import _timing
+from benchmarks.speed import _results
+
+QUESTIONS = (
+    "selection",
+    "masked_step",
+    "edge_popup_step",
+    "packing",
+    "import_time",
+)
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for."""
+    options = _parser().parse_args(argv)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    if options.list:
+        for name, question in _first_lines().items():
+            print(f"{name}: {question}")
+        return 0
+    if options.table:
+        root = options.out or RESULTS
+        tables = _results.markdown(root, _first_lines())
+        print(tables)
+        readme = root.parent / "README.md"
+        if readme.exists() and _results.BEGIN in readme.read_text():
+            _results.into_readme(readme, tables)
+        return 0
+    root = options.out or (None if options.quick else RESULTS)
+    where = _results.environment()
+    for name in options.only or QUESTIONS:
+        _ask(name, console, root, where, quick=options.quick)
+    return 0
+
+
+def _ask(
+    name: str,
+    console: rich.console.Console,
+    root: pathlib.Path | None,
+    where: _results.Line,
+    *,
+    quick: bool,
+) -> None:
+    question = importlib.import_module(f"benchmarks.speed.{name}")
+    repeats = 3 if quick else getattr(question, "REPEATS", 50)
+    seconds = getattr(question, "SECONDS", 4.0)
+    found = []
+    for case in question.cases(quick=quick):
+        timings = _timing.race(
+            case.contestants, case.agree, repeats=repeats, seconds=seconds
+        )
+        new = _results.lines(name, case, timings, where)
+        if root is not None:
+            _results.append(root / _results.device_slug() / f"{name}.jsonl", new)
+        found.append(new)
+        print(f"{name}: {case.name}", file=sys.stderr, flush=True)
+    _results.show(console, _first_lines()[name], found)
+
+
+def _first_lines() -> dict[str, str]:
+    modules = {q: importlib.import_module(f"benchmarks.speed.{q}") for q in QUESTIONS}
+    return {q: (m.__doc__ or "").splitlines()[0] for q, m in modules.items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=QUESTIONS,
+        metavar="QUESTION",
+        help="ask this one; may be repeated",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small sizes and few repeats; writes only where --out says",
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="where lines are written, instead of benchmarks/results",
+    )
+    parser.add_argument("--list", action="store_true", help="list the questions")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print tables of the lines written so far; also into the README beside "
+        "the folder of results, between its markers",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

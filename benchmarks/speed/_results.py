@@ -1,0 +1,185 @@
+"""Result lines, and tables of them."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+
+from benchmarks._timing import Timing
+from benchmarks.speed._case import Case
+
+BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+COLUMNS = ("", "median", "IQR", "x ours", "x limit", "compile", "repeats", "bytes")
+
+Line = dict[str, Any]
+
+
+def device_slug() -> str:
+    """The folder of this device's lines: `cpu-2` for two cores, else what it is."""
+    if jax.default_backend() == "cpu":
+        return f"cpu-{_cores()}"
+    return re.sub(r"[^a-z0-9]+", "-", jax.devices()[0].device_kind.lower()).strip("-")
+
+
+def environment() -> Line:
+    """What every line of a run says of where and when it was measured."""
+    return {
+        "run": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": jax.devices()[0].device_kind,
+        "cores": _cores(),
+        "jax": jax.__version__,
+        "maskjax": importlib.metadata.version("maskjax"),
+        "commit": _commit(),
+    }
+
+
+def lines(
+    question: str, case: Case, timings: Mapping[str, Timing], where: Line
+) -> list[Line]:
+    """One line for each contestant of a case."""
+    return [
+        {
+            "question": question,
+            "case": case.name,
+            "contestant": each.name,
+            "role": each.role,
+            "compile_s": _significant(each.compile_s),
+            "median_s": _significant(timings[each.name].median_s),
+            "iqr_s": _significant(timings[each.name].iqr_s),
+            "repeats": timings[each.name].repeats,
+            "steps": each.steps,
+            "bytes": each.nbytes,
+            **case.context,
+            **where,
+        }
+        for each in case.contestants
+    ]
+
+
+def append(path: pathlib.Path, new: Iterable[Line]) -> None:
+    """Write lines at the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in new)
+
+
+def last_run(path: pathlib.Path) -> list[list[Line]]:
+    """The lines of each case, from the last run that had it."""
+    by_case: dict[str, list[Line]] = {}
+    for text in path.read_text().splitlines():
+        line = json.loads(text)
+        known = by_case.setdefault(line["case"], [])
+        if known and known[0]["run"] != line["run"]:
+            known.clear()
+        known.append(line)
+    return list(by_case.values())
+
+
+def show(console: rich.console.Console, title: str, found: list[list[Line]]) -> None:
+    """Print a table of a question's cases."""
+    table = rich.table.Table(*COLUMNS, title=title, box=rich.box.SIMPLE)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for case in found:
+        table.add_section()
+        table.add_row(f"[bold]{case[0]['case']}")
+        for row in _rows(case):
+            table.add_row(*row)
+    console.print(table)
+
+
+def markdown(root: pathlib.Path, questions: Mapping[str, str]) -> str:
+    """Tables of everything under a results folder, for a README."""
+    parts = []
+    for device in sorted(p for p in root.glob("*") if p.is_dir()):
+        for name, first_line in questions.items():
+            path = device / f"{name}.jsonl"
+            if not path.exists():
+                continue
+            found = last_run(path)
+            parts += [f"### {name} on {device.name}", first_line, _origin(found)]
+            for case in found:
+                rows = [(f"**{case[0]['case']}**", *COLUMNS[1:]), *_rows(case)]
+                rows.insert(1, ("---", *["---:"] * (len(COLUMNS) - 1)))
+                parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(parts)
+
+
+def into_readme(path: pathlib.Path, tables: str) -> None:
+    """Put tables between the markers of a README."""
+    text = path.read_text()
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    path.write_text(f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}")
+
+
+def _rows(case: Sequence[Line]) -> list[tuple[str, ...]]:
+    ours = next(line for line in case if line["role"] == "ours")
+    limit = next(line for line in case if line["role"] == "limit")
+    return [
+        (
+            f"{line['contestant']} ({line['role']})"
+            if line["role"] != "baseline"
+            else line["contestant"],
+            _duration(line["median_s"]),
+            _duration(line["iqr_s"]),
+            f"{line['median_s'] / ours['median_s']:.2f}",
+            f"{line['median_s'] / limit['median_s']:.2f}",
+            _duration(line["compile_s"]) if line["compile_s"] else "",
+            str(line["repeats"]),
+            f"{line['bytes']:,}" if line["bytes"] else "",
+        )
+        for line in case
+    ]
+
+
+def _origin(found: list[list[Line]]) -> str:
+    seen = {
+        f"jax {line['jax']}, maskjax {line['maskjax']} at {line['commit']}, "
+        f"{line['device']} with {line['cores']} cores"
+        for case in found
+        for line in case
+    }
+    return "; ".join(sorted(seen)) + "."
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _commit() -> str:
+    root = pathlib.Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    head = git("rev-parse", "--short", "HEAD") or "unknown"
+    changed = git("status", "--porcelain", "--", "maskjax", "benchmarks/*.py")
+    return f"{head}+changes" if changed else head

@@ -1,0 +1,165 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import _timing
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import _results, packing, selection
+
+CONTEXT = {"device", "cores", "jax", "maskjax", "commit", "run"}
+CONTEXT |= {"dtype", "shape", "density", "structure"}
+MEASURED = {"question", "case", "contestant", "role"}
+MEASURED |= {"compile_s", "median_s", "iqr_s", "repeats"}
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_promotion(_strict_promotion):
+    """Benchmarks are scripts of users, who leave promotion as it is."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_every_question_is_tested():
+    (mark,) = test_a_quick_run_writes_lines_with_all_their_context.pytestmark
+    names = {getattr(each, "values", (each,))[0] for each in mark.args[1]}
+    assert names == set(speed.QUESTIONS)
+
+
+def _lines(root, question):
+    path = root / _results.device_slug() / f"{question}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_list_names_every_question_with_its_first_line(capsys):
+    assert speed.main(["--list"]) == 0
+    listed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert tuple(listed) == speed.QUESTIONS
+    assert all(question.endswith("?") for question in listed.values())
+
+
+def test_an_unknown_question_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--only", "weather"])
+    assert "invalid choice: 'weather'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "selection",
+        "packing",
+        pytest.param("import_time", marks=pytest.mark.slow),
+        pytest.param("masked_step", marks=pytest.mark.slow),
+        pytest.param("edge_popup_step", marks=pytest.mark.slow),
+    ],
+)
+def test_a_quick_run_writes_lines_with_all_their_context(question, tmp_path, capsys):
+    assert speed.main(["--quick", "--only", question, "--out", str(tmp_path)]) == 0
+    lines = _lines(tmp_path, question)
+    cases = {line["case"] for line in lines}
+    for line in lines:
+        assert CONTEXT | MEASURED <= line.keys()
+        assert line["question"] == question
+        assert line["median_s"] > 0
+        assert line["iqr_s"] >= 0
+        assert line["repeats"] == 3
+        assert line["commit"] != "unknown"
+    for case in cases:
+        roles = [line["role"] for line in lines if line["case"] == case]
+        assert roles.count("ours") == 1
+        assert roles.count("limit") == 1
+        assert roles.count("baseline") >= 1
+    assert f"{lines[0]['contestant']} (ours)" in capsys.readouterr().out
+
+
+def test_a_quick_run_leaves_the_results_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(packing, "QUICK", [])
+    assert speed.main(["--quick", "--only", "packing"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", ["argsort", "compare"])
+def test_nothing_is_timed_when_results_disagree(wrong, monkeypatch, tmp_path):
+    right = getattr(selection, wrong)
+
+    def flipped(*args):
+        first, *rest = right(*args)
+        return [~first, *rest]
+
+    monkeypatch.setattr(selection, wrong, flipped)
+    monkeypatch.setattr(selection, "QUICK", selection.QUICK[:1])
+    with pytest.raises(AssertionError):
+        speed.main(["--quick", "--only", "selection", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_exact_mask_keeps_the_first_of_equals():
+    scores = [np.array([1.0, 2.0], np.float32), np.array([[2.0], [2.0]], np.float32)]
+    at = selection._np_thresholds(scores, [2], "global")
+    first, second = selection.first_of_equals(scores, [2], at, "global")
+    np.testing.assert_array_equal(first, [False, True])
+    np.testing.assert_array_equal(second, [[True], [False]])
+
+
+def test_contestants_take_turns_and_are_timed_per_step():
+    calls = []
+
+    def contestant(name, seconds, **more):
+        def run():
+            calls.append(name)
+            return seconds
+
+        return _timing.Contestant(name, "baseline", run, keeps_time=True, **more)
+
+    quick, slow = contestant("quick", 1.0, steps=4), contestant("slow", 3.0)
+    timings = _timing.race([quick, slow], lambda _: None, repeats=10, seconds=6.0)
+    assert timings["quick"] == _timing.Timing(0.25, 0.0, 6)
+    assert timings["slow"] == _timing.Timing(3.0, 0.0, 5)
+    timed = calls[2:]
+    assert abs(timed[:6].count("quick") - 3) <= 1
+
+
+def test_the_median_and_the_range_between_quartiles_are_reported():
+    values = iter([9.0, 5.0, 1.0, 2.0, 3.0, 4.0])
+    each = _timing.Contestant("x", "ours", lambda: next(values), keeps_time=True)
+    timings = _timing.race([each], lambda _: None, repeats=5)
+    assert timings["x"] == _timing.Timing(3.0, 2.0, 5)  # 9, the first, warms up
+
+
+def test_compiling_is_timed_afresh():
+    x = jax.numpy.ones(3)
+    first, seconds = _timing.compiled(lambda x: x + 1, x)
+    np.testing.assert_array_equal(first(x), [2, 2, 2])
+    assert seconds > 0
+
+
+def test_tables_are_of_the_last_run_and_go_between_the_readmes_markers(
+    tmp_path, capsys
+):
+    root = tmp_path / "results"
+    line = {"question": "selection", "case": "n=1", "jax": "0", "maskjax": "0"}
+    line |= {"device": "cpu", "cores": 2, "commit": "abc", "repeats": 5}
+    line |= {"compile_s": 1.0, "iqr_s": 1e-5, "bytes": None}
+    for run, seconds in (("monday", 9.0), ("tuesday", 0.02)):
+        _results.append(
+            root / "cpu-2" / "selection.jsonl",
+            [
+                line | {"run": run, "contestant": c, "role": r, "median_s": s}
+                for c, r, s in (("us", "ours", seconds), ("least", "limit", 0.005))
+            ],
+        )
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{_results.BEGIN}\nold\n{_results.END}\nafter\n")
+    for _ in range(2):
+        assert speed.main(["--table", "--out", str(root)]) == 0
+    row = "| us (ours) | 20 ms | 10 us | 1.00 | 4.00 | 1 s | 5 |  |"
+    assert row in capsys.readouterr().out
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert text.count(row) == 1
+    assert "old" not in text
+    assert "9 s" not in text

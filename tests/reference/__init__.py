@@ -1,0 +1,1 @@
+"""Plain NumPy transcriptions, written apart from the library, to hold it against."""

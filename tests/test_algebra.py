@@ -1,0 +1,120 @@
+"""Masks as sets; De Morgan's laws are in `test_laws.py`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskjax import algebra, packing, stacking
+
+A = np.array([[True, True, False, False], [True, False, True, False]])
+B = np.array([[True, False, True, False], [True, True, False, False]])
+FORMS = ["boolean", "packed", "mixed"]
+
+
+def masks(form, *arrays):
+    """Each array as a mask with a leaf that is None."""
+    trees = [{"w": jnp.asarray(x), "b": None} for x in arrays]
+    pack = {"boolean": 0, "packed": len(arrays), "mixed": 1}[form]
+    return [packing.pack(t) if i < pack else t for i, t in enumerate(trees)]
+
+
+OPERATIONS = {
+    "union": (algebra.union, np.logical_or),
+    "intersection": (algebra.intersection, np.logical_and),
+    "difference": (algebra.difference, lambda a, b: a & ~b),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("operation", "expected"), OPERATIONS.values(), ids=OPERATIONS)
+def test_set_operations(operation, expected, form, every_transform):
+    out = every_transform(operation)(*masks(form, A, B))
+    assert out["b"] is None
+    assert isinstance(out["w"], packing.PackedMask) == (form == "packed")
+    np.testing.assert_array_equal(packing.unpack(out)["w"], expected(A, B))
+
+
+def test_union_and_intersection_take_any_number_of_masks():
+    c = ~A & ~B
+    for n in (1, 2, 3):
+        some = [A, B, c][:n]
+        out = algebra.union(*masks("boolean", *some))["w"]
+        np.testing.assert_array_equal(out, np.any(some, axis=0))
+        out = algebra.intersection(*masks("boolean", *some))["w"]
+        np.testing.assert_array_equal(out, np.all(some, axis=0))
+
+
+@pytest.mark.parametrize("form", ["boolean", "packed"])
+def test_complement_flips_entries_and_nothing_else(form, every_transform):
+    (mask,) = masks(form, A)
+    out = every_transform(algebra.complement)(mask)
+    assert out["b"] is None
+    np.testing.assert_array_equal(packing.unpack(out)["w"], ~A)
+    assert algebra.count(out) == 4  # the bits that pad a word stay 0
+
+
+@pytest.mark.parametrize("form", ["boolean", "packed"])
+def test_count_and_density(form, every_transform):
+    (mask,) = masks(form, A)
+    count, density = every_transform(lambda m: (algebra.count(m), algebra.density(m)))(
+        mask
+    )
+    assert count.dtype == jnp.int32
+    assert density.dtype == jnp.float32
+    assert (count, density) == (4, 0.5)
+
+
+@pytest.mark.parametrize("form", ["boolean", "packed"])
+def test_count_with_parameters_counts_shared_decisions_for_all_they_decide(form):
+    (mask,) = masks(form, np.array([[True, False, True, True]]))
+    params = {"w": jnp.ones((5, 4)), "b": jnp.ones(4)}
+    assert algebra.count(mask) == 3
+    assert algebra.count(mask, params) == 15
+    assert algebra.density(mask, params) == 0.75
+
+
+def test_density_weighs_leaves_by_their_entries():
+    mask = {"a": jnp.ones((2, 3), bool), "b": jnp.zeros((1, 2), bool)}
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones((9, 2))}
+    np.testing.assert_allclose(algebra.density(mask), 6 / 8)
+    np.testing.assert_allclose(algebra.density(mask, params), 6 / 24)
+
+
+@pytest.mark.parametrize("mask", [{"w": None}, {"w": jnp.ones((0, 3), bool)}])
+def test_the_density_of_nothing_is_nan(mask):
+    assert np.isnan(algebra.density(mask))
+    assert algebra.count(mask) == 0
+
+
+def test_count_is_of_64_bits_where_those_are_enabled(x64):
+    assert algebra.count({"w": jnp.asarray(A)}).dtype == jnp.int64
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_overlap_is_the_jaccard_index(form, every_transform):
+    overlap = every_transform(algebra.overlap)
+    for x, y, expected in [
+        (A, B, 2 / 6),
+        (A, A, 1.0),
+        (A, ~A, 0.0),
+        (A & False, B & False, 1.0),
+        (A & False, B, 0.0),
+    ]:
+        value = overlap(*masks(form, x, y))
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        np.testing.assert_allclose(overlap(*masks(form, y, x)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure", [algebra.count, algebra.density])
+def test_a_packed_stack_measures_like_the_stack(measure):
+    stack = stacking.stack(masks("boolean", A, B, ~A, A | B))
+    packed = jax.vmap(packing.pack)(stack)
+    np.testing.assert_allclose(measure(packed), measure(stack))
+
+
+def test_vmap_over_a_packed_stack_measures_each_member():
+    stack = stacking.stack(masks("packed", A, A | B, A & B))
+    np.testing.assert_array_equal(jax.vmap(algebra.count)(stack), [4, 6, 2])
+    np.testing.assert_allclose(jax.vmap(algebra.density)(stack), [0.5, 0.75, 0.25])

@@ -1,0 +1,92 @@
+"""Weights that stay random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskjax import initializer, masking, select, where
+from tests import trees
+
+KEY = jax.random.key(7)
+INITIALIZERS = [initializer.signed_constant, initializer.scaled_normal]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("shape", [(50, 40), (3, 3, 4, 30)])
+def test_signed_constant_has_two_values_of_the_wanted_variance(shape, density, dtype):
+    w = initializer.signed_constant(density)(KEY, shape, jnp.dtype(dtype))
+    assert w.dtype == dtype
+    assert w.shape == shape
+    fan_in = np.prod(shape[:-1])
+    size = np.sqrt(2 / (density * fan_in))
+    values = np.unique(trees.to_numpy(w))
+    rtol = 1e-6 if dtype == "float32" else 2**-8
+    np.testing.assert_allclose(values, [-size, size], rtol=rtol)
+    balance = np.mean(trees.to_numpy(w) > 0)
+    assert abs(balance - 0.5) < 5 * 0.5 / np.sqrt(w.size)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.25])
+@pytest.mark.parametrize("shape", [(50, 400), (3, 3, 4, 500)])
+def test_scaled_normal_has_the_wanted_mean_and_variance(shape, density):
+    w = np.asarray(initializer.scaled_normal(density)(KEY, shape))
+    variance = 2 / (density * np.prod(shape[:-1]))
+    assert abs(w.mean()) < 5 * np.sqrt(variance / w.size)
+    np.testing.assert_allclose(w.var(), variance, rtol=5 * np.sqrt(2 / w.size))
+    assert len(np.unique(w)) > w.size / 2
+
+
+@pytest.mark.parametrize("init", INITIALIZERS)
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_a_random_mask_of_that_density_keeps_the_size_of_activations(init, density):
+    w = {"w": init(density)(KEY, (400, 600))}
+    mask = select.random(w, density=density, key=jax.random.key(1))
+    x = jax.random.normal(jax.random.key(2), (50, 400))
+    out = x @ masking.apply(w, mask)["w"]
+    # E|x W|^2 = 2 |x|^2 * out / in, what a ReLU halves again.
+    ratio = jnp.sum(out**2) / jnp.sum(x**2) * 400 / 600
+    np.testing.assert_allclose(ratio, 2, rtol=0.05)
+
+
+@pytest.mark.parametrize("init", INITIALIZERS)
+def test_initializers_go_where_flax_takes_them(init):
+    import flax.linen as nn
+
+    dense = nn.Dense(3, kernel_init=init(0.5))
+    params = jax.jit(dense.init)(KEY, jnp.ones((1, 4)))["params"]
+    assert params["kernel"].shape == (4, 3)
+    assert params["kernel"].std() > 0
+
+
+@pytest.mark.parametrize("name", trees.NAMES)
+def test_redraw_changes_only_what_is_chosen(name):
+    params = trees.make(name, "bfloat16")
+    nonempty = where.kernels & (lambda path, leaf: leaf.size > 0)
+    out = initializer.redraw(
+        params, initializer.signed_constant(), where=nonempty, key=KEY
+    )
+    assert jax.tree.structure(out) == jax.tree.structure(params)
+    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(out), strict=True):
+        assert new.dtype == old.dtype
+        assert new.shape == old.shape
+        drawn = where.kernels("", old) and old.size > 0
+        assert (new is old) != drawn
+        if drawn:
+            assert len(np.unique(np.abs(trees.to_numpy(new)))) == 1
+
+
+def test_redraw_passes_over_leaves_without_entries():
+    params = {"w": jnp.ones((2, 2)), "none": jnp.ones((0, 3)), "no": jnp.ones((3, 0))}
+    for init in INITIALIZERS:
+        out = initializer.redraw(params, init(), key=KEY)
+        assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, params)
+
+
+def test_redraw_gives_leaves_of_one_shape_different_signs():
+    params = {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8))}
+    out = initializer.redraw(params, initializer.signed_constant(), key=KEY)
+    assert (out["a"] != out["b"]).any()
+    again = initializer.redraw(params, initializer.signed_constant(), key=KEY)
+    trees.assert_same(out, again)

@@ -1,0 +1,125 @@
+"""Selection over devices: the same mask, and nothing but counts is communicated.
+
+It runs in a process of its own, which pretends to have eight devices.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+DEVICES = 8
+
+_PROGRAM = '''
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maskjax import select, structure
+
+mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+rng = np.random.default_rng(0)
+SHAPES = {"tall": (64, 40), "wide": (32, 256), "conv": (8, 3, 4, 16), "flat": (2**15,)}
+STRUCTURES = {
+    "entries": structure.Entries(),
+    "n_of_m": structure.NofM(2, 4),
+    "block": structure.Block((2, 2)),
+    "units": structure.Units(),
+}
+
+
+def spec(axis, rank):
+    names = [None] * rank
+    names[0 if axis == "first" else -1] = "x"
+    return NamedSharding(mesh, PartitionSpec(*names))
+
+
+def operations(text):
+    """Every collective of a compiled program, with the shapes of its results."""
+    found = []
+    pattern = r"= (.*?) (all-\\w+|collective-\\w+|reduce-scatter)(?:-start)?\\("
+    for line in text.splitlines():
+        match = re.search(pattern, line)
+        if match:
+            shapes = re.findall(r"\\w+\\[([\\d,]*)\\]", match[1])
+            sizes = [int(np.prod([int(d) for d in s.split(",") if d])) for s in shapes]
+            found.append([match[2], max(sizes), match[1]])
+    return found
+
+
+def run(axis, scope, kind, guessed):
+    names = SHAPES if kind == "entries" else ["tall", "wide", "conv"]
+    scores = {n: jnp.asarray(rng.normal(size=SHAPES[n]), "float32") for n in names}
+    shardings = {n: spec(axis, s.ndim) for n, s in scores.items()}
+    near = {n: jnp.float32(0.1) for n in names} if guessed else None
+
+    def choose(scores, density):
+        return select.top_k(
+            scores, density=density, scope=scope, structure=STRUCTURES[kind], near=near
+        )
+
+    density = jnp.float32(0.3)
+    spread = jax.device_put(scores, shardings)
+    program = jax.jit(choose).lower(spread, density).compile()
+    mask = program(spread, density)
+    whole = jax.jit(choose)(scores, density)
+    return {
+        "equal": all(bool((mask[n] == whole[n]).all()) for n in names),
+        "spread": all(not m.is_fully_replicated for m in mask.values()),
+        "operations": operations(program.as_text()),
+    }
+
+
+cases = json.loads(sys.argv[1])
+print(json.dumps({" ".join(map(str, c)): run(*c) for c in cases}))
+'''
+
+CASES = [
+    (axis, scope, kind, guessed)
+    for axis in ("first", "last")
+    for scope in ("leaf", "global")
+    for kind, guessed in [("entries", False), ("entries", True), ("n_of_m", False)]
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    flag = f"--xla_force_host_platform_device_count={DEVICES}"
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, json.dumps(CASES)],
+        env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+over_cases = pytest.mark.parametrize(
+    "case", [" ".join(map(str, case)) for case in CASES]
+)
+
+
+@over_cases
+def test_a_sharded_mask_is_the_unsharded_one(case, results):
+    assert results[case]["equal"]
+    assert results[case]["spread"]
+
+
+@over_cases
+def test_nothing_is_gathered_or_moved_between_devices(case, results):
+    kinds = {kind for kind, _, _ in results[case]["operations"]}
+    assert kinds == {"all-reduce"}
+
+
+@over_cases
+def test_only_scalars_are_summed_over_devices(case, results):
+    assert [op for op in results[case]["operations"] if op[1] > 1] == []

@@ -1,0 +1,166 @@
+"""Many masks as one tree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskjax import masking, packing, stacking
+from tests import trees
+from tests.reference import mixing
+
+K = 5
+
+
+def members(*, packed=False, k=K):
+    """K different masks of a small network, a shared axis and a None among leaves."""
+    rng = np.random.default_rng(0)
+    masks = [
+        {
+            "hidden": jnp.asarray(rng.random((3, 7)) < 0.5),
+            "out": jnp.asarray(rng.random((1, 2)) < 0.7),
+            "bias": None,
+        }
+        for _ in range(k)
+    ]
+    return [packing.pack(m) for m in masks] if packed else masks
+
+
+def network(params, x):
+    return jax.nn.relu(x @ params["hidden"]) @ params["out"] + params["bias"][None]
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(1)
+    shapes = {"hidden": (3, 7), "out": (7, 2), "bias": (2,)}
+    return {k: jnp.asarray(rng.normal(size=s), "float32") for k, s in shapes.items()}
+
+
+over_forms = pytest.mark.parametrize("packed", [False, True], ids=["bool", "packed"])
+
+
+@over_forms
+def test_unstack_undoes_stack(packed):
+    masks = members(packed=packed)
+    stack = stacking.stack(masks)
+    assert stacking.size(stack) == K
+    assert stack["bias"] is None
+    back = stacking.unstack(stack)
+    assert len(back) == K
+    for a, b in zip(masks, back, strict=True):
+        trees.assert_same(a, b)
+
+
+def test_a_stack_of_packed_masks_is_the_packed_stack():
+    stack = stacking.stack(members(packed=True))
+    trees.assert_same(stack, jax.vmap(packing.pack)(stacking.stack(members())))
+
+
+@over_forms
+def test_take_finds_a_member_by_any_kind_of_index(packed, transform):
+    masks = members(packed=packed)
+    stack = stacking.stack(masks)
+    for i in (0, 3, K - 1, -1, -K):
+        trees.assert_same(stacking.take(stack, i), masks[i])
+        taken = transform(stacking.take)(stack, jnp.int32(i))
+        trees.assert_same(taken, masks[i])
+    assert stacking.take(stack, 0)["bias"] is None
+
+
+def test_a_traced_index_out_of_range_is_clipped(transform):
+    masks = members()
+    stack = stacking.stack(masks)
+    trees.assert_same(transform(stacking.take)(stack, jnp.int32(K + 3)), masks[-1])
+    trees.assert_same(transform(stacking.take)(stack, jnp.int32(-K - 3)), masks[0])
+
+
+@over_forms
+def test_take_of_several_is_a_stack(packed):
+    masks = members(packed=packed)
+    some = stacking.take(stacking.stack(masks), jnp.array([3, 0, -1]))
+    assert stacking.size(some) == 3
+    trees.assert_same(some, stacking.stack([masks[3], masks[0], masks[-1]]))
+
+
+@over_forms
+@pytest.mark.parametrize("batch_size", [None, 1, 2, K, K + 3])
+def test_predict_is_a_loop_over_members(batch_size, packed, transform, params):
+    masks = members(packed=packed)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), "float32")
+    predict = transform(
+        lambda p, s, x: stacking.predict(network, p, s, x, batch_size=batch_size)
+    )
+    out = predict(params, stacking.stack(masks), x)
+    assert out.shape == (K, 4, 2)
+    for i, mask in enumerate(masks):
+        expected = network(masking.apply(params, mask), x)
+        np.testing.assert_allclose(out[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_predict_takes_soft_masks_and_returns_any_tree(params):
+    soft = jax.tree.map(lambda m: m.astype("float32") * 0.5, stacking.stack(members()))
+
+    def apply(params, x, *, scale=2.0):
+        return {"out": network(params, x) * scale, "sum": params["hidden"].sum()}
+
+    x = jnp.ones((1, 3))
+    out = stacking.predict(apply, params, soft, x)
+    for i in range(K):
+        mask = stacking.take(soft, i)
+        expected = apply(masking.apply(params, mask), x)
+        np.testing.assert_allclose(out["out"][i], expected["out"], rtol=1e-5)
+        np.testing.assert_allclose(out["sum"][i], expected["sum"], rtol=1e-5)
+
+
+@over_forms
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 40])
+def test_mix_is_the_weighted_sum(k, packed, transform):
+    masks = members(k=k)
+    stack = stacking.stack(masks)
+    weights = jnp.asarray(np.random.default_rng(k).normal(size=k), "float32")
+    given = jax.vmap(packing.pack)(stack) if packed else stack
+    out = transform(stacking.mix)(given, weights)
+    assert out["bias"] is None
+    for name in ("hidden", "out"):
+        assert out[name].dtype == jnp.float32
+        expected = mixing.mix(np.asarray(stack[name]), np.asarray(weights))
+        np.testing.assert_allclose(out[name], expected, rtol=1e-5, atol=1e-5)
+
+
+@over_forms
+def test_mix_keeps_the_dtype_of_the_weights(packed):
+    stack = stacking.stack(members(packed=packed))
+    weights = jnp.array([1, 2, 4, 8, 16], jnp.bfloat16)  # sums below 32 are exact
+    out = stacking.mix(stack, weights)["hidden"]
+    assert out.dtype == jnp.bfloat16
+    plain = np.asarray(stacking.stack(members())["hidden"])
+    expected = mixing.mix(plain, np.array([1, 2, 4, 8, 16]))
+    np.testing.assert_array_equal(trees.to_numpy(out), expected)
+
+
+@over_forms
+def test_mix_at_a_corner_is_a_member(packed):
+    masks = members()
+    stack = stacking.stack(members(packed=packed))
+    for i in range(K):
+        out = stacking.mix(stack, jax.nn.one_hot(i, K))
+        np.testing.assert_array_equal(out["hidden"], masks[i]["hidden"].astype("f4"))
+
+
+def test_the_gradient_by_a_mixing_weight_is_a_dot_with_the_mask(params):
+    stack = stacking.stack(members())
+    packed = jax.vmap(packing.pack)(stack)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), "float32")
+    weights = jnp.full(K, 1 / K)
+
+    def loss(weights):
+        mixed = masking.apply(params, stacking.mix(stack, weights))
+        return jnp.sum(network(mixed, x) ** 2)
+
+    def by_params(soft):
+        return jnp.sum(network(masking.apply(params, soft), x) ** 2)
+
+    expected = jax.grad(loss)(weights)
+    gradient = jax.grad(by_params)(stacking.mix(packed, weights))
+    np.testing.assert_allclose(packing.dot(packed, gradient), expected, rtol=1e-4)

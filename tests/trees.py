@@ -1,0 +1,122 @@
+"""A registry of parameter trees: every kind of container, with the same few shapes.
+
+Values are random, signed and pairwise different in float32, so that a ranking by
+magnitude has no ties there; in bfloat16 some of them may be equal.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class Layer(NamedTuple):
+    """A dense layer's parameters."""
+
+    kernel: Any
+    bias: Any
+
+
+class _LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(5)(nn.relu(nn.Dense(8)(x)))
+
+
+class _NnxNet(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.hidden = nnx.Linear(6, 8, rngs=rngs)
+        self.out = nnx.Linear(8, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(nnx.relu(self.hidden(x)))
+
+
+def _nested_dict() -> Any:
+    return {
+        "encoder": {"dense": {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(8)}},
+        "conv": {"kernel": jnp.ones((3, 3, 2, 4))},
+        "out": {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)},
+    }
+
+
+def _tuple() -> Any:
+    return (jnp.ones((6, 8)), [jnp.ones(8), jnp.ones((8, 5))])
+
+
+def _namedtuple() -> Any:
+    return Layer(Layer(jnp.ones((6, 8)), jnp.ones(8)), Layer(jnp.ones((8, 5)), None))
+
+
+def _linen() -> Any:
+    return _LinenNet().init(jax.random.key(0), jnp.ones((1, 6)))["params"]
+
+
+def _nnx() -> Any:
+    return nnx.split(_NnxNet(nnx.Rngs(0)))[1]
+
+
+def _equinox() -> Any:
+    model = eqx.nn.MLP(6, 5, 8, 1, key=jax.random.key(0))
+    return eqx.filter(model, eqx.is_array)
+
+
+def _odd_leaves() -> Any:
+    return {
+        "scalar": jnp.ones(()),
+        "empty": {"kernel": jnp.ones((0, 3)), "flat": jnp.ones((0,))},
+        "steps": jnp.zeros((2, 3), jnp.int32),
+        "kernel": jnp.ones((4, 6)),
+    }
+
+
+_TREES: dict[str, Callable[[], Any]] = {
+    "nested_dict": _nested_dict,
+    "tuple": _tuple,
+    "namedtuple": _namedtuple,
+    "linen": _linen,
+    "nnx": _nnx,
+    "equinox": _equinox,
+    "odd_leaves": _odd_leaves,
+}
+
+NAMES = tuple(_TREES)
+DTYPES = ("float32", "bfloat16")
+
+
+def make(name: str, dtype: str = "float32", *, seed: int = 0) -> Any:
+    """The tree of that name; its floating leaves of that dtype, random."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: Any) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.asarray(rng.standard_normal(leaf.shape), dtype)
+
+    return jax.tree.map(draw, _TREES[name]())
+
+
+def pairs(params: Any, other: Any) -> list[tuple[np.ndarray, Any]]:
+    """Leaves of `params` as NumPy arrays, with the other tree's, which may be None."""
+    leaves, treedef = jax.tree.flatten(params)
+    others = treedef.flatten_up_to(other)
+    return [(to_numpy(a), b) for a, b in zip(leaves, others, strict=True)]
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """A NumPy array, of float32 where NumPy has no such type."""
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Two trees of one structure, the same to the bit, dtypes and shapes included."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert jnp.asarray(x).dtype == jnp.asarray(y).dtype
+        np.testing.assert_array_equal(to_numpy(x), to_numpy(y))
