@@ -136,9 +136,6 @@ def _rows(x: Array) -> Array:
     """The same entries as a vector, or as rows worth a loop each."""
     if x.size < _LONG:
         return x.reshape(-1)
-    if x.ndim > 1 and x.shape[-1] in _ROW_LENGTHS:
-        return x.reshape(-1, x.shape[-1])
-    lengths = [d for d in _ROW_LENGTHS if x.size % d == 0]
-    # Whole vectors of lanes where possible, else the longest rows.
-    length = max(lengths, key=lambda d: (math.gcd(d, 64), d), default=x.shape[-1])
-    return x.reshape(-1, length)
+    # Whole vectors of lanes where possible, and the longest such rows.
+    length = max(_ROW_LENGTHS, key=lambda d: (x.size % d == 0, math.gcd(d, 64), d))
+    return x.reshape(-1, length if x.size % length == 0 else x.size)
