@@ -287,7 +287,10 @@ def members(stack: _tree.Mask, *, fn: str) -> int:
             (f"{path}: {length}" for path, length in lengths.items()),
             f"`{fn}` needs every leaf of `stack` with the same number of members",
         )
-    return next(iter(lengths.values()))
+    size = next(iter(lengths.values()))
+    if not size:
+        raise ValueError(f"`{fn}` needs `stack` with at least one member, got none.")
+    return size
 
 
 def weights(weights: Any, stack: _tree.Mask, *, fn: str) -> None:

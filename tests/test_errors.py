@@ -684,3 +684,10 @@ def test_options_are_named(call):
 def test_numbers_of_every_kind_are_densities(density):
     mask = select.top_k({"w": jnp.arange(8.0)}, density=density)
     assert int(mask["w"].sum()) == int(8 * density)
+
+
+@pytest.mark.parametrize(("fn", "call"), TAKERS.items(), ids=TAKERS)
+def test_a_stack_has_members(fn, call):
+    empty = {name: jnp.ones((0, 4, 6), bool) for name in STACK}
+    with raises(ValueError, rf"`{fn}` needs `stack` with at least one member"):
+        call(empty)

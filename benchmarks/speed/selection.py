@@ -29,13 +29,12 @@ SIZES = {
 # Scores, densities, scope; and whether to include what takes seconds, to sort.
 FULL = [
     ("0.27M", "normal", (0.1, 0.5, 0.9), "global", True),
-    ("0.27M", "normal", (0.1, 0.5, 0.9), "leaf", True),
+    ("0.27M", "normal", (0.5,), "leaf", True),
     ("2M", "normal", (0.1, 0.5, 0.9), "global", True),
-    ("2M", "normal", (0.5,), "leaf", True),
     ("2M", "rounded", (0.5,), "global", True),
-    ("20M", "normal", (0.1, 0.5), "global", True),
-    ("20M", "normal", (0.9,), "global", False),
-    ("20M", "normal", (0.1, 0.5), "leaf", False),
+    ("20M", "normal", (0.1,), "global", True),
+    ("20M", "normal", (0.5, 0.9), "global", False),
+    ("20M", "normal", (0.1,), "leaf", False),
     ("20M", "rounded", (0.5,), "global", False),
 ]
 QUICK = [
