@@ -154,7 +154,7 @@ def _record(
 def _record_lines(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> None:
     """A line for each demonstration, beside those of `benchmarks.speed`."""
     record = json.loads(json.dumps(_record(context, found), default=_plain))
-    shared = {key: record[key] for key in ("data", "settings")}
+    shared = {"data": record["data"], **record["settings"]}
     root = pathlib.Path(__file__).parent / "results" / _results.device_slug()
     _results.append(
         root / "demonstrations.jsonl",

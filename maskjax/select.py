@@ -1,10 +1,8 @@
 """Selection: scores in, mask out. True keeps.
 
-    >>> scores = {"a": jnp.array([[3.0, 1.0]]), "b": jnp.array([[2.0, 5.0]])}
-    >>> select.top_k(scores, density=0.5, scope="global")
-    {'a': Array([[ True, False]], dtype=bool), 'b': Array([[False,  True]], dtype=bool)}
-
-Counts are exact, under ties too, and nothing is sorted: see `top_k`.
+>>> scores = {"a": jnp.array([[3.0, 1.0]]), "b": jnp.array([[2.0, 5.0]])}
+>>> select.top_k(scores, density=0.5, scope="global")
+{'a': Array([[ True, False]], dtype=bool), 'b': Array([[False,  True]], dtype=bool)}
 """
 
 from collections.abc import Callable

@@ -77,8 +77,31 @@ def run(axis, scope, kind, guessed):
     }
 
 
+def explicit():
+    """Shardings that are part of types, on two axes, in and out of a context."""
+    pairs = jax.make_mesh((4, 2), ("x", "y"), (jax.sharding.AxisType.Explicit,) * 2)
+    scores = jnp.asarray(rng.normal(size=(64, 32)), "float32")
+    spread = jax.device_put(scores, NamedSharding(pairs, PartitionSpec("x", "y")))
+    choose = lambda x: select.top_k(x, density=0.3)
+    outside = choose(spread), jax.jit(choose)(spread)
+    with jax.set_mesh(pairs):
+        inside = jax.jit(choose)(spread)
+    return all(bool((m == choose(scores)).all()) for m in (*outside, inside))
+
+
+def in_shard_map():
+    """Each shard is ranked on its own."""
+    scores = jnp.asarray(rng.normal(size=(64, 32)), "float32")
+    rows = PartitionSpec("x")
+    choose = lambda x: select.top_k(x, density=0.3)
+    mapped = jax.shard_map(choose, mesh=mesh, in_specs=rows, out_specs=rows)
+    shards = [choose(shard) for shard in jnp.split(scores, 8)]
+    return bool((jax.jit(mapped)(scores) == jnp.concatenate(shards)).all())
+
+
 cases = json.loads(sys.argv[1])
-print(json.dumps({" ".join(map(str, c)): run(*c) for c in cases}))
+results = {" ".join(map(str, c)): run(*c) for c in cases}
+print(json.dumps({**results, "explicit": explicit(), "shard_map": in_shard_map()}))
 '''
 
 CASES = [
@@ -123,3 +146,8 @@ def test_nothing_is_gathered_or_moved_between_devices(case, results):
 @over_cases
 def test_only_scalars_are_summed_over_devices(case, results):
     assert [op for op in results[case]["operations"] if op[1] > 1] == []
+
+
+@pytest.mark.parametrize("mode", ["explicit", "shard_map"])
+def test_other_ways_of_sharding_choose_the_same(mode, results):
+    assert results[mode]

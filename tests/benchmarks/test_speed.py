@@ -40,7 +40,7 @@ def test_list_names_every_question_with_its_first_line(capsys):
 
 
 def test_an_unknown_question_is_refused(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         speed.main(["--only", "weather"])
     assert "invalid choice: 'weather'" in capsys.readouterr().err
 
@@ -91,7 +91,7 @@ def test_nothing_is_timed_when_results_disagree(wrong, monkeypatch, tmp_path):
 
     monkeypatch.setattr(selection, wrong, flipped)
     monkeypatch.setattr(selection, "QUICK", selection.QUICK[:1])
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="not equal"):
         speed.main(["--quick", "--only", "selection", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
