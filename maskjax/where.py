@@ -27,119 +27,59 @@ __all__ = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
 class _Where:
-    """The operators that predicates share."""
+    """A predicate that is equal to another when both read the same."""
 
-    def __and__(self, other: Predicate) -> "_And":
-        return _And(self, other)  # pyright: ignore[reportArgumentType] subclasses call
-
-    def __or__(self, other: Predicate) -> "_Or":
-        return _Or(self, other)  # pyright: ignore[reportArgumentType] subclasses call
-
-    def __rand__(self, other: Predicate) -> "_And":
-        return _And(other, self)  # pyright: ignore[reportArgumentType] subclasses call
-
-    def __ror__(self, other: Predicate) -> "_Or":
-        return _Or(other, self)  # pyright: ignore[reportArgumentType] subclasses call
-
-    def __invert__(self) -> "_Not":
-        return _Not(self)  # pyright: ignore[reportArgumentType] subclasses call
-
-
-@dataclasses.dataclass(frozen=True)
-class _And(_Where):
-    left: Predicate
-    right: Predicate
+    name: str
+    test: Predicate = dataclasses.field(compare=False)
 
     def __call__(self, path: str, leaf: Any) -> bool:
-        return self.left(path, leaf) and self.right(path, leaf)
+        return self.test(path, leaf)
+
+    def __and__(self, other: Predicate) -> "_Where":
+        return _both(self, other)
+
+    def __rand__(self, other: Predicate) -> "_Where":
+        return _both(other, self)
+
+    def __or__(self, other: Predicate) -> "_Where":
+        return _either(self, other)
+
+    def __ror__(self, other: Predicate) -> "_Where":
+        return _either(other, self)
+
+    def __invert__(self) -> "_Where":
+        return _Where(f"~{self!r}", lambda path, leaf: not self(path, leaf))
 
     def __repr__(self) -> str:
-        return f"({self.left!r} & {self.right!r})"
+        return self.name
 
 
-@dataclasses.dataclass(frozen=True)
-class _Or(_Where):
-    left: Predicate
-    right: Predicate
-
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return self.left(path, leaf) or self.right(path, leaf)
-
-    def __repr__(self) -> str:
-        return f"({self.left!r} | {self.right!r})"
+def _both(a: Predicate, b: Predicate) -> _Where:
+    return _Where(
+        f"({a!r} & {b!r})", lambda path, leaf: a(path, leaf) and b(path, leaf)
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Not(_Where):
-    inner: Predicate
-
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return not self.inner(path, leaf)
-
-    def __repr__(self) -> str:
-        return f"~{self.inner!r}"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Everything(_Where):
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return "where.everything"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Floating(_Where):
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return _checks.is_floating(leaf)
-
-    def __repr__(self) -> str:
-        return "where.floating"
-
-
-@dataclasses.dataclass(frozen=True)
-class _NdimAtLeast(_Where):
-    n: int
-
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return _checks.shaped(leaf) and len(leaf.shape) >= self.n
-
-    def __repr__(self) -> str:
-        return f"where.ndim_at_least({self.n})"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kernels(_Where):
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return _checks.is_floating(leaf) and len(leaf.shape) >= 2
-
-    def __repr__(self) -> str:
-        return "where.kernels"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Matching(_Where):
-    regex: str
-
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return re.search(self.regex, path) is not None
-
-    def __repr__(self) -> str:
-        return f"where.matching({self.regex!r})"
+def _either(a: Predicate, b: Predicate) -> _Where:
+    return _Where(f"({a!r} | {b!r})", lambda path, leaf: a(path, leaf) or b(path, leaf))
 
 
 #: Floating leaves of rank 2 or more: dense and convolution kernels, embeddings. What
 #: every library of the field prunes by default.
-kernels: Predicate = _Kernels()
+kernels: Predicate = _Where(
+    "where.kernels", lambda _, leaf: _checks.is_floating(leaf) and len(leaf.shape) >= 2
+)
 
 #: Every leaf. An integer leaf among them is an error where a mask is made, since it
 #: can't be scored: `where.floating` passes over those.
-everything: Predicate = _Everything()
+everything: Predicate = _Where("where.everything", lambda _, leaf: True)
 
 #: Every floating leaf, of any rank.
-floating: Predicate = _Floating()
+floating: Predicate = _Where(
+    "where.floating", lambda _, leaf: _checks.is_floating(leaf)
+)
 
 
 def matching(regex: str) -> Predicate:
@@ -166,7 +106,10 @@ def matching(regex: str) -> Predicate:
             f"`maskjax.where.matching` needs a regular expression, got {regex!r} "
             f"({error})."
         ) from error
-    return _Matching(regex)
+    return _Where(
+        f"where.matching({regex!r})",
+        lambda path, _: re.search(regex, path) is not None,
+    )
 
 
 def ndim_at_least(n: int) -> Predicate:
@@ -182,4 +125,7 @@ def ndim_at_least(n: int) -> Predicate:
         >>> where.ndim_at_least(1)("bias", jnp.ones(3))
         True
     """
-    return _NdimAtLeast(n)
+    return _Where(
+        f"where.ndim_at_least({n})",
+        lambda _, leaf: _checks.shaped(leaf) and len(leaf.shape) >= n,
+    )
