@@ -21,9 +21,16 @@ def raise_all(
     complaints: Iterable[str | None], needs: str, kind: type[Exception] = ValueError
 ) -> None:
     """Raise one error that lists every complaint, unless there is none."""
-    lines = [f"  {line}" for line in complaints if line]
+    lines = [line for line in complaints if line]
     if lines:
-        raise kind(needs + ", got:\n" + "\n".join(lines))
+        raise listing(lines, needs, kind)
+
+
+def listing(
+    lines: Iterable[str], needs: str, kind: type[Exception] = ValueError
+) -> Exception:
+    """The error that says what was needed and lists what came."""
+    return kind(needs + ", got:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def chosen(params: _tree.Params, where: _tree.Predicate, *, fn: str) -> list[bool]:
@@ -87,10 +94,9 @@ def matched(
             *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
             *(f"only in `{names[1]}`: {path}" for path in sorted(theirs - mine)),
         ]
-        listed = "\n".join(f"  {line}" for line in complaints or [str(error)])
-        raise ValueError(
-            f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same structure, got:\n"
-            + listed
+        raise listing(
+            complaints or [str(error)],
+            f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same structure",
         ) from error
     return [
         (_tree.path_string(path), leaf, extra)

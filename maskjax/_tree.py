@@ -42,11 +42,6 @@ def mask_leaves(mask: Mask) -> tuple[list[tuple[Path, Any]], Any]:
     return [(path_string(path), leaf) for path, leaf in leaves], treedef
 
 
-def map_params(function: Callable, params: Params, *rest: Any) -> Any:
-    """Map over the leaves of `params`; leaves of `rest` there may be `None`."""
-    return jax.tree.map(function, params, *rest)
-
-
 def map_mask(function: Callable, mask: Mask, *rest: Any) -> Any:
     """Map over a mask's leaves that are not `None`; the others stay `None`."""
     return jax.tree.map(
