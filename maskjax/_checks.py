@@ -191,6 +191,18 @@ def unit_interval(value: Any, *, fn: str, name: str) -> None:
         raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {value}.")
 
 
+def at_least(value: Any, least: int, *, fn: str, name: str) -> None:
+    """A whole number that is not too small, or an array that is not looked at."""
+    if isinstance(value, jax.Array):
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"`{fn}` needs `{name}` as a whole number, got {kind_of(value)}."
+        )
+    if value < least:
+        raise ValueError(f"`{fn}` needs `{name}` of at least {least}, got {value}.")
+
+
 def typed_key(key: Any, *, fn: str) -> None:
     """One key made by `jax.random.key`."""
     if not (

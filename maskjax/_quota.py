@@ -6,9 +6,11 @@ formed, so the product is taken in whole numbers.
 
 import fractions
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskjax import _checks
 from maskjax._tree import Array, Density
@@ -17,7 +19,67 @@ from maskjax._tree import Array, Density
 _SMALL = 2**15
 
 
-def quota(density: Density, n: int | Array) -> Array | int:
+class Ratio(NamedTuple):
+    """A density that a small fraction of whole numbers says exactly."""
+
+    numerator: Any
+    denominator: Any
+
+
+class Keep(NamedTuple):
+    """To keep round_half_up(share * n) of n: an operand of a compiled search."""
+
+    share: Any
+
+    def of(self, n: int | Array) -> Array | int:
+        """The number to keep of n."""
+        return quota(self.share, n)
+
+
+class Leave(NamedTuple):
+    """To remove round_half_up(share * n) of n, and keep the others."""
+
+    share: Any
+
+    def of(self, n: int | Array) -> Array | int:
+        """The number to keep of n."""
+        return n - quota(self.share, n)
+
+
+class Count(NamedTuple):
+    """To keep so many, or all there are."""
+
+    number: Any
+
+    def of(self, n: int | Array) -> Array | int:
+        """The number to keep of n."""
+        return jnp.minimum(self.number, n)
+
+
+Quota = Keep | Leave | Count
+
+
+def operand(rule: Keep | Leave, n: int | None) -> Quota:
+    """The rule with arrays for numbers, so that no new number compiles a new search.
+
+    Args:
+        rule: With a share as its user gave it.
+        n: How many entries there are, or None if that depends on data.
+    """
+    share = rule.share
+    if isinstance(share, jax.Array):
+        return rule
+    if n is not None:
+        return Count(np.asarray(rule.of(n), "int64" if n >= 2**31 else "int32"))
+    exact = fractions.Fraction(str(share))
+    if exact.denominator < _SMALL:
+        return rule._replace(
+            share=Ratio(np.int32(exact.numerator), np.int32(exact.denominator))
+        )
+    return rule._replace(share=np.float32(share))
+
+
+def quota(density: Density | Ratio, n: int | Array) -> Array | int:
     """The number of entries to keep, in [0, n].
 
     A Python number is read as the decimal it is written as, so that 0.35 of 10 is 4
@@ -31,6 +93,8 @@ def quota(density: Density, n: int | Array) -> Array | int:
     Returns:
         A Python integer when both arguments are, else a scalar integer array.
     """
+    if isinstance(density, Ratio):
+        return _of_fraction(density, jnp.asarray(n))
     if isinstance(density, jax.Array):
         if not jnp.issubdtype(density.dtype, jnp.floating):
             density = density.astype(jnp.float32)
@@ -39,18 +103,19 @@ def quota(density: Density, n: int | Array) -> Array | int:
         if isinstance(n, int):
             return math.floor(exact * n + fractions.Fraction(1, 2))
         if exact.denominator < _SMALL:
-            return _of_fraction(exact, n)
+            return _of_fraction(Ratio(exact.numerator, exact.denominator), n)
         density = jnp.asarray(density, jnp.float32)
     if _checks.wide_integers():
         return _of_float64(density, jnp.asarray(n, jnp.int64))
     return _of_float32(density, jnp.asarray(n, jnp.int32))
 
 
-def _of_fraction(exact: fractions.Fraction, n: Array) -> Array:
+def _of_fraction(exact: Ratio, n: Array) -> Array:
     """P * n / q, split so that nothing exceeds 32 bits: n = a * q + b."""
-    p, q = exact.numerator, exact.denominator
+    p, q = (jnp.asarray(x).astype(n.dtype) for x in exact)
     whole, rest = n // q, n % q
-    partial = (2 * p * rest.astype(jnp.uint32) + q) // (2 * q)
+    p_, q_, rest = (x.astype(jnp.uint32) for x in (p, q, rest))
+    partial = (2 * p_ * rest + q_) // (2 * q_)
     return p * whole + partial.astype(n.dtype)
 
 

@@ -16,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax._count import fold, tally
+from maskjax._quota import Quota
 from maskjax._tree import Array
 
 
@@ -34,7 +35,7 @@ class Interval(NamedTuple):
 def top_k(
     leaves: Sequence[Array],
     alive: Sequence[Array | None],
-    quotas: Callable[[list[int | Array]], list[int | Array]],
+    quotas: Sequence[Quota],
     *,
     joint: bool,
     near: Sequence[Array] | None = None,
@@ -45,7 +46,7 @@ def top_k(
         leaves: Floating arrays of any shapes.
         alive: For each, the entries that count, a boolean array of its shape, or None
             for all of them.
-        quotas: From how many entries each search has to how many it keeps.
+        quotas: For each search, how many it keeps of those that count.
         joint: One search over all leaves in order, or one for each leaf.
         near: For each search, a scalar near which its last kept score is expected.
 
@@ -83,7 +84,7 @@ def top_k(
         low = jnp.full(search.number, _lowest(key) + 1, key)
         high = jnp.full(search.number, -_lowest(key) - 2, key)
     alive_counts = search.sums(sizes)
-    k = search.vector(quotas(alive_counts))
+    k = search.vector([q.of(n) for q, n in zip(quotas, alive_counts, strict=True)])
     none = _zeros(low, search.count_dtype)
     whole = Interval(
         _to_unsigned(low),

@@ -5,25 +5,32 @@
 {'a': Array([[ True, False]], dtype=bool), 'b': Array([[False,  True]], dtype=bool)}
 """
 
-from collections.abc import Callable
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _search, _tree, packing
-from maskjax._count import tally
-from maskjax._quota import quota
+from maskjax import _checks, _tree, algebra, packing
+from maskjax._choice import Scope, choose, choose_count
+from maskjax._quota import Keep
+from maskjax._rounds import drop, grow, iterative_top_k, shrink
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.score import random as _random_scores
-from maskjax.structure import Entries, NofM, Structure, any_alive
+from maskjax.structure import Entries, Structure
+from maskjax.where import everything as _everything
 from maskjax.where import kernels
 
-__all__ = ["bernoulli", "random", "threshold", "top_k", "top_k_and_cutoff"]
-
-Scope = Literal["leaf", "global"]
+__all__ = [
+    "bernoulli",
+    "drop",
+    "grow",
+    "iterative_top_k",
+    "random",
+    "random_like",
+    "shrink",
+    "threshold",
+    "top_k",
+    "top_k_and_cutoff",
+]
 
 
 def top_k(
@@ -70,8 +77,9 @@ def top_k(
         >>> select.top_k({"w": jnp.array([1.0, 1.0, 1.0, 2.0])}, density=0.5)
         {'w': Array([ True, False, False,  True], dtype=bool)}
     """
-    mask, _ = _top_k(
-        scores, density, scope, structure, within, near, fn="maskjax.select.top_k"
+    fn = "maskjax.select.top_k"
+    mask, _ = choose(
+        scores, Keep, density, scope, structure, fn=fn, within=within, near=near
     )
     return mask
 
@@ -116,7 +124,9 @@ def top_k_and_cutoff(
         {'w': Array([False,  True,  True], dtype=bool)}
     """
     fn = "maskjax.select.top_k_and_cutoff"
-    return _top_k(scores, density, scope, structure, within, near, fn=fn)
+    return choose(
+        scores, Keep, density, scope, structure, fn=fn, within=within, near=near
+    )
 
 
 def threshold(scores: Scores, *, at: ArrayLike) -> Mask:
@@ -212,189 +222,42 @@ def random(
     _checks.typed_key(key, fn=fn)
     _checks.chosen(params, where, fn=fn)
     scores = _random_scores(params, where=where, key=key)
-    mask, _ = _top_k(scores, density, scope, Entries(), None, None, fn=fn)
-    return mask
+    return choose(scores, Keep, density, scope, Entries(), fn=fn)[0]
 
 
-def _top_k(
-    scores: Scores,
-    density: Density | Scores,
-    scope: Scope,
-    structure: Structure,
-    within: Mask | None,
-    near: Scores | None,
-    *,
-    fn: str,
-) -> tuple[Mask, Scores]:
-    _checks.floating_scores(scores, fn=fn)
+def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
+    """A random mask that keeps as many entries as another one.
+
+    Args:
+        mask: A mask, packed or not. Along an axis of 1 entries go on sharing decisions.
+        scope: "leaf" keeps the count of each leaf, "global" that of all together.
+        key: A typed key; every leaf gets its own.
+
+    Returns:
+        A mask shaped like `mask`, uniformly random among those of its counts.
+
+    Raises:
+        TypeError: If a leaf is neither boolean nor packed, or the key is not typed.
+        ValueError: If the scope is unknown, or no leaf carries a mask.
+
+    Example:
+        >>> mask = {"w": jnp.array([True, False, False, True, True])}
+        >>> int(select.random_like(mask, key=jax.random.key(0))["w"].sum())
+        3
+
+    References:
+        Frankle & Carbin, ICLR 2019. arXiv:1803.03635, section 4 ("random sparsity").
+    """
+    fn = "maskjax.select.random_like"
+    _checks.typed_key(key, fn=fn)
     _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
-    named, treedef = _tree.mask_leaves(scores)
-    scored = [i for i, (_, leaf) in enumerate(named) if leaf is not None]
-    leaves = [lax.stop_gradient(named[i][1]) for i in scored]
-    _check_structure([(named[i][0], named[i][1]) for i in scored], structure, fn=fn)
-    densities = _per_leaf_density(density, scores, scored, scope, fn=fn)
-    keeps = _kept_within(within, scores, scored, fn=fn)
-    guesses = _guesses(near, scores, scored, fn=fn)
-
-    alive = [
-        None if keep is None else jnp.broadcast_to(keep, leaf.shape)
-        for keep, leaf in zip(keeps, leaves, strict=True)
-    ]
-    pooled = [structure.pool(s, a) for s, a in zip(leaves, alive, strict=True)]
-    candidates = [None if a is None else any_alive(structure, a) for a in alive]
-    joint = scope == "global"
-    quotas = _quotas(densities, joint=joint)
-    if isinstance(structure, NofM):
-        quotas = _at_most(quotas, pooled, candidates, joint=joint)
-        candidates = [
-            _best_of_groups(s, a, structure)
-            for s, a in zip(pooled, candidates, strict=True)
-        ]
-    _check_countable(pooled, joint=joint, fn=fn)
-    if guesses is not None and joint:
-        guesses = guesses[:1]
-    flags, cutoffs = _search.top_k(
-        pooled, candidates, quotas, joint=joint, near=guesses
-    )
-
-    mask: list[Array | None] = [None] * len(named)
-    cutoff: list[Array | None] = [None] * len(named)
-    for i, flag, keep, at in zip(scored, flags, keeps, cutoffs, strict=True):
-        spread = structure.spread(flag)
-        mask[i] = spread if keep is None else spread & keep
-        cutoff[i] = at
-    return treedef.unflatten(mask), treedef.unflatten(cutoff)
-
-
-Quotas = Callable[[list[int | Array]], list[int | Array]]
-
-
-def _quotas(densities: list[Density], *, joint: bool) -> Quotas:
-    if joint:
-        return lambda counts: [quota(densities[0], n) for n in counts]
-    return lambda counts: [quota(d, n) for d, n in zip(densities, counts, strict=True)]
-
-
-def _at_most(
-    quotas: Quotas,
-    pooled: list[Array],
-    alive: list[Array | None],
-    *,
-    joint: bool,
-) -> Quotas:
-    """Quotas of everything alive, capped by how many candidates there are."""
-    counts = [
-        s.size if a is None else tally([a, a], jnp.dtype("int32"))[0]
-        for s, a in zip(pooled, alive, strict=True)
-    ]
-    wanted = quotas([sum(counts)] if joint else counts)
-    return lambda candidates: [
-        jnp.minimum(w, c) for w, c in zip(wanted, candidates, strict=True)
-    ]
-
-
-def _best_of_groups(scores: Array, alive: Array | None, structure: NofM) -> Array:
-    """The n best of each m: fewer than n others are better, or equal and earlier."""
-    keys = structure.group(_search.order_key(scores, alive))
-    mine, other = keys[..., :, None], keys[..., None, :]
-    place = jnp.arange(structure.m)
-    earlier = jnp.broadcast_to(
-        place[None, :] < place[:, None], other.shape[:-2] + (structure.m,) * 2
-    )
-    ahead = (other > mine) | ((other == mine) & earlier)
-    rank = jnp.sum(ahead, axis=-1, dtype=jnp.int32)
-    best = structure.ungroup(rank < structure.n)
-    return best if alive is None else best & alive
-
-
-def _per_leaf_density(
-    density: Density | Scores,
-    scores: Scores,
-    scored: list[int],
-    scope: Scope,
-    *,
-    fn: str,
-) -> list[Density]:
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(density)):
-        _checks.unit_interval(density, fn=fn, name="density")
-        return [density] * len(scored)
-    if scope == "global":
-        raise ValueError(
-            f'`{fn}` needs one `density` for scope="global", got a tree of them. Use '
-            'scope="leaf".'
-        )
-    pairs = _checks.matched(
-        scores,
-        density,
-        fn=fn,
-        names=("scores", "density"),
-        is_leaf=_tree.is_mask_leaf,
-    )
-    _checks.raise_all(
-        (f"{pairs[i][0]}: None" for i in scored if pairs[i][2] is None),
-        f"`{fn}` needs a `density` for every leaf with scores",
-    )
-    for i in scored:
-        path, _, value = pairs[i]
-        _checks.unit_interval(value, fn=fn, name=f"density[{path}]")
-    return [pairs[i][2] for i in scored]
-
-
-def _kept_within(
-    within: Mask | None, scores: Scores, scored: list[int], *, fn: str
-) -> list[Array | None]:
-    if within is None:
-        return [None] * len(scored)
-    _checks.boolean(within, fn=fn, name="within")
-    _checks.packed(within, fn=fn, stacked=False)
-    pairs = _checks.mask_of(
-        packing.unpack(within),
-        scores,
-        fn=fn,
-        names=("scores", "within"),
-        is_leaf=_tree.is_mask_leaf,
-    )
-    _checks.raise_all(
-        (f"{pairs[i][0]}: None" for i in scored if pairs[i][2] is None),
-        f"`{fn}` needs a leaf of `within` for every leaf with scores",
-    )
-    return [pairs[i][2] for i in scored]
-
-
-def _guesses(
-    near: Scores | None, scores: Scores, scored: list[int], *, fn: str
-) -> list[Array] | None:
-    if near is None:
-        return None
-    pairs = _checks.matched(
-        scores, near, fn=fn, names=("scores", "near"), is_leaf=_tree.is_mask_leaf
-    )
-    _checks.raise_all(
-        (
-            f"{pairs[i][0]}: {_checks.kind_of(pairs[i][2])}"
-            for i in scored
-            if pairs[i][2] is None or jnp.shape(pairs[i][2]) != ()
-        ),
-        f"`{fn}` needs a scalar in `near` for every leaf with scores",
-    )
-    return [lax.stop_gradient(jnp.asarray(pairs[i][2])) for i in scored]
-
-
-def _check_structure(
-    named: list[tuple[str, Array]], structure: Structure, *, fn: str
-) -> None:
-    problems = [(path, structure.complaint(leaf.shape)) for path, leaf in named]
-    _checks.raise_all(
-        (f"{path}: {problem}" for path, problem in problems if problem),
-        f"`{fn}` needs every leaf to fit {structure}",
-    )
-
-
-def _check_countable(pooled: list[Array], *, joint: bool, fn: str) -> None:
-    sizes = [s.size for s in pooled]
-    largest = sum(sizes) if joint else max(sizes)
-    if largest >= 2**31 - 1 and not _checks.wide_integers():
-        raise ValueError(
-            f"`{fn}` needs 64-bit integers to count {largest} decisions. Set "
-            "`jax_enable_x64`."
-        )
+    _checks.boolean(mask, fn=fn)
+    _checks.packed(mask, fn=fn, stacked=False)
+    alive = packing.unpack(mask)
+    shapes = _tree.map_mask(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), alive)
+    _checks.floating_scores(shapes, fn=fn, name="mask")
+    leaves = [m for m in jax.tree.leaves(alive) if m is not None]
+    counts = [algebra.count({"": m}) for m in leaves]
+    counts = [sum(counts[1:], counts[0])] if scope == "global" else counts
+    scores = _random_scores(shapes, where=_everything, key=key)
+    return choose_count(scores, counts, scope, fn=fn)
