@@ -1,0 +1,183 @@
+"""What transformations do with updates, parameters and a mask, and what they check.
+
+>>> mask = {"w": jnp.array([[True, False]])}
+>>> ones = {"w": jnp.array([[1.0, 1.0]])}
+>>> from maskjax._opt_update import settled
+>>> settled(ones, ones, mask, fn="here")
+{'w': Array([[ 1., -1.]], dtype=float32)}
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from maskjax import _checks, _tree, packing
+from maskjax._choice import Scope
+from maskjax._opt_state import MaskState, any_member, fitted
+from maskjax._quota import quota
+from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
+
+Schedule = Callable[[Array], Array]
+Score = Callable[..., Scores]
+Transformation = optax.GradientTransformationExtraArgs
+
+
+def when(due: Any, change: Callable[[], Any], otherwise: Any) -> Any:
+    """A change when it is due; under `vmap` computed only when due for some member."""
+
+    def changed() -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(due, a, b), change(), otherwise)
+
+    return lax.cond(any_member(due), changed, lambda: otherwise)
+
+
+def frozen(updates: Any, mask: Mask, *, fn: str) -> Any:
+    def of_leaf(u: Array, m: Array) -> Array:
+        return jnp.where(m, u, jnp.array(-0.0, u.dtype))
+
+    return _masked(of_leaf, mask, updates, fn=fn)
+
+
+def settled(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
+    """Updates that take removed parameters to exactly zero."""
+
+    def of_leaf(u: Array, m: Array, p: Array) -> Array:
+        # Updates narrower than a parameter could not cancel it.
+        u = u.astype(jnp.promote_types(u.dtype, p.dtype))
+        return jnp.where(m, u, -p.astype(u.dtype))
+
+    return _masked(of_leaf, mask, updates, params, fn=fn)
+
+
+def moved(updates: Any, params: Params, mask: Mask, *, fn: str) -> Params:
+    """The parameters as they are after a step under the mask."""
+    return optax.apply_updates(params, settled(updates, params, mask, fn=fn))
+
+
+def _masked(
+    of_leaf: Callable[..., Array], mask: Mask, updates: Any, *rest: Any, fn: str
+) -> Any:
+    """Map over updates with a mask, and whatever goes with them."""
+    names = ("updates", "mask")
+    pairs = _checks.mask_of(packing.unpack(mask), updates, fn=fn, names=names)
+    treedef = jax.tree.structure(updates)
+    others = [treedef.flatten_up_to(other) for other in rest]
+    return treedef.unflatten(
+        [
+            u if m is None else of_leaf(u, m, *more)
+            for (_, u, m), *more in zip(pairs, *others, strict=True)
+        ]
+    )
+
+
+def holding(mask: Mask | Callable[[Params], Mask], *, fn: str) -> Any:
+    """The `init` of a transformation with a mask that stays."""
+    is_function = jax.tree_util.treedef_is_leaf(jax.tree.structure(mask)) and callable(
+        mask
+    )
+
+    def init(params: Params) -> MaskState:
+        given = fitted(params, mask(params) if is_function else mask)
+        _checks.boolean(given, fn=fn)
+        _checks.packed(given, fn=fn, stacked=False)
+        names = ("params", "mask")
+        _checks.mask_of(packing.unpack(given), params, fn=fn, names=names)
+        return MaskState(given)
+
+    return init
+
+
+def shapes(params: Params, where: Predicate, *, fn: str) -> Scores:
+    """Scores without values."""
+    picks = _checks.chosen(params, where, fn=fn)
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(
+        [
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if pick else None
+            for leaf, pick in zip(leaves, picks, strict=True)
+        ]
+    )
+
+
+def call(score: Score, params: Params, offered: dict[str, Any], *, fn: str) -> Scores:
+    """The score, with those of the arguments offered that it names."""
+    named = inspect.signature(score).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in named):
+        names = {p.name for p in named}
+        offered = {k: v for k, v in offered.items() if k in names}
+    missing = [
+        p.name
+        for p in named
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in offered
+    ]
+    if missing:
+        raise ValueError(
+            f"`{fn}` needs `{'`, `'.join(missing)}`, which its `score` names. Pass it "
+            "to `update`, or, for `gradients`, wrap the optimizer in `optim.rewired`."
+        )
+    return score(params, **offered)
+
+
+def below(scores: Scores, mask: Mask) -> Scores:
+    """The scores with those of a mask below every other."""
+    return _tree.map_mask(
+        lambda s, m: jnp.where(m, jnp.array(-jnp.inf, s.dtype), s), scores, mask
+    )
+
+
+def params_given(params: Params, *, fn: str) -> None:
+    if params is None:
+        raise ValueError(
+            f"`{fn}` needs `params`: call `update(updates, state, params)`."
+        )
+
+
+def check_fractions(value: Density | Schedule, *, fn: str, name: str) -> float | None:
+    """A fraction, or a schedule of them; its highest value, if that is known."""
+    if not callable(value):
+        _checks.unit_interval(value, fn=fn, name=name)
+        return None if isinstance(value, jax.Array) else value
+    found = []
+    with jax.ensure_compile_time_eval():
+        for count in (0, *(2**i for i in range(31))):
+            at = value(jnp.int32(count))
+            if isinstance(at, Tracer):
+                return None
+            found.append(float(at))
+            if not -1e-6 <= found[-1] <= 1 + 1e-6:
+                raise ValueError(
+                    f"`{fn}` needs `{name}` in [0, 1] at every step, got "
+                    f"{found[-1]:.6g} at step {count}."
+                )
+    return max(found)
+
+
+def check_growth(
+    mask: Mask, shares: Density | Scores, peak: float | None, scope: Scope, *, fn: str
+) -> None:
+    """Without what was dropped there must be enough that is free."""
+    named = [(path, m.size) for path, m in _tree.mask_leaves(mask)[0] if m is not None]
+    one = jax.tree_util.treedef_is_leaf(jax.tree.structure(shares))
+    if scope == "global":
+        named = [("all leaves", sum(size for _, size in named))]
+    found = [shares] * len(named) if one else jax.tree.leaves(shares)
+
+    def complaint(path: str, size: int, share: Density) -> str | None:
+        if peak is None or isinstance(share, jax.Array):
+            return None
+        alive = quota(share, size)
+        grows, free = quota(peak, alive), size - alive
+        if grows <= free:
+            return None
+        return f"{path}: {grows} to grow, {free} of {size} free"
+
+    _checks.raise_all(
+        (complaint(p, n, d) for (p, n), d in zip(named, found, strict=True)),
+        f"`{fn}` without `regrow` needs as many free entries as are to grow",
+    )

@@ -1,0 +1,95 @@
+"""Dropping and growing at constant density, whatever growth goes by.
+
+Part of `maskjax.optim`, whose `set_` and `rigl` it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maskjax import _checks, select
+from maskjax._choice import Scope, everything
+from maskjax._opt_state import MaskState
+from maskjax._opt_update import (
+    Schedule,
+    Score,
+    Transformation,
+    below,
+    call,
+    check_fractions,
+    check_growth,
+    moved,
+    params_given,
+    settled,
+    shapes,
+    when,
+)
+from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
+from maskjax.score import random as _random_scores
+from maskjax.structure import Structure
+
+
+def rewiring(
+    density: Density,
+    rate: Density | Schedule,
+    every: int | Array,
+    score: Score,
+    growth: Callable[[Params, dict[str, Any], Array], Scores],
+    scope: Scope,
+    structure: Structure,
+    allocation: Callable[..., Scores] | None,
+    where: Predicate,
+    key: Array,
+    *,
+    regrow: bool,
+    fn: str,
+) -> Transformation:
+    """Drop by one score and grow by another, at constant density."""
+    _checks.typed_key(key, fn=fn)
+    _checks.at_least(every, 1, fn=fn, name="every")
+    _checks.unit_interval(density, fn=fn, name="density")
+    peak = check_fractions(rate, fn=fn, name="rate")
+    kind = jax.random.key_impl(key)
+
+    def shares(params: Params) -> Density | Scores:
+        if allocation is None:
+            return density
+        return allocation(params, density=density, where=where)
+
+    def init(params: Params) -> MaskState:
+        worth = shapes(params, where, fn=fn)
+        if not regrow:
+            whole = everything(worth, structure, fn=fn)
+            check_growth(whole, shares(params), peak, scope, fn=fn)
+        scores = _random_scores(params, where=where, key=jax.random.fold_in(key, 0))
+        mask = select.top_k(
+            scores, density=shares(params), scope=scope, structure=structure
+        )
+        count = jnp.zeros((), jnp.int32)
+        return MaskState(mask, count, jax.random.key_data(key))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        params_given(params, fn=fn)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=kind), count)
+        # Here, not in a branch: what is missing is missing at every step.
+        wanted = growth(params, extra, key)
+
+        def change() -> tuple[Mask, Mask]:
+            now = moved(updates, params, state.mask, fn=fn)
+            scores = call(score, now, {"where": where} | extra, fn=fn)
+            how = {"scope": scope, "structure": structure}
+            part = rate(count) if callable(rate) else rate
+            kept = select.drop(scores, state.mask, rate=part, **how)
+            worth = wanted if regrow else below(wanted, state.mask)
+            return select.grow(worth, kept, density=shares(params), **how), kept
+
+        old = state.mask, state.mask
+        mask, kept = when(count % every == 0, change, old)
+        updates = settled(updates, params, kept, fn=fn)
+        return updates, MaskState(mask, count, state.key)
+
+    return Transformation(init, update)

@@ -1,0 +1,69 @@
+"""Pruning and rewiring in training loops of NumPy."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.reference import selection
+
+
+def gradual_pruning(
+    weights: list[np.ndarray],
+    *,
+    gradient: Callable[[np.ndarray], np.ndarray],
+    learning_rate: float,
+    momentum: float,
+    density: Callable[[int], float],
+    every: int,
+    steps: int,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """SGD with momentum; every so many steps the smallest weights go for good."""
+    sizes = [w.size for w in weights]
+    flat = np.concatenate([w.ravel() for w in weights]).astype(np.float64)
+    alive, trace = np.ones(flat.size, bool), np.zeros(flat.size)
+    for n in range(1, steps + 1):
+        trace = gradient(flat) + momentum * trace
+        flat = (flat - learning_rate * trace) * alive
+        if n % every == 0:
+            order = np.argsort(-np.where(alive, np.abs(flat), -1.0), kind="stable")
+            keep = np.zeros(flat.size, bool)
+            keep[order[: selection.quota(density(n), flat.size)]] = True
+            alive &= keep
+            flat = flat * alive
+    ends = np.cumsum(sizes)[:-1]
+    return [
+        (w.reshape(like.shape), m.reshape(like.shape))
+        for w, m, like in zip(
+            np.split(flat, ends), np.split(alive, ends), weights, strict=True
+        )
+    ]
+
+
+def rigl(
+    weights: np.ndarray,
+    gradient: np.ndarray,
+    alive: np.ndarray,
+    *,
+    learning_rate: float,
+    rate: float,
+    due: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A step of SGD; then drop the smallest and grow where the gradient is largest."""
+    weights = (weights - learning_rate * gradient) * alive
+    if not due:
+        return weights, alive
+    count = int(alive.sum())
+    goes = selection.quota(rate, count)
+    by_size = sorted(
+        np.argwhere(alive.ravel())[:, 0], key=lambda i: abs(weights.flat[i])
+    )
+    kept = alive.copy()
+    for i in by_size[:goes]:
+        kept.flat[i] = False
+    free = sorted(
+        np.argwhere(~kept.ravel())[:, 0], key=lambda i: -abs(gradient.flat[i])
+    )
+    grown = kept.copy()
+    for i in free[: count - int(kept.sum())]:
+        grown.flat[i] = True
+    return weights * kept, grown
