@@ -55,11 +55,6 @@ def settled(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
     return _masked(of_leaf, mask, updates, params, fn=fn)
 
 
-def moved(updates: Any, params: Params, mask: Mask, *, fn: str) -> Params:
-    """The parameters as they are after a step under the mask."""
-    return optax.apply_updates(params, settled(updates, params, mask, fn=fn))
-
-
 def _masked(
     of_leaf: Callable[..., Array], mask: Mask, updates: Any, *rest: Any, fn: str
 ) -> Any:

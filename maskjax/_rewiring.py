@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, select
+from maskjax import _checks, masking, select
 from maskjax._choice import Scope, everything
 from maskjax._opt_state import MaskState
 from maskjax._opt_update import (
@@ -21,7 +21,6 @@ from maskjax._opt_update import (
     call,
     check_fractions,
     check_growth,
-    moved,
     params_given,
     settled,
     shapes,
@@ -75,16 +74,15 @@ def rewiring(
         params_given(params, fn=fn)
         count = jnp.asarray(optax.safe_increment(state.count))
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=kind), count)
-        # Here, not in a branch: what is missing is missing at every step.
-        wanted = growth(params, extra, key)
 
         def change() -> tuple[Mask, Mask]:
-            now = moved(updates, params, state.mask, fn=fn)
+            now = masking.apply(params, state.mask)
             scores = call(score, now, {"where": where} | extra, fn=fn)
             how = {"scope": scope, "structure": structure}
             part = rate(count) if callable(rate) else rate
             kept = select.drop(scores, state.mask, rate=part, **how)
-            worth = wanted if regrow else below(wanted, state.mask)
+            worth = growth(params, extra, key)
+            worth = worth if regrow else below(worth, state.mask)
             return select.grow(worth, kept, density=shares(params), **how), kept
 
         old = state.mask, state.mask

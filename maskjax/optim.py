@@ -25,7 +25,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, select
+from maskjax import _checks, masking, select
 from maskjax._choice import Scope, everything
 from maskjax._opt_state import MaskState, fitted, mask_of, reset_moments, rewired
 from maskjax._opt_update import (
@@ -36,7 +36,6 @@ from maskjax._opt_update import (
     check_fractions,
     frozen,
     holding,
-    moved,
     params_given,
     settled,
     shapes,
@@ -142,9 +141,10 @@ def prune(
 ) -> Transformation:
     """Prune gradually while training: by magnitude, or by any other score.
 
-    After step n, whenever `every` divides n, the mask is cut down to `density(n)` by
-    the scores of the parameters as they are then. What is removed stays removed, and is
-    exactly zero after every step; a density that rises again changes nothing.
+    In step n (the first is 1), whenever `every` divides n, the mask is cut down to
+    `density(n)` by the scores of the parameters that `update` is given. What is removed
+    stays removed, and is exactly zero after every step; a density that rises again
+    changes nothing.
 
     Args:
         density: The fraction to keep: an optax schedule of the number of steps taken,
@@ -194,7 +194,9 @@ def prune(
         count = jnp.asarray(optax.safe_increment(state.count))
 
         def cut() -> Mask:
-            now = moved(updates, params, state.mask, fn=fn)
+            # Not the parameters after the step: handing updates to a branch would keep
+            # XLA from fusing the optimizer's arithmetic with what is done to them here.
+            now = masking.apply(params, state.mask)
             share = density(count) if callable(density) else density
             if allocation is not None:
                 share = allocation(now, density=share, where=where)
@@ -282,9 +284,9 @@ def rigl(
 ) -> Transformation:
     """Train sparse from the start; drop small weights, grow where gradients are large.
 
-    After step n, whenever `every` divides n, the `rate(n)` lowest-scored of what is
-    alive are dropped, and as many of the others grow, starting at zero, where the dense
-    gradient of that step is largest. The number alive never changes. The parameters
+    In step n (the first is 1), whenever `every` divides n, the `rate(n)` lowest-scored
+    of what is alive are dropped, and as many of the others grow, starting at zero,
+    where the dense gradient is largest. The number alive never changes. The parameters
     given to `init` may be dense; `maskjax.apply(params, mask_of(state))` makes them
     sparse from the first step on.
 

@@ -23,13 +23,13 @@ def gradual_pruning(
     alive, trace = np.ones(flat.size, bool), np.zeros(flat.size)
     for n in range(1, steps + 1):
         trace = gradient(flat) + momentum * trace
-        flat = (flat - learning_rate * trace) * alive
+        moved = flat - learning_rate * trace
         if n % every == 0:
             order = np.argsort(-np.where(alive, np.abs(flat), -1.0), kind="stable")
             keep = np.zeros(flat.size, bool)
             keep[order[: selection.quota(density(n), flat.size)]] = True
             alive &= keep
-            flat = flat * alive
+        flat = moved * alive
     ends = np.cumsum(sizes)[:-1]
     return [
         (w.reshape(like.shape), m.reshape(like.shape))
@@ -48,22 +48,19 @@ def rigl(
     rate: float,
     due: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A step of SGD; then drop the smallest and grow where the gradient is largest."""
-    weights = (weights - learning_rate * gradient) * alive
+    """Drop the smallest and grow where the gradient is largest, in a step of SGD."""
+    moved = weights - learning_rate * gradient
     if not due:
-        return weights, alive
+        return moved * alive, alive
+    weights = weights * alive
     count = int(alive.sum())
     goes = selection.quota(rate, count)
-    by_size = sorted(
-        np.argwhere(alive.ravel())[:, 0], key=lambda i: abs(weights.flat[i])
-    )
+    living = np.argwhere(alive.ravel())[:, 0]
     kept = alive.copy()
-    for i in by_size[:goes]:
+    for i in sorted(living, key=lambda i: abs(weights.flat[i]))[:goes]:
         kept.flat[i] = False
-    free = sorted(
-        np.argwhere(~kept.ravel())[:, 0], key=lambda i: -abs(gradient.flat[i])
-    )
+    free = np.argwhere(~kept.ravel())[:, 0]
     grown = kept.copy()
-    for i in free[: count - int(kept.sum())]:
+    for i in sorted(free, key=lambda i: -abs(gradient.flat[i]))[: count - kept.sum()]:
         grown.flat[i] = True
-    return weights * kept, grown
+    return moved * kept, grown
