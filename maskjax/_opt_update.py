@@ -9,7 +9,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +73,9 @@ def _masked(
 
 def holding(mask: Mask | Callable[[Params], Mask], *, fn: str) -> Any:
     """The `init` of a transformation with a mask that stays."""
-    is_function = jax.tree_util.treedef_is_leaf(jax.tree.structure(mask)) and callable(
-        mask
-    )
 
     def init(params: Params) -> MaskState:
-        given = fitted(params, mask(params) if is_function else mask)
+        given = fitted(params, mask(params) if is_function(mask) else mask)
         _checks.boolean(given, fn=fn)
         _checks.packed(given, fn=fn, stacked=False)
         names = ("params", "mask")
@@ -133,24 +130,36 @@ def params_given(params: Params, *, fn: str) -> None:
         )
 
 
-def check_fractions(value: Density | Schedule, *, fn: str, name: str) -> float | None:
-    """A fraction, or a schedule of them; its highest value, if that is known."""
-    if not callable(value):
-        _checks.unit_interval(value, fn=fn, name=name)
-        return None if isinstance(value, jax.Array) else value
+def check_fractions(
+    value: Density | Scores | Schedule, *, fn: str, name: str
+) -> float | None:
+    """Fractions, or a schedule of them; the highest, if that is known."""
+    if not is_function(value):
+        leaves = jax.tree.leaves(value)
+        for one in leaves:
+            _checks.unit_interval(one, fn=fn, name=name)
+        if not leaves or any(isinstance(one, jax.Array) for one in leaves):
+            return None
+        return max(leaves)
     found = []
     with jax.ensure_compile_time_eval():
         for count in (0, *(2**i for i in range(31))):
-            at = value(jnp.int32(count))
-            if isinstance(at, Tracer):
+            at = jax.tree.leaves(value(jnp.int32(count)))
+            if any(isinstance(one, Tracer) for one in at):
                 return None
-            found.append(float(at))
-            if not -1e-6 <= found[-1] <= 1 + 1e-6:
+            found += [float(one) for one in at]
+            outside = [one for one in found if not -1e-6 <= one <= 1 + 1e-6]
+            if outside:
                 raise ValueError(
                     f"`{fn}` needs `{name}` in [0, 1] at every step, got "
-                    f"{found[-1]:.6g} at step {count}."
+                    f"{outside[0]:.6g} at step {count}."
                 )
     return max(found)
+
+
+def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
+    """Whether it is to be called: not a tree that can be, as Equinox's modules can."""
+    return callable(value) and jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
 
 
 def check_growth(

@@ -32,7 +32,7 @@ from maskjax.structure import Structure
 
 
 def rewiring(
-    density: Density,
+    density: Density | Scores,
     rate: Density | Schedule,
     every: int | Array,
     score: Score,
@@ -49,7 +49,7 @@ def rewiring(
     """Drop by one score and grow by another, at constant density."""
     _checks.typed_key(key, fn=fn)
     _checks.at_least(every, 1, fn=fn, name="every")
-    _checks.unit_interval(density, fn=fn, name="density")
+    check_fractions(density, fn=fn, name="density")
     peak = check_fractions(rate, fn=fn, name="rate")
     kind = jax.random.key_impl(key)
 

@@ -7,16 +7,18 @@
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import _checks
+from maskjax import _checks, _tree
 from maskjax._tree import Density, Params, Predicate, Scores
 from maskjax.where import kernels
+from maskjax.where import matching as by_name
 
-__all__ = ["erk", "uniform"]
+__all__ = ["erk", "matching", "uniform"]
 
 
 def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:
@@ -98,3 +100,66 @@ def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scor
         shares = [min(float(factor * rate), 1.0) for rate in rates]
     found = iter(shares)
     return treedef.unflatten([next(found) if pick else None for pick in picks])
+
+
+def matching(
+    params: Params,
+    *,
+    densities: Mapping[str, Density],
+    density: Density,
+    rest: Callable[..., Scores] = uniform,
+    where: Predicate = kernels,
+) -> Scores:
+    """Densities by name for some leaves, and another allocation for the rest.
+
+    Args:
+        params: Tree of arrays.
+        densities: From regular expressions, as for `where.matching`, to densities in
+            [0, 1]. Each has to find a leaf, and no leaf may be found twice.
+        density: The fraction to keep of the leaves that none finds. May be traced.
+        rest: The allocation of those leaves, such as `erk`.
+        where: Which leaves carry a mask.
+
+    Returns:
+        A tree like `params`: a density where `where` chooses, else `None`.
+
+    Raises:
+        TypeError: If a chosen leaf is not floating, or a density not a number.
+        ValueError: If a density is outside [0, 1] or nan, `where` chooses nothing, an
+            expression is malformed or finds no leaf, or a leaf is found twice.
+
+    Example:
+        >>> params = {"hidden": jnp.ones((4, 4)), "out": jnp.ones((4, 2))}
+        >>> allocation.matching(params, densities={"^out": 0.5}, density=0.1)
+        {'hidden': 0.1, 'out': 0.5}
+    """
+    fn = "maskjax.allocation.matching"
+    _checks.unit_interval(density, fn=fn, name="density")
+    picks = _checks.chosen(params, where, fn=fn)
+    named = _tree.named_leaves(params)
+    paths = [path for (path, _), pick in zip(named, picks, strict=True) if pick]
+    by_path: dict[str, list[str]] = {path: [] for path in paths}
+    for regex, value in densities.items():
+        _checks.unit_interval(value, fn=fn, name=f"densities[{regex!r}]")
+        predicate = by_name(regex)
+        hits = [path for path in paths if predicate(path, None)]
+        if not hits:
+            raise ValueError(
+                f"`{fn}` needs every expression to find a leaf, but {regex!r} finds "
+                f"none of: {', '.join(paths)}."
+            )
+        for path in hits:
+            by_path[path].append(regex)
+    _checks.raise_all(
+        (f"{path}: {', '.join(r)}" for path, r in by_path.items() if len(r) > 1),
+        f"`{fn}` needs one expression for a leaf",
+    )
+    others = {path for path, regexes in by_path.items() if not regexes}
+    shares = [None] * len(named)
+    if others:
+        left = rest(params, density=density, where=lambda path, _: path in others)
+        shares = jax.tree.structure(params).flatten_up_to(left)
+    found = {path: densities[r[0]] for path, r in by_path.items() if r}
+    return jax.tree.structure(params).unflatten(
+        [found.get(path, share) for (path, _), share in zip(named, shares, strict=True)]
+    )

@@ -36,6 +36,7 @@ from maskjax._opt_update import (
     check_fractions,
     frozen,
     holding,
+    is_function,
     params_given,
     settled,
     shapes,
@@ -130,7 +131,7 @@ def keep_sparse(mask: Mask | Callable[[Params], Mask]) -> Transformation:
 
 
 def prune(
-    density: Density | Schedule,
+    density: Density | Scores | Schedule,
     *,
     score: Score = magnitude,
     every: int | Array = 1,
@@ -147,8 +148,9 @@ def prune(
     changes nothing.
 
     Args:
-        density: The fraction to keep: an optax schedule of the number of steps taken,
-            or a number. Schedules from 1 to the final density are usual.
+        density: The fraction to keep: an optax schedule of the number of steps, a
+            number, or a tree of numbers like the parameters, which a schedule may give
+            too. Schedules from 1 to the final density are usual.
         score: Called as `score(params, where=where)`, with those arguments that it
             names; it may name extra arguments of `update` too, such as `gradients` in
             an optimizer that is `rewired`.
@@ -197,7 +199,7 @@ def prune(
             # Not the parameters after the step: handing updates to a branch would keep
             # XLA from fusing the optimizer's arithmetic with what is done to them here.
             now = masking.apply(params, state.mask)
-            share = density(count) if callable(density) else density
+            share = density(count) if is_function(density) else density
             if allocation is not None:
                 share = allocation(now, density=share, where=where)
             scores = call(score, now, {"where": where} | extra, fn=fn)
@@ -212,7 +214,7 @@ def prune(
 
 
 def set_(
-    density: Density,
+    density: Density | Scores,
     *,
     rate: Density | Schedule,
     every: int | Array,
@@ -227,7 +229,8 @@ def set_(
     """Train sparse from the start; drop the smallest weights and grow others at random.
 
     Args:
-        density: The fraction of weights that is alive from first to last.
+        density: The fraction of weights that is alive from first to last; a number, or
+            a tree of numbers like the parameters.
         rate: The fraction of what is alive that is dropped each time: a number, or an
             optax schedule of the number of steps taken.
         every: As in `rigl`.
@@ -270,7 +273,7 @@ def set_(
 
 
 def rigl(
-    density: Density,
+    density: Density | Scores,
     *,
     rate: Density | Schedule,
     every: int | Array,
@@ -291,7 +294,8 @@ def rigl(
     sparse from the first step on.
 
     Args:
-        density: The fraction of weights that is alive from first to last.
+        density: The fraction of weights that is alive from first to last; a number, or
+            a tree of numbers like the parameters.
         rate: The fraction of what is alive that is dropped each time: a number, or an
             optax schedule of the number of steps taken. The paper:
             `optax.cosine_decay_schedule(0.3, 3 / 4 * steps)`.

@@ -96,3 +96,32 @@ def test_uniform_is_the_same_everywhere():
     assert shares == {"a": 0.25, "b": 0.25, "bias": None}
     traced = jax.jit(lambda d: allocation.uniform(params, density=d))(jnp.float32(0.25))
     assert {k: None if v is None else float(v) for k, v in traced.items()} == shares
+
+
+def test_matching_gives_some_leaves_their_own_density():
+    params = {"a": {"w": jnp.ones((8, 8)), "b": jnp.ones(8)}, "out": jnp.ones((8, 2))}
+    found = allocation.matching(params, densities={"^out": 0.5}, density=0.25)
+    assert found == {"a": {"w": 0.25, "b": None}, "out": 0.5}
+    every = allocation.matching(params, densities={"w|out": 0.5}, density=0.25)
+    assert every == {"a": {"w": 0.5, "b": None}, "out": 0.5}
+    more = params | {"c": jnp.ones((20, 30))}
+    erk = allocation.matching(
+        more, densities={"out": 1.0}, density=0.25, rest=allocation.erk
+    )
+    alone = allocation.erk({"a": params["a"]["w"], "c": more["c"]}, density=0.25)
+    assert erk == {"a": {"w": alone["a"], "b": None}, "c": alone["c"], "out": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("densities", "match"),
+    [
+        ({"none": 0.5}, "'none' finds none of: a, b"),
+        ({"a": 0.5, "^a": 0.1}, "one expression for a leaf, got:\n  a: a, \\^a"),
+        ({"a": 1.5}, r"`densities\['a'\]` in \[0, 1\]"),
+        ({"(": 0.5}, "needs a regular expression"),
+    ],
+)
+def test_matching_refuses(densities, match):
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match=match):
+        allocation.matching(params, densities=densities, density=0.5)

@@ -260,6 +260,25 @@ def test_structures_in_training(structure, density):
         assert set(whole.sum(axis=0)) == {0, 4}
 
 
+def test_trees_of_densities_and_schedules_of_them():
+    params = make_params()
+    shares = allocation.matching(params, densities={"^b": 0.5}, density=0.25)
+
+    def gradual(n):
+        part = jnp.minimum(n / 4, 1)
+        return jax.tree.map(lambda d: 1 - (1 - d) * part, shares)
+
+    for density in (shares, gradual):
+        tx = optax.chain(optax.sgd(0.1), optim.prune(density, every=2))
+        _, state = run(tx, params, steps=4)
+        mask = optim.mask_of(state)
+        assert [int(mask[k]["kernel"].sum()) for k in "ab"] == [12, 16]
+    first = optim.mask_of(optim.rigl(shares, rate=0.1, every=9, key=KEY).init(params))
+    assert [int(first[k]["kernel"].sum()) for k in "ab"] == [12, 16]
+    with pytest.raises(ValueError, match=r"`density` in \[0, 1\], got 2"):
+        optim.prune({"a": {"kernel": 2.0, "bias": None}, "b": None})
+
+
 def test_erdos_renyi_densities_in_training():
     params = make_params()
     erk = optim.prune(0.4, allocation=allocation.erk)
