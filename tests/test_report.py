@@ -1,9 +1,14 @@
 """What a person wants to see."""
 
+import re
+import sys
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from maskjax import masking, packing, report
+from maskjax import algebra, masking, packing, report, stacking
 from tests import trees
 
 PARAMS = {
@@ -56,3 +61,210 @@ def test_every_parameter_of_every_framework_is_in_the_table(name):
     assert masked
     assert all(line[-1] in ("0.0000", "nan") for line in masked)
     assert lines[-1][-2:] == ["1.0000", "0.0000"]
+
+
+def test_a_table_with_flops_shares_them_out_by_what_is_kept():
+    flops = {"dense": {"kernel": 1200, "bias": None}, "wide": 5000, "scale": 7}
+    assert cells(report.table(MASK, PARAMS, flops)) == [
+        "parameter shape kept total density sparsity flops kept flops".split(),
+        "dense/bias 4 - 4 - - - -".split(),
+        "dense/kernel 3 x 4 4 12 0.3333 0.6667 400 1,200".split(),
+        "scale - 1 - - - 7".split(),
+        "wide 1000 x 2 1,000 2,000 0.5000 0.5000 2,500 5,000".split(),
+        "all masked 1,004 2,012 0.4990 0.5010 2,900 6,200".split(),
+    ]
+
+
+def test_a_table_of_the_flops_of_a_network():
+    params = {"w": jnp.ones((3, 4)), "b": jnp.ones((1, 4))}
+    flops = report.flops(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((5, 3)))
+    mask = {"w": jnp.array([[True, False, False, False]]), "b": None}
+    last = cells(report.table(mask, params, flops))[-1]
+    assert last[-2:] == ["30", "120"]
+
+
+def test_flops_kept_are_exact_integers():
+    params = {"w": jnp.ones((3, 1))}
+    mask = {"w": jnp.array([[True], [True], [False]])}
+    last = cells(report.table(mask, params, {"w": 3 * 10**18}))[-1]
+    assert last[-2] == f"{2 * 10**18:,}"
+
+
+# Pictures.
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_density_is_drawn_as_a_bar_for_each_masked_parameter(packed):
+    figure = report.plot_density(packing.pack(MASK) if packed else MASK, PARAMS)
+    (axes,) = figure.axes
+    named = [label.get_text() for label in axes.get_yticklabels()]
+    widths = [bar.get_width() for bar in axes.patches]
+    assert named == ["dense/kernel", "wide"]
+    np.testing.assert_allclose(widths, [4 / 12, 1000 / 2000])
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in axes.patches]
+    np.testing.assert_allclose(middles, axes.get_yticks())
+    assert axes.yaxis_inverted()
+    (line,) = axes.lines
+    np.testing.assert_allclose(line.get_xdata(), 1004 / 2012)
+    assert axes.get_xlim() == (0, 1)
+    figure.savefig("/dev/null", format="png")
+
+
+def test_density_of_no_masked_parameter_is_an_empty_picture():
+    figure = report.plot_density({"w": None}, {"w": jnp.ones(3)})
+    assert not figure.axes[0].patches
+    figure.savefig("/dev/null", format="png")
+
+
+def test_history_is_drawn_as_a_line_for_each_label():
+    lines = {"a": [1.0, 0.5, 0.25], "b": jnp.array([1.0, 0.9, 0.8])}
+    (axes,) = report.plot_history(lines, steps=jnp.array([0, 10, 30])).axes
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
+    for line, values in zip(axes.lines, lines.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), [0, 10, 30])
+        np.testing.assert_array_equal(line.get_ydata(), np.asarray(values))
+    assert axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray, list])
+def test_a_history_without_a_label_is_one_line(make):
+    figure = report.plot_history(make([1.0, 0.5]))
+    (axes,) = figure.axes
+    (line,) = axes.lines
+    np.testing.assert_array_equal(line.get_xydata(), [[0, 1], [1, 0.5]])
+    assert axes.get_legend() is None
+    figure.savefig("/dev/null", format="png")
+
+
+def random_stack(size, *, seed=0):
+    """Masks of several densities; the last two keep nothing."""
+    rng = np.random.default_rng(seed)
+    densities = np.linspace(1, 0, size - 1).tolist() + [0]
+
+    def draw(*shape):
+        kept = [rng.random(shape) < d for d in densities]
+        return jnp.asarray(np.stack(kept))
+
+    return {"kernel": draw(7, 9), "units": draw(1, 5), "none": None}
+
+
+def expected_overlaps(stack):
+    flat = [
+        np.asarray(leaf).reshape(len(leaf), -1)
+        for leaf in stack.values()
+        if leaf is not None
+    ]
+    sets = [set(np.flatnonzero(row)) for row in np.concatenate(flat, axis=1)]
+    return [[len(a & b) / len(a | b) if a | b else 1 for b in sets] for a in sets]
+
+
+@pytest.mark.parametrize("form", ["boolean", "packed", "mixed"])
+def test_overlaps_are_those_of_every_two_masks(form):
+    stack = random_stack(5)
+    packed = jax.vmap(packing.pack)(stack)
+    given = {
+        "boolean": stack,
+        "packed": packed,
+        "mixed": {**stack, "kernel": packed["kernel"]},
+    }[form]
+    matrix = report.overlaps(given)
+    np.testing.assert_allclose(matrix, expected_overlaps(stack))
+    assert matrix[3, 4] == 1  # of two masks that keep nothing
+    pair = (stacking.take(stack, 1), stacking.take(stack, 2))
+    np.testing.assert_allclose(matrix[1, 2], algebra.overlap(*pair), rtol=1e-6)
+
+
+def test_overlap_is_drawn_as_a_heat_map():
+    stack = random_stack(4)
+    figure = report.plot_overlap(stack, labels=["a", "b", "c", "d"])
+    axes, bar = figure.axes
+    (image,) = axes.images
+    np.testing.assert_allclose(image.get_array(), report.overlaps(stack))
+    assert image.get_clim() == (0, 1)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "c", "d"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["a", "b", "c", "d"]
+    assert bar.get_ylabel() == "overlap"
+    for text in axes.texts:
+        column, row = text.get_position()
+        assert text.get_text() == f"{image.get_array()[row, column]:.2f}"
+    assert len(axes.texts) == 16
+    figure.savefig("/dev/null", format="png")
+
+
+def test_a_heat_map_of_many_masks_has_no_numbers():
+    figure = report.plot_overlap({"w": jnp.eye(13, dtype=bool)})
+    assert not figure.axes[0].texts
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), np.eye(13))
+    few = report.plot_overlap({"w": jnp.eye(2, dtype=bool)}).axes[0]
+    assert [t.get_text() for t in few.get_xticklabels()] == ["0", "1"]
+
+
+# Complaints.
+
+
+def raises(kind, pattern):
+    return pytest.raises(kind, match=re.compile(pattern, re.DOTALL))
+
+
+DRAWN = {
+    "plot_density": lambda: report.plot_density(MASK, PARAMS),
+    "plot_history": lambda: report.plot_history([1.0]),
+    "plot_overlap": lambda: report.plot_overlap(random_stack(3)),
+    "table": lambda: report.table(MASK, PARAMS),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_draws_is_named_when_it_is_missing(name, monkeypatch):
+    needed = "rich" if name == "table" else "matplotlib"
+    monkeypatch.setitem(sys.modules, needed, None)
+    monkeypatch.setitem(sys.modules, f"{needed}.figure", None)
+    message = (
+        rf"`maskjax.report.{name}` draws with {needed}. Install it with `pip .*\[pl"
+    )
+    with raises(ImportError, message):
+        DRAWN[name]()
+
+
+def test_pictures_need_values():
+    needs = "`maskjax.report.{}` needs {} with values, got a traced one"
+    stack = random_stack(3)
+    with raises(TypeError, needs.format("plot_density", "a mask")):
+        jax.jit(lambda m: report.plot_density(m, PARAMS))(MASK)
+    for name in ("overlaps", "plot_overlap"):
+        with raises(TypeError, needs.format(name, "a stack")):
+            jax.jit(getattr(report, name))(stack)
+    with raises(TypeError, needs.format("plot_history", "`densities`")):
+        jax.jit(report.plot_history)(jnp.ones(3))
+
+
+def test_pictures_need_what_fits():
+    soft = {"w": jnp.ones((2, 3))}
+    with raises(TypeError, "plot_density` needs every leaf of `mask` .*w: float32"):
+        report.plot_density({"w": jnp.ones(3)}, {"w": jnp.ones(3)})
+    with raises(ValueError, r"plot_density` .*w: mask \(2,\), params \(3,\)"):
+        report.plot_density({"w": jnp.ones(2, bool)}, {"w": jnp.ones(3)})
+    for name in ("overlaps", "plot_overlap"):
+        function, fn = getattr(report, name), f"`maskjax.report.{name}`"
+        with raises(TypeError, f"{fn} needs every leaf of `stack` .*w: float32"):
+            function(soft)
+        with raises(ValueError, f"{fn} .* same number of members.*a: 2\n  b: 3"):
+            function({"a": jnp.ones((2, 1), bool), "b": jnp.ones((3, 1), bool)})
+        with raises(ValueError, f"{fn} .*w: one mask, not a stack"):
+            function(packing.pack({"w": jnp.ones(3, bool)}))
+    with raises(ValueError, "plot_overlap` needs `labels` for 3 masks, got 2"):
+        report.plot_overlap(random_stack(3), labels=["a", "b"])
+    with raises(ValueError, "table` needs `params` and `flops` of the same structure"):
+        report.table(MASK, PARAMS, {"wide": 3})
+
+
+def test_histories_are_lines():
+    needs = "`maskjax.report.plot_history` needs every line of `densities` of shape "
+    with raises(ValueError, needs + r"\[T\], got:\n  densities: shape \(1, 2\)$"):
+        report.plot_history(jnp.ones((1, 2)))
+    lines = {"a": [1.0, 0.5], "b": [1.0], "c": 1.0}
+    with raises(ValueError, needs + r"\[T\], got:\n  c: shape \(\)$"):
+        report.plot_history(lines)
+    with raises(ValueError, needs + r"\(2,\), like `steps`, got:\n  b: .*\n  c: "):
+        report.plot_history(lines, steps=[0, 1])
