@@ -6,12 +6,14 @@ import optax
 import pytest
 
 import maskjax
-from maskjax import report
-from maskjax.recipes import edge_popup
+from maskjax import optim, report
+from maskjax.recipes import deconstructing, edge_popup, lottery_ticket
 
 
 @pytest.fixture(autouse=True)
 def _namespace(doctest_namespace):
     modules = {name: getattr(maskjax, name) for name in maskjax.__all__}
-    modules |= {"report": report, "edge_popup": edge_popup, "optax": optax}
+    modules |= {"optim": optim, "report": report, "optax": optax}
+    modules |= {"deconstructing": deconstructing, "edge_popup": edge_popup}
+    modules |= {"lottery_ticket": lottery_ticket}
     doctest_namespace.update(modules, jax=jax, jnp=jnp, maskjax=maskjax)

@@ -14,6 +14,7 @@ from benchmarks.speed import _results
 QUESTIONS = (
     "selection",
     "masked_step",
+    "sparse_step",
     "edge_popup_step",
     "packing",
     "import_time",

@@ -1,0 +1,221 @@
+"""What a weight is worth: every criterion of `score`, after training and before it.
+
+After training: the mask of each criterion on trained networks, which are not trained
+again. Before training: masks from the first weights and 1,000 images, and then the
+training, under the mask. All rankings are global but for Wanda's, which compares the
+weights into one output, as in its paper, and for chance, in Erdos-Renyi shares.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import maskjax
+from benchmarks import _pictures, _train
+from benchmarks._registry import Context, Demo, Outcome, Row
+from maskjax import algebra, allocation, masking, score, select
+
+LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+AT_START = (0.1, 0.02)
+SEEDS = 5
+STEPS, QUICK_STEPS = 1_000, 200
+ROUNDS = 100  # of synflow, as in its paper
+TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
+IMAGES = 1_000  # that scores see: 100 a class, about ten times what SNIP asks for
+MODEL = _train.MLP()
+
+
+class Member(NamedTuple):
+    """One network in training."""
+
+    params: Any
+    mask: Any
+    opt_state: optax.OptState
+
+
+def run(context: Context) -> Outcome:
+    """Accuracy of the masks of every criterion, untrained and trained."""
+    data = context.data.flat()
+    seeds = min(SEEDS, context.seeds)
+    epochs = _train.epochs_of(QUICK_STEPS if context.quick else STEPS, data.x_train)
+    draws, chance, order = jax.random.split(jax.random.key(0), 3)
+    x, y = (jnp.asarray(a[:IMAGES]) for a in (data.x_train, data.y_train))
+    optimizer = optax.adam(
+        optax.cosine_decay_schedule(
+            LEARNING_RATE, epochs * _train.steps_per_epoch(data.x_train)
+        )
+    )
+
+    def step(member: Member, x: jax.Array, y: jax.Array) -> tuple[Member, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            return _loss(maskjax.apply(params, member.mask), x, y)
+
+        value, gradients = jax.value_and_grad(loss)(member.params)
+        updates, opt_state = optimizer.update(gradients, member.opt_state)
+        params = optax.apply_updates(member.params, updates)
+        return Member(params, member.mask, opt_state), value
+
+    def start(params: Any, mask: Any) -> Member:
+        return Member(params, mask, optimizer.init(params))
+
+    def trained(name: str, states: Member) -> tuple[Member, np.ndarray]:
+        track = context.track(f"criteria: {name}", epochs)
+        states, curve = _train.fit(step, _logits, states, data, track, key=order)
+        return states, curve[-1]
+
+    params = _train.draw(
+        lambda key: MODEL.init(key, data.x_train[:1])["params"],
+        jax.random.split(draws, seeds),
+    )
+    keys = jax.random.split(chance, seeds)
+    dense, dense_accuracy = trained(
+        "dense networks", jax.vmap(start)(params, jax.vmap(masking.everything)(params))
+    )
+    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
+    names = list(_masks(jax.tree.map(lambda p: p[0], params), x, y, 0.5, keys[0]))
+
+    @jax.jit
+    def masks_of(params: Any, density: jax.Array) -> Any:
+        """Stacked: [criteria, seeds, ...]."""
+        found = jax.vmap(_masks, (0, None, None, None, 0))(params, x, y, density, keys)
+        # By name: a dict comes out of `vmap` in the order of its keys.
+        return jax.tree.map(lambda *m: jnp.stack(m), *(found[name] for name in names))
+
+    after, counts = [], []
+    for density in DENSITIES:
+        masks = masks_of(dense.params, jnp.float32(density))
+        counts.append(jax.vmap(jax.vmap(algebra.count))(masks))
+        after.append(jax.vmap(lambda m: accuracy(dense._replace(mask=m)))(masks))
+    before = {}
+    for density in AT_START:
+        masks = jax.tree.map(
+            lambda m: m.reshape(-1, *m.shape[2:]),
+            masks_of(params, jnp.float32(density)),
+        )
+        again = jax.tree.map(lambda p: jnp.concatenate([p] * len(names)), params)
+        _, found = trained(f"density {density:g}", jax.vmap(start)(again, masks))
+        before[density] = found.reshape(len(names), seeds)
+
+    after = {name: np.stack(after)[:, i] for i, name in enumerate(names)}
+    size = sum(w[0].size for w in jax.tree.leaves(jax.vmap(score.magnitude)(params)))
+    return Outcome(
+        rows=_rows(names, after, before, dense_accuracy),
+        settings={
+            "network": "300-100",
+            "optimizer": "adam, cosine",
+            "learning_rate": LEARNING_RATE,
+            "batch_size": _train.BATCH_SIZE,
+            "epochs": epochs,
+            "images_scored": len(x),
+            "synflow_rounds": ROUNDS,
+            "grasp_temperature": TEMPERATURE,
+            "seeds": seeds,
+            "inputs": "0 to 1",
+        },
+        numbers={
+            "densities": DENSITIES,
+            "kept": {n: np.stack(counts)[:, i, 0] / size for i, n in enumerate(names)},
+            "dense": dense_accuracy,
+            "after_training": after,
+            "before_training": {
+                f"{d:g}": dict(zip(names, found, strict=True))
+                for d, found in before.items()
+            },
+        },
+        pictures=[_draw(context, after, dense_accuracy, seeds)],
+    )
+
+
+def _masks(
+    params: Any, x: jax.Array, y: jax.Array, density: Any, key: jax.Array
+) -> dict[str, Any]:
+    """The mask of every criterion."""
+
+    def top(scores: Any) -> Any:
+        return select.top_k(scores, density=density, scope="global")
+
+    def synflow(params: Any) -> Any:
+        return score.synflow(_apply, params, x[:1].shape)
+
+    by_output = jax.vmap(
+        lambda s: select.top_k({"": s}, density=density)[""], in_axes=-1, out_axes=-1
+    )
+    norms = score.input_norms(_apply, params, x)
+    shares = allocation.erk(params, density=density)
+    rounds = {"density": density, "rounds": ROUNDS}
+    return {
+        "magnitude": top(score.magnitude(params)),
+        "snip": top(score.snip(_loss, params, x, y)),
+        "fisher": top(score.fisher(_loss, params, x, y)),
+        "grasp": top(score.grasp(_soft_loss, params, x, y)),
+        "synflow": select.iterative_top_k(synflow, params, **rounds),
+        "wanda": jax.tree.map(by_output, score.wanda(params, norms)),
+        "random": select.random(params, density=shares, key=key),
+    }
+
+
+def _apply(params: Any, x: jax.Array) -> jax.Array:
+    return MODEL.apply({"params": params}, x)
+
+
+def _loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return _train.cross_entropy(_apply(params, x), y)
+
+
+def _soft_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return _train.cross_entropy(_apply(params, x) / TEMPERATURE, y)
+
+
+def _logits(member: Member, x: jax.Array) -> jax.Array:
+    return _apply(maskjax.apply(member.params, member.mask), x)
+
+
+def _rows(
+    names: list[str],
+    after: dict[str, np.ndarray],
+    before: dict[float, np.ndarray],
+    dense: np.ndarray,
+) -> list[Row]:
+    def listed(values: dict[str, float]) -> str:
+        best = sorted(values.items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {value:.1%}" for name, value in best)
+
+    at = DENSITIES.index(0.2)
+    return [
+        Row(
+            "what gradients and inputs say beats magnitude on a trained network "
+            "(Molchanov et al., Sun et al.)",
+            f"dense {dense.mean():.1%}; 20% kept, not trained again: "
+            + listed({name: float(after[name][at].mean()) for name in names}),
+        ),
+        Row(
+            "masks can be found before training (SNIP, GraSP, SynFlow)",
+            "; ".join(
+                f"{density:.0%} kept: "
+                + listed({n: float(found[i].mean()) for i, n in enumerate(names)})
+                for density, found in before.items()
+            ),
+        ),
+    ]
+
+
+def _draw(
+    context: Context, after: dict[str, np.ndarray], dense: np.ndarray, seeds: int
+) -> str:
+    figure, axes = _pictures.figure(
+        f"Trained 300-100 networks, pruned and not trained again, {context.data.name}"
+    )
+    axes.axhline(dense.mean(), color="black", linestyle=":", label="dense")
+    for name, values in after.items():
+        _pictures.band(axes, DENSITIES, values, name)
+    _pictures.density_axis(axes, DENSITIES)
+    _pictures.accuracy_axis(axes, seeds)
+    axes.legend(loc="lower right")
+    return _pictures.save(figure, context.out / "criteria_density.png")
+
+
+DEMO = Demo("criteria", "scores from data (SNIP, GraSP, SynFlow, Fisher, Wanda)", run)

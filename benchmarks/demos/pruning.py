@@ -1,0 +1,229 @@
+"""Prune while training: at once, gradually, or sparse from the first step on.
+
+One budget of steps for all. Magnitude pruning starts dense, ends sparse (Zhu & Gupta,
+2017); SET (Mocanu et al., 2018) and RigL (Evci et al., 2020) are sparse throughout and
+drop and grow connections; the control keeps the random mask that those start with.
+Members differ in seed and in density, and train side by side as one program.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import maskjax
+from benchmarks import _pictures, _train
+from benchmarks._registry import Context, Demo, Outcome, Row
+from maskjax import algebra, allocation, optim, score, select
+
+LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
+DENSITIES = (0.1, 0.02)
+RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
+STEPS, QUICK_STEPS = 1_000, 200
+CHANGES = 40  # how often masks move
+METHODS = {
+    "one-shot": "dense for half of the steps, then pruned at once",
+    "gradual": "pruned gradually",
+    "static": "random mask that stays",
+    "set": "SET",
+    "rigl": "RigL",
+}
+MODEL = _train.MLP()
+KEY = jax.random.key(0)
+
+
+class Member(NamedTuple):
+    """One network in training."""
+
+    density: Any
+    params: Any
+    opt_state: optax.OptState
+
+
+def run(context: Context) -> Outcome:
+    """Accuracy of every method at the same densities, after as many steps."""
+    data = context.data.flat()
+    epochs = _train.epochs_of(QUICK_STEPS if context.quick else STEPS, data.x_train)
+    steps = epochs * _train.steps_per_epoch(data.x_train)
+    every = max(steps // CHANGES, 1)
+    draws, chance, order = jax.random.split(KEY, 3)
+    params = _train.draw(
+        lambda key: MODEL.init(key, data.x_train[:1])["params"],
+        jax.random.split(draws, context.seeds),
+    )
+    # Every seed at every density, and dense.
+    densities = jnp.repeat(jnp.array([*DENSITIES]), context.seeds)
+    params_of_all = jax.tree.map(
+        lambda p: jnp.concatenate([p] * len(DENSITIES)), params
+    )
+    keys = jnp.tile(jax.random.split(chance, context.seeds), len(DENSITIES))
+
+    def train(name: str, densities: jax.Array, params: Any, keys: jax.Array) -> Any:
+        def optimizer(density: jax.Array, key: jax.Array) -> Any:
+            adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+            if name == "dense":
+                return adam
+            last = _sparse(name, density, key, steps=steps, every=every)
+            return optim.rewired(optax.chain(adam, last))
+
+        def start(density: jax.Array, params: Any, key: jax.Array) -> Member:
+            opt_state = optimizer(density, key).init(params)
+            if name != "dense":
+                params = maskjax.apply(params, optim.mask_of(opt_state))
+            return Member(density, params, opt_state)
+
+        def step(
+            member: Member, x: jax.Array, y: jax.Array
+        ) -> tuple[Member, jax.Array]:
+            value, gradients = jax.value_and_grad(_loss)(member.params, x, y)
+            updates, opt_state = optimizer(member.density, KEY).update(
+                gradients, member.opt_state, member.params
+            )
+            params = optax.apply_updates(member.params, updates)
+            return Member(member.density, params, opt_state), value
+
+        states = _train.draw(start, densities, params, keys)
+        track = context.track(f"pruning: {name}", epochs)
+        return _train.fit(step, _logits, states, data, track, key=order)
+
+    _, dense = train("dense", jnp.ones(context.seeds), params, keys[: context.seeds])
+    curves, exact, zero = {}, True, True
+    for name in METHODS:
+        states, curve = train(name, densities, params_of_all, keys)
+        curves[name] = curve.reshape(len(curve), len(DENSITIES), context.seeds)
+        kept, rest = jax.jit(jax.vmap(_kept_and_removed))(states)
+        exact &= _is_exact(np.asarray(kept), params_of_all)
+        zero &= not np.asarray(rest).any()
+    found = {name: curve[-1] for name, curve in curves.items()}
+    return Outcome(
+        rows=_rows(found, dense[-1], exact=exact, zero=zero),
+        settings={
+            "network": "300-100",
+            "optimizer": "adam, cosine",
+            "learning_rate": LEARNING_RATE,
+            "batch_size": _train.BATCH_SIZE,
+            "steps": steps,
+            "every": every,
+            "rate": RATE,
+            "allocation": "erdos-renyi; global ranking for one-shot and gradual",
+            "inputs": "0 to 1",
+        },
+        numbers={
+            "densities": DENSITIES,
+            "dense": dense[-1],
+            "counts_are_exact": exact,
+            "removed_are_zero": zero,
+            **found,
+        },
+        pictures=[_draw(context, curves, dense)],
+    )
+
+
+def _sparse(
+    name: str, density: jax.Array, key: jax.Array, *, steps: int, every: int
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation at the end of the chain."""
+
+    def cubic(step: jax.Array) -> jax.Array:
+        """Zhu & Gupta's schedule, from a tenth to three quarters of the steps."""
+        part = jnp.clip((step / steps - 0.1) / 0.65, 0.0, 1.0)
+        return density + (1 - density) * (1 - part) ** 3
+
+    def fixed(params: Any) -> Any:
+        shares = allocation.erk(params, density=density)
+        return select.random(params, density=shares, key=key)
+
+    moving = {
+        "rate": optax.cosine_decay_schedule(RATE, 3 * steps // 4),
+        "every": every,
+        "allocation": allocation.erk,
+        "key": key,
+    }
+    half = steps // 2 // every * every
+    return {
+        "one-shot": lambda: optim.prune(
+            lambda step: jnp.where(step < half, 1.0, density),
+            every=every,
+            scope="global",
+        ),
+        "gradual": lambda: optim.prune(cubic, every=every, scope="global"),
+        "static": lambda: optim.keep_sparse(fixed),
+        "set": lambda: optim.set_(density, **moving),
+        "rigl": lambda: optim.rigl(density, **moving),
+    }[name]()
+
+
+def _loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return _train.cross_entropy(MODEL.apply({"params": params}, x), y)
+
+
+def _logits(member: Member, x: jax.Array) -> jax.Array:
+    return MODEL.apply({"params": member.params}, x)
+
+
+def _kept_and_removed(member: Member) -> tuple[jax.Array, jax.Array]:
+    """How many weights the mask keeps, and the largest of those that it does not."""
+    mask = optim.mask_of(member.opt_state)
+    rest = maskjax.apply(member.params, algebra.complement(mask))
+    kernels = jax.tree.leaves(score.magnitude(rest))
+    return algebra.count(mask), jnp.stack([k.max() for k in kernels]).max()
+
+
+def _is_exact(kept: np.ndarray, params: Any) -> bool:
+    """Whether as many are kept as asked, up to the rounding of each leaf."""
+    kernels = jax.tree.leaves(jax.vmap(score.magnitude)(params))
+    size = sum(k[0].size for k in kernels)
+    wanted = np.repeat(np.array(DENSITIES) * size, len(kept) // len(DENSITIES))
+    return bool((np.abs(kept - wanted) <= len(kernels) / 2).all())
+
+
+def _rows(
+    found: dict[str, np.ndarray], dense: np.ndarray, *, exact: bool, zero: bool
+) -> list[Row]:
+    def each(*names: str) -> str:
+        return "; ".join(
+            f"{density:.0%} kept: "
+            + ", ".join(f"{name} {found[name][i].mean():.1%}" for name in names)
+            for i, density in enumerate(DENSITIES)
+        )
+
+    return [
+        Row(
+            "pruned gradually a network keeps its accuracy (Zhu & Gupta)",
+            f"dense {dense.mean():.1%}; {each('gradual', 'one-shot')}",
+        ),
+        Row(
+            "sparse from the start, RigL ends above SET, and both above a mask that "
+            "stays (Evci et al.)",
+            each("rigl", "set", "static"),
+        ),
+        Row(
+            "counts are exact, removed weights stay removed",
+            ("exact" if exact else "NOT exact")
+            + ("; all exactly 0 after training" if zero else "; NOT all 0"),
+        ),
+    ]
+
+
+def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) -> str:
+    figure = _pictures.Figure(figsize=(11, 4.8), layout="constrained")
+    figure.suptitle(f"Pruning a 300-100 network while it trains, {context.data.name}")
+    plots = figure.subplots(1, len(DENSITIES), sharey=True)
+    floor = min(float(curve[-1].mean(-1).min()) for curve in curves.values())
+    for i, (axes, density) in enumerate(zip(plots, DENSITIES, strict=True)):
+        axes.set_title(f"density {density:g}")
+        axes.grid(visible=True, alpha=0.3)
+        epochs = range(len(dense))
+        axes.plot(epochs, dense.mean(1), color="black", linestyle=":", label="dense")
+        for name, curve in curves.items():
+            _pictures.band(axes, epochs, curve[:, i], METHODS[name])
+        axes.set_ylim(max(floor - 0.1, 0.0), 1.0)
+        axes.set_xlabel("epoch")
+    _pictures.accuracy_axis(plots[0], context.seeds)
+    plots[0].legend(loc="lower right")
+    return _pictures.save(figure, context.out / "pruning_training.png")
+
+
+DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, SET, RigL)", run)
