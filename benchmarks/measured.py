@@ -46,12 +46,33 @@ def _rows() -> Iterator[tuple[str, str]]:
         "a training step under a fixed mask, the same network",
         f"{case['maskjax.apply'] / case['no mask']:.2f} times the dense step",
     )
+    case = _case("sparse_step", "keep_sparse 784-300-100-10 members=1")
+    gradual = _case("sparse_step", "prune 784-300-100-10 members=1")
+    yield (
+        "a step of Adam that keeps a mask, or prunes every 100 steps, the same network",
+        f"{case['maskjax'] / case['plain optimizer']:.2f} and "
+        f"{gradual['maskjax'] / gradual['plain optimizer']:.2f} times plain Adam",
+    )
+    case = _case("lottery_ticket", "784-300-100-10 rounds=12 seeds=5")
+    yield (
+        "a `lottery_ticket` search, 12 rounds, 5 seeds as one program",
+        f"{case['search'] / case['training alone']:.2f} times its training steps alone",
+    )
     case = _case("packing", "dot K=250")
     ours = case["packing.dot"]
     yield (
         "`packing.dot`, 250 masks of 266,200 entries",
         f"{ours * 1e3:.1f} ms: {case['booleans, einsum'] / ours:.0f} times faster than "
         "the einsum of booleans, in an eighth of their memory",
+    )
+    demo = _demonstration("lottery_ticket", "mnist.npz")["numbers"]
+    tickets, again = demo["tickets"]["end"], demo["reinit"]["end"]
+    round_ = demo["rounds_of_controls"][-1]
+    yield (
+        "`lottery_ticket`, 300-100, MNIST (10,000 images), 5 searches",
+        f"{_mean(tickets[round_]):.1%} with {demo['density'][round_]:.1%} of the "
+        f"weights, {_mean(tickets[0]):.1%} with all; {_mean(again[-1]):.1%} under the "
+        "same masks from fresh parameters",
     )
     demo = _demonstration("edge_popup", "mnist.npz")["numbers"]
     yield (

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _contraction
+from maskjax import _checks
 from maskjax._objective import flow, mean_squares, objective, sensitivities, wide
 from maskjax._tree import Array, Params, Predicate, Scores
 from maskjax.where import kernels
@@ -390,6 +390,9 @@ def input_norms(
         >>> score.input_norms(net, {"w": jnp.ones((2, 5))}, x)["w"].ravel()
         Array([5., 1.], dtype=float32)
     """
+    # Here, since the types of jaxprs cost 4 % of importing JAX.
+    from maskjax import _contraction
+
     fn = "maskjax.score.input_norms"
     picks = _checks.chosen(params, where, fn=fn)
     squares = _contraction.squares(apply, params, inputs, picks, fn=fn)

@@ -16,6 +16,7 @@ QUESTIONS = (
     "masked_step",
     "sparse_step",
     "edge_popup_step",
+    "lottery_ticket",
     "packing",
     "import_time",
 )

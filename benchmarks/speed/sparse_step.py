@@ -133,10 +133,9 @@ def _case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> Case:
 
     contestants = [
         contestant("maskjax", "ours", ours),
+        contestant("times floats", "baseline", plain, floats),
         contestant("plain optimizer", "limit", plain),
     ]
-    if kind == "keep_sparse":
-        contestants.insert(1, contestant("times floats", "baseline", plain, floats))
     return Case(
         f"{kind} {'-'.join(map(str, widths))} members={members}",
         {

@@ -52,7 +52,9 @@ def test_an_unknown_question_is_refused(capsys):
         "packing",
         pytest.param("import_time", marks=pytest.mark.slow),
         pytest.param("masked_step", marks=pytest.mark.slow),
+        pytest.param("sparse_step", marks=pytest.mark.slow),
         pytest.param("edge_popup_step", marks=pytest.mark.slow),
+        pytest.param("lottery_ticket", marks=pytest.mark.slow),
     ],
 )
 def test_a_quick_run_writes_lines_with_all_their_context(question, tmp_path, capsys):
