@@ -38,6 +38,8 @@ def when(due: Any, change: Callable[[], Any], otherwise: Any) -> Any:
 
 
 def frozen(updates: Any, mask: Mask, *, fn: str) -> Any:
+    """Updates that add -0.0 to what the mask removes."""
+
     def of_leaf(u: Array, m: Array) -> Array:
         return jnp.where(m, u, jnp.array(-0.0, u.dtype))
 

@@ -1,7 +1,8 @@
 """Optax transformations that keep a mask while weights train, and move it.
 
 They go last in a chain, where they see what would be added to the parameters. What
-they settle holds to the bit, under any optimizer, momentum and weight decay included.
+they settle holds to the bit, as long as parameters are finite, under any optimizer,
+momentum and weight decay included.
 
 >>> import optax
 >>> from maskjax import optim
