@@ -170,7 +170,19 @@ def quick(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("demo", DEMOS, ids=lambda demo: demo.name)
+# The others take half a minute each.
+SHORT = {"magnitude", "edge_popup"}
+
+
+@pytest.mark.parametrize(
+    "demo",
+    [
+        pytest.param(
+            demo, id=demo.name, marks=[] if demo.name in SHORT else pytest.mark.slow
+        )
+        for demo in DEMOS
+    ],
+)
 def test_a_demonstration_writes_its_results_and_pictures(demo, quick):
     out, record = quick(demo.name)
     assert record["data"] == {
@@ -224,3 +236,50 @@ def test_random_weights_learn_by_their_mask_alone(quick):
     assert np.mean(numbers["learned_masks"]) > 0.9
     # With every weight kept there is nothing to learn.
     assert np.mean(numbers["learned_masks_by_density"]["1"]) < 0.3
+
+
+@pytest.mark.slow
+def test_masks_that_move_in_training_are_exact_and_of_use(quick):
+    numbers = quick("pruning")[1]["demos"]["pruning"]["numbers"]
+    assert numbers["counts_are_exact"]
+    assert numbers["removed_are_zero"]
+    assert numbers["densities"] == [0.1, 0.02]
+    means = {name: np.mean(numbers[name], axis=1) for name in ("gradual", "one-shot")}
+    assert np.mean(numbers["dense"]) > 0.93
+    assert means["gradual"][0] > 0.88
+    assert means["gradual"][1] > means["one-shot"][1]
+
+
+@pytest.mark.slow
+def test_tickets_beat_random_masks_of_their_counts(quick):
+    numbers = quick("lottery_ticket")[1]["demos"]["lottery_ticket"]["numbers"]
+    assert numbers["counts_exact"]
+    assert numbers["removed_are_zero"]
+    seventh = numbers["rounds_of_controls"].index(7)
+    assert 0.2 < numbers["density"][7] < 0.22
+    tickets = np.mean(numbers["tickets"]["end"][7])
+    assert tickets > np.mean(numbers["random"]["end"][seventh])
+    assert tickets > np.mean(numbers["tickets"]["end"][0]) - 0.02
+
+
+@pytest.mark.slow
+def test_masks_on_untrained_weights_know_digits(quick):
+    numbers = quick("deconstructing")[1]["demos"]["deconstructing"]["numbers"]
+    signed = np.mean(numbers["constants"]["large_final_same_sign"], axis=-1)
+    assert signed.max() > 0.75
+    untrained = {name: np.mean(v, axis=-1) for name, v in numbers["untrained"].items()}
+    assert untrained["large_final_same_sign"].max() > untrained["random"].max() + 0.3
+
+
+@pytest.mark.slow
+def test_scores_find_what_trained_networks_need(quick):
+    numbers = quick("criteria")[1]["demos"]["criteria"]["numbers"]
+    after = {name: np.mean(v, axis=-1) for name, v in numbers["after_training"].items()}
+    assert (after["magnitude"][:3] > after["random"][:3]).all()
+    before = numbers["before_training"]["0.1"]
+    assert np.mean(before["synflow"]) > np.mean(before["wanda"])
+    # All but Wanda's, which rounds for every output, keep the same global count.
+    for name in ("magnitude", "snip", "fisher", "grasp", "synflow"):
+        np.testing.assert_allclose(
+            numbers["kept"][name], numbers["densities"], atol=1e-4
+        )
