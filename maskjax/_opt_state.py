@@ -218,10 +218,9 @@ def rewired(
         masks = [
             (a.mask, b.mask) for a, b in zip(states(state), states(after), strict=True)
         ]
-        initial = optimizer.init(params)
-        for before, now in masks:
-            if before is now:  # it never moves
-                continue
+        moved = [(before, now) for before, now in masks if before is not now]
+        initial = optimizer.init(params) if moved else ()
+        for before, now in moved:
             after = reset_moments(after, initial, before, now)
         return updates, after
 

@@ -30,6 +30,9 @@ Transformation = optax.GradientTransformationExtraArgs
 
 def when(due: Any, change: Callable[[], Any], otherwise: Any) -> Any:
     """A change when it is due; under `vmap` computed only when due for some member."""
+    if not isinstance(due, Tracer):
+        # Outside of `jit` a conditional would be compiled anew in every call.
+        return change() if due else otherwise
 
     def changed() -> Any:
         return jax.tree.map(lambda a, b: jnp.where(due, a, b), change(), otherwise)
@@ -99,8 +102,10 @@ def shapes(params: Params, where: Predicate, *, fn: str) -> Scores:
     )
 
 
-def call(score: Score, params: Params, offered: dict[str, Any], *, fn: str) -> Scores:
-    """The score, with those of the arguments offered that it names."""
+def bound(
+    score: Score, offered: dict[str, Any], *, fn: str
+) -> Callable[[Params], Scores]:
+    """The score, given those of the arguments offered that it names."""
     named = inspect.signature(score).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in named):
         names = {p.name for p in named}
@@ -115,7 +120,7 @@ def call(score: Score, params: Params, offered: dict[str, Any], *, fn: str) -> S
             f"`{fn}` needs `{'`, `'.join(missing)}`, which its `score` names. Pass it "
             "to `update`, or, for `gradients`, wrap the optimizer in `optim.rewired`."
         )
-    return score(params, **offered)
+    return lambda params: score(params, **offered)
 
 
 def below(scores: Scores, mask: Mask) -> Scores:

@@ -18,7 +18,7 @@ from maskjax._opt_update import (
     Score,
     Transformation,
     below,
-    call,
+    bound,
     check_fractions,
     check_growth,
     params_given,
@@ -36,7 +36,7 @@ def rewiring(
     rate: Density | Schedule,
     every: int | Array,
     score: Score,
-    growth: Callable[[Params, dict[str, Any], Array], Scores],
+    growth: Callable[[Params, dict[str, Any]], Callable[[Array], Scores]],
     scope: Scope,
     structure: Structure,
     allocation: Callable[..., Scores] | None,
@@ -75,13 +75,15 @@ def rewiring(
         count = jnp.asarray(optax.safe_increment(state.count))
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=kind), count)
 
+        scored = bound(score, {"where": where} | extra, fn=fn)
+        wanted = growth(params, extra)
+
         def change() -> tuple[Mask, Mask]:
-            now = masking.apply(params, state.mask)
-            scores = call(score, now, {"where": where} | extra, fn=fn)
+            scores = scored(masking.apply(params, state.mask))
             how = {"scope": scope, "structure": structure}
             part = rate(count) if callable(rate) else rate
             kept = select.drop(scores, state.mask, rate=part, **how)
-            worth = growth(params, extra, key)
+            worth = wanted(key)
             worth = worth if regrow else below(worth, state.mask)
             return select.grow(worth, kept, density=shares(params), **how), kept
 

@@ -33,7 +33,7 @@ from maskjax._opt_update import (
     Schedule,
     Score,
     Transformation,
-    call,
+    bound,
     check_fractions,
     frozen,
     holding,
@@ -196,6 +196,8 @@ def prune(
         params_given(params, fn=fn)
         count = jnp.asarray(optax.safe_increment(state.count))
 
+        scored = bound(score, {"where": where} | extra, fn=fn)
+
         def cut() -> Mask:
             # Not the parameters after the step: handing updates to a branch would keep
             # XLA from fusing the optimizer's arithmetic with what is done to them here.
@@ -203,10 +205,8 @@ def prune(
             share = density(count) if is_function(density) else density
             if allocation is not None:
                 share = allocation(now, density=share, where=where)
-            scores = call(score, now, {"where": where} | extra, fn=fn)
-            return select.shrink(
-                scores, state.mask, density=share, scope=scope, structure=structure
-            )
+            how = {"density": share, "scope": scope, "structure": structure}
+            return select.shrink(scored(now), state.mask, **how)
 
         (mask,) = when(count % every == 0, lambda: (cut(),), (state.mask,))
         return settled(updates, params, mask, fn=fn), MaskState(mask, count)
@@ -263,9 +263,9 @@ def set_(
     """
     fn = "maskjax.optim.set_"
 
-    def chance(params: Params, extra: dict[str, Any], key: Array) -> Scores:
+    def chance(params: Params, extra: dict[str, Any]) -> Callable[[Array], Scores]:
         del extra
-        return _random_scores(params, where=where, key=key)
+        return lambda key: _random_scores(params, where=where, key=key)
 
     return rewiring(
         density, rate, every, score, chance, scope, structure, allocation, where, key,
@@ -339,8 +339,7 @@ def rigl(
     """
     fn = "maskjax.optim.rigl"
 
-    def steepest(params: Params, extra: dict[str, Any], key: Array) -> Scores:
-        del key
+    def steepest(params: Params, extra: dict[str, Any]) -> Callable[[Array], Scores]:
         if extra.get("gradients") is None:
             raise ValueError(
                 f"`{fn}` needs `gradients`, to grow where they are large. Wrap the "
@@ -349,7 +348,7 @@ def rigl(
         gradients = fitted(params, extra["gradients"])
         names = ("params", "gradients")
         _checks.same_shapes(params, gradients, fn=fn, names=names, is_leaf=None)
-        return magnitude(gradients, where=where)
+        return lambda _: magnitude(gradients, where=where)
 
     return rewiring(
         density, rate, every, score, steepest, scope, structure, allocation, where, key,

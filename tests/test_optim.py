@@ -349,6 +349,24 @@ def test_set_grows_at_random_and_differently_each_time():
     assert (first != second).any()
 
 
+def test_a_loop_without_jit_scores_only_when_a_change_is_due():
+    params, calls = make_params(), []
+
+    def counted(params, *, where):
+        calls.append(0)
+        return score.magnitude(params, where=where)
+
+    optimizer = optax.chain(optax.sgd(0.1), optim.prune(0.5, every=3, score=counted))
+    state, sizes = optimizer.init(params), []
+    for _ in range(7):
+        updates, state = optimizer.update(slope(params), state, params)
+        params = optax.apply_updates(params, updates)
+        sizes.append(int(algebra.count(optim.mask_of(state))))
+    assert len(calls) == 2
+    assert sizes == [80, 80, 40, 40, 40, 40, 40]
+    assert_zero_outside(params, optim.mask_of(state))
+
+
 def test_no_second_compilation():
     params = make_params()
     optimizer = optim.rewired(
