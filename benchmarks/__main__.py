@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _table(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> table.Table:
     drawn = table.Table(
-        title=f"{context.data.name}, {context.seeds} seeds", show_lines=True
+        title=f"{context.data.name}, up to {context.seeds} seeds", show_lines=True
     )
     for column in ("system", "what the paper promises", "what was measured"):
         drawn.add_column(column)
