@@ -82,6 +82,9 @@ def everything(scores: Scores, structure: Structure, *, fn: str) -> Mask:
 
     def of_leaf(x: Array) -> Array:
         shape = jax.eval_shape(lambda x: structure.spread(structure.pool(x)), x).shape
+        if shape == x.shape and isinstance(x, jax.Array):
+            # Sharded as the leaf is, and in a `shard_map` varying as it does.
+            return jnp.ones_like(x, dtype=bool)
         return jnp.ones(shape, bool)
 
     return _tree.map_mask(of_leaf, scores)

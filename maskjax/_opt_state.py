@@ -87,11 +87,13 @@ def _merged(one: Mask, other: Mask, *, fn: str) -> Mask:
 
 def _like(params: Params, mask: Mask, *, fn: str) -> Mask:
     """The mask in the structure of the parameters, leaves found by their paths."""
+    # No key holds the separator, so that no two parameters share a path.
+    name = lambda path: _tree.path_string(path, "\0")  # noqa: E731
     named = jax.tree_util.tree_flatten_with_path(mask, is_leaf=_stop)[0]
-    found = {_tree.path_string(p): leaf for p, leaf in named if not _absent(leaf)}
-    paths = [path for path, _ in _tree.named_leaves(params)]
+    found = {name(path): leaf for path, leaf in named if not _absent(leaf)}
+    paths = [name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     _checks.raise_all(
-        (path for path in found if path not in paths),
+        (path.replace("\0", "/") for path in found.keys() - set(paths)),
         f"`{fn}` needs `params` with every parameter that has a mask, and has masks of",
     )
     treedef = jax.tree.structure(params)
@@ -121,10 +123,10 @@ def reset_moments(
 ) -> optax.OptState:
     """An optimizer's state with what it remembers of rewired entries forgotten.
 
-    Wherever in the state there is a tree of floating arrays shaped like the parameters
-    (momentum, second moments, step sizes, averages), entries whose mask has changed are
-    set to their initial values. What entries share, such as the factored moments of
-    `optax.adafactor` and counts of steps, stays as it is.
+    Wherever in the state there is a tree of the masks' structure (momentum, second
+    moments, step sizes, averages), entries of its floating arrays whose mask has
+    changed are set to their initial values. Everything else, such as the factored
+    moments of `optax.adafactor` and counts of steps, stays as it is.
 
     Args:
         opt_state: The state of any optimizer.
@@ -156,12 +158,20 @@ def reset_moments(
     for name, mask in (("before", before), ("after", after)):
         _checks.boolean(mask, fn=fn, name=name)
     before, after = packing.unpack(before), packing.unpack(after)
-    pairs = _checks.same_shapes(before, after, fn=fn, names=("before", "after"))
-    changed = [None if a is None else a != b for _, a, b in pairs]
-    shape = jax.tree.structure(after, is_leaf=_tree.is_mask_leaf)
+    names = ("before", "after")
+    pairs = _checks.matched(before, after, fn=fn, names=names, is_leaf=_stop)
+    given = [(path, a, b) for path, a, b in pairs if not _absent(a)]
+    _checks.same_shapes(
+        {path: a for path, a, _ in given},
+        {path: None if _absent(b) else b for path, _, b in given},
+        fn=fn,
+        names=names,
+    )
+    changed = [None if _absent(a) else a != b for _, a, b in pairs]
+    shape = jax.tree.structure(after, is_leaf=_stop)
 
     def like_params(node: Any) -> bool:
-        return jax.tree.structure(node, is_leaf=lambda x: x is None) == shape
+        return jax.tree.structure(node, is_leaf=_absent) == shape
 
     def renewed(node: Any, first: Any) -> Any:
         if not like_params(node):
@@ -206,6 +216,7 @@ def rewired(
         >>> int(optim.mask_of(state)["w"].sum())
         4
     """
+    fn = "maskjax.optim.rewired"
     optimizer = optax.with_extra_args_support(optimizer)
 
     def update(
@@ -218,10 +229,12 @@ def rewired(
         masks = [
             (a.mask, b.mask) for a, b in zip(states(state), states(after), strict=True)
         ]
-        moved = [(before, now) for before, now in masks if before is not now]
+        moved = [pair for pair in masks if pair[0] is not pair[1]]
         initial = optimizer.init(params) if moved else ()
-        for before, now in moved:
-            after = reset_moments(after, initial, before, now)
+        for pair in moved:
+            # As the transformation saw the parameters, and as the others may have.
+            for before, now in (pair, [_like(params, mask, fn=fn) for mask in pair]):
+                after = reset_moments(after, initial, before, now)
         return updates, after
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)

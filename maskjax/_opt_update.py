@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
@@ -22,6 +23,7 @@ from maskjax._choice import Scope
 from maskjax._opt_state import MaskState, any_member, fitted
 from maskjax._quota import quota
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
+from maskjax.structure import NofM, Structure
 
 Schedule = Callable[[Array], Array]
 Score = Callable[..., Scores]
@@ -57,6 +59,8 @@ def settled(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
         u = u.astype(jnp.promote_types(u.dtype, p.dtype))
         return jnp.where(m, u, -p.astype(u.dtype))
 
+    names = ("updates", "params")
+    _checks.same_shapes(updates, params, fn=fn, names=names, is_leaf=None)
     return _masked(of_leaf, mask, updates, params, fn=fn)
 
 
@@ -85,20 +89,18 @@ def holding(mask: Mask | Callable[[Params], Mask], *, fn: str) -> Any:
         _checks.packed(given, fn=fn, stacked=False)
         names = ("params", "mask")
         _checks.mask_of(packing.unpack(given), params, fn=fn, names=names)
-        return MaskState(given)
+        # A copy: the state may be donated, which must not take the user's mask along.
+        return MaskState(jax.tree.map(jnp.copy, given))
 
     return init
 
 
-def shapes(params: Params, where: Predicate, *, fn: str) -> Scores:
-    """Scores without values."""
+def chosen(params: Params, where: Predicate, *, fn: str) -> Scores:
+    """The leaves that carry a mask, `None` for the others."""
     picks = _checks.chosen(params, where, fn=fn)
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
-        [
-            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if pick else None
-            for leaf, pick in zip(leaves, picks, strict=True)
-        ]
+        [leaf if pick else None for leaf, pick in zip(leaves, picks, strict=True)]
     )
 
 
@@ -112,8 +114,9 @@ def bound(
         offered = {k: v for k, v in offered.items() if k in names}
     missing = [
         p.name
-        for p in named
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in offered
+        for i, p in enumerate(named)
+        if i and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        if p.default is p.empty and p.name not in offered
     ]
     if missing:
         raise ValueError(
@@ -124,10 +127,13 @@ def bound(
 
 
 def below(scores: Scores, mask: Mask) -> Scores:
-    """The scores with those of a mask below every other."""
-    return _tree.map_mask(
-        lambda s, m: jnp.where(m, jnp.array(-jnp.inf, s.dtype), s), scores, mask
-    )
+    """The scores with those of a mask below every other, which nan would be."""
+
+    def of_leaf(s: Array, m: Array) -> Array:
+        others = jnp.where(jnp.isnan(s), jnp.finfo(s.dtype).min, s)
+        return jnp.where(m, jnp.array(-jnp.inf, s.dtype), others)
+
+    return _tree.map_mask(of_leaf, scores, mask)
 
 
 def params_given(params: Params, *, fn: str) -> None:
@@ -143,15 +149,21 @@ def check_fractions(
     """Fractions, or a schedule of them; the highest, if that is known."""
     if not is_function(value):
         leaves = jax.tree.leaves(value)
-        for one in leaves:
+        for one in leaves or [value]:
             _checks.unit_interval(one, fn=fn, name=name)
-        if not leaves or any(isinstance(one, jax.Array) for one in leaves):
+        if any(isinstance(one, jax.Array) for one in leaves):
             return None
         return max(leaves)
     found = []
     with jax.ensure_compile_time_eval():
         for count in (0, *(2**i for i in range(31))):
             at = jax.tree.leaves(value(jnp.int32(count)))
+            if not at or any(jnp.shape(one) for one in at):
+                got = ", ".join(map(_checks.kind_of, at)) or "nothing"
+                raise ValueError(
+                    f"`{fn}` needs `{name}` to give numbers, or trees of them, got "
+                    f"{got} at step {count}."
+                )
             if any(isinstance(one, Tracer) for one in at):
                 return None
             found += [float(one) for one in at]
@@ -169,18 +181,41 @@ def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
     return callable(value) and jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
 
 
+def at_step(value: Density | Scores | Schedule, count: Array) -> Any:
+    """The fraction, or the tree of them, of a step."""
+    if not is_function(value):
+        return value
+    numpy = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x  # noqa: E731
+    return jax.tree.map(numpy, value(count))
+
+
 def check_growth(
-    mask: Mask, shares: Density | Scores, peak: float | None, scope: Scope, *, fn: str
+    params: Scores,
+    shares: Density | Scores,
+    peak: float | None,
+    scope: Scope,
+    structure: Structure,
+    *,
+    fn: str,
 ) -> None:
     """Without what was dropped there must be enough that is free."""
-    named = [(path, m.size) for path, m in _tree.mask_leaves(mask)[0] if m is not None]
+    if isinstance(structure, NofM):
+        raise ValueError(
+            f"`{fn}` needs `regrow` with {structure}, whose groups may have no other "
+            "place to grow in."
+        )
+    leaves, treedef = _tree.mask_leaves(params)
+    named = [
+        (path, 0 if x is None else jax.eval_shape(structure.pool, x).size)
+        for path, x in leaves
+    ]
     one = jax.tree_util.treedef_is_leaf(jax.tree.structure(shares))
     if scope == "global":
         named = [("all leaves", sum(size for _, size in named))]
-    found = [shares] * len(named) if one else jax.tree.leaves(shares)
+    found = [shares] * len(named) if one else treedef.flatten_up_to(shares)
 
     def complaint(path: str, size: int, share: Density) -> str | None:
-        if peak is None or isinstance(share, jax.Array):
+        if peak is None or share is None or isinstance(share, jax.Array):
             return None
         alive = quota(share, size)
         grows, free = quota(peak, alive), size - alive

@@ -10,20 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, masking, select
-from maskjax._choice import Scope, everything
+from maskjax import _checks, algebra, masking, select
+from maskjax._choice import Scope
 from maskjax._opt_state import MaskState
 from maskjax._opt_update import (
     Schedule,
     Score,
     Transformation,
+    at_step,
     below,
     bound,
     check_fractions,
     check_growth,
+    chosen,
     params_given,
     settled,
-    shapes,
     when,
 )
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
@@ -49,6 +50,7 @@ def rewiring(
     """Drop by one score and grow by another, at constant density."""
     _checks.typed_key(key, fn=fn)
     _checks.at_least(every, 1, fn=fn, name="every")
+    _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
     check_fractions(density, fn=fn, name="density")
     peak = check_fractions(rate, fn=fn, name="rate")
     kind = jax.random.key_impl(key)
@@ -59,16 +61,16 @@ def rewiring(
         return allocation(params, density=density, where=where)
 
     def init(params: Params) -> MaskState:
-        worth = shapes(params, where, fn=fn)
+        worth = chosen(params, where, fn=fn)
         if not regrow:
-            whole = everything(worth, structure, fn=fn)
-            check_growth(whole, shares(params), peak, scope, fn=fn)
+            check_growth(worth, shares(params), peak, scope, structure, fn=fn)
         scores = _random_scores(params, where=where, key=jax.random.fold_in(key, 0))
         mask = select.top_k(
             scores, density=shares(params), scope=scope, structure=structure
         )
         count = jnp.zeros((), jnp.int32)
-        return MaskState(mask, count, jax.random.key_data(key))
+        # A copy: the state may be donated, which must not take the user's key along.
+        return MaskState(mask, count, jnp.copy(jax.random.key_data(key)))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         params_given(params, fn=fn)
@@ -81,11 +83,11 @@ def rewiring(
         def change() -> tuple[Mask, Mask]:
             scores = scored(masking.apply(params, state.mask))
             how = {"scope": scope, "structure": structure}
-            part = rate(count) if callable(rate) else rate
-            kept = select.drop(scores, state.mask, rate=part, **how)
+            kept = select.drop(scores, state.mask, rate=at_step(rate, count), **how)
             worth = wanted(key)
             worth = worth if regrow else below(worth, state.mask)
-            return select.grow(worth, kept, density=shares(params), **how), kept
+            mask = select.grow(worth, kept, density=shares(params), **how)
+            return mask, algebra.intersection(mask, state.mask)
 
         old = state.mask, state.mask
         mask, kept = when(count % every == 0, change, old)

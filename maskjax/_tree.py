@@ -18,11 +18,11 @@ Path = str
 Predicate = Callable[[Path, Any], bool]
 
 
-def path_string(path: Sequence[Any]) -> Path:
+def path_string(path: Sequence[Any], separator: str = "/") -> Path:
     """A key path as `encoder/dense/kernel`, without NNX's trailing `value`."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=separator)
 
 
 def named_leaves(params: Params) -> list[tuple[Path, Any]]:

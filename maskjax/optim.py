@@ -23,6 +23,7 @@ Array([0., 0.], dtype=float32)
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -33,14 +34,14 @@ from maskjax._opt_update import (
     Schedule,
     Score,
     Transformation,
+    at_step,
     bound,
     check_fractions,
+    chosen,
     frozen,
     holding,
-    is_function,
     params_given,
     settled,
-    shapes,
     when,
 )
 from maskjax._rewiring import rewiring
@@ -186,11 +187,22 @@ def prune(
     """
     fn = "maskjax.optim.prune"
     _checks.at_least(every, 1, fn=fn, name="every")
+    _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
     check_fractions(density, fn=fn, name="density")
 
+    def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
+        share = at_step(density, count)
+        if allocation is not None:
+            share = allocation(params, density=share, where=where)
+        how = {"density": share, "scope": scope, "structure": structure}
+        return select.shrink(scores, mask, **how)
+
     def init(params: Params) -> MaskState:
-        mask = everything(shapes(params, where, fn=fn), structure, fn=fn)
-        return MaskState(mask, jnp.zeros((), jnp.int32))
+        worth, count = chosen(params, where, fn=fn), jnp.zeros((), jnp.int32)
+        mask = everything(worth, structure, fn=fn)
+        # Complains about what does not fit before anything is trained.
+        jax.eval_shape(lambda s, m, p: shrunk(s, m, p, count), worth, mask, params)
+        return MaskState(mask, count)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         params_given(params, fn=fn)
@@ -202,11 +214,7 @@ def prune(
             # Not the parameters after the step: handing updates to a branch would keep
             # XLA from fusing the optimizer's arithmetic with what is done to them here.
             now = masking.apply(params, state.mask)
-            share = density(count) if is_function(density) else density
-            if allocation is not None:
-                share = allocation(now, density=share, where=where)
-            how = {"density": share, "scope": scope, "structure": structure}
-            return select.shrink(scored(now), state.mask, **how)
+            return shrunk(scored(now), state.mask, now, count)
 
         (mask,) = when(count % every == 0, lambda: (cut(),), (state.mask,))
         return settled(updates, params, mask, fn=fn), MaskState(mask, count)
@@ -289,8 +297,9 @@ def rigl(
     """Train sparse from the start; drop small weights, grow where gradients are large.
 
     In step n (the first is 1), whenever `every` divides n, the `rate(n)` lowest-scored
-    of what is alive are dropped, and as many of the others grow, starting at zero,
-    where the dense gradient is largest. The number alive never changes. The parameters
+    of what is alive are dropped, and as many grow where the dense gradient is largest:
+    new ones start at zero, and what grows back at once was never away, as in the
+    authors' code. The number alive never changes. The parameters
     given to `init` may be dense; `maskjax.apply(params, mask_of(state))` makes them
     sparse from the first step on.
 
@@ -318,8 +327,8 @@ def rigl(
             the key not a typed key.
         ValueError: If density or rate (a schedule at any power of two) is outside
             [0, 1], `every` less than 1, `where` chooses nothing, a leaf does not fit
-            the structure; if without `regrow` more is to grow than is free; or if
-            `update` lacks `params` or `gradients`.
+            the structure; if without `regrow` more is to grow than is free, or the
+            structure is N:M; or if `update` lacks `params` or `gradients`.
 
     Example:
         >>> rewire = optim.rigl(0.5, rate=0.5, every=1, key=jax.random.key(0))

@@ -101,7 +101,29 @@ def in_shard_map():
 
 cases = json.loads(sys.argv[1])
 results = {" ".join(map(str, c)): run(*c) for c in cases}
-print(json.dumps({**results, "explicit": explicit(), "shard_map": in_shard_map()}))
+
+
+def pruned(make_mask):
+    """Pruning a sharded leaf keeps what pruning the whole one does."""
+    from maskjax import optim
+
+    whole = jnp.asarray(rng.normal(size=(64, 40)), jnp.float32)
+    prune = optim.prune(0.5)
+    expected = prune.update(whole, prune.init(whole), whole)[1].mask
+    return bool((np.asarray(make_mask(prune, whole)) == np.asarray(expected)).all())
+
+
+def explicitly(prune, whole):
+    kind = jax.sharding.AxisType.Explicit
+    sharding = NamedSharding(
+        jax.make_mesh((8,), ("x",), axis_types=(kind,)), PartitionSpec("x")
+    )
+    leaf = jax.device_put(whole, sharding)
+    return jax.jit(prune.update)(leaf, prune.init(leaf), leaf)[1].mask
+
+
+results |= {"explicit": explicit(), "shard_map": in_shard_map()}
+print(json.dumps({**results, "prune, explicit": pruned(explicitly)}))
 '''
 
 CASES = [
@@ -148,6 +170,6 @@ def test_only_scalars_are_summed_over_devices(case, results):
     assert [op for op in results[case]["operations"] if op[1] > 1] == []
 
 
-@pytest.mark.parametrize("mode", ["explicit", "shard_map"])
+@pytest.mark.parametrize("mode", ["explicit", "shard_map", "prune, explicit"])
 def test_other_ways_of_sharding_choose_the_same(mode, results):
     assert results[mode]

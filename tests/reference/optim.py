@@ -63,4 +63,4 @@ def rigl(
     grown = kept.copy()
     for i in sorted(free, key=lambda i: -abs(gradient.flat[i]))[: count - kept.sum()]:
         grown.flat[i] = True
-    return moved * kept, grown
+    return moved * (grown & alive), grown
