@@ -5,7 +5,7 @@ density, optimizer state. `states` are members stacked along a leading axis [K, 
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,9 @@ import numpy as np
 import optax
 from jax import lax
 
+import maskjax
 from benchmarks._data import Data
+from maskjax import algebra, score
 
 Array = jax.Array
 Step = Callable[[Any, Array, Array], tuple[Any, Array]]
@@ -116,6 +118,51 @@ def accuracy_of(
     of_all = jax.jit(jax.vmap(of_member, in_axes=(0, None, None)))
     x, y = jnp.asarray(x), jnp.asarray(y)
     return lambda states: of_all(states, x, y)
+
+
+class Masked(NamedTuple):
+    """A member that trains under a mask."""
+
+    params: Any
+    mask: Any
+    opt_state: optax.OptState
+
+
+def under_masks(
+    logits: Callable[[Any, Array], Array], optimizer: optax.GradientTransformation
+) -> tuple[Callable[..., Masked], Step]:
+    """What makes a member of parameters and a mask, and what trains it a step.
+
+    Args:
+        logits: `(params, x) -> logits`.
+        optimizer: Of the parameters.
+
+    Returns:
+        Functions `(params, mask) -> member` and `(member, x, y) -> (member, loss)`; the
+        members' parameters are exactly masked.
+    """
+
+    def start(params: Any, mask: Any) -> Masked:
+        return Masked(maskjax.apply(params, mask), mask, optimizer.init(params))
+
+    def step(member: Masked, x: Array, y: Array) -> tuple[Masked, Array]:
+        def loss(params: Any) -> Array:
+            return cross_entropy(logits(maskjax.apply(params, member.mask), x), y)
+
+        value, gradients = jax.value_and_grad(loss)(member.params)
+        updates, opt_state = optimizer.update(gradients, member.opt_state)
+        params = optax.apply_updates(member.params, updates)
+        params = maskjax.apply(params, member.mask)
+        return Masked(params, member.mask, opt_state), value
+
+    return start, step
+
+
+def largest_removed(params: Any, mask: Any) -> Array:
+    """The largest magnitude among the weights that a mask removes."""
+    rest = maskjax.apply(params, algebra.complement(mask))
+    kernels = jax.tree.leaves(score.magnitude(rest))  # not biases, which have no mask
+    return jnp.stack([leaf.max() for leaf in kernels]).max()
 
 
 def fit(

@@ -55,6 +55,17 @@ def chosen(params: _tree.Params, where: _tree.Predicate, *, fn: str) -> list[boo
     return picks
 
 
+def chosen_leaves(
+    params: _tree.Params, where: _tree.Predicate, *, fn: str
+) -> _tree.Params:
+    """The tree with `None` for every leaf that `where` does not choose."""
+    picks = chosen(params, where, fn=fn)
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(
+        [leaf if pick else None for leaf, pick in zip(leaves, picks, strict=True)]
+    )
+
+
 def floating_scores(scores: _tree.Scores, *, fn: str, name: str = "scores") -> None:
     """Scores are floating arrays or `None`, and not all `None`."""
     leaves, _ = _tree.mask_leaves(scores)

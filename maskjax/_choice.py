@@ -30,6 +30,7 @@ def choose(
     *,
     fn: str,
     name: str = "density",
+    mask_name: str = "mask",
     within: Mask | None = None,
     holding: Mask | None = None,
     of_all: bool = False,
@@ -45,6 +46,7 @@ def choose(
         structure: What is decided together.
         fn: The public function to blame.
         name: What it calls `share`.
+        mask_name: What it calls the mask that it is given.
         within: A mask outside which nothing is kept. Shares are of what it keeps.
         holding: A mask that is kept whatever its scores.
         of_all: Shares are of everything, also of what is not within.
@@ -52,10 +54,9 @@ def choose(
     """
     _checks.floating_scores(scores, fn=fn)
     _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
-    leaves = _Leaves(scores, structure, scope, fn=fn)
-    said = "within" if fn.endswith("top_k") or fn.endswith("cutoff") else "mask"
-    keeps = leaves.matched_mask(within, fn=fn, name=said)
-    held = leaves.matched_mask(holding, fn=fn, name=said)
+    leaves = Leaves(scores, structure, scope, fn=fn)
+    keeps = leaves.matched_mask(within, fn=fn, name=mask_name)
+    held = leaves.matched_mask(holding, fn=fn, name=mask_name)
     shares = leaves.matched_shares(share, fn=fn, name=name)
     guesses = leaves.matched_guesses(near, fn=fn)
     known = of_all or within is None
@@ -70,7 +71,7 @@ def choose(
 
 def choose_count(scores: Scores, counts: list[Array], scope: Scope, *, fn: str) -> Mask:
     """The highest scores, so many in each search."""
-    leaves = _Leaves(scores, Entries(), scope, fn=fn)
+    leaves = Leaves(scores, Entries(), scope, fn=fn)
     nothing = leaves.matched_mask(None, fn=fn, name="")
     return leaves.chosen(nothing, nothing, [Count(n) for n in counts], None)[0]
 
@@ -78,7 +79,7 @@ def choose_count(scores: Scores, counts: list[Array], scope: Scope, *, fn: str) 
 def everything(scores: Scores, structure: Structure, *, fn: str) -> Mask:
     """The mask that keeps everything, in the shape that a structure's masks have."""
     _checks.floating_scores(scores, fn=fn)
-    _Leaves(scores, structure, "leaf", fn=fn)
+    Leaves(scores, structure, "leaf", fn=fn)
 
     def of_leaf(x: Array) -> Array:
         shape = jax.eval_shape(lambda x: structure.spread(structure.pool(x)), x).shape
@@ -90,7 +91,7 @@ def everything(scores: Scores, structure: Structure, *, fn: str) -> Mask:
     return _tree.map_mask(of_leaf, scores)
 
 
-class _Leaves:
+class Leaves:
     """The leaves of a tree that have scores, and what goes with each."""
 
     def __init__(self, scores: Scores, structure: Structure, scope: Scope, *, fn: str):
@@ -110,8 +111,10 @@ class _Leaves:
         )
         pooled = [jax.eval_shape(structure.pool, x) for x in self.scores]
         sizes = [math.prod(x.shape) for x in pooled]
-        #: How many decisions each search takes.
+        #: How many decisions each search takes, and what it is called.
         self.sizes = [sum(sizes)] if self.joint else sizes
+        paths = [self.named[i][0] for i in self.scored]
+        self.names = ["all leaves"] if self.joint else paths
         if max(self.sizes) >= 2**31 - 1 and not _checks.wide_integers():
             raise ValueError(
                 f"`{fn}` needs 64-bit integers to count {max(self.sizes)} decisions. "
@@ -122,7 +125,7 @@ class _Leaves:
         self, share: Density | Scores, *, fn: str, name: str
     ) -> list[Density]:
         """One for each search."""
-        if jax.tree_util.treedef_is_leaf(jax.tree.structure(share)):
+        if _tree.is_single(share):
             _checks.unit_interval(share, fn=fn, name=name)
             return [share] * len(self.sizes)
         if self.joint:

@@ -68,9 +68,7 @@ def mask_of(opt_state: optax.OptState, params: Params | None = None) -> Mask:
     merged = masks[0]
     for mask in masks[1:]:
         merged = _merged(merged, mask, fn=fn)
-    return jax.tree.map(
-        lambda m: None if isinstance(m, optax.MaskedNode) else m, merged, is_leaf=_stop
-    )
+    return jax.tree.map(lambda m: None if _is_out(m) else m, merged, is_leaf=_stop)
 
 
 def _merged(one: Mask, other: Mask, *, fn: str) -> Mask:
@@ -108,13 +106,12 @@ def states(opt_state: optax.OptState) -> list[MaskState]:
 
 def fitted(params: Params, tree: Any) -> Any:
     """The tree without what `optax.masked` took out of the parameters."""
-    is_out = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    if not any(is_out(x) for x in jax.tree.leaves(params, is_leaf=is_out)):
+    leaves, treedef = jax.tree.flatten(params, is_leaf=_is_out)
+    if not any(map(_is_out, leaves)):
         return tree
-    leaves, treedef = jax.tree.flatten(params, is_leaf=is_out)
     parts = treedef.flatten_up_to(tree)
     return treedef.unflatten(
-        [p if is_out(p) else part for p, part in zip(leaves, parts, strict=True)]
+        [p if _is_out(p) else part for p, part in zip(leaves, parts, strict=True)]
     )
 
 
@@ -159,14 +156,7 @@ def reset_moments(
         _checks.boolean(mask, fn=fn, name=name)
     before, after = packing.unpack(before), packing.unpack(after)
     names = ("before", "after")
-    pairs = _checks.matched(before, after, fn=fn, names=names, is_leaf=_stop)
-    given = [(path, a, b) for path, a, b in pairs if not _absent(a)]
-    _checks.same_shapes(
-        {path: a for path, a, _ in given},
-        {path: None if _absent(b) else b for path, _, b in given},
-        fn=fn,
-        names=names,
-    )
+    pairs = _checks.same_shapes(before, after, fn=fn, names=names, is_leaf=_stop)
     changed = [None if _absent(a) else a != b for _, a, b in pairs]
     shape = jax.tree.structure(after, is_leaf=_stop)
 
@@ -231,10 +221,12 @@ def rewired(
         ]
         moved = [pair for pair in masks if pair[0] is not pair[1]]
         initial = optimizer.init(params) if moved else ()
-        for pair in moved:
-            # As the transformation saw the parameters, and as the others may have.
-            for before, now in (pair, [_like(params, mask, fn=fn) for mask in pair]):
-                after = reset_moments(after, initial, before, now)
+        for before, now in moved:
+            after = reset_moments(after, initial, before, now)
+            if any(map(_is_out, jax.tree.leaves(now, is_leaf=_stop))):
+                # Transformations beside its own may have seen all parameters.
+                whole = [_like(params, mask, fn=fn) for mask in (before, now)]
+                after = reset_moments(after, initial, *whole)
         return updates, after
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
@@ -257,11 +249,15 @@ def _(size: int, batched: list[bool], flags: Array) -> tuple[Array, bool]:
 
 
 def _stop(x: Any) -> bool:
-    return _tree.is_mask_leaf(x) or isinstance(x, optax.MaskedNode)
+    return _tree.is_mask_leaf(x) or _is_out(x)
 
 
 def _absent(x: Any) -> bool:
-    return x is None or isinstance(x, optax.MaskedNode)
+    return x is None or _is_out(x)
+
+
+def _is_out(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def _entrywise(x: Any, changed: Array) -> bool:

@@ -19,7 +19,7 @@ from jax import lax
 from jax.core import Tracer
 
 from maskjax import _checks, _tree, packing
-from maskjax._choice import Scope
+from maskjax._choice import Leaves, Scope
 from maskjax._opt_state import MaskState, any_member, fitted
 from maskjax._quota import quota
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
@@ -93,15 +93,6 @@ def holding(mask: Mask | Callable[[Params], Mask], *, fn: str) -> Any:
         return MaskState(jax.tree.map(jnp.copy, given))
 
     return init
-
-
-def chosen(params: Params, where: Predicate, *, fn: str) -> Scores:
-    """The leaves that carry a mask, `None` for the others."""
-    picks = _checks.chosen(params, where, fn=fn)
-    leaves, treedef = jax.tree.flatten(params)
-    return treedef.unflatten(
-        [leaf if pick else None for leaf, pick in zip(leaves, picks, strict=True)]
-    )
 
 
 def bound(
@@ -178,7 +169,7 @@ def check_fractions(
 
 def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
     """Whether it is to be called: not a tree that can be, as Equinox's modules can."""
-    return callable(value) and jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+    return callable(value) and _tree.is_single(value)
 
 
 def at_step(value: Density | Scores | Schedule, count: Array) -> Any:
@@ -187,6 +178,18 @@ def at_step(value: Density | Scores | Schedule, count: Array) -> Any:
         return value
     numpy = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x  # noqa: E731
     return jax.tree.map(numpy, value(count))
+
+
+def allotted(
+    share: Density | Scores,
+    allocation: Callable[..., Scores] | None,
+    params: Params,
+    where: Predicate,
+) -> Density | Scores:
+    """The share, or what an allocation makes of it for each leaf."""
+    if allocation is None:
+        return share
+    return allocation(params, density=share, where=where)
 
 
 def check_growth(
@@ -204,18 +207,11 @@ def check_growth(
             f"`{fn}` needs `regrow` with {structure}, whose groups may have no other "
             "place to grow in."
         )
-    leaves, treedef = _tree.mask_leaves(params)
-    named = [
-        (path, 0 if x is None else jax.eval_shape(structure.pool, x).size)
-        for path, x in leaves
-    ]
-    one = jax.tree_util.treedef_is_leaf(jax.tree.structure(shares))
-    if scope == "global":
-        named = [("all leaves", sum(size for _, size in named))]
-    found = [shares] * len(named) if one else treedef.flatten_up_to(shares)
+    leaves = Leaves(params, structure, scope, fn=fn)
+    found = leaves.matched_shares(shares, fn=fn, name="density")
 
     def complaint(path: str, size: int, share: Density) -> str | None:
-        if peak is None or share is None or isinstance(share, jax.Array):
+        if peak is None or isinstance(share, jax.Array):
             return None
         alive = quota(share, size)
         grows, free = quota(peak, alive), size - alive
@@ -224,6 +220,6 @@ def check_growth(
         return f"{path}: {grows} to grow, {free} of {size} free"
 
     _checks.raise_all(
-        (complaint(p, n, d) for (p, n), d in zip(named, found, strict=True)),
+        map(complaint, leaves.names, leaves.sizes, found),
         f"`{fn}` without `regrow` needs as many free entries as are to grow",
     )

@@ -76,7 +76,7 @@ def operand(rule: Keep | Leave, n: int | None) -> Quota:
         return rule._replace(
             share=Ratio(np.int32(exact.numerator), np.int32(exact.denominator))
         )
-    return rule._replace(share=np.float32(share))
+    return rule._replace(share=jnp.asarray(share, jnp.float32))
 
 
 def quota(density: Density | Ratio, n: int | Array) -> Array | int:
@@ -99,12 +99,10 @@ def quota(density: Density | Ratio, n: int | Array) -> Array | int:
         if not jnp.issubdtype(density.dtype, jnp.floating):
             density = density.astype(jnp.float32)
     else:
+        if not isinstance(n, int):
+            return operand(Keep(density), None).of(n)
         exact = fractions.Fraction(str(density))
-        if isinstance(n, int):
-            return math.floor(exact * n + fractions.Fraction(1, 2))
-        if exact.denominator < _SMALL:
-            return _of_fraction(Ratio(exact.numerator, exact.denominator), n)
-        density = jnp.asarray(density, jnp.float32)
+        return math.floor(exact * n + fractions.Fraction(1, 2))
     if _checks.wide_integers():
         return _of_float64(density, jnp.asarray(n, jnp.int64))
     return _of_float32(density, jnp.asarray(n, jnp.int32))

@@ -17,12 +17,12 @@ from maskjax._opt_update import (
     Schedule,
     Score,
     Transformation,
+    allotted,
     at_step,
     below,
     bound,
     check_fractions,
     check_growth,
-    chosen,
     params_given,
     settled,
     when,
@@ -56,12 +56,10 @@ def rewiring(
     kind = jax.random.key_impl(key)
 
     def shares(params: Params) -> Density | Scores:
-        if allocation is None:
-            return density
-        return allocation(params, density=density, where=where)
+        return allotted(density, allocation, params, where)
 
     def init(params: Params) -> MaskState:
-        worth = chosen(params, where, fn=fn)
+        worth = _checks.chosen_leaves(params, where, fn=fn)
         if not regrow:
             check_growth(worth, shares(params), peak, scope, structure, fn=fn)
         scores = _random_scores(params, where=where, key=jax.random.fold_in(key, 0))

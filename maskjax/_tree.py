@@ -42,6 +42,11 @@ def mask_leaves(mask: Mask) -> tuple[list[tuple[Path, Any]], Any]:
     return [(path_string(path), leaf) for path, leaf in leaves], treedef
 
 
+def is_single(x: Any) -> bool:
+    """Whether something is one leaf, and not a tree of them."""
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(x))
+
+
 def map_mask(function: Callable, mask: Mask, *rest: Any) -> Any:
     """Map over a mask's leaves that are not `None`; the others stay `None`."""
     return jax.tree.map(

@@ -42,9 +42,8 @@ def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> 
     """
     fn = "maskjax.allocation.uniform"
     _checks.unit_interval(density, fn=fn, name="density")
-    picks = _checks.chosen(params, where, fn=fn)
-    treedef = jax.tree.structure(params)
-    return treedef.unflatten([density if pick else None for pick in picks])
+    leaves = _checks.chosen_leaves(params, where, fn=fn)
+    return _tree.map_mask(lambda _: density, leaves)
 
 
 def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:

@@ -9,7 +9,7 @@
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, packing
+from maskjax import _checks, _tree, packing
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params, Predicate, SoftMask
 from maskjax.where import kernels
@@ -87,14 +87,8 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
         >>> masking.everything({"w": jnp.ones((1, 2)), "b": jnp.ones(2)})
         {'b': None, 'w': Array([[ True,  True]], dtype=bool)}
     """
-    picks = _checks.chosen(params, where, fn="maskjax.masking.everything")
-    leaves, treedef = jax.tree.flatten(params)
-    return treedef.unflatten(
-        [
-            jnp.ones(leaf.shape, bool) if pick else None
-            for leaf, pick in zip(leaves, picks, strict=True)
-        ]
-    )
+    leaves = _checks.chosen_leaves(params, where, fn="maskjax.masking.everything")
+    return _tree.map_mask(lambda leaf: jnp.ones(leaf.shape, bool), leaves)
 
 
 def _usable(leaf: Array | PackedMask | None) -> bool:

@@ -34,10 +34,10 @@ from maskjax._opt_update import (
     Schedule,
     Score,
     Transformation,
+    allotted,
     at_step,
     bound,
     check_fractions,
-    chosen,
     frozen,
     holding,
     params_given,
@@ -191,14 +191,13 @@ def prune(
     check_fractions(density, fn=fn, name="density")
 
     def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
-        share = at_step(density, count)
-        if allocation is not None:
-            share = allocation(params, density=share, where=where)
+        share = allotted(at_step(density, count), allocation, params, where)
         how = {"density": share, "scope": scope, "structure": structure}
         return select.shrink(scores, mask, **how)
 
     def init(params: Params) -> MaskState:
-        worth, count = chosen(params, where, fn=fn), jnp.zeros((), jnp.int32)
+        worth = _checks.chosen_leaves(params, where, fn=fn)
+        count = jnp.zeros((), jnp.int32)
         mask = everything(worth, structure, fn=fn)
         # Complains about what does not fit before anything is trained.
         jax.eval_shape(lambda s, m, p: shrunk(s, m, p, count), worth, mask, params)
@@ -207,7 +206,6 @@ def prune(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         params_given(params, fn=fn)
         count = jnp.asarray(optax.safe_increment(state.count))
-
         scored = bound(score, {"where": where} | extra, fn=fn)
 
         def cut() -> Mask:
@@ -216,7 +214,7 @@ def prune(
             now = masking.apply(params, state.mask)
             return shrunk(scored(now), state.mask, now, count)
 
-        (mask,) = when(count % every == 0, lambda: (cut(),), (state.mask,))
+        mask = when(count % every == 0, cut, state.mask)
         return settled(updates, params, mask, fn=fn), MaskState(mask, count)
 
     return Transformation(init, update)
@@ -299,9 +297,9 @@ def rigl(
     In step n (the first is 1), whenever `every` divides n, the `rate(n)` lowest-scored
     of what is alive are dropped, and as many grow where the dense gradient is largest:
     new ones start at zero, and what grows back at once was never away, as in the
-    authors' code. The number alive never changes. The parameters
-    given to `init` may be dense; `maskjax.apply(params, mask_of(state))` makes them
-    sparse from the first step on.
+    authors' code. The number alive never changes. The parameters given to `init` may be
+    dense; `maskjax.apply(params, mask_of(state))` makes them sparse from the first step
+    on.
 
     Args:
         density: The fraction of weights that is alive from first to last; a number, or

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks
+from maskjax import _checks, _tree
 from maskjax._objective import flow, mean_squares, objective, sensitivities, wide
 from maskjax._tree import Array, Params, Predicate, Scores
 from maskjax.where import kernels
@@ -55,11 +55,8 @@ def magnitude(params: Params, *, where: Predicate = kernels) -> Scores:
         Han et al., "Learning both Weights and Connections for Efficient Neural
         Networks", NeurIPS 2015. arXiv:1506.02626, section 3.
     """
-    picks = _checks.chosen(params, where, fn="maskjax.score.magnitude")
-    leaves, treedef = jax.tree.flatten(params)
-    return treedef.unflatten(
-        [jnp.abs(w) if pick else None for w, pick in zip(leaves, picks, strict=True)]
-    )
+    weights = _checks.chosen_leaves(params, where, fn="maskjax.score.magnitude")
+    return _tree.map_mask(jnp.abs, weights)
 
 
 def movement(params: Params, initial: Params, *, where: Predicate = kernels) -> Scores:
@@ -87,16 +84,10 @@ def movement(params: Params, initial: Params, *, where: Predicate = kernels) -> 
         section 2 ("movement").
     """
     fn = "maskjax.score.movement"
-    picks = _checks.chosen(params, where, fn=fn)
+    weights = _checks.chosen_leaves(params, where, fn=fn)
     names = ("params", "initial")
-    pairs = _checks.same_shapes(params, initial, fn=fn, names=names, is_leaf=None)
-    treedef = jax.tree.structure(params)
-    return treedef.unflatten(
-        [
-            jnp.abs(w - w0) if pick else None
-            for (_, w, w0), pick in zip(pairs, picks, strict=True)
-        ]
-    )
+    _checks.same_shapes(params, initial, fn=fn, names=names, is_leaf=None)
+    return _tree.map_mask(lambda w, w0: jnp.abs(w - w0), weights, initial)
 
 
 def random(params: Params, *, where: Predicate = kernels, key: Array) -> Scores:

@@ -78,10 +78,8 @@ def top_k(
         {'w': Array([ True, False, False,  True], dtype=bool)}
     """
     fn = "maskjax.select.top_k"
-    mask, _ = choose(
-        scores, Keep, density, scope, structure, fn=fn, within=within, near=near
-    )
-    return mask
+    given = {"mask_name": "within", "within": within, "near": near}
+    return choose(scores, Keep, density, scope, structure, fn=fn, **given)[0]
 
 
 def top_k_and_cutoff(
@@ -124,9 +122,8 @@ def top_k_and_cutoff(
         {'w': Array([False,  True,  True], dtype=bool)}
     """
     fn = "maskjax.select.top_k_and_cutoff"
-    return choose(
-        scores, Keep, density, scope, structure, fn=fn, within=within, near=near
-    )
+    given = {"mask_name": "within", "within": within, "near": near}
+    return choose(scores, Keep, density, scope, structure, fn=fn, **given)
 
 
 def threshold(scores: Scores, *, at: ArrayLike) -> Mask:
@@ -256,8 +253,7 @@ def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
     alive = packing.unpack(mask)
     shapes = _tree.map_mask(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), alive)
     _checks.floating_scores(shapes, fn=fn, name="mask")
-    leaves = [m for m in jax.tree.leaves(alive) if m is not None]
-    counts = [algebra.count({"": m}) for m in leaves]
-    counts = [sum(counts[1:], counts[0])] if scope == "global" else counts
+    searched = [alive] if scope == "global" else jax.tree.leaves(alive)
+    counts = [algebra.count(part) for part in searched]
     scores = _random_scores(shapes, where=_everything, key=key)
     return choose_count(scores, counts, scope, fn=fn)

@@ -6,7 +6,7 @@ training, under the mask. All rankings are global but for Wanda's, which compare
 weights into one output, as in its paper, and for chance, in Erdos-Renyi shares.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,6 @@ IMAGES = 1_000  # that scores see: 100 a class, about ten times what SNIP asks f
 MODEL = _train.MLP()
 
 
-class Member(NamedTuple):
-    """One network in training."""
-
-    params: Any
-    mask: Any
-    opt_state: optax.OptState
-
-
 def run(context: Context) -> Outcome:
     """Accuracy of the masks of every criterion, untrained and trained."""
     data = context.data.flat()
@@ -50,19 +42,9 @@ def run(context: Context) -> Outcome:
         )
     )
 
-    def step(member: Member, x: jax.Array, y: jax.Array) -> tuple[Member, jax.Array]:
-        def loss(params: Any) -> jax.Array:
-            return _loss(maskjax.apply(params, member.mask), x, y)
+    start, step = _train.under_masks(_apply, optimizer)
 
-        value, gradients = jax.value_and_grad(loss)(member.params)
-        updates, opt_state = optimizer.update(gradients, member.opt_state)
-        params = optax.apply_updates(member.params, updates)
-        return Member(params, member.mask, opt_state), value
-
-    def start(params: Any, mask: Any) -> Member:
-        return Member(params, mask, optimizer.init(params))
-
-    def trained(name: str, states: Member) -> tuple[Member, np.ndarray]:
+    def trained(name: str, states: _train.Masked) -> tuple[_train.Masked, np.ndarray]:
         track = context.track(f"criteria: {name}", epochs)
         states, curve = _train.fit(step, _logits, states, data, track, key=order)
         return states, curve[-1]
@@ -170,7 +152,7 @@ def _soft_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return _train.cross_entropy(_apply(params, x) / TEMPERATURE, y)
 
 
-def _logits(member: Member, x: jax.Array) -> jax.Array:
+def _logits(member: _train.Masked, x: jax.Array) -> jax.Array:
     return _apply(maskjax.apply(member.params, member.mask), x)
 
 

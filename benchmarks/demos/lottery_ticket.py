@@ -19,7 +19,6 @@ import maskjax
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome, Row
-from maskjax import algebra, score
 from maskjax.recipes import lottery_ticket
 
 TRIALS = 5  # as in the paper
@@ -192,8 +191,7 @@ def _trainer(every: int, stretches: int) -> Any:
             ((params, _), (_, best)), losses = lax.scan(
                 stretch, carry, order.reshape(stretches, every, BATCH_SIZE)
             )
-            rest = score.magnitude(maskjax.apply(params, algebra.complement(mask)))
-            removed = jnp.stack([leaf.max() for leaf in jax.tree.leaves(rest)]).max()
+            removed = _train.largest_removed(params, mask)
             early, end = (_accuracy(p, *images.test) for p in (best, params))
             return params, Found(losses, early, end, removed)
 

@@ -5,14 +5,13 @@ removed stays exactly zero while the rest is trained on. The control removes as 
 random.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import maskjax
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome, Row
@@ -24,14 +23,6 @@ DENSITIES = (1.0, 0.5, 0.2, 0.1, 1 / SMALLER, 0.05, 0.02, 0.01)
 QUICK_DENSITIES = (1.0, 0.1, 1 / SMALLER, 0.02)
 STEPS, QUICK_STEPS = (1_000, 330), (200, 60)  # of training, of fine-tuning
 MODEL = _train.MLP()
-
-
-class Member(NamedTuple):
-    """One network in training."""
-
-    params: Any
-    mask: Any
-    opt_state: optax.OptState
 
 
 def run(context: Context) -> Outcome:
@@ -106,8 +97,12 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _logits(member: Member, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": member.params}, x)
+def _apply(params: Any, x: jax.Array) -> jax.Array:
+    return MODEL.apply({"params": params}, x)
+
+
+def _logits(member: _train.Masked, x: jax.Array) -> jax.Array:
+    return _apply(member.params, x)
 
 
 @jax.jit
@@ -123,31 +118,17 @@ def _training(data: Data, epochs: int) -> tuple[Any, Any]:
     steps = epochs * _train.steps_per_epoch(data.x_train)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
-    def start(params: Any, mask: Any) -> Member:
-        return Member(maskjax.apply(params, mask), mask, optimizer.init(params))
-
-    def step(member: Member, x: jax.Array, y: jax.Array) -> tuple[Member, jax.Array]:
-        def loss(params: Any) -> jax.Array:
-            masked = member._replace(params=maskjax.apply(params, member.mask))
-            return _train.cross_entropy(_logits(masked, x), y)
-
-        value, gradients = jax.value_and_grad(loss)(member.params)
-        updates, opt_state = optimizer.update(gradients, member.opt_state)
-        params = optax.apply_updates(member.params, updates)
-        params = maskjax.apply(params, member.mask)
-        return Member(params, member.mask, opt_state), value
-
+    start, step = _train.under_masks(_apply, optimizer)
     epoch = _train.epoch_of(step, data.x_train, data.y_train)
     return jax.jit(jax.vmap(start)), epoch
 
 
 @jax.jit
 @jax.vmap
-def _kept_and_removed(member: Member) -> tuple[jax.Array, jax.Array]:
+def _kept_and_removed(member: _train.Masked) -> tuple[jax.Array, jax.Array]:
     """How many weights the mask keeps, and the largest of those that it does not."""
-    rest = maskjax.apply(member.params, algebra.complement(member.mask))
-    kernels = jax.tree.leaves(score.magnitude(rest))  # not biases, which have no mask
-    return algebra.count(member.mask), jnp.stack([k.max() for k in kernels]).max()
+    removed = _train.largest_removed(member.params, member.mask)
+    return algebra.count(member.mask), removed
 
 
 def _rows(

@@ -166,9 +166,7 @@ def _logits(member: Member, x: jax.Array) -> jax.Array:
 def _kept_and_removed(member: Member) -> tuple[jax.Array, jax.Array]:
     """How many weights the mask keeps, and the largest of those that it does not."""
     mask = optim.mask_of(member.opt_state)
-    rest = maskjax.apply(member.params, algebra.complement(mask))
-    kernels = jax.tree.leaves(score.magnitude(rest))
-    return algebra.count(mask), jnp.stack([k.max() for k in kernels]).max()
+    return algebra.count(mask), _train.largest_removed(member.params, mask)
 
 
 def _is_exact(kept: np.ndarray, params: Any) -> bool:

@@ -34,6 +34,16 @@ def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
 
 
+def times(mask: Any, params: Params) -> Params:
+    """Parameters times a mask of floats; `None` leaves one alone."""
+    return jax.tree.map(
+        lambda m, p: p if m is None else m * p,
+        mask,
+        params,
+        is_leaf=lambda m: m is None,
+    )
+
+
 def batches(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """Noisy images of ten random classes, [count, B, 784], and their labels."""
     prototype_key, label_key, noise_key = jax.random.split(key, 3)

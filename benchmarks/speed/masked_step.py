@@ -45,13 +45,7 @@ def masked(params: Any, mask: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def multiplied(params: Any, mask: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """The loss with parameters times a floating mask."""
-    params = jax.tree.map(
-        lambda m, p: p if m is None else m * p,
-        mask,
-        params,
-        is_leaf=lambda m: m is None,
-    )
-    return _network.loss(params, x, y)
+    return _network.loss(_network.times(mask, params), x, y)
 
 
 def _case(widths: tuple[int, ...], steps: int, *, scanned: bool) -> Case:

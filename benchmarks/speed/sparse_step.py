@@ -86,12 +86,7 @@ def _case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> Case:
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
         if mask is not None:
-            params = jax.tree.map(
-                lambda m, p: p if m is None else m * p,
-                mask,
-                params,
-                is_leaf=lambda m: m is None,
-            )
+            params = _network.times(mask, params)
         return (params, opt_state), None
 
     def contestant(
