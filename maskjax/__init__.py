@@ -16,6 +16,7 @@ compiled, mapped, differentiated and sharded.
 from maskjax import (
     algebra,
     allocation,
+    bank,
     estimator,
     initializer,
     masking,
@@ -24,6 +25,7 @@ from maskjax import (
     select,
     stacking,
     structure,
+    superposition,
     where,
 )
 from maskjax.masking import apply
@@ -32,6 +34,7 @@ __all__ = [
     "algebra",
     "allocation",
     "apply",
+    "bank",
     "estimator",
     "initializer",
     "masking",
@@ -40,5 +43,6 @@ __all__ = [
     "select",
     "stacking",
     "structure",
+    "superposition",
     "where",
 ]

@@ -1,5 +1,6 @@
-"""Every complaint about arguments, made while tracing; array values are never read.
+"""Every complaint about arguments, made while tracing.
 
+Array values are never read, but for a bank's counter that is not traced (`known`).
 Functions take `fn`, the public name to blame. Complaints about leaves are collected,
 so that one error names all of them by path.
 """
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from maskjax import _tree
 from maskjax._packed import PackedMask
@@ -212,6 +214,13 @@ def at_least(value: Any, least: int, *, fn: str, name: str) -> None:
         )
     if value < least:
         raise ValueError(f"`{fn}` needs `{name}` of at least {least}, got {value}.")
+
+
+def known(value: Any) -> int | None:
+    """A counter's value, unless it is traced or has axes."""
+    if isinstance(value, Tracer) or np.ndim(value):
+        return None
+    return int(value)
 
 
 def typed_key(key: Any, *, fn: str) -> None:

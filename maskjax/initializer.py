@@ -16,10 +16,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _tree
+from maskjax import _checks, _tree, packing
 from maskjax.where import kernels
 
-__all__ = ["Initializer", "redraw", "scaled_normal", "signed_constant"]
+__all__ = [
+    "Initializer",
+    "redraw",
+    "scaled_normal",
+    "scores_of",
+    "signed_constant",
+    "signed_deviation",
+    "uniform_scores",
+]
 
 Initializer = Callable[..., _tree.Array]
 
@@ -127,6 +135,124 @@ def redraw(
         for i, (leaf, pick) in enumerate(zip(leaves, picks, strict=True))
     ]
     return treedef.unflatten(drawn)
+
+
+def uniform_scores(
+    params: _tree.Params,
+    *,
+    gain: float = 3**-0.5,
+    where: _tree.Predicate = kernels,
+    key: _tree.Array,
+) -> _tree.Scores:
+    """Scores to train, uniform in +-gain * sqrt(3 / fan_in) (Kaiming uniform).
+
+    Args:
+        params: Tree of arrays, of which shapes and dtypes are looked at.
+        gain: The default gives +-1 / sqrt(fan_in), the usual choice for supermasks.
+        where: Which leaves carry a mask; they have a fan-in, that is 2 axes or more.
+        key: A typed key; every leaf gets its own.
+
+    Returns:
+        A tree of scores, `None` where `where` does not choose.
+
+    Raises:
+        TypeError: If a chosen leaf is not floating, or the key is not typed.
+        ValueError: If `where` chooses nothing, or a leaf without a fan-in.
+
+    Example:
+        >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+        >>> scores = initializer.uniform_scores(params, key=jax.random.key(0))
+        >>> bool((abs(scores["kernel"]) <= 0.5).all()), scores["bias"]
+        (True, None)
+
+    References:
+        He et al., "Delving Deep into Rectifiers", ICCV 2015. arXiv:1502.01852, section
+        2.2; with this gain in the code of arXiv:1911.13299 and arXiv:2006.14769.
+    """
+    fn = "maskjax.initializer.uniform_scores"
+    _checks.typed_key(key, fn=fn)
+    picks = _checks.chosen(params, where, fn=fn)
+    named = list(zip(_tree.named_leaves(params), picks, strict=True))
+    flat = [path for (path, leaf), pick in named if pick and leaf.ndim < 2]
+    _checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
+    scores = []
+    for i, ((_, leaf), pick) in enumerate(named):
+        bound = gain * (3 / max(math.prod(leaf.shape[:-1]), 1)) ** 0.5 if pick else 0.0
+        draw = jax.random.fold_in(key, i), leaf.shape, leaf.dtype
+        scores.append(jax.random.uniform(*draw, -bound, bound) if pick else None)
+    return jax.tree.structure(params).unflatten(scores)
+
+
+def scores_of(mask: _tree.Mask, *, gain: float = 3**-0.5) -> _tree.Scores:
+    """Scores to train that begin with a mask: it is where they are at least 0.
+
+    Args:
+        mask: A mask of 2 axes or more, packed or not, or a soft one (the mean of many).
+        gain: As in `uniform_scores`, whose root mean square the scores of a hard mask
+            have.
+
+    Returns:
+        A tree of scores, float32: (2 m - 1) * gain / sqrt(fan_in).
+
+    Raises:
+        ValueError: If a leaf has no fan-in.
+
+    Example:
+        >>> scores = initializer.scores_of({"w": jnp.array([[True], [False], [True]])})
+        >>> scores["w"].ravel()
+        Array([ 0.333..., -0.333...,  0.333...], dtype=float32)
+
+    References:
+        Wortsman et al., arXiv:2006.14769, appendix on transfer: the mean of the masks,
+        here centered, since scores of at least 0 are kept.
+    """
+    named, _ = _tree.mask_leaves(mask)
+    _checks.raise_all(
+        (path for path, leaf in named if leaf is not None and len(leaf.shape) < 2),
+        "`maskjax.initializer.scores_of` needs leaves of 2 axes or more, for a fan-in",
+    )
+
+    def of_leaf(leaf: Any) -> _tree.Array:
+        size = gain * max(math.prod(leaf.shape[:-1]), 1) ** -0.5
+        return (2 * packing.unpack_leaf(leaf).astype(jnp.float32) - 1) * size
+
+    return _tree.map_mask(of_leaf, mask)
+
+
+def signed_deviation(
+    params: _tree.Params, *, where: _tree.Predicate = kernels
+) -> _tree.Params:
+    """The same parameters with some of them at plus or minus their leaf's deviation.
+
+    Args:
+        params: Tree of arrays, drawn already; signs stay, an exact 0 has that of its
+            bit. Those that are not chosen are returned as they are.
+        where: Which leaves become constants.
+
+    Returns:
+        A tree like `params`, of the same shapes and dtypes.
+
+    Raises:
+        TypeError: If a chosen leaf is not floating.
+        ValueError: If `where` chooses nothing.
+
+    Example:
+        >>> initializer.signed_deviation({"kernel": jnp.array([[1.0, -3.0]])})
+        {'kernel': Array([[ 2., -2.]], dtype=float32)}
+
+    References:
+        Zhou et al., "Deconstructing Lottery Tickets", NeurIPS 2019. arXiv:1905.01067,
+        section 4 ("signed constant").
+    """
+    picks = _checks.chosen(params, where, fn="maskjax.initializer.signed_deviation")
+    leaves, treedef = jax.tree.flatten(params)
+
+    def constant(leaf: Any) -> _tree.Array:
+        deviation = jnp.std(leaf.astype(_checks.at_least_float32(leaf.dtype)))
+        return jnp.copysign(deviation.astype(leaf.dtype), leaf)
+
+    chosen = zip(leaves, picks, strict=True)
+    return treedef.unflatten([constant(x) if pick else x for x, pick in chosen])
 
 
 def _positive_density(density: float, *, fn: str) -> None:

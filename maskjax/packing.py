@@ -10,6 +10,7 @@ A bank of 2,500 masks over 266,200 weights takes 83 MB instead of 665 as boolean
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -143,7 +144,7 @@ def dot(stack: Mask, tree: _tree.Params) -> Array:
         f"`{fn}` needs a floating array in `tree` for every mask",
         TypeError,
     )
-    sums = [_dot_leaf(m, values) for _, values, m in pairs if m is not None]
+    sums = [dot_leaf(m, values) for _, values, m in pairs if m is not None]
     wide = any(s.dtype == jnp.float64 for s in sums)
     dtype = jnp.dtype("float64" if wide else "float32")
     return functools.reduce(jnp.add, [s.astype(dtype) for s in sums])
@@ -179,14 +180,27 @@ def _planes(values: Array, *, padding: float) -> Array:
     return flat.reshape(WORD, words)
 
 
-def mix_leaf(leaf: PackedMask, weights: Array) -> Array:
-    """One leaf of `mix`; it is not checked."""
-    members, words = leaf.bits.shape
-    size = min(_CHUNK, members)
+def mix_leaf(
+    leaf: PackedMask,
+    weights: Array,
+    *,
+    rows: Array | None = None,
+    used: Array | None = None,
+) -> Array:
+    """One leaf of `mix`, unchecked: of some members, and of the first so many.
+
+    Args:
+        leaf: A packed stack of K masks.
+        weights: [K], or [M]; 0 past `used`.
+        rows: [M], which members; `None` for all K.
+        used: How many of them; the time taken is for these only.
+    """
+    words = leaf.bits.shape[1]
+    members, size, rounds = _rounds(leaf, rows, used)
     shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
 
     def add(i: Array, total: Array) -> Array:
-        start, bits = _chunk(leaf, i, size)
+        start, bits = _chunk(leaf, i, size, rows)
         weight = lax.dynamic_slice_in_dim(weights, start, size)
         # The last chunk begins early to be whole; what it repeats weighs nothing.
         again = start + jnp.arange(size) < i * size
@@ -197,17 +211,43 @@ def mix_leaf(leaf: PackedMask, weights: Array) -> Array:
         return total
 
     total = jnp.zeros((WORD, words), weights.dtype)
-    total = lax.fori_loop(0, -(-members // size), add, total)
+    total = lax.fori_loop(0, rounds, add, total)
     return total.ravel()[: leaf.size].reshape(leaf.shape)
 
 
-def _chunk(leaf: PackedMask, i: Array, size: int) -> tuple[Array, Array]:
+def tally_leaf(leaf: PackedMask, used: Array) -> Array:
+    """How many of the first masks of a packed stack keep each entry, int32."""
+    # Whole numbers of float32 are exact to 2**24, more masks than memory holds.
+    one_each = (jnp.arange(leaf.bits.shape[0]) < used).astype(jnp.float32)
+    return mix_leaf(leaf, one_each, used=used).astype(jnp.int32)
+
+
+def _rounds(leaf: PackedMask, rows: Array | None, used: Array | None) -> Any:
+    """How many members there are, are taken at a time, and how many times."""
+    members = leaf.bits.shape[0] if rows is None else rows.shape[0]
+    size = min(_CHUNK, members)
+    return members, size, -(-(members if used is None else used) // size)
+
+
+def _chunk(
+    leaf: PackedMask, i: Array, size: int, rows: Array | None
+) -> tuple[Array, Array]:
     """Where the i-th chunk of members starts, and its words, [size, W]."""
-    start = jnp.minimum(i * size, leaf.bits.shape[0] - size)
-    return start, lax.dynamic_slice_in_dim(leaf.bits, start, size)
+    members = leaf.bits.shape[0] if rows is None else rows.shape[0]
+    start = jnp.minimum(i * size, members - size)
+    if rows is None:
+        return start, lax.dynamic_slice_in_dim(leaf.bits, start, size)
+    return start, leaf.bits[lax.dynamic_slice_in_dim(rows, start, size)]
 
 
-def _dot_leaf(leaf: PackedMask, values: Array) -> Array:
+def dot_leaf(
+    leaf: PackedMask,
+    values: Array,
+    *,
+    rows: Array | None = None,
+    used: Array | None = None,
+) -> Array:
+    """One leaf of `dot`, unchecked; `rows` and `used` as in `mix_leaf`."""
     values = jnp.asarray(values)
     shared = tuple(
         axis
@@ -217,22 +257,20 @@ def _dot_leaf(leaf: PackedMask, values: Array) -> Array:
     values = values.astype(_checks.at_least_float32(values.dtype))
     planes = _planes(jnp.sum(values, axis=shared, keepdims=True), padding=0)
     ones = jnp.ones(planes.shape[1:], planes.dtype)
+    members, size, rounds = _rounds(leaf, rows, used)
 
-    def of_members(bits: Array) -> Array:
-        """[C, W] to [C]: a select a plane, summed lane by lane, reduced once."""
+    def of_members(i: Array, sums: Array) -> Array:
+        """A select a plane, summed lane by lane, reduced once."""
+        start, bits = _chunk(leaf, i, size, rows)
         lanes = jnp.zeros(bits.shape, planes.dtype)
         for j in range(WORD):
             lanes += jnp.where((bits >> j) & 1 != 0, planes[j][None, :], 0)
         # A product with ones: XLA reduces the minor axis one scalar at a time on CPU.
-        return jnp.matmul(lanes, ones, precision=lax.Precision.HIGHEST)
+        of_chunk = jnp.matmul(lanes, ones, precision=lax.Precision.HIGHEST)
+        return lax.dynamic_update_slice_in_dim(sums, of_chunk, start, 0)
 
-    members = leaf.bits.shape[0]
-    size = min(_CHUNK, members)
-    chunks = lax.map(
-        lambda i: of_members(_chunk(leaf, i, size)[1]), jnp.arange(-(-members // size))
-    )
-    rest = members % size or size
-    return jnp.concatenate([chunks[:-1].ravel(), chunks[-1, size - rest :]])
+    sums = jnp.zeros(members, planes.dtype)
+    return lax.fori_loop(0, rounds, of_members, sums)
 
 
 def population(leaf: PackedMask) -> Array:

@@ -19,7 +19,7 @@ from maskjax import _checks, _tree, masking, packing
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params, SoftMask
 
-__all__ = ["mix", "predict", "size", "stack", "take", "unstack"]
+__all__ = ["mix", "predict", "predict_each", "size", "stack", "take", "unstack"]
 
 
 def stack(masks: Sequence[Mask]) -> Mask:
@@ -173,6 +173,77 @@ def predict(
     return lax.map(member, stack, batch_size=batch_size)
 
 
+def predict_each(
+    apply: Callable[..., Any],
+    params: Params,
+    stack: Mask,
+    members: Array,
+    *inputs: Any,
+    group: int = 16,
+) -> Any:
+    """What a network says of each sample under that sample's own mask.
+
+    Samples are sorted by member and run in groups of one member, so that a mask is
+    applied once for a group and not for each sample.
+
+    Args:
+        apply: `(params, *inputs) -> output`, sample by sample: what it says of one must
+            not depend on the others that it is given.
+        params: Tree of arrays, shared by all members.
+        stack: A stack of K masks, packed or not.
+        members: [B], integer: whose mask each sample gets, in [0, K); others are
+            clipped.
+        *inputs: Trees of arrays [B, ...].
+        group: How many samples `apply` is given at a time, the last of a member's
+            groups filled up with samples that are thrown away.
+
+    Returns:
+        The outputs, [B, ...]. Not differentiable backward.
+
+    Raises:
+        TypeError: If the members are not integers.
+        ValueError: If there are no samples, not B in every input, or a mask does not
+            fit `params`.
+
+    Example:
+        >>> stack = {"w": jnp.array([[[True], [True]], [[True], [False]]])}
+        >>> net = lambda params, x: x @ params["w"]
+        >>> params = {"w": jnp.array([[1.0], [10.0]])}
+        >>> members, x = jnp.array([1, 0, 1]), jnp.ones((3, 2))
+        >>> stacking.predict_each(net, params, stack, members, x).ravel()
+        Array([ 1., 11.,  1.], dtype=float32)
+    """
+    fn = "maskjax.stacking.predict_each"
+    _checks.members(stack, fn=fn)
+    _checks.at_least(group, 1, fn=fn, name="group")
+    size = _samples(members, inputs, fn)
+    order = jnp.argsort(members, stable=True)
+    whose, at = members[order], jnp.arange(size)
+    first = jnp.concatenate([jnp.array([True]), whose[1:] != whose[:-1]])
+    place = at - lax.cummax(jnp.where(first, at, 0))  # within its member's samples
+    number = jnp.cumsum(place % group == 0) - 1  # of its group
+    # As many rows as there can be groups; the value `size` stands for nobody.
+    rows = jnp.full((size, group), size).at[number, place % group].set(order)
+
+    def of_group(row: Array) -> Any:
+        mask = take(stack, members[row[0]])
+        chosen = jax.tree.map(lambda x: jnp.take(x, row, axis=0, mode="clip"), inputs)
+        return apply(masking.apply(params, mask), *chosen)
+
+    def run(i: Array, outputs: Any) -> Any:
+        return jax.tree.map(
+            lambda old, new: old.at[rows[i]].set(new, mode="drop"),
+            outputs,
+            of_group(rows[i]),
+        )
+
+    blank = jax.tree.map(
+        lambda out: jnp.zeros((size, *out.shape[1:]), out.dtype),
+        jax.eval_shape(of_group, rows[0]),
+    )
+    return lax.fori_loop(0, number[-1] + 1, run, blank)
+
+
 def mix(stack: Mask, weights: Array) -> SoftMask:
     """The weighted sum of a stack's masks, sum_k weights[k] * m_k.
 
@@ -206,6 +277,31 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
         return jnp.tensordot(weights, leaf.astype(weights.dtype), 1)
 
     return _tree.map_mask(of_leaf, stack)
+
+
+def _samples(members: Array, inputs: Any, fn: str) -> int:
+    """How many samples there are; every input must have as many."""
+    if not (
+        _checks.shaped(members)
+        and members.ndim == 1
+        and jnp.issubdtype(members.dtype, jnp.integer)
+    ):
+        raise TypeError(
+            f"`{fn}` needs `members` as integers of shape (B,), got "
+            f"{_checks.kind_of(members)}."
+        )
+    size = members.shape[0]
+    if not size:
+        raise ValueError(f"`{fn}` needs at least one sample, got none.")
+    _checks.raise_all(
+        (
+            f"{path}: {_checks.kind_of(leaf)}"
+            for path, leaf in _tree.named_leaves(inputs)
+            if np.shape(leaf)[:1] != (size,)
+        ),
+        f"`{fn}` needs every input with a leading axis of {size}, one for each member",
+    )
+    return size
 
 
 def _kind(leaf: Array | PackedMask | None) -> str:

@@ -18,10 +18,19 @@ RINGS = [
     {"_checks"},
     {"_count", "_quota", "_contraction", "_objective"},
     {"_search"},
-    {"where", "structure", "algebra", "packing", "initializer"},
+    {"where", "structure", "algebra", "packing", "initializer", "bank"},
     {"_choice"},
-    {"score", "select", "allocation", "estimator", "masking", "stacking", "_rounds"},
-    {"_opt_state", "_opt_update", "_rewiring"},
+    {
+        "score",
+        "select",
+        "allocation",
+        "estimator",
+        "masking",
+        "stacking",
+        "superposition",
+        "_rounds",
+    },
+    {"_opt_state", "_opt_update", "_rewiring", "_disk"},
     {"optim", "layers", "storage", "report", "metrics", "kernels", "theory"},
     {"recipes"},
 ]
@@ -79,7 +88,7 @@ def test_relative_imports_are_absent():
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_modules_are_one_concept_long(path):
     lines = len(path.read_text().splitlines())
-    assert lines <= (220 if "recipes" in path.parts else 400)
+    assert lines <= (300 if "recipes" in path.parts else 400)
 
 
 def test_importing_the_package_imports_only_jax_and_numpy():
@@ -91,4 +100,12 @@ def test_importing_the_package_imports_only_jax_and_numpy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     roots = {name.split(".")[0] for name in out.stdout.split()}
-    assert not roots & {"flax", "optax", "chex", "matplotlib", "rich", "sklearn"}
+    assert not roots & {
+        "flax",
+        "optax",
+        "chex",
+        "matplotlib",
+        "rich",
+        "sklearn",
+        "safetensors",
+    }

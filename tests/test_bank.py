@@ -1,0 +1,200 @@
+"""Masks of many tasks in a fixed space."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskjax import bank, masking, packing, select, stacking
+from tests import trees
+
+C = 5
+PARAMS = {"a": jnp.ones((3, 7)), "b": jnp.ones((7, 11)), "bias": jnp.ones(11)}
+
+
+def masks(k, params=None, *, seed=0):
+    params = PARAMS if params is None else params
+    keys = jax.random.split(jax.random.key(seed), k)
+    return [select.random(params, density=0.4, key=key) for key in keys]
+
+
+def bits(tree):
+    return [np.asarray(m) for m in jax.tree.leaves(packing.unpack(tree))]
+
+
+def assert_holds(tasks, expected):
+    """These masks and nothing else, and their counts."""
+    assert int(tasks.learned) == len(expected)
+    stored = stacking.unstack(packing.unpack(tasks.masks))
+    for mask, given in zip(stored, expected, strict=False):
+        for a, b in zip(bits(mask), bits(given), strict=True):
+            np.testing.assert_array_equal(a, b)
+    for mask in stored[len(expected) :]:
+        assert not any(m.any() for m in bits(mask))
+    counts = [np.zeros(m.shape, int) for m in bits(stored[0])]
+    for given in expected:
+        counts = [c + m for c, m in zip(counts, bits(given), strict=True)]
+    for count, total in zip(jax.tree.leaves(tasks.counts), counts, strict=True):
+        assert count.dtype == jnp.int32
+        np.testing.assert_array_equal(count, total)
+
+
+@pytest.mark.parametrize("dtype", trees.DTYPES)
+@pytest.mark.parametrize("name", [n for n in trees.NAMES if n != "odd_leaves"])
+def test_what_was_appended_is_taken_from_any_tree(name, dtype):
+    params = trees.make(name, dtype)
+    given = masks(3, params)
+    tasks = bank.empty(params, capacity=C)
+    append = jax.jit(lambda tasks, mask: bank.append(tasks, mask))
+    for mask in given:
+        tasks = append(tasks, mask)
+    assert_holds(tasks, given)
+    for i, mask in enumerate(given):
+        taken = bank.take(tasks, i)
+        trees.assert_same(packing.unpack(taken), mask)
+        trees.assert_same(masking.apply(params, taken), masking.apply(params, mask))
+    assert append._cache_size() == 1
+
+
+def test_extending_is_appending_one_by_one_and_so_is_starting_from_a_stack():
+    given = masks(4)
+    tasks = bank.empty(PARAMS, capacity=C)
+    append = jax.jit(lambda tasks, mask: bank.append(tasks, mask))
+    for mask in given:
+        tasks = append(tasks, mask)
+    some = bank.extend(bank.empty(PARAMS, capacity=C), stacking.stack(given[:1]))
+    some = jax.jit(bank.extend)(some, stacking.stack(given[1:]))
+    trees.assert_same(some, tasks)
+    trees.assert_same(bank.from_stack(stacking.stack(given), capacity=C), tasks)
+    packed = jax.vmap(packing.pack)(stacking.stack(given))
+    trees.assert_same(bank.from_stack(packed, capacity=C), tasks)
+
+
+def test_a_bank_goes_through_a_scan_and_a_vmap():
+    given = stacking.stack(masks(6))
+
+    @jax.jit
+    def fill(given):
+        start = bank.empty(PARAMS, capacity=C)
+        return jax.lax.scan(lambda b, m: (bank.append(b, m), None), start, given)[0]
+
+    tasks = fill(given)
+    expected = stacking.unstack(given)[:C]
+    assert_holds(tasks, expected)
+    assert int(tasks.refused) == 1
+    two = jax.tree.map(lambda m: jnp.stack([m, ~m]), given)
+    both = jax.vmap(fill)(two)
+    trees.assert_same(jax.tree.map(lambda leaf: leaf[0], both), tasks)
+    assert int(both.learned[1]) == C
+
+
+def test_under_jit_a_full_bank_stays_as_it_is_and_counts_what_it_refused():
+    given = masks(C + 1)
+    tasks = bank.from_stack(stacking.stack(given[:C]))
+    after = jax.jit(bank.append)(tasks, given[C])
+    trees.assert_same(after._replace(refused=jnp.int32(0)), tasks)
+    assert int(after.refused) == 1
+    after = jax.jit(bank.extend)(tasks, stacking.stack(given))
+    trees.assert_same(after._replace(refused=jnp.int32(0)), tasks)
+    assert int(after.refused) == C + 1
+
+
+def test_a_full_bank_is_an_error_and_stays_as_it_was():
+    given = masks(C + 1)
+    tasks = bank.from_stack(stacking.stack(given[:C]))
+    before = jax.tree.map(np.array, tasks)
+    with pytest.raises(ValueError, match="room for 1 more, but 5 of 5 are learned"):
+        bank.append(tasks, given[C])
+    some = bank.from_stack(stacking.stack(given[:3]), capacity=4)
+    with pytest.raises(ValueError, match="room for 2 more, but 3 of 4 are learned"):
+        bank.extend(some, stacking.stack(given[:2]))
+    trees.assert_same(jax.tree.map(jnp.asarray, before), tasks)
+
+
+def test_a_learned_mask_can_be_replaced():
+    given, other = masks(3), masks(1, seed=9)[0]
+    tasks = bank.from_stack(stacking.stack(given), capacity=C)
+    assert_holds(jax.jit(bank.put)(tasks, 1, other), [given[0], other, given[2]])
+    assert_holds(bank.put(tasks, -1, other), [*given[:2], other])
+    trees.assert_same(jax.jit(bank.put)(tasks, 3, other), tasks)
+
+
+@pytest.mark.parametrize("task", [3, -4, 99])
+def test_a_task_that_is_not_learned_is_an_error_or_nothing(task):
+    given = masks(3)
+    tasks = bank.from_stack(stacking.stack(given), capacity=C)
+    for call in (bank.take, lambda b, i: bank.put(b, i, given[0])):
+        with pytest.raises(ValueError, match=f"learned task, got {task}, and 3 of 5"):
+            call(tasks, task)
+    nothing = packing.unpack(jax.jit(bank.take)(tasks, task))
+    assert not any(m.any() for m in bits(nothing))
+
+
+@pytest.mark.parametrize("task", [1.0, True, jnp.arange(2)])
+def test_a_task_is_one_integer(task):
+    tasks = bank.from_stack(stacking.stack(masks(2)))
+    with pytest.raises(TypeError, match=r"bank\.take` needs `task` as one integer"):
+        bank.take(tasks, task)
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+def test_a_bank_has_room_for_a_task(capacity):
+    with pytest.raises(ValueError, match="`capacity` of at least 1"):
+        bank.empty(PARAMS, capacity=capacity)
+
+
+def test_a_stack_fits_the_capacity():
+    with pytest.raises(ValueError, match="`capacity` of at least 3, got 2"):
+        bank.from_stack(stacking.stack(masks(3)), capacity=2)
+
+
+@pytest.mark.parametrize("call", [bank.append, lambda b, m: bank.put(b, 0, m)])
+def test_a_mask_for_another_network_is_an_error_that_names_the_leaf(call):
+    tasks = bank.from_stack(stacking.stack(masks(1)), capacity=C)
+    before = jax.tree.map(np.array, tasks)
+    other = {"a": jnp.ones((3, 8), bool), "b": jnp.ones((7, 11), bool), "bias": None}
+    with pytest.raises(ValueError, match=r"a: bank \(3, 7\), mask \(3, 8\)"):
+        call(tasks, other)
+    with pytest.raises(ValueError, match="only in `bank`: b"):
+        call(tasks, {"a": other["a"], "bias": None})
+    soft = jax.tree.map(lambda m: m.astype(jnp.float32), masks(1)[0])
+    with pytest.raises(TypeError, match="a: float32"):
+        call(tasks, soft)
+    trees.assert_same(jax.tree.map(jnp.asarray, before), tasks)
+
+
+def test_a_stack_for_another_network_is_an_error():
+    tasks = bank.empty(PARAMS, capacity=C)
+    other = {"a": jnp.ones((2, 3, 8), bool), "b": jnp.ones((2, 7, 11), bool)}
+    with pytest.raises(ValueError, match=r"a: bank \(3, 7\), mask \(3, 8\)"):
+        bank.extend(tasks, {**other, "bias": None})
+
+
+def test_the_mean_is_that_of_learned_masks():
+    given = masks(3)
+    tasks = bank.from_stack(stacking.stack(given), capacity=C)
+    mean = bank.mean(tasks)
+    assert mean["bias"] is None
+    for name in ("a", "b"):
+        expected = np.mean([np.asarray(m[name]) for m in given], axis=0)
+        np.testing.assert_allclose(mean[name], expected, rtol=1e-6)
+    nothing = bank.mean(bank.empty(PARAMS, capacity=C))
+    assert not nothing["a"].any()
+    np.testing.assert_array_equal(bank.learned(tasks), [True] * 3 + [False] * 2)
+
+
+def test_learned_may_be_fewer_than_the_stack_has():
+    given = masks(4)
+    tasks = jax.jit(lambda s, n: bank.from_stack(s, learned=n))(
+        stacking.stack(given), 2
+    )
+    assert_holds(tasks, given[:2])
+    assert bank.capacity(tasks) == 4
+
+
+def test_a_bank_of_2500_tasks_takes_less_than_100_megabytes():
+    params = [jnp.ones(s) for s in ((784, 300), (300, 100), (100, 500))]
+    tasks = jax.eval_shape(lambda: bank.empty(params, capacity=2500))
+    nbytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(tasks))
+    assert sum(p.size for p in params) == 315_200
+    assert 98e6 < nbytes < 100e6
