@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import initializer, masking, select, where
+from maskjax import initializer, masking, packing, select, where
 from tests import trees
 
 KEY = jax.random.key(7)
@@ -90,3 +90,44 @@ def test_redraw_gives_leaves_of_one_shape_different_signs():
     assert (out["a"] != out["b"]).any()
     again = initializer.redraw(params, initializer.signed_constant(), key=KEY)
     trees.assert_same(out, again)
+
+
+@pytest.mark.parametrize("dtype", trees.DTYPES)
+@pytest.mark.parametrize("gain", [3**-0.5, 2**0.5])
+def test_uniform_scores_fill_their_bounds(gain, dtype):
+    shapes = {"dense": (50, 40), "conv": (3, 3, 4, 30), "bias": (40,)}
+    params = {k: jnp.ones(s, dtype) for k, s in shapes.items()}
+    scores = initializer.uniform_scores(params, gain=gain, key=KEY)
+    assert scores["bias"] is None
+    for name in ("dense", "conv"):
+        assert scores[name].dtype == dtype
+        s = trees.to_numpy(scores[name])
+        bound = gain * np.sqrt(3 / np.prod(shapes[name][:-1]))
+        assert np.abs(s).max() <= bound * (1 + 2**-8)
+        assert np.abs(s).max() > 0.95 * bound
+        assert abs(s.mean()) < 5 * bound / np.sqrt(3 * s.size)
+    other = initializer.uniform_scores(params, gain=gain, key=jax.random.key(8))
+    assert (other["dense"] != scores["dense"]).any()
+
+
+def test_scores_of_a_mask_begin_with_it_and_are_as_large_as_random_ones():
+    params = {"dense": jnp.ones((50, 40)), "bias": jnp.ones(40)}
+    mask = select.random(params, density=0.3, key=KEY)
+    for given in (mask, packing.pack(mask)):
+        scores = initializer.scores_of(given)
+        assert scores["bias"] is None
+        trees.assert_same(select.threshold(scores, at=0.0), mask)
+    drawn = initializer.uniform_scores(params, key=KEY)["dense"]
+    rms = [np.sqrt(np.mean(np.square(s))) for s in (scores["dense"], drawn)]
+    np.testing.assert_allclose(rms[0], rms[1], rtol=0.05)
+    np.testing.assert_allclose(rms[0], 1 / np.sqrt(3 * 50), rtol=1e-6)
+    soft = {"dense": jnp.full((50, 40), 0.5), "bias": None}
+    assert not initializer.scores_of(soft)["dense"].any()
+
+
+def test_scores_need_a_fan_in():
+    params = {"dense": jnp.ones((5, 4)), "bias": jnp.ones(4)}
+    with pytest.raises(ValueError, match="(?s)uniform_scores` needs .* bias"):
+        initializer.uniform_scores(params, where=where.everything, key=KEY)
+    with pytest.raises(ValueError, match="(?s)scores_of` needs .* bias"):
+        initializer.scores_of(masking.everything(params, where=where.everything))

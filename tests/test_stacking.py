@@ -164,3 +164,73 @@ def test_the_gradient_by_a_mixing_weight_is_a_dot_with_the_mask(params):
     expected = jax.grad(loss)(weights)
     gradient = jax.grad(by_params)(stacking.mix(packed, weights))
     np.testing.assert_allclose(packing.dot(packed, gradient), expected, rtol=1e-4)
+
+
+@over_forms
+@pytest.mark.parametrize("group", [1, 3, 100])
+def test_each_sample_is_run_under_its_own_mask(group, packed, params, transform):
+    masks = members(packed=packed)
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(size=(17, 3)), "float32")
+    whose = jnp.asarray(rng.integers(0, K, 17))
+    stack = stacking.stack(masks)
+    out = transform(
+        lambda whose, x: stacking.predict_each(
+            network, params, stack, whose, x, group=group
+        )
+    )(whose, x)
+    for i, member in enumerate(whose):
+        alone = network(masking.apply(params, masks[member]), x[i : i + 1])[0]
+        np.testing.assert_allclose(out[i], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_are_no_more_than_they_have_to_be(params):
+    seen = []
+
+    def counting(params, x):
+        jax.debug.callback(lambda: seen.append(x.shape[0]))
+        return network(params, x)
+
+    stack = stacking.stack(members())
+    whose = jnp.array([4, 0, 4, 4, 0, 4, 4])  # five of one, two of another
+    run = jax.jit(
+        lambda whose, x: stacking.predict_each(
+            counting, params, stack, whose, x, group=2
+        )
+    )
+    jax.block_until_ready(run(whose, jnp.ones((7, 3))))
+    jax.effects_barrier()
+    assert seen == [2] * 4
+    run(jnp.zeros(7, whose.dtype), jnp.ones((7, 3)))
+    jax.effects_barrier()
+    assert len(seen) == 8
+    assert run._cache_size() == 1
+
+
+def test_each_takes_trees_of_inputs_and_outputs(params):
+    def net(params, inputs):
+        out = network(params, inputs["x"])
+        return {"sum": out + inputs["y"], "sign": out > 0}
+
+    stack = stacking.stack(members())
+    inputs = {"x": jnp.ones((4, 3)), "y": jnp.ones((4, 2))}
+    whose = jnp.array([1, 1, 3, 0])
+    out = stacking.predict_each(net, params, stack, whose, inputs)
+    assert out["sign"].dtype == bool
+    every = stacking.predict(net, params, stack, inputs)
+    for name in ("sum", "sign"):
+        expected = every[name][whose, jnp.arange(4)]
+        np.testing.assert_allclose(out[name], expected, rtol=1e-5)
+
+
+def test_each_sample_needs_a_member(params):
+    stack = stacking.stack(members())
+    call = stacking.predict_each
+    with pytest.raises(TypeError, match=r"`members` as integers of shape \(B,\)"):
+        call(network, params, stack, jnp.ones(4), jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match="at least one sample"):
+        call(network, params, stack, jnp.zeros(0, int), jnp.ones((0, 3)))
+    with pytest.raises(ValueError, match="leading axis of 4"):
+        call(network, params, stack, jnp.zeros(4, int), jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match="`group` of at least 1"):
+        call(network, params, stack, jnp.zeros(4, int), jnp.ones((4, 3)), group=0)

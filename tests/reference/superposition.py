@@ -90,6 +90,9 @@ def descent(weights, masks, x, *, learned: int, steps: int, rate: float) -> np.n
     alphas = np.where(np.arange(len(masks[0])) < learned, 1 / learned, 0)
     for _ in range(steps):
         _, slopes = gradient(weights, masks, alphas, x)
-        alphas = np.where(alphas > 0, alphas * np.exp(-rate * slopes), 0)
+        below = np.where(
+            alphas > 0, rate * (slopes[alphas > 0].min() - slopes), -np.inf
+        )
+        alphas = alphas * np.exp(below)
         alphas /= alphas.sum()
     return alphas
