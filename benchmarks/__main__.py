@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress.TimeElapsedColumn(),
         console=console,
     ) as bars:
-        context = Context(data, options.quick, options.out, bars)
+        context = Context(data, options.quick, options.out, bars, tasks=options.tasks)
         for demo in chosen:
             start = time.perf_counter()
             outcome = demo.run(context)
@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="run this one; may be repeated",
     )
+    parser.add_argument(
+        "--tasks",
+        type=_at_least_two,
+        metavar="N",
+        help="how many tasks one network learns in supsup (default: 50; 5 with --data)",
+    )
     parser.add_argument("--quick", action="store_true", help="train for little time")
     parser.add_argument(
         "--out",
@@ -101,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         "--list", action="store_true", help="name the demonstrations and stop"
     )
     return parser
+
+
+def _at_least_two(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"at least 2 tasks, got {number}")
+    return number
 
 
 def _table(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> table.Table:

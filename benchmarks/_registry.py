@@ -18,6 +18,7 @@ class Context(NamedTuple):
         out: An existing folder for pictures.
         bars: Where progress is shown.
         seeds: How many networks, trained side by side as one program.
+        tasks: How many tasks one network learns; `None` leaves it to the demonstration.
     """
 
     data: Data
@@ -25,6 +26,7 @@ class Context(NamedTuple):
     out: pathlib.Path
     bars: progress.Progress
     seeds: int = 10
+    tasks: int | None = None
 
     def track(self, description: str, steps: int) -> Iterator[int]:
         """Count up to `steps`, moving a bar."""

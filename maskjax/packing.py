@@ -12,6 +12,7 @@ A bank of 2,500 masks over 266,200 weights takes 83 MB instead of 665 as boolean
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -180,6 +181,8 @@ def _planes(values: Array, *, padding: float) -> Array:
     return flat.reshape(WORD, words)
 
 
+# Compiled also where the caller is not: a loop run eagerly compiles in every call.
+@jax.jit
 def mix_leaf(
     leaf: PackedMask,
     weights: Array,
@@ -215,6 +218,7 @@ def mix_leaf(
     return total.ravel()[: leaf.size].reshape(leaf.shape)
 
 
+@jax.jit
 def tally_leaf(leaf: PackedMask, used: Array) -> Array:
     """How many of the first masks of a packed stack keep each entry, int32."""
     # Whole numbers of float32 are exact to 2**24, more masks than memory holds.
@@ -240,6 +244,7 @@ def _chunk(
     return start, leaf.bits[lax.dynamic_slice_in_dim(rows, start, size)]
 
 
+@jax.jit
 def dot_leaf(
     leaf: PackedMask,
     values: Array,

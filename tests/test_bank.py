@@ -183,6 +183,17 @@ def test_the_mean_is_that_of_learned_masks():
     np.testing.assert_array_equal(bank.learned(tasks), [True] * 3 + [False] * 2)
 
 
+def test_a_bank_can_be_donated():
+    append = jax.jit(lambda tasks, mask: bank.append(tasks, mask), donate_argnums=0)
+    mask = masks(1)[0]
+    for tasks in (
+        bank.empty(PARAMS, capacity=C),
+        bank.from_stack(stacking.stack([mask]), capacity=C),
+    ):
+        before = int(tasks.learned)
+        assert append(tasks, mask).learned == before + 1
+
+
 def test_learned_may_be_fewer_than_the_stack_has():
     given = masks(4)
     tasks = jax.jit(lambda s, n: bank.from_stack(s, learned=n))(

@@ -112,12 +112,12 @@ def init(
     def draw(key: Array) -> Scores:
         return initializer.uniform_scores(weights, where=where, key=key)
 
-    keys = jax.random.split(key, capacity)
-    scores = jax.vmap(draw)(keys)
+    scores = jax.vmap(draw)(jax.random.split(key, capacity))
     opt_state = optimizer.init(map_mask(lambda s: s[0], scores))
-    none = jnp.int32(0)
     packed = jax.vmap(packing.pack)(select.threshold(scores, at=0.0))
-    return StreamState(scores, packed, none, jnp.int32(-1), none, opt_state)
+    # Arrays of their own, or the state could not be donated.
+    learned, current, refused = (jnp.array(i, jnp.int32) for i in (0, -1, 0))
+    return StreamState(scores, packed, learned, current, refused, opt_state)
 
 
 def allocate(

@@ -199,6 +199,12 @@ def test_the_optimizer_starts_afresh_with_every_switch(fresh, turn, weights):
     trees.assert_same(other.opt_state, blank)
 
 
+def test_a_fresh_state_can_be_donated(weights):
+    state = stream.init(weights, SGD, capacity=2, key=jax.random.key(1))
+    later = jax.jit(lambda s: s._replace(learned=s.learned + 1), donate_argnums=0)
+    assert later(state).learned == 1
+
+
 def test_bad_arguments(weights, fresh):
     with pytest.raises(ValueError, match="`capacity` of at least 1"):
         stream.init(weights, SGD, capacity=0, key=jax.random.key(0))

@@ -1,0 +1,419 @@
+"""One random network, many tasks, a bit a weight: SupSup (Wortsman et al., 2020).
+
+Every task shows the images with their pixels in another order. Its mask is learned; the
+weights never change. Then images come without their task, which is inferred from one
+image alone. Last, tasks change without anybody saying so.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from matplotlib.figure import Figure
+
+from benchmarks import _pictures, _tasks, _train
+from benchmarks._data import CLASSES, Data
+from benchmarks._registry import Context, Demo, Outcome, Row
+from maskjax import bank, initializer, masking, stacking, superposition
+from maskjax.recipes import supsup, supsup_stream
+
+TASKS, QUICK_TASKS, MNIST_TASKS = 50, 5, 5
+STEPS, QUICK_STEPS = 469, 150  # one epoch of 60,000 images, in the authors' notebook
+OUTPUTS = 100  # 10 with labels, 90 superfluous
+MNIST_PIXELS, MNIST_RATE = 28 * 28, 1e-4
+CHUNK = 5
+IMAGES = 2_000  # whose task is inferred, of all tasks together
+TRIED = 250  # of these, with every mask
+STREAM, STREAM_CAPACITY, STREAM_EVERY = 5, 12, 100
+METHODS = (
+    ("one_shot", "entropy"),
+    ("one_shot", "superfluous"),
+    ("binary", "superfluous"),
+    ("exhaustive", "entropy"),
+)
+
+
+class Problem(NamedTuple):
+    """What is learned, with what."""
+
+    data: Data
+    orders: jax.Array
+    apply: Callable[..., jax.Array]
+    weights: Any
+    optimizer: optax.GradientTransformation
+    steps: int
+    widths: tuple[int, ...]
+    rate: float
+
+
+def run(context: Context) -> Outcome:
+    """Tasks learned, told apart, and learned without being told apart."""
+    problem = _problem(context)
+    tasks, kept = _learn(context, problem)
+    given = np.asarray(_given(problem, tasks))
+    images, labels, true = _images(problem)
+    right, seen = {}, {}
+    for method, objective in context.bars.track(
+        METHODS, description="supsup: tasks inferred"
+    ):
+        some = TRIED if method == "exhaustive" else len(images)
+        found = _inferred(problem, tasks, images[:some], method, objective)
+        says = _says(problem, tasks, found, images[:some])
+        right[method, objective] = np.asarray(found == true[:some])
+        seen[method, objective] = found, np.asarray(says == labels[:some])
+    best = ("one_shot", "superfluous")
+    known = np.asarray(_says(problem, tasks, true, images) == labels)
+    found, says_right = seen[best]
+    by_count = _by_count(problem, tasks, images, labels, true)
+    stream = _stream(context, problem)
+
+    many = len(problem.orders)
+    per_task = sum(leaf.nbytes for leaf in jax.tree.leaves(tasks.masks)) / many
+    weights = sum(leaf.size for leaf in jax.tree.leaves(problem.weights))
+    return Outcome(
+        rows=[
+            Row(
+                "GG: thousands of tasks in one network of random weights (notebook of "
+                "the authors, 5 permutations of MNIST: 92.4% after an epoch)",
+                f"{many} tasks: {given.mean():.1%} ({given.min():.1%} to "
+                f"{given.max():.1%}) after {problem.steps} steps each, whose task is "
+                "given",
+            ),
+            Row(
+                "the task is found from one image (notebook: 250 of 250)",
+                "; ".join(
+                    f"{m.replace('_', '-')}, {o} {hits.mean():.1%}"
+                    for (m, o), hits in right.items()
+                )
+                + f" (every mask on {TRIED} images, else {len(images)})",
+            ),
+            Row(
+                "GNs: a task not given costs nothing (notebook: 92.4%); GNu, where a "
+                "wrong task is a wrong answer: 94.9% for 250 tasks of MNIST",
+                f"on {len(images)} single images: task given {known.mean():.1%}, GNs "
+                f"{says_right.mean():.1%}, GNu {(says_right & right[best]).mean():.1%}",
+            ),
+            Row(
+                "nothing is forgotten",
+                f"outputs of the first tasks {'bit-identical' if kept else 'CHANGED'} "
+                "after the others were learned",
+            ),
+            Row(
+                "a bit a weight and task",
+                f"{per_task:,.0f} bytes a task for {weights:,} weights, "
+                f"{8 * per_task / weights:.3f} bits each; as floats {4 * weights:,}",
+            ),
+            Row(
+                "NNs: tasks that change unannounced get masks of their own",
+                f"{stream['tasks']} tasks got {stream['masks']} masks: "
+                f"{stream['accuracy']:.1%} with inferred masks, "
+                f"{stream['last']:.1%} with those that each task trained last",
+            ),
+        ],
+        settings={
+            "network": "-".join(map(str, problem.widths)) + " without biases",
+            "weights": "signed constant",
+            "tasks": many,
+            "optimizer": "rmsprop, decay 0.99",
+            "learning_rate": problem.rate,
+            "batch_size": _train.BATCH_SIZE,
+            "steps": problem.steps,
+            "inputs": "standardized",
+            "images_inferred": len(images),
+            "images_with_every_mask": TRIED,
+            "stream": {"tasks": STREAM, "every": STREAM_EVERY, "epsilon": 1 / 8},
+        },
+        numbers={
+            "given": given,
+            "task_inference": {
+                f"{m} {o}": hits.mean() for (m, o), hits in right.items()
+            },
+            "images_given": known.mean(),
+            "gns": says_right.mean(),
+            "gnu": (says_right & right[best]).mean(),
+            "by_count": by_count,
+            "unchanged": kept,
+            "bytes_per_task": per_task,
+            "weights": weights,
+            "stream": stream,
+        },
+        pictures=[
+            _draw_tasks(context, np.asarray(true), np.asarray(found), many),
+            _draw_counts(context, by_count),
+            _draw_masks(context, problem, tasks),
+        ],
+    )
+
+
+def _problem(context: Context) -> Problem:
+    data = context.data.standardized()
+    large = np.prod(data.shape) >= MNIST_PIXELS
+    tasks = context.tasks or (
+        QUICK_TASKS if context.quick else MNIST_TASKS if large else TASKS
+    )
+    orders = _tasks.permutations(data, tasks)
+    data = data.flat()
+    widths = (300, 300, OUTPUTS) if large else (300, 100, OUTPUTS)
+    model = _train.MLP(widths, False, initializer.signed_constant())
+    weights = model.init(jax.random.key(0), data.x_train[:1])["params"]
+    # Scores begin within 1 / sqrt(pixels): smaller images have larger ones to move.
+    rate = MNIST_RATE * (MNIST_PIXELS / data.x_train.shape[1]) ** 0.5
+    return Problem(
+        data,
+        jnp.asarray(orders),
+        lambda params, x: model.apply({"params": params}, x),
+        weights,
+        optax.rmsprop(rate, decay=0.99, eps=1e-8),
+        QUICK_STEPS if context.quick else STEPS,
+        (data.x_train.shape[1], *widths),
+        rate,
+    )
+
+
+def _batches(problem: Problem, key: jax.Array) -> jax.Array:
+    """Rows of training images, [steps, B], epoch after epoch in another order."""
+    size = len(problem.data.x_train)
+    batch = min(_train.BATCH_SIZE, size)
+    whole = size // batch
+    keys = jax.random.split(key, -(-problem.steps // whole))
+    orders = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+    return orders[:, : whole * batch].reshape(-1, batch)[: problem.steps]
+
+
+def _loss(problem: Problem, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return _train.cross_entropy(problem.apply(params, x), y)
+
+
+def _learn(context: Context, problem: Problem) -> tuple[bank.MaskBank, bool]:
+    """All tasks in chunks, and whether the first ones say the same at the end."""
+    x, y = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
+    many = len(problem.orders)
+
+    def train(order: jax.Array, *, key: jax.Array) -> tuple[Any, jax.Array]:
+        scores, shuffling = jax.random.split(key)
+        state = supsup.init(problem.weights, problem.optimizer, key=scores)
+
+        def step(state: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
+            return supsup.step(
+                state,
+                problem.weights,
+                functools.partial(_loss, problem),
+                problem.optimizer,
+                x[rows][:, order],
+                y[rows],
+            )
+
+        state, losses = lax.scan(step, state, _batches(problem, shuffling))
+        return supsup.mask(state), losses
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def learn(tasks: bank.MaskBank, orders: jax.Array) -> bank.MaskBank:
+        key = jax.random.key(1)
+        return supsup.learn(train, tasks, orders, batch_size=CHUNK, key=key)[0]
+
+    say = jax.jit(lambda tasks: _first_say(problem, tasks))
+    tasks = bank.empty(problem.weights, capacity=many)
+    before = None
+    for i in context.track(f"supsup: {many} tasks", -(-many // CHUNK)):
+        tasks = learn(tasks, problem.orders[i * CHUNK : (i + 1) * CHUNK])
+        before = np.asarray(say(tasks)) if before is None else before
+    return tasks, np.array_equal(before, say(tasks))
+
+
+def _first_say(problem: Problem, tasks: bank.MaskBank) -> jax.Array:
+    """What the tasks of the first chunk say of some test images."""
+    first = stacking.take(tasks.masks, jnp.arange(min(CHUNK, len(problem.orders))))
+    x = problem.data.x_test[:100]
+    return stacking.predict(problem.apply, problem.weights, first, x)
+
+
+def _given(problem: Problem, tasks: bank.MaskBank) -> jax.Array:
+    """Test accuracy of every task under its own mask, [K]."""
+    x, y = jnp.asarray(problem.data.x_test), jnp.asarray(problem.data.y_test)
+
+    def one(each: tuple[Any, jax.Array]) -> jax.Array:
+        mask, order = each
+        logits = problem.apply(masking.apply(problem.weights, mask), x[:, order])
+        return jnp.mean(jnp.argmax(logits, -1) == y)
+
+    return jax.jit(lambda tasks: lax.map(one, (tasks.masks, problem.orders)))(tasks)
+
+
+def _images(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Test images of all tasks mixed, their labels, and the tasks they are of."""
+    rng = np.random.default_rng(0)
+    true = np.arange(IMAGES, dtype=np.int32) % len(problem.orders)
+    rows = rng.integers(0, len(problem.data.x_test), IMAGES)
+    rng.shuffle(true)
+    orders = np.asarray(problem.orders)[true]
+    x = np.take_along_axis(problem.data.x_test[rows], orders, axis=1)
+    return jnp.asarray(x), jnp.asarray(problem.data.y_test[rows]), jnp.asarray(true)
+
+
+def _inferred(
+    problem: Problem,
+    tasks: bank.MaskBank,
+    images: jax.Array,
+    method: Any,
+    objective: str,
+) -> jax.Array:
+    labels = None if objective == "entropy" else CLASSES
+    infer = functools.partial(
+        superposition.infer, problem.apply, method=method, labels=labels
+    )
+    return jax.jit(infer)(problem.weights, tasks, images)
+
+
+def _says(
+    problem: Problem, tasks: bank.MaskBank, whose: jax.Array, images: jax.Array
+) -> jax.Array:
+    """The class of each image under the mask of that task."""
+    logits = jax.jit(functools.partial(stacking.predict_each, problem.apply))(
+        problem.weights, tasks.masks, whose, images
+    )
+    return jnp.argmax(logits, -1)
+
+
+def _by_count(
+    problem: Problem,
+    tasks: bank.MaskBank,
+    images: jax.Array,
+    labels: jax.Array,
+    true: jax.Array,
+) -> dict[int, dict[str, float]]:
+    """GG, and GNu where only the first so many tasks have been learned."""
+    many = len(problem.orders)
+    ask = jax.jit(
+        lambda learned: superposition.infer(
+            problem.apply,
+            problem.weights,
+            bank.from_stack(tasks.masks, learned=learned),
+            images,
+            labels=CLASSES,
+        )
+    )
+    given = np.asarray(_says(problem, tasks, true, images) == labels)
+    counts = sorted({max(round(many * share), 2) for share in (0.1, 0.2, 0.5, 1.0)})
+    result = {}
+    for count in counts:
+        found = np.asarray(ask(count))
+        mine = np.asarray(true) < count
+        result[count] = {
+            "gg": float(given[mine].mean()),
+            "gnu": float((given & (found == np.asarray(true)))[mine].mean()),
+        }
+    return result
+
+
+def _stream(context: Context, problem: Problem) -> dict[str, float]:
+    """Tasks one after the other, each as long, without a word of where they end."""
+    x, y = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
+    count = min(STREAM, len(problem.orders))
+    state = supsup_stream.init(
+        problem.weights,
+        problem.optimizer,
+        capacity=STREAM_CAPACITY,
+        key=jax.random.key(2),
+    )
+
+    def objective(params: Any, x: jax.Array) -> jax.Array:
+        return superposition.entropy(problem.apply(params, x))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def turn(state: Any, rows: jax.Array, order: jax.Array) -> Any:
+        state = supsup_stream.allocate(
+            objective,
+            problem.weights,
+            state,
+            problem.optimizer,
+            x[rows[0]][:, order],
+        )
+
+        def step(state: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
+            loss = functools.partial(_loss, problem)
+            data = x[rows][:, order], y[rows]
+            return supsup_stream.step(
+                state, problem.weights, loss, problem.optimizer, *data
+            )
+
+        return lax.scan(step, state, rows)[0]
+
+    currents = []
+    for task in context.track("supsup: tasks unannounced", count):
+        rows = _batches(problem, jax.random.fold_in(jax.random.key(3), task))
+        for start in range(0, len(rows) - STREAM_EVERY + 1, STREAM_EVERY):
+            state = turn(
+                state, rows[start : start + STREAM_EVERY], problem.orders[task]
+            )
+            currents.append((task, int(state.current)))
+    tasks = supsup_stream.masks(state)
+    images, labels, true = _images(problem)
+    mine = np.flatnonzero(np.asarray(true) < count)[: IMAGES // 4]
+    found = _inferred(problem, tasks, images[mine], "one_shot", "superfluous")
+    says = _says(problem, tasks, found, images[mine])
+    # The mask that was trained last on each task.
+    last = jnp.asarray([dict(currents)[task] for task in range(count)])
+    own = _says(problem, tasks, last[true[mine]], images[mine])
+    return {
+        "tasks": count,
+        "masks": int(tasks.learned),
+        "refused": int(tasks.refused),
+        "accuracy": float(np.mean(np.asarray(says == labels[mine]))),
+        "last": float(np.mean(np.asarray(own == labels[mine]))),
+        "decisions": [list(pair) for pair in currents],
+    }
+
+
+def _draw_tasks(
+    context: Context, true: np.ndarray, found: np.ndarray, many: int
+) -> str:
+    drawn, axes = _pictures.figure("which task is an image from? one-shot, one image")
+    table = np.zeros((many, many))
+    np.add.at(table, (true, found), 1)
+    table /= np.maximum(table.sum(1, keepdims=True), 1)
+    shown = axes.imshow(table, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.grid(visible=False)
+    axes.set(xlabel="inferred task", ylabel="true task")
+    drawn.colorbar(shown, ax=axes, label="fraction of the task's images")
+    return _pictures.save(drawn, context.out / "supsup_tasks.png")
+
+
+def _draw_counts(context: Context, by_count: dict[int, dict[str, float]]) -> str:
+    drawn, axes = _pictures.figure("one network of random weights, more and more tasks")
+    counts = list(by_count)
+    for name, label in (("gg", "task given (GG)"), ("gnu", "inferred (GNu)")):
+        values = [by_count[count][name] for count in counts]
+        axes.plot(counts, values, marker="o", label=label)
+    axes.set(xlabel="tasks learned", ylim=(0, 1.02))
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set_ylabel("test accuracy of single images")
+    axes.legend()
+    return _pictures.save(drawn, context.out / "supsup_counts.png")
+
+
+def _draw_masks(context: Context, problem: Problem, tasks: bank.MaskBank) -> str:
+    """The first layer of some tasks, put back into the order of the pixels."""
+    drawn = Figure(figsize=(7.5, 3), layout="constrained")
+    shown = min(5, len(problem.orders))
+    height, width = context.data.shape
+    for i, axes in enumerate(drawn.subplots(1, shown)):
+        mask = bank.take(tasks, i)["Dense_0"]["kernel"]
+        kept = masking.apply(jnp.ones(mask.shape), mask).mean(1)
+        image = np.zeros(height * width)
+        image[np.asarray(problem.orders[i])] = np.asarray(kept)
+        axes.imshow(image.reshape(height, width), cmap="viridis")
+        axes.set(xticks=[], yticks=[], title=f"task {i}")
+    drawn.suptitle("first layer: the fraction of each pixel's weights that is kept")
+    return _pictures.save(drawn, context.out / "supsup_masks.png")
+
+
+DEMO = Demo(
+    "supsup",
+    "SupSup: supermasks in superposition (Wortsman et al., 2020)",
+    run,
+)

@@ -1,0 +1,816 @@
+"""What is saved is loaded, or a clear error; what was there survives every failure."""
+
+import json
+import os
+import re
+import stat
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from maskjax import _disk, bank, packing, storage
+from maskjax.bank import MaskBank
+from maskjax.packing import PackedMask
+from maskjax.storage import StorageError
+from tests import trees
+from tests.reference import packing as reference
+
+SHAPES = [(), (0,), (1,), (31,), (33,), (0, 3), (64, 3), (5, 7, 2)]
+
+
+def random_bool(shape, *, seed=0):
+    return np.random.default_rng(seed).random(shape) < 0.5
+
+
+def packed(mask):
+    """A leaf [...], or a stack [K, ...] of them, packed without the library."""
+    return PackedMask(jnp.asarray(reference.pack(mask)), mask.shape)
+
+
+def packed_stack(stack):
+    words = [reference.pack(mask) for mask in stack]
+    return PackedMask(jnp.asarray(np.stack(words)), stack.shape[1:])
+
+
+def a_mask(*, seed=0):
+    return {
+        "dense": {"kernel": packed(random_bool((5, 7), seed=seed)), "bias": None},
+        "out": packed(random_bool((3, 4), seed=seed + 1)),
+    }
+
+
+def a_stack(members=3):
+    def kernel(shape, seed):
+        return packed_stack(random_bool((members, *shape), seed=seed))
+
+    return {
+        "dense": {"kernel": kernel((5, 7), 0), "bias": None},
+        "out": kernel((3, 4), 1),
+    }
+
+
+def a_bank(*, learned=3, capacity=5):
+    """A bank, its counts by NumPy."""
+    kept = {"w": random_bool((capacity, 5, 7), seed=2)}
+    kept["w"][learned:] = False
+    return MaskBank(
+        {"b": None, "w": packed_stack(kept["w"])},
+        {"b": None, "w": jnp.asarray(kept["w"].sum(0, dtype=np.int32))},
+        jnp.int32(learned),
+        jnp.int32(1),
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "masks.safetensors"
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*")}
+
+
+def raises(pattern, kind=StorageError):
+    return pytest.raises(kind, match=re.compile(pattern, re.DOTALL))
+
+
+# There and back.
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masks_stacks_and_banks_of_every_shape_come_back(shape, path):
+    kept = random_bool((4, *shape))
+    kept[2:] = False
+    tasks = MaskBank(
+        packed_stack(kept),
+        jnp.asarray(kept.sum(0, dtype=np.int32)),
+        jnp.int32(2),
+        jnp.int32(0),
+    )
+    for saved in (packed(kept[0]), packed_stack(kept), tasks):
+        storage.save(path, saved)
+        trees.assert_same(storage.load(path), saved)
+
+
+def test_boolean_masks_are_packed_on_the_way(path):
+    mask = {"w": random_bool((5, 7)), "b": None}
+    storage.save(path, {"w": jnp.asarray(mask["w"]), "b": None})
+    trees.assert_same(storage.load(path), {"w": packed(mask["w"]), "b": None})
+
+
+def for_params(params):
+    """A packed mask for the floating leaves of a tree."""
+    return jax.tree.map(
+        lambda x: (
+            packed(random_bool(x.shape))
+            if jnp.issubdtype(x.dtype, jnp.floating)
+            else None
+        ),
+        params,
+    )
+
+
+@pytest.mark.parametrize("name", trees.NAMES)
+def test_every_kind_of_tree_comes_back_with_like(name, path):
+    params = trees.make(name)
+    mask = for_params(params)
+    storage.save(path, mask)
+    trees.assert_same(storage.load(path, like=params), mask)
+    trees.assert_same(storage.load(path, like=mask), mask)
+
+
+def test_dicts_lists_and_tuples_come_back_without_like(path):
+    leaf = packed(random_bool((2, 3)))
+    for mask in (
+        {"a": [leaf, None, (), {}], 'q"/': (leaf, {"b": leaf}), "é\ud800": leaf},
+        {10: leaf, 9: None},
+        [None],
+        (),
+        None,
+        leaf,
+        {"a/b": leaf, "a": {"b": None}},
+    ):
+        storage.save(path, mask)
+        trees.assert_same(storage.load(path), mask)
+
+
+def test_other_containers_come_back_as_dicts_of_their_paths(path):
+    leaf = packed(random_bool((2, 3)))
+    for mask, expected in (
+        (trees.Layer(leaf, [None]), {"kernel": leaf, "bias": [None]}),
+        (nnx.State({"a": {0: nnx.Param(leaf)}}), {"a": {0: leaf}}),
+        ({(1, 2): leaf, (0, 1): None}, {"(0, 1)": None, "(1, 2)": leaf}),
+    ):
+        storage.save(path, mask)
+        trees.assert_same(storage.load(path), expected)
+        trees.assert_same(storage.load(path, like=mask), mask)
+
+
+def test_names_that_read_the_same_stay_apart(path):
+    class Name:
+        def __init__(self, rank):
+            self.rank = rank
+
+        def __lt__(self, other):
+            return self.rank < other.rank
+
+        def __repr__(self):
+            return "name"
+
+    first, second = (packed(random_bool((2, 3), seed=seed)) for seed in (0, 1))
+    mask = {Name(0): first, Name(1): second}
+    storage.save(path, mask)
+    trees.assert_same(storage.load(path), {0: first, 1: second})
+    trees.assert_same(storage.load(path, like=mask), mask)
+
+
+def test_like_decides_by_path_and_not_by_order(path):
+    mask = {"b": packed(random_bool((2, 3))), "a": packed(random_bool((4,)))}
+    storage.save(path, mask)
+    other = trees.Layer(kernel=jnp.ones((2, 3)), bias=jnp.ones(4))
+    storage.save(path, trees.Layer(mask["b"], mask["a"]))  # not in the order of names
+    out = storage.load(path, like={"kernel": other.kernel, "bias": other.bias})
+    trees.assert_same(out, {"kernel": mask["b"], "bias": mask["a"]})
+
+
+def test_like_may_be_broader_than_a_mask_whose_entries_share_a_decision(path):
+    mask = {"w": packed(random_bool((5, 1))), "b": None}
+    storage.save(path, mask)
+    params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
+    trees.assert_same(storage.load(path, like=params), mask)
+
+
+@pytest.mark.parametrize("learned", [1, 2, 3, 127, 128, 129, 300])
+def test_counts_are_recomputed_exactly(learned, path):
+    kept = random_bool((learned, 33), seed=learned)
+    kept[:, 0] = True
+    tasks = MaskBank(packed_stack(kept), jnp.zeros(33, jnp.int32), learned, 0)
+    storage.save(path, tasks)
+    counts = storage.load(path).counts
+    assert counts.dtype == jnp.int32
+    np.testing.assert_array_equal(counts, kept.sum(0))
+
+
+def test_a_bank_takes_the_space_of_what_is_learned(path):
+    storage.save(path, a_bank(learned=1, capacity=1))
+    size = path.stat().st_size
+    storage.save(path, a_bank(learned=1, capacity=900))
+    assert path.stat().st_size <= size + 16
+    assert bank.capacity(storage.load(path)) == 900
+
+
+def test_a_bank_is_loaded_with_room_for_more(path):
+    tasks = a_bank(learned=3, capacity=5)
+    storage.save(path, tasks)
+    trees.assert_same(storage.load(path, like=tasks), tasks)
+    for capacity in (3, 9):
+        out = storage.load(path, capacity=capacity)
+        assert bank.capacity(out) == capacity
+        np.testing.assert_array_equal(
+            out.masks["w"].bits[:3], tasks.masks["w"].bits[:3]
+        )
+        assert not out.masks["w"].bits[3:].any()
+    with raises("`capacity` of at least 3, got 2", ValueError):
+        storage.load(path, capacity=2)
+    with raises("`capacity` as a whole number, got float 4.5", TypeError):
+        storage.load(path, capacity=4.5)
+
+
+def test_a_loaded_bank_can_be_donated_and_used(path):
+    tasks, mask = a_bank(), {"b": None, "w": packed(random_bool((5, 7), seed=9))}
+    storage.save(path, tasks)
+    append = jax.jit(bank.append, donate_argnums=0)
+    trees.assert_same(append(storage.load(path), mask), bank.append(tasks, mask))
+    trees.assert_same(storage.load(path), tasks)
+
+
+def test_an_empty_bank_is_a_bank(path):
+    tasks = bank.empty({"w": jnp.ones((5, 7))}, capacity=4)
+    storage.save(path, tasks)
+    trees.assert_same(storage.load(path), tasks)
+    trees.assert_same(storage.load(path, capacity=4), tasks)
+
+
+def test_metadata_and_info_come_back(path):
+    metadata = {"name": "é\ud800", "nested": {"a": [1, 2.5, None, True]}, "": ""}
+    for saved, kind, members, capacity in (
+        (a_mask(), "mask", 1, None),
+        (a_stack(4), "stack", 4, None),
+        (a_bank(learned=2, capacity=6), "bank", 2, 6),
+    ):
+        storage.save(path, saved, metadata=metadata)
+        info = storage.info(path)
+        assert info.metadata == metadata
+        assert (info.kind, info.members, info.capacity) == (kind, members, capacity)
+    assert info.shapes == {"b": None, "w": (5, 7)}
+
+
+# The file.
+
+
+def test_words_are_little_endian_and_safetensors_reads_them(path):
+    kept = random_bool((5, 7))
+    storage.save(path, {"a": {"w": packed(kept)}, "b": None})
+    words = reference.pack(kept).astype("<u4").tobytes()
+    assert path.read_bytes().endswith(words)
+    tensors = safetensors.numpy.load_file(path)
+    np.testing.assert_array_equal(tensors.pop("0:a/w")[0], reference.pack(kept))
+    assert not tensors
+
+
+def test_the_same_mask_is_the_same_file(path, tmp_path):
+    storage.save(path, a_mask())
+    storage.save(tmp_path / "again", a_mask())
+    assert path.read_bytes() == (tmp_path / "again").read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
+def test_permissions_are_those_of_any_file(path, tmp_path):
+    umask = os.umask(0o027)
+    try:
+        storage.save(path, a_mask())
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o604)
+        storage.save(path, a_mask(seed=5))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+        storage.append(tmp_path / "tasks", a_mask())
+        assert stat.S_IMODE((tmp_path / "tasks").stat().st_mode) == 0o750
+        shard = tmp_path / "tasks" / "00000.safetensors"
+        assert stat.S_IMODE(shard.stat().st_mode) == 0o640
+    finally:
+        os.umask(umask)
+
+
+def test_links_are_followed(path, tmp_path):
+    path.write_bytes(b"")
+    (tmp_path / "latest").symlink_to(path)
+    storage.save(tmp_path / "latest", a_mask())
+    assert (tmp_path / "latest").is_symlink()
+    trees.assert_same(storage.load(path), a_mask())
+
+
+# A bank that grows in a folder.
+
+
+def test_a_folder_grows_by_files_and_writes_none_again(tmp_path):
+    folder = tmp_path / "tasks"
+    assert storage.append(folder, a_mask(seed=0), metadata={"a": 1, "b": 1}) == 1
+    first = contents(folder)
+    assert storage.append(folder, a_stack(3), metadata={"b": 2}) == 4
+    assert storage.append(str(folder), a_mask(seed=7)) == 5
+    assert sorted(os.listdir(folder)) == [f"0000{i}.safetensors" for i in range(3)]
+    assert first.items() <= contents(folder).items()
+    tasks = storage.load(folder)
+    assert int(tasks.learned) == bank.capacity(tasks) == 5
+    stack = jax.tree.map(
+        lambda a, s, b: jnp.concatenate([a[None], s, b[None]]),
+        *(a_mask(seed=0), a_stack(3), a_mask(seed=7)),
+    )
+    trees.assert_same(tasks, bank.from_stack(stack))
+    info = storage.info(folder)
+    assert info.metadata == {"a": 1, "b": 2}
+    assert (info.kind, info.members, info.capacity) == ("bank", 5, 5)
+
+
+def test_a_bank_begins_a_folder_which_keeps_its_capacity(tmp_path):
+    mask = {"w": packed(random_bool((5, 7))), "b": None}
+    for learned in (0, 3):
+        folder = tmp_path / str(learned)
+        tasks = a_bank(learned=learned, capacity=5)
+        assert storage.append(folder, tasks) == learned
+        trees.assert_same(storage.load(folder), tasks)
+        assert storage.append(folder, mask) == learned + 1
+        trees.assert_same(storage.load(folder), bank.append(tasks, mask))
+        assert storage.info(folder).capacity == 5
+        assert bank.capacity(storage.load(folder, capacity=8)) == 8
+        with raises(
+            "`maskjax.storage.append` needs a mask or a stack.* got a bank", ValueError
+        ):
+            storage.append(folder, tasks)
+    for _ in range(2):
+        storage.append(folder, mask)
+    assert bank.capacity(storage.load(folder)) == 6
+
+
+def test_a_saved_bank_and_a_folder_that_begins_with_it_are_the_same_file(
+    path, tmp_path
+):
+    storage.save(path, a_bank())
+    storage.append(tmp_path / "tasks", a_bank())
+    (file,) = (tmp_path / "tasks").iterdir()
+    assert file.read_bytes() == path.read_bytes()
+
+
+def test_a_mask_of_another_container_is_appended_by_path(tmp_path):
+    leaves = packed(random_bool((5, 7))), packed(random_bool((4,)))
+    storage.append(tmp_path, trees.Layer(*leaves))
+    storage.append(tmp_path, {"kernel": leaves[0], "bias": leaves[1]})
+    bits = storage.load(tmp_path).masks["kernel"].bits
+    np.testing.assert_array_equal(bits[0], bits[1])
+
+
+def test_other_files_in_a_folder_are_ignored(tmp_path):
+    (tmp_path / ".1234.tmp").write_bytes(b"half a file")
+    (tmp_path / "notes.txt").write_text("of mine")
+    storage.append(tmp_path, a_mask())
+    assert storage.info(tmp_path).members == 1
+
+
+def test_a_mask_of_other_shapes_is_not_appended(tmp_path):
+    storage.append(tmp_path, a_mask())
+    before = contents(tmp_path)
+    other = {**a_mask(), "out": packed(random_bool((4, 4)))}
+    with raises(
+        r"`maskjax.storage.append` needs `mask` of the shapes in .*"
+        r"out: on disk \(3, 4\), `mask` \(4, 4\)"
+    ):
+        storage.append(tmp_path, other)
+    with raises(r"out: on disk \(3, 4\), `mask` None"):
+        storage.append(tmp_path, {**a_mask(), "out": None})
+    with raises(r"dense/bias: on disk None, `mask` \(2,\)"):
+        kernel = a_mask()["dense"]["kernel"]
+        bias = packed(random_bool((2,)))
+        storage.append(
+            tmp_path, {**a_mask(), "dense": {"kernel": kernel, "bias": bias}}
+        )
+    with raises(r"only in `mask`: new\n.*only on disk: out"):
+        storage.append(tmp_path, {"dense": a_mask()["dense"], "new": a_mask()["out"]})
+    assert contents(tmp_path) == before
+
+
+def test_missing_foreign_and_changed_files_are_found(tmp_path):
+    for name in ("a", "b"):
+        for seed in range(3):
+            storage.append(tmp_path / name, a_mask(seed=seed + 10 * (name == "b")))
+    folder, shard = tmp_path / "a", "{:05d}.safetensors".format
+    kept = contents(folder)
+
+    def restore():
+        for file in folder.iterdir():
+            file.unlink()
+        for name, data in kept.items():
+            (folder / name).write_bytes(data)
+
+    (folder / shard(1)).unlink()
+    for use in (storage.load, storage.info, lambda p: storage.append(p, a_mask())):
+        with raises("a lacks 00001.safetensors"):
+            use(folder)
+    for number in range(3):  # of another bank
+        restore()
+        (folder / shard(number)).write_bytes(
+            (tmp_path / "b" / shard(number)).read_bytes()
+        )
+        with raises(rf"0000{max(number, 1)}.safetensors does not begin where .* ends"):
+            storage.load(folder)
+    restore()
+    os.replace(folder / shard(2), folder / shard(1))  # the last one in place of another
+    with raises("00001.safetensors does not begin where"):
+        storage.info(folder)
+    restore()
+    storage.save(folder / shard(0), a_mask())
+    with raises("00000.safetensors does not begin where"):
+        storage.load(folder)
+    restore()
+    (folder / shard(2)).unlink()  # the state before the last append
+    assert storage.info(folder).members == 2
+    restore()
+    trees.assert_same(storage.load(folder).masks["out"].shape, (3, 4))
+
+
+def test_two_processes_cannot_append_the_same_file(tmp_path, monkeypatch):
+    storage.append(tmp_path, a_mask())
+    link = os.link
+
+    def late(source, target):
+        monkeypatch.setattr(os, "link", link)
+        storage.append(tmp_path, a_mask(seed=5))  # another process
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    with raises("00001.safetensors can't be written: File exists"):
+        storage.append(tmp_path, a_mask(seed=6))
+    np.testing.assert_array_equal(
+        storage.load(tmp_path).masks["out"].bits[1], a_mask(seed=5)["out"].bits
+    )
+
+
+def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage.append(tmp_path, a_mask())
+    assert storage.append(tmp_path, a_mask()) == storage.info(tmp_path).members == 2
+
+
+# Whatever goes wrong while writing, what was there is there.
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def half(tensors, filename, metadata=None):
+    with open(filename, "wb") as file:
+        file.write(b"half of it")
+    raise OSError(28, "No space left on device")
+
+
+def crash(*args, **kwargs):
+    raise Crash
+
+
+def no_space(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+FAILURES = {
+    "the writer": (safetensors.numpy, "save_file", half, StorageError),
+    "killed": (safetensors.numpy, "save_file", crash, Crash),
+    "fsync": (os, "fsync", no_space, StorageError),
+    "fsync, killed": (os, "fsync", crash, Crash),
+    "replace": (os, "replace", no_space, StorageError),
+    "replace, killed": (os, "replace", crash, Crash),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_save_leaves_the_old_file_whole(failure, path, monkeypatch):
+    owner, name, broken, kind = FAILURES[failure]
+    storage.save(path, a_mask())
+    before = contents(path.parent)
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(kind):
+        storage.save(path, a_bank())
+    with pytest.raises(kind):
+        storage.save(path.parent / "new.safetensors", a_bank())
+    assert contents(path.parent) == before
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_append_leaves_the_bank_as_it_was(failure, tmp_path, monkeypatch):
+    owner, name, broken, kind = FAILURES[failure]
+    old, new = tmp_path / "old", tmp_path / "new"
+    storage.append(old, a_mask())
+    before = contents(tmp_path)
+    monkeypatch.setattr(owner, name, broken)
+    if name == "replace":
+        monkeypatch.setattr(os, "link", no_space if kind is StorageError else crash)
+    for folder in (old, new):
+        with pytest.raises(kind):
+            storage.append(folder, a_mask())
+    assert contents(tmp_path) == before
+    assert not new.exists()
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(path, monkeypatch):
+    fsync = os.fsync
+
+    def of_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    storage.save(path, a_mask())
+    trees.assert_same(storage.load(path), a_mask())
+    assert storage.append(path.parent / "tasks", a_mask()) == 1
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(path, monkeypatch):
+    calls = []
+
+    def note(name):
+        real = getattr(os, name)
+
+        def noted(*args):
+            calls.append(name)
+            return real(*args)
+
+        return noted
+
+    for name in ("fsync", "replace", "link"):
+        monkeypatch.setattr(os, name, note(name))
+    storage.save(path, a_mask())
+    assert calls == ["fsync", "replace", "fsync"]
+    calls.clear()
+    storage.append(path.parent, a_mask())
+    assert calls == ["fsync", "link", "fsync"]
+
+
+def test_places_that_cannot_be_written_are_named(path, tmp_path):
+    path.write_bytes(b"mine")
+    for bad in (path / "below", tmp_path / "missing" / "file"):
+        with raises(f"{bad} can't be written: (Not a directory|No such file or dir)"):
+            storage.save(bad, a_mask())
+        with raises(f"{bad} can't be written: (Not a directory|No such file or dir)"):
+            storage.append(bad, a_mask())
+    with raises(f"{tmp_path} is no file. A bank in a folder grows by `append`"):
+        storage.save(tmp_path, a_mask())
+    with raises(f"{path} can't be read: Not a directory"):
+        storage.append(path, a_mask())
+    assert contents(tmp_path) == {path.relative_to(tmp_path): b"mine"}
+
+
+# What can't be saved.
+
+
+@pytest.mark.parametrize(
+    "save", [storage.save, storage.append], ids=lambda f: f.__name__
+)
+def test_what_is_no_mask_is_not_saved(save, path):
+    fn = f"maskjax.storage.{save.__name__}"
+    good = {"w": packed(random_bool((5, 7)))}
+    ones = jnp.ones((2, 2), jnp.uint32)
+    with raises(
+        rf"`{fn}` needs every leaf of `mask` to be a bool.*b: float32", TypeError
+    ):
+        save(path, {**good, "b": jnp.ones(3)})
+    with raises(rf"`{fn}` needs masks with values.*a/w: bool array", TypeError):
+        jax.jit(lambda m: save(path, {"a": m}))({"w": jnp.ones(3, bool)})
+    with raises(rf"`{fn}` needs masks with values.*w/bits: uint32 array", TypeError):
+        jax.jit(lambda m: save(path, m))(good)
+    with raises(rf"`{fn}` needs masks with values.*learned: int32 array", TypeError):
+        jax.jit(lambda b: save(path, b))(a_bank())
+    with raises(rf"`{fn}` needs packed masks whose bits fit .*b: uint32", ValueError):
+        save(path, {**good, "b": PackedMask(ones[0], (5,))})
+    with raises(rf"`{fn}` needs packed masks .* w: one mask, not a stack", ValueError):
+        save(path, {**good, "b": PackedMask(ones, (33,))})
+    with raises(rf"`{fn}` needs every leaf of `stack` with the same", ValueError):
+        save(path, {"a": PackedMask(ones[:1], (33,)), "b": PackedMask(ones, (33,))})
+    with raises(rf"`{fn}` needs the bits of one mask or of one stack.*b: ", ValueError):
+        save(path, {"b": PackedMask(ones[None], (33,))})
+    with raises(rf"`{fn}` needs packed masks without bits past .*\n  b$", ValueError):
+        save(path, {**good, "b": PackedMask(jnp.full(1, 8, jnp.uint32), (3,))})
+    for learned, message in (
+        (6, "mask.capacity` of at least 6"),
+        (-1, "mask.learned`"),
+    ):
+        with raises(message, ValueError):
+            save(path, a_bank()._replace(learned=jnp.int32(learned)))
+    assert not path.exists()
+
+
+def test_a_bank_has_leaves(tmp_path):
+    for nothing in ({}, {"w": None}):
+        with raises(
+            "`maskjax.storage.append` needs `mask` with at least one", ValueError
+        ):
+            storage.append(tmp_path / "tasks", nothing)
+    assert not (tmp_path / "tasks").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(1, 2), {1: 2}, float("nan"), np.float32(1), np.ones(2), jnp.ones(2), {1}, b"x"],
+    ids=repr,
+)
+def test_metadata_are_what_json_holds(value, path):
+    with raises(
+        "`maskjax.storage.save` needs `metadata` as a dict.*'bad': ", TypeError
+    ):
+        storage.save(path, a_mask(), metadata={"good": 1, "bad": value})
+    assert not path.exists()
+
+
+def test_metadata_are_a_dict_from_strings(path):
+    with raises("'?3'?: int 1", TypeError):
+        storage.save(path, a_mask(), metadata={3: 1})
+    for bad in ("text", [("a", 1)], 3):
+        with raises("needs `metadata` as a dict from strings .*, got", TypeError):
+            storage.save(path, a_mask(), metadata=bad)
+    loop = {}
+    loop["loop"] = loop
+    with raises("'loop': dict", TypeError):
+        storage.save(path, a_mask(), metadata=loop)
+
+
+# What can't be loaded.
+
+
+def test_every_flipped_byte_is_found(path):
+    storage.save(path, a_bank(learned=2), metadata={"step": 7})
+    data = path.read_bytes()
+    for position in range(len(data)):
+        bad = bytearray(data)
+        bad[position] ^= 1 << position % 8
+        path.write_bytes(bad)
+        with raises(str(path)):
+            storage.load(path)
+
+
+def test_every_truncated_file_is_found(path):
+    storage.save(path, a_mask())
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with raises(f"{path} is damaged, or no safetensors file"):
+            storage.load(path)
+    path.write_bytes(data + b"\0")
+    with raises(f"{path} is damaged, or no safetensors file"):
+        storage.load(path)
+
+
+def test_damaged_bits_are_found_and_named(path, tmp_path):
+    storage.append(tmp_path, a_mask())
+    storage.append(tmp_path, a_mask(seed=3))
+    last = tmp_path / "00001.safetensors"
+    data = last.read_bytes()
+    last.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with raises(f"{last} is damaged: out is not what was saved"):
+        storage.load(tmp_path)
+    assert storage.info(tmp_path).members == 2
+
+
+def test_files_that_are_not_ours_are_refused(path):
+    safetensors.numpy.save_file({"w": np.ones(3, np.uint32)}, path)
+    for use in (storage.load, storage.info):
+        with raises(f"{path} is a safetensors file, but not one of maskjax"):
+            use(path)
+    for data in (b"", b"text", np.random.default_rng(0).bytes(999), bytes(64)):
+        path.write_bytes(data)
+        with raises(f"{path} is damaged, or no safetensors file"):
+            storage.load(path)
+    with raises("is damaged, or no safetensors file|can't be read"):
+        storage.load(os.devnull)
+
+
+def test_what_is_not_there_is_named(path, tmp_path):
+    for use in (storage.load, storage.info):
+        with raises(f"{path} can't be read: No such file or directory"):
+            use(path)
+        with raises(f"{tmp_path} is a folder without masks"):
+            use(tmp_path)
+
+
+def rewritten(path, change, *, tensors=None, version="1", sha256=None):
+    """The file with other facts and a checksum that is right for them."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    old = json.loads(data[8 : 8 + length])["__metadata__"]
+    facts = json.loads(old["maskjax.mask"].split(" ", 2)[2])
+    change(facts)
+    deep = '{"list":[' * 5000 + "0" + "]}" * 5000
+    text = json.dumps(facts).replace('"DEEP"', deep)
+    sha256 = sha256 or _disk.checksum(text.encode())
+    new = {"maskjax.mask": f"{version} {sha256} {text}"}
+    found = safetensors.numpy.load_file(path) if tensors is None else tensors
+    safetensors.numpy.save_file(found, path, new)
+
+
+def unchanged(facts):
+    pass
+
+
+def test_a_newer_format_says_so(path):
+    storage.save(path, a_mask())
+    rewritten(path, unchanged)
+    storage.load(path)
+    rewritten(path, unchanged, version="2")
+    with raises(f"{path} has format version 2, and this maskjax reads 1"):
+        storage.load(path)
+    rewritten(path, unchanged, version="one")
+    with raises(f"{path} is damaged: its header is not what was saved"):
+        storage.load(path)
+    rewritten(path, unchanged, version="1", sha256="0" * 64)
+    with raises(f"{path} is damaged: its header is not what was saved"):
+        storage.load(path)
+
+
+FORGERIES = {
+    "kind": {"kind": "pickle"},
+    "a mask of two": {"kind": "mask"},
+    "no members": {"members": -1},
+    "members": {"members": 2.0},
+    "capacity": {"capacity": 1},
+    "capacity's type": {"capacity": "5"},
+    "metadata": {"metadata": [1]},
+    "no leaves": {"leaves": []},
+    "leaf": {"leaves": [["b", None, None], ["w", [-5, 7], "0"]]},
+    "leaf's parts": {"leaves": [["b", None], ["w", [5, 7], "0"]]},
+    "tree": {"tree": {"dict": [["b", 0], ["w", 0]]}},
+    "tree's leaf": {"tree": {"dict": [["b", 0], ["w", "1"]]}},
+    "tree's kind": {"tree": {"eval": [0, 1]}},
+    "tree's keys": {"tree": {"dict": [[[], 0], [{}, 1]]}},
+    "tree's depth": {"tree": "DEEP"},
+    "unknown": {"more": 1},
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_headers_that_make_no_sense_are_refused(forgery, path):
+    storage.save(path, a_bank(learned=2))
+    rewritten(path, lambda facts: facts.update(FORGERIES[forgery]))
+    with raises(f"{path} has a header that makes no sense"):
+        storage.load(path)
+
+
+def test_tensors_are_those_of_the_header(path):
+    words = np.asarray(a_bank().masks["w"].bits)[:3]
+    for tensors in (
+        {},
+        {"1:w": words, "more": words},
+        {"0:w": words},
+        {"1:w": words[:2]},
+        {"1:w": words[:, None]},
+        {"1:w": words.astype(np.float32)},
+    ):
+        storage.save(path, a_bank())
+        rewritten(path, unchanged, tensors=tensors)
+        with raises(f"{path} is damaged: its tensors are not what was saved"):
+            storage.load(path)
+
+
+def test_bits_past_the_entries_are_refused(path):
+    storage.save(path, {"w": packed(np.ones(3, bool))})
+    bits = np.array([[15]], np.uint32)
+
+    def sign(facts):
+        facts["leaves"][0][2] = _disk.checksum(bits)
+
+    rewritten(path, sign, tensors={"0:w": bits})
+    with raises(f"without bits past their entries in {path}.*w"):
+        storage.load(path)
+
+
+def test_like_of_another_network_names_the_leaves(path):
+    storage.save(path, a_mask())
+    like = {
+        "dense": {"kernel": jnp.ones((5, 8)), "bias": jnp.ones(8)},
+        "head": jnp.ones((3, 4)),
+    }
+    with raises(
+        rf"`maskjax.storage.load` needs `like` of the structure and shapes in {path}, "
+        r"got:\n  dense/kernel: on disk \(5, 7\), `like` \(5, 8\)\n"
+        r"  only in `like`: head\n  only on disk: out"
+    ):
+        storage.load(path, like=like)
+    with raises(r"out: on disk \(3, 4\), `like` None"):
+        storage.load(path, like={**a_mask(), "out": None})
+
+
+def test_only_banks_have_a_capacity(path):
+    for saved, kind in ((a_mask(), "mask"), (a_stack(), "stack")):
+        storage.save(path, saved)
+        with raises(f"{path} holds a {kind}, which has no capacity"):
+            storage.load(path, capacity=9)
+
+
+# Checkpoints of others.
+
+
+@pytest.mark.parametrize("kind", ["boolean", "packed", "bank"])
+def test_orbax_restores_masks(kind, tmp_path):
+    mask = {"a": [jnp.asarray(random_bool((5, 7))), None], "b": jnp.ones(3, bool)}
+    saved = {"boolean": mask, "packed": packing.pack(mask), "bank": a_bank()}[kind]
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "mask", saved)
+        checkpointer.wait_until_finished()
+        trees.assert_same(checkpointer.restore(tmp_path / "mask", like), saved)
