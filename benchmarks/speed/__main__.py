@@ -18,6 +18,8 @@ QUESTIONS = (
     "edge_popup_step",
     "lottery_ticket",
     "packing",
+    "tasks_learned",
+    "task_inference",
     "import_time",
 )
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
