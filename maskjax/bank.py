@@ -299,7 +299,7 @@ def mean(bank: MaskBank) -> SoftMask:
         {'w': Array([1. , 0.5], dtype=float32)}
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2.
+        Wortsman et al., arXiv:2006.14769, section 3.3.
     """
     many = jnp.maximum(bank.learned, 1).astype(jnp.float32)
     return _tree.map_mask(lambda count: count.astype(jnp.float32) / many, bank.counts)

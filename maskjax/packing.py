@@ -97,7 +97,7 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
 
     References:
         Wortsman et al., "Supermasks in Superposition", NeurIPS 2020. arXiv:2006.14769,
-        section 3.2, equation 2.
+        section 3.3, equation 2.
     """
     fn = "maskjax.packing.mix"
     _checks.packed_stack(stack, fn=fn)
@@ -130,7 +130,7 @@ def dot(stack: Mask, tree: _tree.Params) -> Array:
         Array([7., 3.], dtype=float32)
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2: the gradient of the "One-Shot"
+        Wortsman et al., arXiv:2006.14769, section 3.3: the gradient of the "One-Shot"
         algorithm.
     """
     fn = "maskjax.packing.dot"

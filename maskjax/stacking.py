@@ -264,7 +264,7 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
         {'w': Array([0.75, 0.25], dtype=float32)}
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2, equation 2.
+        Wortsman et al., arXiv:2006.14769, section 3.3, equation 2.
     """
     fn = "maskjax.stacking.mix"
     _checks.boolean(stack, fn=fn, name="stack")

@@ -59,7 +59,7 @@ def entropy(logits: Array) -> Array:
 
     References:
         Wortsman et al., "Supermasks in Superposition", NeurIPS 2020. arXiv:2006.14769,
-        section 3.2.
+        section 3.3.
     """
     _outputs(logits, "maskjax.superposition.entropy")
     log = jax.nn.log_softmax(logits)
@@ -89,7 +89,7 @@ def superfluous(logits: Array, *, labels: int) -> Array:
         0.6931472
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.3, equation 4 and lemma 1.
+        Wortsman et al., arXiv:2006.14769, section 3.6, and lemma 1.
     """
     fn = "maskjax.superposition.superfluous"
     outputs = _outputs(logits, fn)
@@ -135,7 +135,7 @@ def gradient(
         Array([2., 5.], dtype=float32)
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2: the gradient by alpha.
+        Wortsman et al., arXiv:2006.14769, section 3.3: the gradient by alpha.
     """
     fn = "maskjax.superposition.gradient"
     _checks.packed_stack(stack, fn=fn)
@@ -185,7 +185,7 @@ def infer(
         Array([0, 0, 0], dtype=int32)
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2.
+        Wortsman et al., arXiv:2006.14769, section 3.3.
     """
     fn = "maskjax.superposition.infer"
     _checks.one_of(method, tuple(_METHODS), fn=fn, name="method")
@@ -235,7 +235,7 @@ def one_shot(objective: Objective, params: Params, bank: MaskBank, *data: Any) -
         Array(1, dtype=int32)
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2, "One-Shot".
+        Wortsman et al., arXiv:2006.14769, section 3.3, "One-Shot".
     """
     fn = "maskjax.superposition.one_shot"
     return _lowest(bank, _at_mean(objective, params, bank, data, fn))
@@ -267,7 +267,7 @@ def binary(
         Array(1, dtype=int32)
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2, "Binary", and algorithm 1.
+        Wortsman et al., arXiv:2006.14769, section 3.3, "Binary", and algorithm 1.
     """
     fn = "maskjax.superposition.binary"
     _checks.at_least(base, 2, fn=fn, name="base")
@@ -327,7 +327,7 @@ def exhaustive(
         Array(1, dtype=int32)
 
     References:
-        Wortsman et al., arXiv:2006.14769, section 3.2: what One-Shot is compared with.
+        Wortsman et al., arXiv:2006.14769, section 3.3: what One-Shot is compared with.
     """
     fn = "maskjax.superposition.exhaustive"
     _checks.at_least(batch_size, 1, fn=fn, name="batch_size")

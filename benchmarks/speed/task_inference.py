@@ -1,8 +1,8 @@
-"""How fast is the task of an image found among thousands, and in how much memory?
+"""How fast, and in how much memory, is an image's task found among thousands?
 
-The network of the paper's 2,500 permutations, 784-300-100-500, and one image. Baselines:
-the authors' way, dense float masks and autodiff through their weights (in JAX, and in
-torch where it is installed); trying every mask. The limit reads the bits once.
+The network of the paper's 2,500 permutations, 784-300-100-500, and one image.
+Baselines: the authors' way, dense float masks and autodiff through their weights (in
+JAX, and in torch where it is installed); trying every mask. The limit reads the bits.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ QUICK = [(SMALL, 20, True)]
 def cases(*, quick: bool) -> Iterator[Case]:
     """More and more tasks."""
     for case in QUICK if quick else FULL:
-        yield _case(*case)
+        yield _case(*case[:2], fits=case[2])
 
 
 def network(weights: Any, x: jax.Array) -> jax.Array:
@@ -60,7 +60,7 @@ def by_autodiff(weights: Any, masks: Any, x: jax.Array) -> jax.Array:
     return jnp.argmin(jax.grad(mixed)(jnp.full(k, 1 / k)))
 
 
-def _case(widths: tuple[int, ...], k: int, fits: bool) -> Case:
+def _case(widths: tuple[int, ...], k: int, *, fits: bool) -> Case:
     shapes = list(zip(widths, widths[1:], strict=False))
     rng = np.random.default_rng(0)
     draw = initializer.signed_constant()
