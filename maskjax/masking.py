@@ -6,15 +6,19 @@
 {'bias': Array([3., 4.], dtype=float32), 'kernel': Array([[1., 0.]], dtype=float32)}
 """
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from maskjax import _checks, _tree, packing
+from maskjax import _checks, _tree, algebra, packing
 from maskjax._packed import PackedMask
-from maskjax._tree import Array, Mask, Params, Predicate, SoftMask
+from maskjax._tree import Array, Mask, Params, Path, Predicate, SoftMask
 from maskjax.where import kernels
 
-__all__ = ["apply", "everything"]
+__all__ = ["apply", "everything", "rescale"]
 
 
 def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> Params:
@@ -51,13 +55,7 @@ def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> 
                [3., 9.]], dtype=float32)}
     """
     fn = "maskjax.apply"
-    pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
-    _checks.packed(mask, fn=fn, stacked=False)
-    _checks.raise_all(
-        (f"{path}: {_checks.kind_of(m)}" for path, _, m in pairs if not _usable(m)),
-        f"`{fn}` needs every leaf of `mask` boolean or floating",
-        TypeError,
-    )
+    pairs = _pairs(params, mask, fn=fn)
     fills = [None] * len(pairs)
     if fill is not None:
         filled = _checks.mask_of(fill, params, fn=fn, names=("params", "fill"))
@@ -91,6 +89,65 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
     return _tree.map_mask(lambda leaf: jnp.ones(leaf.shape, bool), leaves)
 
 
+def rescale(
+    params: Params, mask: Mask | SoftMask, *, through_count: bool = True
+) -> Params:
+    """The parameters with what the mask removes set to zero, and the rest enlarged.
+
+    Each leaf is multiplied by n / kept, its entries over those that the mask keeps, as
+    in inverted dropout but with the count of this very mask: what a sum over a random
+    half would lose in size it gets back. The factor is 1 if all is kept and at most n,
+    also if nothing is. Of a soft mask, kept is the sum.
+
+    Args:
+        params: Tree of arrays, floating where there is a mask.
+        mask: As in `apply`. Entries along an axis of 1 count once.
+        through_count: Whether the gradient by a soft mask goes through the factor too;
+            otherwise that is a constant.
+
+    Returns:
+        A tree like `params`, of the same dtypes.
+
+    Raises:
+        TypeError: As in `apply`, or if a parameter with a mask is not floating.
+        ValueError: As in `apply`.
+
+    Example:
+        >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+        >>> masking.rescale(params, {"w": jnp.array([[True, False, False, True]])})
+        {'w': Array([[2., 0., 0., 8.]], dtype=float32)}
+
+    References:
+        Zhou et al., "Deconstructing Lottery Tickets", NeurIPS 2019. arXiv:1905.01067,
+        section 5.2 ("Dynamic Weight Rescaling").
+    """
+    fn = "maskjax.masking.rescale"
+    pairs = _pairs(params, mask, fn=fn)
+    masked = [(path, param) for path, param, m in pairs if m is not None]
+    wrong = [(path, p) for path, p in masked if not _checks.is_floating(p)]
+    _checks.raise_all(
+        (f"{path}: {_checks.kind_of(param)}" for path, param in wrong),
+        f"`{fn}` needs every leaf of `params` that has a mask to be floating",
+        TypeError,
+    )
+    leaves = [
+        _rescale_leaf(param, leaf, through_count=through_count)
+        for _, param, leaf in pairs
+    ]
+    return jax.tree.structure(params).unflatten(leaves)
+
+
+def _pairs(params: Params, mask: Any, *, fn: str) -> list[tuple[Path, Any, Any]]:
+    pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    _checks.packed(mask, fn=fn, stacked=False)
+    _checks.raise_all(
+        (f"{path}: {_checks.kind_of(m)}" for path, _, m in pairs if not _usable(m)),
+        f"`{fn}` needs every leaf of `mask` boolean or floating",
+        TypeError,
+    )
+    return pairs
+
+
 def _usable(leaf: Array | PackedMask | None) -> bool:
     return leaf is None or leaf.dtype == bool or _checks.is_floating(leaf)
 
@@ -108,3 +165,19 @@ def _apply_leaf(
         return jnp.where(mask, param, jnp.zeros_like(param) if fill is None else fill)
     mask = mask.astype(param.dtype)
     return mask * param if fill is None else mask * param + (1 - mask) * fill
+
+
+def _rescale_leaf(
+    param: Array, mask: Array | PackedMask | None, *, through_count: bool
+) -> Array:
+    if mask is None:
+        return param
+    dtype = _checks.at_least_float32(param.dtype)
+    if isinstance(mask, PackedMask) or mask.dtype == bool:
+        kept = algebra.count(mask).astype(dtype)
+    else:
+        kept = jnp.sum(mask.astype(dtype))
+        kept = kept if through_count else lax.stop_gradient(kept)
+    # Not `maximum`, which passes on half of the gradient where one entry is kept.
+    factor = math.prod(mask.shape) / jnp.where(kept < 1, 1, kept)
+    return (_apply_leaf(param, mask, None).astype(dtype) * factor).astype(param.dtype)

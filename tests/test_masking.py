@@ -122,3 +122,132 @@ def test_parameters_without_a_mask_are_returned_as_they_are():
     params = trees.make("nested_dict")
     out = masking.apply(params, masking.everything(params))
     assert out["out"]["bias"] is params["out"]["bias"]
+
+
+# Weights that grow by what a mask leaves out.
+
+KINDS = {
+    "boolean": lambda mask: mask,
+    "packed": packing.pack,
+    "soft": lambda mask: jax.tree.map(lambda m: m.astype("float32"), mask),
+}
+over_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def sum_of(tree):
+    return sum(jnp.sum(x.astype("float32")) for x in jax.tree.leaves(tree))
+
+
+def by_count(w, m):
+    """A leaf times n / kept, in NumPy."""
+    w, m = (np.asarray(x).astype(np.float64) for x in (w, m))
+    return m * w * (m.size / max(m.sum(), 1))
+
+
+@over_dtypes
+@over_trees
+def test_rescaled_by_a_full_mask_nothing_changes(name, dtype):
+    params = trees.make(name, dtype)
+    mask = masking.everything(params)
+    full = [kind(mask) for kind in KINDS.values()]
+    for out in jax.jit(lambda p, masks: [masking.rescale(p, m) for m in masks])(
+        params, full
+    ):
+        trees.assert_same(out, params)
+
+
+@over_kinds
+@over_dtypes
+def test_each_leaf_is_rescaled_by_its_size_over_what_is_kept(
+    kind, dtype, every_transform
+):
+    rng = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(rng.normal(size=(2, 3)), dtype),
+        "v": jnp.asarray(rng.normal(size=(5, 4)), dtype),
+        "b": jnp.ones(3, dtype),
+    }
+    shared = jnp.array([[True, False, False, True]])
+    mask = {"w": MASK, "v": shared, "b": None}
+    out = every_transform(masking.rescale)(params, KINDS[kind](mask))
+    rtol = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
+    for leaf in ("w", "v"):
+        assert out[leaf].dtype == dtype
+        expected = by_count(params[leaf], mask[leaf])
+        np.testing.assert_allclose(trees.to_numpy(out[leaf]), expected, rtol=rtol)
+    trees.assert_same(out["b"], params["b"])
+
+
+@over_kinds
+@pytest.mark.parametrize("shape", [(7,), (9, 8, 2)])
+def test_the_factor_times_what_is_kept_is_the_size(kind, shape):
+    rng = np.random.default_rng(1)
+    mask = {"w": jnp.asarray(rng.random(shape) < 0.3).at[0].set(True)}
+    out = masking.rescale({"w": jnp.ones(shape)}, KINDS[kind](mask))
+    np.testing.assert_allclose(sum_of(out), np.prod(shape), rtol=1e-6)
+
+
+@over_kinds
+def test_where_nothing_is_kept_there_are_zeros_and_gradients_of_numbers(
+    kind, transform
+):
+    params = {"w": jnp.arange(1.0, 7.0).reshape(2, 3), "none": jnp.zeros((0, 3))}
+    mask = jax.tree.map(lambda w: jnp.zeros(w.shape, bool), params)
+    mask = KINDS[kind](mask)
+    out = transform(masking.rescale)(params, mask)
+    np.testing.assert_array_equal(out["w"], np.zeros((2, 3)))
+    assert out["none"].shape == (0, 3)
+
+    def total(params, mask):
+        return sum_of(masking.rescale(params, mask))
+
+    np.testing.assert_array_equal(jax.grad(total)(params, mask)["w"], np.zeros((2, 3)))
+    if kind == "soft":
+        # The count is clamped, so it is a constant here: the factor is 6.
+        by_mask = jax.grad(total, argnums=1)(params, mask)["w"]
+        np.testing.assert_array_equal(by_mask, 6 * params["w"])
+
+
+def test_removed_entries_are_zero_and_have_no_gradient_when_rescaled(transform):
+    bad = jnp.array([[1.0, jnp.inf, 2.0], [jnp.nan, -jnp.inf, 3.0]])
+    out, pull = jax.vjp(lambda w: masking.rescale({"w": w}, {"w": MASK})["w"], bad)
+    np.testing.assert_array_equal(out, [[2, 0, 4], [0, 0, 6]])
+    gradient = transform(lambda g: pull(g)[0])(jnp.full((2, 3), jnp.inf))
+    np.testing.assert_array_equal(gradient, np.where(MASK, np.inf, 0))
+
+
+@pytest.mark.parametrize("through_count", [True, False])
+@pytest.mark.parametrize(
+    "kept", [[1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0], [0.4] * 4]
+)
+def test_gradients_reach_soft_masks_through_the_count_or_not(kept, through_count):
+    # f = n / S and out = f * w * m, so for cotangents g
+    #   dL/dm_j = f * g_j * w_j - [through the count] (f / S) * sum(g * w * m).
+    w, g = np.array([1.0, -2.0, 3.0, 5.0]), np.array([2.0, 1.0, -1.0, 0.5])
+    m, s = np.array(kept), np.sum(kept)
+    expected = 4 / s * (g * w - through_count * np.sum(g * w * m) / s)
+
+    def loss(m):
+        out = masking.rescale(jnp.float32(w), m, through_count=through_count)
+        return jnp.sum(out * jnp.float32(g))
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.float32(m)), expected, rtol=1e-5)
+
+
+def test_what_cannot_be_rescaled_is_refused():
+    fn = "`maskjax.masking.rescale`"
+    params = {"a": jnp.ones((2, 3)), "n": jnp.ones((2, 3), "int32")}
+    with pytest.raises(TypeError, match=rf"{fn} needs .* floating, got:\n  n: int32"):
+        masking.rescale(params, {"a": MASK, "n": MASK})
+    masking.rescale(params, {"a": MASK, "n": None})
+    with pytest.raises(TypeError, match=f"{fn} needs every leaf of `mask` boolean or"):
+        masking.rescale(params, {"a": jnp.ones((2, 3), "int32"), "n": None})
+    with pytest.raises(
+        ValueError, match=rf"{fn} .*\n  a: mask \(3, 2\), params \(2, 3"
+    ):
+        masking.rescale(params, {"a": MASK.T.reshape(3, 2), "n": None})
+    with pytest.raises(ValueError, match=rf"{fn} .*\n  only in `params`: n"):
+        masking.rescale(params, {"a": MASK})
+    stack = jax.vmap(packing.pack)({"a": MASK[None], "n": None})
+    with pytest.raises(ValueError, match=rf"{fn} .*\n  a: a stack of masks"):
+        masking.rescale(params, stack)

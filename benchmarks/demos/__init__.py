@@ -4,9 +4,12 @@ from benchmarks.demos import (
     criteria,
     deconstructing,
     edge_popup,
+    hopsupsup,
     lottery_ticket,
     magnitude,
     pruning,
+    supermask,
+    supsup,
 )
 
 DEMOS = (
@@ -16,4 +19,7 @@ DEMOS = (
     lottery_ticket.DEMO,
     deconstructing.DEMO,
     edge_popup.DEMO,
+    supermask.DEMO,
+    supsup.DEMO,
+    hopsupsup.DEMO,
 )

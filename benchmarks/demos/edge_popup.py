@@ -1,8 +1,11 @@
 """Learn which weights of a random network to keep: edge-popup (Ramanujan et al., 2020).
 
-The weights are drawn once and never trained. Accuracy comes from the mask alone.
+The weights are drawn once and never trained. Accuracy comes from the mask alone. Beside
+the paper's masks there are others, at one density: ranked over the whole network, with
+Erdos-Renyi densities, with thresholds that stay where they are, and sampled.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,22 +16,33 @@ import optax
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome, Row
-from maskjax import algebra, initializer, stacking
+from maskjax import algebra, allocation, initializer
 from maskjax.recipes import edge_popup
 
 DENSITY = 0.5
 OTHERS = (0.02, 0.1, 0.3, 0.7, 0.9, 1.0)
 OTHERS_SEEDS = 3
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
+SAMPLED_RATE = 100.0  # of Zhou et al., whose masks these are
 EPOCHS, QUICK_EPOCHS = 30, 5
 MODEL = _train.MLP(use_bias=False)
 
 
 class Member(NamedTuple):
-    """One network in training."""
+    """One network in training, with a density for each kernel."""
 
     state: edge_popup.EdgePopupState
-    density: jax.Array
+    densities: Any
+    key: jax.Array
+
+
+# What decides on a member's mask; the first is the paper's.
+HOW: dict[str, Callable[[Member], dict[str, Any]]] = {
+    "edge-popup": lambda member: {"density": member.densities},
+    "global": lambda member: {"density": DENSITY, "scope": "global"},
+    "thresholds frozen": lambda member: {"density": None},
+    "sampled": lambda member: {"density": None, "sample": member.key},
+}
 
 
 def run(context: Context) -> Outcome:
@@ -36,21 +50,25 @@ def run(context: Context) -> Outcome:
     data = context.data.standardized().flat()
     epochs = QUICK_EPOCHS if context.quick else EPOCHS
     seeds = context.seeds
-    optimizer = optax.sgd(
-        optax.cosine_decay_schedule(
-            LEARNING_RATE, epochs * _train.steps_per_epoch(data.x_train)
-        ),
-        MOMENTUM,
-    )
+    # One program: densities are numbers that members carry, as they carry a seed.
+    densities = [DENSITY] * seeds + [d for d in OTHERS for _ in range(OTHERS_SEEDS)]
+    erk = [False] * len(densities) + [True] * OTHERS_SEEDS
+    densities = jnp.float32(densities + [DENSITY] * OTHERS_SEEDS)
+    before = _members(data, densities, jnp.array(erk))
+    after, curve = _learn_masks(context, data, epochs, before)
+    trained = _train_weights(context, data, epochs)
 
-    # One program: a density is a number that members carry, as they carry a seed.
-    densities = jnp.float32([DENSITY] * seeds + list(np.repeat(OTHERS, OTHERS_SEEDS)))
-    before, after, curve = _learn_masks(context, data, optimizer, densities, epochs)
-    trained = _train_weights(context, data, optimizer, epochs)
-
-    masks = jax.jit(jax.vmap(_mask))(after)
+    masks = _masks(after)
     unchanged = _same_bits(before.state.weights, after.state.weights)
-    exact = _counts_are_exact(masks, densities)
+    exact = _counts_are_exact(masks, after.densities)
+    curve, thin = curve[:, :-OTHERS_SEEDS], curve[-1, -OTHERS_SEEDS:]
+    variants = {"Erdos-Renyi": (thin, _kept(masks)[-OTHERS_SEEDS:])}
+    before = jax.tree.map(lambda x: x[:OTHERS_SEEDS], before)
+    for how in list(HOW)[1:]:
+        after, looks = _learn_masks(context, data, epochs, before, how)
+        unchanged &= _same_bits(before.state.weights, after.state.weights)
+        variants[how] = looks[-1], _kept(_masks(after, how))
+
     main, others = curve[:, :seeds], curve[-1, seeds:].reshape(-1, OTHERS_SEEDS)
     by_density = {DENSITY: main[-1], **dict(zip(OTHERS, others, strict=True))}
     by_density = dict(sorted(by_density.items()))
@@ -65,6 +83,14 @@ def run(context: Context) -> Outcome:
                 f"its weights trained: {trained.mean():.1%}",
             ),
             Row(
+                "baselines: masks that are ranked, drawn or allotted otherwise",
+                f"at random {main[0].mean():.1%}, "
+                + ", ".join(
+                    f"{name} {accuracy.mean():.1%} ({kept.mean():.0%} kept)"
+                    for name, (accuracy, kept) in variants.items()
+                ),
+            ),
+            Row(
                 "weights are never trained, the size of the mask is fixed",
                 f"weights {'bit-identical' if unchanged else 'CHANGED'}, counts "
                 f"{'exact' if exact else 'NOT exact'}",
@@ -75,6 +101,7 @@ def run(context: Context) -> Outcome:
             "weights": "signed constant, scaled for density",
             "optimizer": "sgd, cosine",
             "learning_rate": LEARNING_RATE,
+            "learning_rate_of_sampled": SAMPLED_RATE,
             "momentum": MOMENTUM,
             "batch_size": _train.BATCH_SIZE,
             "epochs": epochs,
@@ -90,6 +117,8 @@ def run(context: Context) -> Outcome:
             "trained_weights": trained,
             "learned_masks_by_epoch": main,
             "learned_masks_by_density": {f"{d:g}": a for d, a in by_density.items()},
+            "other_masks": {name: found[0] for name, found in variants.items()},
+            "density_of_other_masks": {name: x[1] for name, x in variants.items()},
         },
         pictures=[
             _draw_masks(context, masks["Dense_0"]["kernel"][:seeds]),
@@ -107,48 +136,63 @@ def _loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return _train.cross_entropy(_logits(params, x), y)
 
 
-def _mask(member: Member) -> Any:
-    return edge_popup.mask(member.state, density=member.density)
+def _optimizer(
+    data: Data, epochs: int, rate: float = LEARNING_RATE
+) -> optax.GradientTransformation:
+    steps = epochs * _train.steps_per_epoch(data.x_train)
+    return optax.sgd(optax.cosine_decay_schedule(rate, steps), MOMENTUM)
 
 
-def _learn_masks(
-    context: Context,
-    data: Data,
-    optimizer: optax.GradientTransformation,
-    densities: jax.Array,
-    epochs: int,
-) -> tuple[Member, Member, np.ndarray]:
-    """One member for each density; before, after, and accuracies [1 + epochs, K]."""
+def _masks(members: Member, how: str = "edge-popup") -> Any:
+    return jax.jit(jax.vmap(lambda m: edge_popup.mask(m.state, **HOW[how](m))))(members)
 
-    def init(key: jax.Array, density: jax.Array) -> Member:
+
+def _members(data: Data, densities: jax.Array, erk: jax.Array) -> Member:
+    """One for each density, which is that of all kernels or of their mean."""
+
+    def init(key: jax.Array, density: jax.Array, erk: jax.Array) -> Member:
         draw, scores = jax.random.split(key)
         model = MODEL.clone(kernel_init=initializer.signed_constant(density))
         weights = model.init(draw, data.x_train[:1])["params"]
-        return Member(edge_popup.init(weights, optimizer, key=scores), density)
+        shares = jax.tree.map(
+            lambda share: jnp.where(erk, share, density),
+            allocation.erk(weights, density=density),
+        )
+        # Scaled for the density of each kernel.
+        weights = jax.tree.map(lambda w, d: w * jnp.sqrt(density / d), weights, shares)
+        optimizer = _optimizer(data, 1)  # whose state is the same for any rate
+        state = edge_popup.init(weights, optimizer, density=density, key=scores)
+        return Member(state, shares, key)
+
+    keys = jax.random.split(jax.random.split(jax.random.key(0))[0], len(densities))
+    return _train.draw(init, keys, densities, erk)
+
+
+def _learn_masks(
+    context: Context, data: Data, epochs: int, before: Member, how: str = "edge-popup"
+) -> tuple[Member, np.ndarray]:
+    """The members after training, and accuracies [1 + epochs, K]."""
+    rate = SAMPLED_RATE if how == "sampled" else LEARNING_RATE
+    optimizer = _optimizer(data, epochs, rate)
 
     def step(member: Member, x: jax.Array, y: jax.Array) -> tuple[Member, jax.Array]:
+        key, _ = jax.random.split(member.key)
         state, loss = edge_popup.step(
-            member.state, _loss, optimizer, x, y, density=member.density
+            member.state, _loss, optimizer, x, y, **HOW[how](member)
         )
-        return Member(state, member.density), loss
+        return member._replace(state=state, key=key), loss
 
     def predict(member: Member, x: jax.Array) -> jax.Array:
-        return edge_popup.predict(_logits, member.state, x, density=member.density)
+        return edge_popup.predict(_logits, member.state, x, **HOW[how](member))
 
-    draws, order = jax.random.split(jax.random.key(0))
-    before = _train.draw(init, jax.random.split(draws, len(densities)), densities)
-    track = context.track("edge-popup: masks", epochs)
-    after, curve = _train.fit(step, predict, before, data, track, key=order)
-    return before, after, curve
+    order = jax.random.split(jax.random.key(0))[1]
+    track = context.track(f"edge-popup: masks, {how}", epochs)
+    return _train.fit(step, predict, before, data, track, key=order)
 
 
-def _train_weights(
-    context: Context,
-    data: Data,
-    optimizer: optax.GradientTransformation,
-    epochs: int,
-) -> np.ndarray:
+def _train_weights(context: Context, data: Data, epochs: int) -> np.ndarray:
     """What the same network and training reach when it is the weights that learn."""
+    optimizer = _optimizer(data, epochs)
 
     def init(key: jax.Array) -> tuple[Any, optax.OptState]:
         params = MODEL.init(key, data.x_train[:1])["params"]
@@ -175,13 +219,21 @@ def _same_bits(before: Any, after: Any) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
-def _counts_are_exact(masks: Any, densities: jax.Array) -> bool:
-    """Every layer of every member keeps density * n of its n weights, rounded."""
-    return all(
-        int(algebra.count(kept)) == int(round(float(density), 6) * kept.size + 0.5)
-        for i, density in enumerate(densities)
-        for kept in jax.tree.leaves(stacking.take(masks, i))
-    )
+def _counts_are_exact(masks: Any, densities: Any) -> bool:
+    """Every kernel of every member keeps density * n of its n weights, rounded."""
+
+    def exact(kept: jax.Array, density: jax.Array) -> np.bool_:
+        kept = np.asarray(kept).reshape(len(density), -1)
+        # Densities are float32, so that what is half a weight is not quite that.
+        wanted = np.asarray(density).astype(np.float64) * kept.shape[1]
+        return np.all(np.abs(kept.sum(1) - wanted) < 0.5 + 1e-6 * kept.shape[1])
+
+    return bool(all(jax.tree.leaves(jax.tree.map(exact, masks, densities))))
+
+
+def _kept(masks: Any) -> np.ndarray:
+    """The density of each member's mask."""
+    return np.asarray(jax.vmap(algebra.density)(masks))
 
 
 def _draw_masks(context: Context, masks: jax.Array) -> str:

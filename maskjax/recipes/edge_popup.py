@@ -6,23 +6,22 @@ Algorithm (numbers match the comments below):
   1. draw weights once and freeze them; draw scores
   2. forward with the mask of the highest |scores|, a fraction `density` of each leaf
   3. send the gradient straight through the mask to every score, removed ones included
+Baselines: `density=None` keeps the thresholds and searches for none, `sample` draws
+masks (Zhou et al., arXiv:1905.01067), and before the first step the mask is random.
 
 Departures from the paper:
-  * the mask has exactly round(density * n) entries, ties going to the lower index; the
-    reference code keeps all of equal scores in its faster variant
-  * `density` is the fraction kept everywhere; the reference code's `prune_rate` is the
-    fraction kept in the mask, and one minus it in the scaling of the weights
+  * the mask has exactly round(density * n) entries, ties going to the lower index
+  * `density` is the fraction kept everywhere, as `prune_rate` of the code is not
   * selection starts from where the last step cut, which changes its time only
 
-    >>> import functools, optax
+    >>> import optax
     >>> from maskjax.recipes import edge_popup
-    >>> weights = {"w": jnp.array([[1.0], [-1.0]])}
+    >>> weights, sgd = {"w": jnp.array([[1.0], [-1.0]])}, optax.sgd(1.0)
     >>> loss = lambda params, x, y: jnp.mean((x @ params["w"] - y) ** 2)
-    >>> state = edge_popup.init(weights, optax.sgd(1.0), key=jax.random.key(0))
-    >>> x, y = jnp.array([[0.0, 1.0]]), jnp.array([[-1.0]])
-    >>> step = functools.partial(edge_popup.step, density=0.5)
+    >>> state = edge_popup.init(weights, sgd, key=jax.random.key(0))
+    >>> x, y = jnp.array([[0.0, 1.0]]), -1.0
     >>> for _ in range(3):
-    ...     state, value = step(state, loss, optax.sgd(1.0), x, y)
+    ...     state, value = edge_popup.step(state, loss, sgd, x, y, density=0.5)
     >>> edge_popup.mask(state, density=0.5)["w"].ravel(), state.weights["w"].ravel()
     (Array([False,  True], dtype=bool), Array([ 1., -1.], dtype=float32))
 """
@@ -35,8 +34,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, _tree, estimator, masking, select
-from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
+from maskjax import _checks, _tree, estimator, initializer, masking, select
+from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
 from maskjax.where import kernels
 
 __all__ = ["EdgePopupState", "init", "mask", "predict", "step"]
@@ -62,15 +61,16 @@ def init(
     weights: Params,
     optimizer: optax.GradientTransformation,
     *,
+    density: Density = 0.5,
     where: Predicate = kernels,
     key: Array,
 ) -> EdgePopupState:
     """Scores, uniform in +-1 / sqrt(fan_in), for random weights.
 
     Args:
-        weights: Tree of arrays, drawn by `initializer.signed_constant` or
-            `scaled_normal`, say. What `where` does not choose stays as it is too.
+        weights: Tree of arrays, from `initializer.signed_constant`, say; none changes.
         optimizer: Trains the scores. The paper: SGD of momentum 0.9, cosine schedule.
+        density: The fraction of scores that the first cutoffs let pass, on average.
         where: Which leaves carry a mask; they have a fan-in, that is 2 axes or more.
         key: A typed key; every leaf gets its own.
 
@@ -83,47 +83,42 @@ def init(
 
     Example:
         >>> w = {"w": jnp.ones((4, 2))}
-        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
-        >>> bool((abs(state.scores["w"]) <= 0.5).all())
-        True
+        >>> edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0)).cutoffs
+        {'w': Array(0.25, dtype=float32)}
     """
     fn = "maskjax.recipes.edge_popup.init"
     _checks.typed_key(key, fn=fn)
-    picks = _checks.chosen(weights, where, fn=fn)
-    named = _tree.named_leaves(weights)
-    chosen = zip(named, picks, strict=True)
-    flat = [path for (path, leaf), pick in chosen if pick and leaf.ndim < 2]
+    _checks.unit_interval(density, fn=fn, name="density")
+    chosen = _checks.chosen_leaves(weights, where, fn=fn)
+    flat = [p for p, w in _tree.mask_leaves(chosen)[0] if w is not None and w.ndim < 2]
     _checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
-    scores, cutoffs = [], []
-    for i, ((_, leaf), pick) in enumerate(zip(named, picks, strict=True)):
-        # 1. A bound of 1 / sqrt(fan_in) is Kaiming-uniform with a = sqrt(5).
-        bound = max(math.prod(leaf.shape[:-1]), 1) ** -0.5 if pick else 0.0
-        draw = jax.random.fold_in(key, i), leaf.shape, leaf.dtype
-        scores.append(jax.random.uniform(*draw, -bound, bound) if pick else None)
-        cutoffs.append(jnp.array(bound / 2, leaf.dtype) if pick else None)
-    treedef = jax.tree.structure(weights)
-    scores = treedef.unflatten(scores)
-    return EdgePopupState(
-        weights, scores, treedef.unflatten(cutoffs), optimizer.init(scores)
-    )
+    scores = initializer.uniform_scores(weights, where=where, key=key)  # 1.
+    roots = map_mask(lambda w: max(math.prod(w.shape[:-1]), 1) ** 0.5, chosen)
+    cuts = map_mask(lambda w, r: jnp.asarray((1 - density) / r, w.dtype), chosen, roots)
+    return EdgePopupState(weights, scores, cuts, optimizer.init(scores))
 
 
 def mask(
-    state: EdgePopupState, *, density: Density | Scores, scope: select.Scope = "leaf"
+    state: EdgePopupState,
+    *,
+    density: Density | Scores | None,
+    scope: select.Scope = "leaf",
+    sample: Array | None = None,
 ) -> Mask:
     """The mask of the highest |scores|.
 
     Args:
         state: The training state.
-        density: The fraction of weights that the mask keeps, as in `select.top_k`; one
-            for all, or a tree of them (an Erdos-Renyi budget, say).
+        density: The fraction of weights to keep, as in `select.top_k`: one for all, or
+            a tree of them (`allocation.erk`). `None`: what reaches `state.cutoffs`.
         scope: "leaf", as in the paper, or "global".
+        sample: A typed key, with density `None`: keep with probability sigmoid(score).
 
     Returns:
-        A mask of exactly round(density * n) entries: True keeps.
+        A mask, of exactly round(density * n) entries if there is a density: True keeps.
 
     Raises:
-        ValueError: As in `select.top_k`.
+        ValueError: As in `select.top_k`, or if there are a density and a key.
 
     Example:
         >>> w = {"w": jnp.ones((4, 2))}
@@ -131,12 +126,7 @@ def mask(
         >>> int(edge_popup.mask(state, density=0.25)["w"].sum())
         2
     """
-    return select.top_k(
-        _tree.map_mask(jnp.abs, state.scores),
-        density=density,
-        scope=scope,
-        near=state.cutoffs,
-    )
+    return _choice(state, density, scope, sample)[0]
 
 
 def step(
@@ -144,8 +134,9 @@ def step(
     loss: Callable[..., Array],
     optimizer: optax.GradientTransformation,
     *data: Any,
-    density: Density | Scores,
+    density: Density | Scores | None,
     scope: select.Scope = "leaf",
+    sample: Array | None = None,
 ) -> tuple[EdgePopupState, Array]:
     """One step on the scores; pure, to be compiled and mapped by the caller.
 
@@ -156,31 +147,28 @@ def step(
         *data: A batch, passed on to `loss`.
         density: As in `mask`.
         scope: As in `mask`.
+        sample: As in `mask`, a new key for each step.
 
     Returns:
         The next state, and the loss at this one.
 
     Raises:
-        ValueError: As in `select.top_k`.
+        ValueError: As in `mask`.
 
     Example:
-        >>> w = {"w": jnp.ones((4, 1))}
+        >>> w, loss = {"w": jnp.ones((4, 1))}, lambda params: jnp.sum(params["w"])
         >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
-        >>> loss = lambda params: jnp.sum(params["w"])
         >>> print(edge_popup.step(state, loss, optax.sgd(0.1), density=0.5)[1])
         2.0
     """
+    hard, cutoffs = _choice(state, density, scope, sample)  # 2.
+    size = jnp.abs if sample is None else jax.nn.sigmoid
 
-    def objective(scores: Scores) -> tuple[Array, Scores]:
-        ranked = _tree.map_mask(jnp.abs, scores)
-        hard, cutoffs = select.top_k_and_cutoff(  # 2.
-            ranked, density=density, scope=scope, near=state.cutoffs
-        )
-        soft = estimator.straight_through(hard, ranked)  # 3.
-        return loss(masking.apply(state.weights, soft), *data), cutoffs
+    def objective(scores: Scores) -> Array:
+        soft = estimator.straight_through(hard, map_mask(size, scores))  # 3.
+        return loss(masking.apply(state.weights, soft), *data)
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
-    (value, cutoffs), gradients = gradient(state.scores)
+    value, gradients = jax.value_and_grad(objective)(state.scores)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.scores)
     scores = optax.apply_updates(state.scores, updates)
     return EdgePopupState(state.weights, scores, cutoffs, opt_state), value
@@ -190,8 +178,9 @@ def predict(
     apply: Callable[..., Any],
     state: EdgePopupState,
     *inputs: Any,
-    density: Density | Scores,
+    density: Density | Scores | None,
     scope: select.Scope = "leaf",
+    sample: Array | None = None,
 ) -> Any:
     """What the random network says under the learned mask.
 
@@ -201,12 +190,10 @@ def predict(
         *inputs: Passed on to `apply`.
         density: As in `mask`.
         scope: As in `mask`.
+        sample: As in `mask`.
 
     Returns:
         The output of `apply`.
-
-    Raises:
-        ValueError: As in `select.top_k`.
 
     Example:
         >>> w = {"w": jnp.ones((4, 1))}
@@ -215,5 +202,19 @@ def predict(
         >>> edge_popup.predict(net, state, jnp.ones((1, 4)), density=0.75)
         Array([[3.]], dtype=float32)
     """
-    params = masking.apply(state.weights, mask(state, density=density, scope=scope))
-    return apply(params, *inputs)
+    kept = mask(state, density=density, scope=scope, sample=sample)
+    return apply(masking.apply(state.weights, kept), *inputs)
+
+
+def _choice(state: Any, density: Any, scope: Any, key: Any) -> tuple[Mask, Scores]:
+    """The mask, and where it cut."""
+    ranked, cutoffs = map_mask(jnp.abs, state.scores), state.cutoffs
+    if key is not None and density is not None:
+        needs = "`maskjax.recipes.edge_popup` needs `density` as None with a `sample`"
+        raise ValueError(f"{needs}, which floats, got {density}.")
+    if key is not None:
+        soft = map_mask(jax.nn.sigmoid, state.scores)
+        return select.bernoulli(soft, key=key), cutoffs
+    if density is None:
+        return map_mask(jnp.greater_equal, ranked, cutoffs), cutoffs
+    return select.top_k_and_cutoff(ranked, density=density, scope=scope, near=cutoffs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as demonstrate
-from benchmarks import _data
+from benchmarks import _data, _tasks
 from benchmarks.demos import DEMOS
 
 
@@ -148,6 +148,19 @@ def test_a_good_file_is_scaled_to_one(tmp_path):
     assert data.flat().x_test.shape == (6, 784)
 
 
+def test_tasks_of_consecutive_classes_are_as_large_as_the_smallest():
+    y = np.array([0, 9, 1, 2, 3, 0, 8, 4, 5, 6, 7, 9], np.int32)
+    x = np.arange(12, dtype=np.float32)[:, None]
+    split = _tasks.split(_data.Data("twelve", x, y, x[:10] + 1, y[:10]))
+    np.testing.assert_array_equal(
+        split.y_train, [[0, 1], [2, 3], [4, 5], [6, 7], [9, 8]]
+    )
+    np.testing.assert_array_equal(
+        split.x_train[..., 0], [[0, 2], [3, 4], [7, 8], [9, 10], [1, 6]]
+    )
+    np.testing.assert_array_equal(split.x_test[..., 0], [[1], [4], [8], [10], [2]])
+
+
 def test_digits_are_split_the_same_way_every_time():
     first, second = _data.load(None), _data.load(None)
     assert len(first.x_train) + len(first.x_test) == 1797
@@ -234,8 +247,21 @@ def test_random_weights_learn_by_their_mask_alone(quick):
     assert len(numbers["learned_masks"]) == 10
     assert np.mean(numbers["first_masks"]) < 0.25
     assert np.mean(numbers["learned_masks"]) > 0.9
+    assert all(np.mean(found) > 0.8 for found in numbers["other_masks"].values())
     # With every weight kept there is nothing to learn.
     assert np.mean(numbers["learned_masks_by_density"]["1"]) < 0.3
+
+
+@pytest.mark.slow
+def test_random_weights_learn_by_probabilities_of_masks(quick):
+    numbers = quick("supermask")[1]["demos"]["supermask"]["numbers"]
+    assert numbers["weights_unchanged"]
+    sampled = {rung: np.mean(found) for rung, found in numbers["sampled"].items()}
+    assert sampled["both"] > 0.85
+    assert sampled["rescaled"] > sampled["plain"]
+    assert np.mean(numbers["rounded"]["both"]) > 0.85
+    assert np.mean(numbers["one_sample_by_epoch"]["both"][0]) < 0.25
+    assert all(0 < d < 1 for ds in numbers["density"].values() for d in ds)
 
 
 @pytest.mark.slow
@@ -283,3 +309,43 @@ def test_scores_find_what_trained_networks_need(quick):
         np.testing.assert_allclose(
             numbers["kept"][name], numbers["densities"], atol=1e-4
         )
+
+
+@pytest.mark.slow
+def test_most_masks_are_found_again_in_a_hopfield_network(quick):
+    numbers = quick("hopsupsup")[1]["demos"]["hopsupsup"]["numbers"]
+    assert numbers["widths"] == [1024]
+    found = {name: numbers[name]["1024"] for name in numbers if name != "widths"}
+    assert np.mean(found["stored_masks"]) > 0.97
+    assert np.mean(found["right_task_nearest"]) > 0.75
+    assert np.mean(found["agreement"]) > 0.85
+    assert np.mean(found["recovered_masks"]) > 0.75
+    assert (found["psi_bytes"], found["mask_bytes"]) == (2 * 4 * 1024**2, 5 * 2 * 128)
+
+
+@pytest.mark.slow
+def test_tasks_in_superposition_are_kept_and_told_apart(quick):
+    numbers = quick("supsup")[1]["demos"]["supsup"]["numbers"]
+    assert len(numbers["given"]) == 5
+    assert np.min(numbers["given"]) > 0.85
+    assert numbers["unchanged"]
+    assert numbers["task_inference"]["one_shot superfluous"] > 0.95
+    assert numbers["gnu"] > 0.85
+    assert numbers["gns"] >= numbers["gnu"]
+    assert 1 <= 8 * numbers["bytes_per_task"] / numbers["weights"] < 1.01
+    assert 1 <= numbers["stream"]["masks"] <= 12
+
+
+def test_the_number_of_tasks_is_at_least_two(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        demonstrate.main(["--tasks", "1"])
+    assert "at least 2 tasks, got 1" in capsys.readouterr().err
+
+
+def test_tasks_permute_the_pixels_each_in_its_own_order():
+    data = _data.load(None)
+    orders = _tasks.permutations(data, 4)
+    np.testing.assert_array_equal(orders[0], np.arange(64))
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(orders[0], (4, 1)))
+    assert len(np.unique(orders, axis=0)) == 4
+    np.testing.assert_array_equal(_tasks.permutations(data, 2), orders[:2])

@@ -1,15 +1,18 @@
 """Edge-popup: by hand, against NumPy, and what the paper promises."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from maskjax import allocation, initializer, masking
+from maskjax import allocation, initializer, masking, where
 from maskjax.recipes import edge_popup
 from tests import trees
 from tests.reference import edge_popup as reference
+from tests.reference import supermask as sampled_reference
 from tests.reference.selection import quota
 
 SHAPES = {"a": (6, 10), "b": (10, 8), "c": (8, 3)}
@@ -282,3 +285,269 @@ def test_every_kind_of_tree_can_be_searched(name):
     trees.assert_same(after.weights, weights)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert step._cache_size() == 1
+
+
+# Convolutional networks, in both of Flax's ways.
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), use_bias=False, padding="VALID")(x))
+        return nn.Dense(3, use_bias=False)(x.mean((1, 2)))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        how = {"use_bias": False, "rngs": rngs}
+        self.conv = nnx.Conv(1, 4, (3, 3), padding="VALID", **how)
+        self.out = nnx.Linear(4, 3, **how)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.conv(x)).mean((1, 2)))
+
+
+def linen():
+    net = LinenNet()
+    params = net.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
+    return params, lambda params, x: net.apply({"params": params}, x)
+
+
+def flax_nnx():
+    graph, params = nnx.split(NnxNet(nnx.Rngs(0)))
+    return params, lambda params, x: nnx.merge(graph, params)(x)
+
+
+@pytest.mark.parametrize("framework", [linen, flax_nnx])
+def test_small_convolutional_networks_are_searched_at_every_kind_of_density(framework):
+    params, apply = framework()
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 8, 8, 1)), "float32")
+    y = jnp.asarray(rng.normal(size=(8, 3)), "float32")
+    shares = allocation.erk(params, density=0.6)
+    ways = [
+        {"density": 0.6},
+        {"density": 0.6, "scope": "global"},
+        {"density": shares},
+    ]
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    draw = initializer.signed_constant(0.6)
+    weights = initializer.redraw(params, draw, key=jax.random.key(1))
+
+    @jax.jit
+    def train(state):
+        def error(params):
+            return jnp.mean((apply(params, x) - y) ** 2)
+
+        found = []
+        for how in ways:
+            before = masking.apply(weights, edge_popup.mask(state, **how))
+            after, value = edge_popup.step(state, error, optimizer, **how)
+            kept = edge_popup.mask(after, **how)
+            out = edge_popup.predict(apply, after, x, **how)
+            same = apply(masking.apply(weights, kept), x)
+            found.append((after, kept, (value, error(before)), (out, same)))
+        return found
+
+    state = edge_popup.init(weights, optimizer, key=jax.random.key(2))
+    sizes = [36, 12]
+    expected_counts = [
+        [quota(0.6, n) for n in sizes],
+        None,  # of both together
+        [quota(d, n) for d, n in zip(jax.tree.leaves(shares), sizes, strict=True)],
+    ]
+    assert expected_counts[0] != expected_counts[2]
+    for (after, kept, values, outs), counts in zip(
+        train(state), expected_counts, strict=True
+    ):
+        trees.assert_same(after.weights, weights)
+        found = [int(m.sum()) for m in jax.tree.leaves(kept)]
+        assert sum(found) == quota(0.6, sum(sizes))
+        assert counts is None or found == counts
+        np.testing.assert_allclose(*values, rtol=1e-5)
+        np.testing.assert_allclose(*outs, rtol=1e-4, atol=1e-6)
+        moved = zip(*map(jax.tree.leaves, (after.scores, state.scores)), strict=True)
+        assert all((a != b).mean() > 0.5 for a, b in moved)
+
+
+# Baselines: thresholds that stay, samples, and chance.
+
+
+def test_frozen_thresholds_stay_and_let_the_density_float(weights, data):
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    key = jax.random.key(1)
+    state = edge_popup.init(weights, optimizer, density=0.3, key=key)
+    for name, (fan_in, _) in SHAPES.items():
+        np.testing.assert_allclose(state.cutoffs[name], 0.7 / fan_in**0.5, rtol=1e-6)
+    step = jax.jit(lambda s: edge_popup.step(s, loss, optimizer, *data, density=None))
+    assert "while" not in str(step.trace(state).jaxpr)  # nothing is searched
+    before, first = state, edge_popup.mask(state, density=None)
+    for _ in range(20):
+        state, _ = step(state)
+    trees.assert_same(state.cutoffs, before.cutoffs)
+    trees.assert_same(state.weights, before.weights)
+    last = edge_popup.mask(state, density=None)
+    for name, kept in last.items():
+        expected = np.abs(state.scores[name]) >= np.float32(before.cutoffs[name])
+        np.testing.assert_array_equal(kept, expected)
+    assert any(first[name].sum() != last[name].sum() for name in SHAPES)
+    # What is just at a threshold is kept.
+    at = jax.tree.map(lambda s, c: jnp.full_like(s, -c), state.scores, state.cutoffs)
+    for kept in edge_popup.mask(state._replace(scores=at), density=None).values():
+        assert kept.all()
+
+
+def test_frozen_thresholds_have_the_gradients_of_the_reference(state, data):
+    after, value = jax.jit(
+        lambda s: edge_popup.step(s, loss, optax.sgd(RATE), *data, density=None)
+    )(state)
+    expected, gradients = reference.loss_and_score_gradients(
+        wide(state.weights),
+        wide(state.scores),
+        *map(np.asarray, data),
+        0.5,
+        thresholds=wide(state.cutoffs),
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for name, gradient in zip(SHAPES, gradients, strict=True):
+        step = (state.scores[name] - after.scores[name]) / RATE
+        np.testing.assert_allclose(step, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_what_a_search_has_cut_can_be_frozen_later(scope, state, data):
+    after, _ = compiled_step(optax.sgd(0.0), scope=scope)(
+        state, *data, jnp.float32(0.3)
+    )
+    trees.assert_same(after.scores, state.scores)
+    trees.assert_same(
+        edge_popup.mask(after, density=None),
+        edge_popup.mask(after, density=0.3, scope=scope),
+    )
+
+
+def test_first_thresholds_let_the_wanted_fraction_pass():
+    weights = {"w": jnp.ones((100, 60))}
+    for density in (0.0, 0.1, 0.8, 1.0):
+        state = edge_popup.init(
+            weights, optax.sgd(0.1), density=density, key=jax.random.key(0)
+        )
+        kept = np.asarray(edge_popup.mask(state, density=None)["w"])
+        bound = 5 * np.sqrt(density * (1 - density) / kept.size)
+        assert abs(kept.mean() - density) <= bound
+
+
+def test_samples_have_the_gradients_of_the_reference(state, data):
+    key = jax.random.key(5)
+    state = state._replace(scores=jax.tree.map(lambda s: 5 * s, state.scores))
+    after, value = jax.jit(
+        lambda s: edge_popup.step(
+            s, loss, optax.sgd(RATE), *data, density=None, sample=key
+        )
+    )(state)
+    kept = edge_popup.mask(state, density=None, sample=key)
+    kept = [np.asarray(m) for m in kept.values()]
+    w, s = wide(state.weights), wide(state.scores)
+    x, y = (np.asarray(d).astype(np.float64) for d in data)
+    np.testing.assert_allclose(value, sampled_reference.loss(w, kept, x, y), rtol=1e-5)
+    gradients = sampled_reference.logit_gradients(w, s, kept, x, y)
+    for name, gradient in zip(SHAPES, gradients, strict=True):
+        step = (state.scores[name] - after.scores[name]) / RATE
+        np.testing.assert_allclose(step, gradient, rtol=1e-3, atol=1e-5)
+    trees.assert_same(after.cutoffs, state.cutoffs)
+    out = edge_popup.predict(network, state, data[0], density=None, sample=key)
+    expected, _, _ = sampled_reference.forward(w, kept, x)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_have_the_probabilities_of_the_scores():
+    scores = jnp.array([[-20.0, -2.0, -0.5, 0.0, 0.5, 3.0, 20.0]])
+    weights = {"w": jnp.ones(scores.shape)}
+    state = edge_popup.init(weights, optax.sgd(0.1), key=jax.random.key(0))
+    state = state._replace(scores={"w": scores})
+    keys = jax.random.split(jax.random.key(1), 4000)
+    kept = jax.vmap(lambda k: edge_popup.mask(state, density=None, sample=k))(keys)
+    p = sampled_reference.sigmoid(np.asarray(scores).astype(np.float64))
+    bound = 5 * np.sqrt(p * (1 - p) / len(keys))
+    assert (np.abs(np.asarray(kept["w"]).mean(0) - p) <= bound + 1e-9).all()
+
+
+def test_before_the_first_step_the_mask_is_a_random_one(weights):
+    @jax.jit
+    @jax.vmap
+    def first(key):
+        state = edge_popup.init(weights, optax.sgd(0.1), key=key)
+        return edge_popup.mask(state, density=0.3)
+
+    masks = first(jax.random.split(jax.random.key(0), 1000))
+    for name, shape in SHAPES.items():
+        kept = np.asarray(masks[name])
+        k, n = quota(0.3, int(np.prod(shape))), int(np.prod(shape))
+        assert (kept.sum((1, 2)) == k).all()
+        bound = 5 * np.sqrt(k / n * (1 - k / n) / 1000)
+        assert (np.abs(kept.mean(0) - k / n) < bound).all()
+
+
+def test_where_one_edge_takes_the_place_of_another_the_loss_falls():
+    # The paper's argument, for a neuron and plain steps: to first order the change is
+    # dL/dI * (w Z of what enters - w Z of what leaves).
+    x, y = jnp.array([[1.0, -2.0, 0.5, 1.5, -1.0, 3.0]]), jnp.array([[0.7]])
+
+    @jax.jit
+    @jax.vmap
+    def one(key):
+        draw, scores = jax.random.split(key)
+        weights = {"w": initializer.scaled_normal(0.5)(draw, (6, 1))}
+        optimizer = optax.sgd(0.02)
+        state = edge_popup.init(weights, optimizer, key=scores)
+        before = edge_popup.mask(state, density=0.5)["w"]
+        after, _ = edge_popup.step(state, loss, optimizer, x, y, density=0.5)
+        kept = edge_popup.mask(after, density=0.5)["w"]
+        signs = jnp.sign(state.scores["w"]) == jnp.sign(after.scores["w"])
+        slope = 2 * (network({"w": jnp.where(before, weights["w"], 0)}, x) - y)
+        entered, left = kept & ~before, before & ~kept
+        edges = slope * weights["w"] * x.T
+        change = jnp.sum(jnp.where(entered, edges, 0) - jnp.where(left, edges, 0))
+        return change, entered.sum(), signs.all()
+
+    change, swapped, signs = map(
+        np.asarray, one(jax.random.split(jax.random.key(0), 2000))
+    )
+    swaps = (swapped == 1) & signs
+    assert swaps.sum() > 100
+    assert (change[swaps] < 0).all()
+
+
+def test_a_sample_goes_without_a_density(state, data):
+    key = jax.random.key(0)
+    needs = (
+        "`maskjax.recipes.edge_popup` needs `density` as None with a `sample`, .*0.5"
+    )
+    for verb in (
+        lambda: edge_popup.mask(state, density=0.5, sample=key),
+        lambda: edge_popup.step(
+            state, loss, optax.sgd(RATE), *data, density=0.5, sample=key
+        ),
+        lambda: edge_popup.predict(network, state, data[0], density=0.5, sample=key),
+    ):
+        with pytest.raises(ValueError, match=needs):
+            verb()
+    with pytest.raises(TypeError, match="`key` as a typed key"):
+        edge_popup.mask(state, density=None, sample=jax.random.PRNGKey(0))
+
+
+@pytest.mark.parametrize(("density", "kind"), [(1.5, ValueError), ("all", TypeError)])
+def test_the_first_density_lies_between_0_and_1(density, kind, weights):
+    fn = "`maskjax.recipes.edge_popup.init` needs `density`"
+    with pytest.raises(kind, match=fn):
+        edge_popup.init(weights, optax.sgd(0.1), density=density, key=jax.random.key(0))
+
+
+def test_scores_follow_the_predicate_and_the_initializer(weights):
+    key = jax.random.key(4)
+    chosen = where.matching("^[ac]$")
+    state = edge_popup.init(weights, optax.sgd(0.1), where=chosen, key=key)
+    expected = initializer.uniform_scores(weights, where=chosen, key=key)
+    assert expected["b"] is None
+    trees.assert_same(state.scores, expected)
+    assert state.cutoffs["b"] is None

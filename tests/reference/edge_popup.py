@@ -34,9 +34,15 @@ def loss_and_score_gradients(
     density: float,
     *,
     scope: str = "leaf",
+    thresholds: list[float] | None = None,
 ) -> tuple[float, list[np.ndarray]]:
-    """Mean squared error, and its gradient by every score."""
+    """Mean squared error, and its gradient by every score.
+
+    With thresholds these decide on the masks, and not the density.
+    """
     kept = masks(scores, density, scope=scope)
+    if thresholds is not None:
+        kept = [np.abs(s) >= t for s, t in zip(scores, thresholds, strict=True)]
     out, inputs, sums = forward(weights, kept, x)
     arriving = 2 * (out - y) / out.size
     gradients: list[np.ndarray] = [np.zeros(0)] * len(weights)
