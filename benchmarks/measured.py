@@ -66,7 +66,7 @@ def _rows() -> Iterator[tuple[str, str]]:
     demo = _demonstration("supsup", "mnist.npz", tasks=250)["numbers"]
     yield (
         "`supsup`, 250 permutations of MNIST (10,000 images), 300-300-100, 469 steps",
-        f"{_mean(demo['given']):.1%}, {demo['gnu']:.1%} if the task is found from "
+        f"{demo['images_given']:.1%}, {demo['gnu']:.1%} if the task is found from "
         f"one image; {demo['bytes_per_task'] / 1e3:.0f} kB a task",
     )
     demo = _demonstration("lottery_ticket", "mnist.npz")["numbers"]

@@ -223,6 +223,15 @@ def known(value: Any) -> int | None:
     return int(value)
 
 
+def counter(value: Any, most: int, *, fn: str, name: str) -> None:
+    """An integer in [0, most], as far as that is known."""
+    if not jnp.issubdtype(value.dtype, jnp.integer) or value.ndim:
+        raise TypeError(f"`{fn}` needs `{name}` as an integer, got {kind_of(value)}.")
+    number = known(value)
+    if number is not None and not 0 <= number <= most:
+        raise ValueError(f"`{fn}` needs `{name}` in [0, {most}], got {number}.")
+
+
 def typed_key(key: Any, *, fn: str) -> None:
     """One key made by `jax.random.key`."""
     if not (

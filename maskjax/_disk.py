@@ -198,6 +198,17 @@ def complaining(path: StrPath, what: str) -> Iterator[None]:
         raise StorageError(f"{path} {what}: {reason}.") from error
 
 
+class Replaced(Exception):
+    """Another process put a new file in the place of one that is being read."""
+
+
+def checked(path: StrPath) -> str:
+    """A path that the system can be asked about."""
+    if "\0" in (text := os.fsdecode(path)) or not text:
+        raise StorageError(f"{text!r} can't be the path of a file.")
+    return text
+
+
 @contextlib.contextmanager
 def opened(path: pathlib.Path) -> Iterator[Any]:
     """A safetensors file."""
@@ -229,7 +240,7 @@ def parts(path: StrPath) -> list[pathlib.Path]:
 
 def read_headers(path: StrPath) -> tuple[list[pathlib.Path], list[Header]]:
     """The files of a bank, or the one file, and what they say; all of it checked."""
-    folder = os.path.isdir(path)
+    folder = os.path.isdir(checked(path))
     files = parts(path) if folder else [pathlib.Path(path)]
     if not files:
         raise StorageError(f"{path} is a folder without masks.")
@@ -325,3 +336,29 @@ def _parsed(facts: str) -> Header:
     ):
         raise ValueError(facts)
     return header
+
+
+def tally(words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """How many masks keep each entry; as `packing.tally_leaf`, but compiles nothing.
+
+    The masks' bits are added as binary digits are, two numbers at a time, for the 32
+    entries of a word at once.
+    """
+    shifts = np.arange(WORD, dtype=np.uint32)[:, None]
+    total = np.zeros((WORD, words.shape[1]), np.int32)
+    for start in range(0, len(words), 128):
+        digits = [words[start : start + 128]]
+        while len(digits[0]) > 1:
+            if len(digits[0]) % 2:
+                digits = [np.pad(digit, ((0, 1), (0, 0))) for digit in digits]
+            half = len(digits[0]) // 2
+            sums, carry = [], np.zeros_like(digits[0][:half])
+            for digit in digits:
+                a, b = digit[:half], digit[half:]
+                either = a ^ b
+                sums.append(either ^ carry)
+                carry = a & b | either & carry
+            digits = [*sums, carry]
+        for place, digit in enumerate(digits):
+            total += (digit[0] >> shifts & 1).astype(np.int32) << place
+    return total.ravel()[: math.prod(shape)].reshape(shape)

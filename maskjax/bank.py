@@ -2,13 +2,11 @@
 
     >>> params = {"w": jnp.ones((2, 2))}
     >>> tasks = bank.empty(params, capacity=3)
-    >>> tasks = bank.append(tasks, {"w": jnp.array([[True, False], [True, True]])})
-    >>> tasks.learned, bank.take(tasks, 0)["w"].shape
-    (Array(1, dtype=int32), (2, 2))
+    >>> bank.append(tasks, {"w": jnp.array([[True, False], [True, True]])}).learned
+    Array(1, dtype=int32)
 
-A bank is a pytree of fixed shapes: it goes through `jit` and into the carry of a scan,
-and appending to it compiles once. Donate it (`jax.jit(..., donate_argnums=...)`) where
-it is large, and appending writes in place.
+A bank is a pytree of fixed shapes: it goes through `jit` and the carry of a scan, and
+appending compiles once. Where it is large donate it: appending then writes in place.
 """
 
 from typing import Any, NamedTuple
@@ -30,6 +28,7 @@ __all__ = [
     "empty",
     "extend",
     "from_stack",
+    "grow",
     "learned",
     "mean",
     "put",
@@ -98,14 +97,15 @@ def from_stack(
     Args:
         stack: A stack of K masks, packed or not.
         capacity: C, at least K. `None`: K.
-        learned: How many of the K count; others are cleared. `None`: all do.
+        learned: How many of the K count, clipped to that where traced; others are
+            cleared. `None`: all do.
 
     Returns:
         The bank.
 
     Raises:
-        TypeError: If a leaf is no mask.
-        ValueError: If there are more masks than room, or none.
+        TypeError: If a leaf is no mask, or `learned` no integer.
+        ValueError: If there are more masks than room, none, or not `learned` of them.
 
     Example:
         >>> stack = {"w": jnp.array([[[True]], [[False]]])}
@@ -119,13 +119,19 @@ def from_stack(
     _checks.at_least(size, members, fn=fn, name="capacity")
     packed = _packed_stack(stack)
     _checks.packed_stack(packed, fn=fn)
-    used = jnp.asarray(members if learned is None else learned, jnp.int32)
+    used = jnp.asarray(members if learned is None else learned)
+    _checks.counter(used, members, fn=fn, name="learned")
+    used = jnp.clip(used, 0, members).astype(jnp.int32)
     room = ((0, size - members), (0, 0))
 
     def filled(leaf: PackedMask) -> PackedMask:
         bits = leaf.bits
         if learned is not None:
-            bits = jnp.where(jnp.arange(members)[:, None] < used, bits, jnp.uint32(0))
+            bits = jnp.where(
+                jnp.arange(members, dtype=jnp.int32)[:, None] < used,
+                bits,
+                jnp.uint32(0),
+            )
         return PackedMask(jnp.pad(bits, room), leaf.shape)
 
     masks = _tree.map_mask(filled, packed)
@@ -187,6 +193,27 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
     _fitting(bank, jax.tree.map(lambda bits: bits[0], packed), fn)
     require_room(bank, members, fn=fn)
     return lax.scan(lambda b, mask: (_append(b, mask), None), bank, packed)[0]
+
+
+def grow(bank: MaskBank, capacity: int) -> MaskBank:
+    """The bank with more room.
+
+    Args:
+        bank: The bank.
+        capacity: C, at least what it is.
+
+    Returns:
+        The bank, with empty slots behind its masks.
+
+    Example:
+        >>> bank.capacity(bank.grow(bank.from_stack(jnp.ones((2, 1), bool)), 5))
+        5
+    """
+    size = _checks.members(bank.masks, fn="maskjax.bank.grow")
+    _checks.at_least(capacity, size, fn="maskjax.bank.grow", name="capacity")
+    room = ((0, capacity - size), (0, 0))
+    masks = jax.tree.map(lambda bits: jnp.pad(bits, room), bank.masks)
+    return bank._replace(masks=masks)
 
 
 def put(bank: MaskBank, task: ArrayLike, mask: Mask) -> MaskBank:
@@ -255,9 +282,6 @@ def capacity(bank: MaskBank) -> int:
     Returns:
         C, a Python integer.
 
-    Raises:
-        ValueError: If the leaves disagree about it.
-
     Example:
         >>> bank.capacity(bank.empty({"w": jnp.ones((1, 1))}, capacity=7))
         7
@@ -274,14 +298,11 @@ def learned(bank: MaskBank) -> Array:
     Returns:
         [C], boolean.
 
-    Raises:
-        ValueError: If the leaves disagree about C.
-
     Example:
         >>> bank.learned(bank.empty({"w": jnp.ones((1, 1))}, capacity=2))
         Array([False, False], dtype=bool)
     """
-    return jnp.arange(capacity(bank)) < bank.learned
+    return jnp.arange(capacity(bank), dtype=jnp.int32) < bank.learned
 
 
 def mean(bank: MaskBank) -> SoftMask:
@@ -297,9 +318,6 @@ def mean(bank: MaskBank) -> SoftMask:
         >>> tasks = bank.from_stack({"w": jnp.array([[True, True], [True, False]])})
         >>> bank.mean(tasks)
         {'w': Array([1. , 0.5], dtype=float32)}
-
-    References:
-        Wortsman et al., arXiv:2006.14769, section 3.3.
     """
     many = jnp.maximum(bank.learned, 1).astype(jnp.float32)
     return _tree.map_mask(lambda count: count.astype(jnp.float32) / many, bank.counts)
@@ -326,7 +344,7 @@ def require_room(bank: MaskBank, wanted: int, *, fn: str) -> None:
     if used is not None and used + wanted > size:
         raise ValueError(
             f"`{fn}` needs room for {wanted} more, but {used} of {size} are learned. "
-            "Make a larger one: `bank.from_stack(old.masks, capacity=...)`."
+            "`bank.grow` makes room."
         )
 
 
@@ -342,9 +360,13 @@ def _slot(bank: MaskBank, task: ArrayLike, fn: str) -> tuple[Array, Array]:
             f"`{fn}` needs a learned task, got {which}, and {used} of "
             f"{capacity(bank)} are learned."
         )
-    index = jnp.asarray(task).astype(jnp.int32)
-    index = jnp.where(index < 0, index + bank.learned, index)
-    return index, (index >= 0) & (index < bank.learned)
+    index = jnp.asarray(task)
+    if index.dtype.itemsize < 4:
+        index = index.astype(jnp.int32)
+    used = bank.learned.astype(index.dtype)
+    index = jnp.where(index < 0, index + used, index)
+    exists = (index >= 0) & (index < used)
+    return jnp.where(exists, index, 0).astype(jnp.int32), exists
 
 
 def _append(bank: MaskBank, packed: Mask) -> MaskBank:

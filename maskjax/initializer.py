@@ -183,16 +183,19 @@ def uniform_scores(
     return jax.tree.structure(params).unflatten(scores)
 
 
-def scores_of(mask: _tree.Mask, *, gain: float = 3**-0.5) -> _tree.Scores:
+def scores_of(
+    mask: _tree.Mask, *, gain: float = 3**-0.5, dtype: Any = jnp.float32
+) -> _tree.Scores:
     """Scores to train that begin with a mask: it is where they are at least 0.
 
     Args:
         mask: A mask of 2 axes or more, packed or not, or a soft one (the mean of many).
         gain: As in `uniform_scores`, whose root mean square the scores of a hard mask
             have.
+        dtype: That of the weights.
 
     Returns:
-        A tree of scores, float32: (2 m - 1) * gain / sqrt(fan_in).
+        A tree of scores: (2 m - 1) * gain / sqrt(fan_in).
 
     Raises:
         ValueError: If a leaf has no fan-in.
@@ -214,7 +217,8 @@ def scores_of(mask: _tree.Mask, *, gain: float = 3**-0.5) -> _tree.Scores:
 
     def of_leaf(leaf: Any) -> _tree.Array:
         size = gain * max(math.prod(leaf.shape[:-1]), 1) ** -0.5
-        return (2 * packing.unpack_leaf(leaf).astype(jnp.float32) - 1) * size
+        centered = 2 * packing.unpack_leaf(leaf).astype(jnp.float32) - 1
+        return (centered * size).astype(dtype)
 
     return _tree.map_mask(of_leaf, mask)
 

@@ -198,7 +198,8 @@ def mix_leaf(
         rows: [M], which members; `None` for all K.
         used: How many of them; the time taken is for these only.
     """
-    words = leaf.bits.shape[1]
+    words, dtype = leaf.bits.shape[1], weights.dtype
+    weights = weights.astype(_checks.at_least_float32(dtype))
     members, size, rounds = _rounds(leaf, rows, used)
     shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
 
@@ -206,7 +207,7 @@ def mix_leaf(
         start, bits = _chunk(leaf, i, size, rows)
         weight = lax.dynamic_slice_in_dim(weights, start, size)
         # The last chunk begins early to be whole; what it repeats weighs nothing.
-        again = start + jnp.arange(size) < i * size
+        again = start + jnp.arange(size, dtype=start.dtype) < i * size
         weight = jnp.where(again, jnp.zeros((), weight.dtype), weight)
         for member in range(size):
             on = (bits[member][None, :] >> shifts) & 1 != 0
@@ -215,14 +216,16 @@ def mix_leaf(
 
     total = jnp.zeros((WORD, words), weights.dtype)
     total = lax.fori_loop(0, rounds, add, total)
-    return total.ravel()[: leaf.size].reshape(leaf.shape)
+    return total.ravel()[: leaf.size].reshape(leaf.shape).astype(dtype)
 
 
 @jax.jit
 def tally_leaf(leaf: PackedMask, used: Array) -> Array:
     """How many of the first masks of a packed stack keep each entry, int32."""
-    # Whole numbers of float32 are exact to 2**24, more masks than memory holds.
-    one_each = (jnp.arange(leaf.bits.shape[0]) < used).astype(jnp.float32)
+    # Whole numbers of float32 are exact, up to 2**24 masks.
+    one_each = (jnp.arange(leaf.bits.shape[0], dtype=jnp.int32) < used).astype(
+        jnp.float32
+    )
     return mix_leaf(leaf, one_each, used=used).astype(jnp.int32)
 
 

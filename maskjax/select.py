@@ -177,7 +177,7 @@ def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
         [
             None
             if p is None
-            else jax.random.uniform(jax.random.fold_in(key, i), p.shape)
+            else jax.random.uniform(jax.random.fold_in(key, i), p.shape, jnp.float32)
             < p.astype(jnp.float32)
             for i, (_, p) in enumerate(leaves)
         ]

@@ -104,6 +104,8 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
     if isinstance(i, int | np.integer) and not -k <= i < k:
         raise ValueError(f"`{fn}` needs `i` in [-{k}, {k}), got {i}.")
     index = jnp.asarray(i)
+    if index.dtype.itemsize < 4:  # K may be more than it holds
+        index = index.astype(jnp.int32)
     index = jnp.where(index < 0, index + k, index)
     return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="clip"), stack)
 
@@ -198,12 +200,12 @@ def predict_each(
             groups filled up with samples that are thrown away.
 
     Returns:
-        The outputs, [B, ...]. Not differentiable backward.
+        The outputs, [B, ...]; under `jit` not differentiable backward.
 
     Raises:
         TypeError: If the members are not integers.
-        ValueError: If there are no samples, not B in every input, or a mask does not
-            fit `params`.
+        ValueError: If there are no samples, not B in every input, a mask does not fit
+            `params`, or an output has no axis of samples.
 
     Example:
         >>> stack = {"w": jnp.array([[[True], [True]], [[True], [False]]])}
@@ -214,16 +216,17 @@ def predict_each(
         Array([ 1., 11.,  1.], dtype=float32)
     """
     fn = "maskjax.stacking.predict_each"
-    _checks.members(stack, fn=fn)
     _checks.at_least(group, 1, fn=fn, name="group")
+    last = _checks.members(stack, fn=fn) - 1
     size = _samples(members, inputs, fn)
-    order = jnp.argsort(members, stable=True)
-    whose, at = members[order], jnp.arange(size)
+    members = jnp.clip(jnp.asarray(members), 0, last).astype(jnp.int32)
+    order = jnp.argsort(members, stable=True).astype(jnp.int32)
+    whose, at = members[order], jnp.arange(size, dtype=jnp.int32)
     first = jnp.concatenate([jnp.array([True]), whose[1:] != whose[:-1]])
     place = at - lax.cummax(jnp.where(first, at, 0))  # within its member's samples
-    number = jnp.cumsum(place % group == 0) - 1  # of its group
+    number = jnp.cumsum(place % group == 0, dtype=jnp.int32) - 1  # of its group
     # As many rows as there can be groups; the value `size` stands for nobody.
-    rows = jnp.full((size, group), size).at[number, place % group].set(order)
+    rows = jnp.full((size, group), size, jnp.int32).at[number, place % group].set(order)
 
     def of_group(row: Array) -> Any:
         mask = take(stack, members[row[0]])
@@ -237,9 +240,17 @@ def predict_each(
             of_group(rows[i]),
         )
 
+    outputs = jax.eval_shape(of_group, rows[0])
+    _checks.raise_all(
+        (
+            f"{path or 'output'}: shape {leaf.shape}"
+            for path, leaf in _tree.named_leaves(outputs)
+            if leaf.shape[:1] != (group,)
+        ),
+        f"`{fn}` needs `apply` to return a leading axis of {group} samples",
+    )
     blank = jax.tree.map(
-        lambda out: jnp.zeros((size, *out.shape[1:]), out.dtype),
-        jax.eval_shape(of_group, rows[0]),
+        lambda out: jnp.zeros((size, *out.shape[1:]), out.dtype), outputs
     )
     return lax.fori_loop(0, number[-1] + 1, run, blank)
 

@@ -15,7 +15,6 @@ writes none again. Reading executes nothing that is in a file.
 import collections
 import contextlib
 import itertools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from jax.core import Tracer
 
 from maskjax import _checks, _disk, _tree, packing
 from maskjax._disk import Header, Leaf, StorageError, StrPath
-from maskjax._packed import WORD, PackedMask
+from maskjax._packed import PackedMask
 from maskjax._tree import Mask
 from maskjax.bank import MaskBank
 
@@ -51,6 +50,10 @@ class Info(NamedTuple):
     members: int
     capacity: int | None
     metadata: dict[str, Any]
+
+
+# How often a file is begun anew that others replace meanwhile.
+_TRIES = 100
 
 
 def save(
@@ -83,8 +86,10 @@ def save(
         {'step': 7}
     """
     header, bits = _content(mask, metadata, fn="maskjax.storage.save")
-    target = pathlib.Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
+    target = pathlib.Path(os.path.realpath(_disk.checked(path)))
+    with _disk.complaining(path, "can't be written"):
+        taken = target.exists() and not target.is_file()
+    if taken:
         raise StorageError(f"{path} is no file. A bank in a folder grows by `append`.")
     _disk.write(target, header, bits, commit=os.replace)
 
@@ -127,8 +132,9 @@ def append(
     if not bits:
         raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")
     header = header._replace(kind="bank")
-    folder = pathlib.Path(os.path.realpath(path))
-    made = not folder.exists()
+    folder = pathlib.Path(os.path.realpath(_disk.checked(path)))
+    with _disk.complaining(path, "can't be written"):
+        made = not folder.exists()
     try:
         with _disk.complaining(path, "can't be written"):
             if made:
@@ -180,7 +186,13 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
         >>> tasks.learned, bank.capacity(tasks)
         (Array(2, dtype=int32), 100)
     """
-    fn = "maskjax.storage.load"
+    for _ in range(_TRIES):
+        with contextlib.suppress(_disk.Replaced):
+            return _load(path, like, capacity, fn="maskjax.storage.load")
+    raise StorageError(f"{path} is replaced again and again while it is read.")
+
+
+def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
     files, headers = _disk.read_headers(path)
     header, total = headers[0], sum(one.members for one in headers)
     rows = total
@@ -200,6 +212,8 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
     start = 0
     for name, one in zip(files, headers, strict=True):
         with _disk.opened(name) as file:
+            if _disk.read_header(name, file)[0] != one:
+                raise _disk.Replaced
             for i, words in bits.items():
                 part = words[start : start + one.members]
                 _disk.read_words(name, file, one, i, part)
@@ -214,7 +228,9 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
     masks = rebuild({i: PackedMask(jax.device_put(bits[i]), shapes[i]) for i in shapes})
     if header.kind != "bank":
         return masks
-    counts = {i: jax.device_put(_tally(bits[i][:total], shapes[i])) for i in shapes}
+    counts = {
+        i: jax.device_put(_disk.tally(bits[i][:total], shapes[i])) for i in shapes
+    }
     return MaskBank(masks, rebuild(counts), jnp.int32(total), jnp.int32(header.refused))
 
 
@@ -368,29 +384,3 @@ def _order(
     complaints += [f"only on disk: {p}" for p, rest in numbers.items() for _ in rest]
     _checks.raise_all(complaints, needs, StorageError)
     return order
-
-
-def _tally(words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """How many masks keep each entry; as `packing.tally_leaf`, but compiles nothing.
-
-    The masks' bits are added as binary digits are, two numbers at a time, for the 32
-    entries of a word at once.
-    """
-    shifts = np.arange(WORD, dtype=np.uint32)[:, None]
-    total = np.zeros((WORD, words.shape[1]), np.int32)
-    for start in range(0, len(words), 128):
-        digits = [words[start : start + 128]]
-        while len(digits[0]) > 1:
-            if len(digits[0]) % 2:
-                digits = [np.pad(digit, ((0, 1), (0, 0))) for digit in digits]
-            half = len(digits[0]) // 2
-            sums, carry = [], np.zeros_like(digits[0][:half])
-            for digit in digits:
-                a, b = digit[:half], digit[half:]
-                either = a ^ b
-                sums.append(either ^ carry)
-                carry = a & b | either & carry
-            digits = [*sums, carry]
-        for place, digit in enumerate(digits):
-            total += (digit[0] >> shifts & 1).astype(np.int32) << place
-    return total.ravel()[: math.prod(shape)].reshape(shape)

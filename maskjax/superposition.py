@@ -62,8 +62,10 @@ def entropy(logits: Array) -> Array:
         section 3.3.
     """
     _outputs(logits, "maskjax.superposition.entropy")
-    log = jax.nn.log_softmax(logits)
-    return -jnp.sum(jnp.exp(log) * log, axis=-1).mean()
+    log = jax.nn.log_softmax(logits.astype(_checks.at_least_float32(logits.dtype)))
+    chance = jnp.exp(log)
+    # An output of no chance adds nothing: its logarithm may be -inf.
+    return -jnp.sum(chance * jnp.where(chance > 0, log, 0), axis=-1).mean()
 
 
 def superfluous(logits: Array, *, labels: int) -> Array:
@@ -197,6 +199,12 @@ def infer(
             f"{jnp.shape(images)}."
         )
     _ready(bank, params, fn)
+    outputs = jax.eval_shape(apply, params, images[:1]).shape[-1]
+    if labels is not None and labels == outputs:
+        raise ValueError(
+            f"`{fn}` needs fewer `labels` than outputs, got {labels} of {outputs}: "
+            "without superfluous ones they say nothing. `entropy` does."
+        )
 
     def objective(params: Params, images: Array) -> Array:
         logits = apply(params, images)
@@ -281,7 +289,7 @@ def binary(
 
     def again(carry: tuple[Array, Array], _: None) -> tuple[Any, None]:
         rows, left = carry
-        alive = jnp.arange(rows.shape[0]) < left
+        alive = jnp.arange(rows.shape[0], dtype=jnp.int32) < left
         weights = alive.astype(jnp.float32) / jnp.maximum(left, 1).astype(jnp.float32)
         mixed = _tree.map_mask(
             lambda m: packing.mix_leaf(m, weights, rows=rows, used=left), bank.masks
@@ -325,9 +333,6 @@ def exhaustive(
         >>> norm = lambda params: (params["w"] ** 2).sum()
         >>> superposition.exhaustive(norm, {"w": jnp.array([2.0, 1.0])}, tasks)
         Array(1, dtype=int32)
-
-    References:
-        Wortsman et al., arXiv:2006.14769, section 3.3: what One-Shot is compared with.
     """
     fn = "maskjax.superposition.exhaustive"
     _checks.at_least(batch_size, 1, fn=fn, name="batch_size")
@@ -370,7 +375,8 @@ def _by_mask(
 
 
 def _lowest(bank: MaskBank, values: Array) -> Array:
-    best = jnp.argmin(jnp.where(learned(bank), values, jnp.inf))
+    comparable = learned(bank) & ~jnp.isnan(values)
+    best = jnp.argmin(jnp.where(comparable, values, jnp.inf))
     return jnp.where(bank.learned > 0, best, -1).astype(jnp.int32)
 
 

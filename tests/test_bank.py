@@ -209,3 +209,35 @@ def test_a_bank_of_2500_tasks_takes_less_than_100_megabytes():
     nbytes = sum(leaf.size * 4 for leaf in jax.tree.leaves(tasks))
     assert sum(p.size for p in params) == 315_200
     assert 98e6 < nbytes < 100e6
+
+
+@pytest.mark.parametrize("learned", [-1, 5])
+def test_no_more_can_be_learned_than_there_are(learned):
+    stack = stacking.stack(masks(4))
+    with pytest.raises(ValueError, match=rf"`learned` in \[0, 4\], got {learned}"):
+        bank.from_stack(stack, learned=learned)
+    tasks = jax.jit(lambda n: bank.from_stack(stack, learned=n))(learned)
+    assert tasks.learned == min(max(learned, 0), 4)
+    with pytest.raises(TypeError, match="`learned` as an integer"):
+        bank.from_stack(stack, learned=1.5)
+
+
+def test_a_bank_that_grows_keeps_its_masks_and_learns_no_more():
+    given = masks(3)
+    tasks = bank.grow(bank.from_stack(stacking.stack(given), capacity=3), 7)
+    assert bank.capacity(tasks) == 7
+    assert_holds(bank.append(tasks, given[0]), [*given, given[0]])
+    with pytest.raises(ValueError, match="`capacity` of at least 7"):
+        bank.grow(tasks, 6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
+def test_indices_of_any_width_name_their_task(dtype):
+    given = masks(2)
+    tasks = bank.from_stack(stacking.stack(given), capacity=200)
+    take = jax.jit(bank.take)
+    trees.assert_same(packing.unpack(take(tasks, jnp.asarray(1, dtype))), given[1])
+    if dtype == "uint32":
+        assert not any(m.any() for m in bits(take(tasks, jnp.uint32(2**32 - 1))))
+    if dtype == "int8":
+        trees.assert_same(packing.unpack(take(tasks, jnp.int8(-1))), given[1])

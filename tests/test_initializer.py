@@ -121,6 +121,8 @@ def test_scores_of_a_mask_begin_with_it_and_are_as_large_as_random_ones():
     rms = [np.sqrt(np.mean(np.square(s))) for s in (scores["dense"], drawn)]
     np.testing.assert_allclose(rms[0], rms[1], rtol=0.05)
     np.testing.assert_allclose(rms[0], 1 / np.sqrt(3 * 50), rtol=1e-6)
+    narrow = initializer.scores_of(mask, dtype=jnp.bfloat16)["dense"]
+    assert narrow.dtype == jnp.bfloat16
     soft = {"dense": jnp.full((50, 40), 0.5), "bias": None}
     assert not initializer.scores_of(soft)["dense"].any()
 

@@ -138,3 +138,11 @@ def test_mix_is_differentiable_in_the_weights():
     np.testing.assert_allclose(
         gradient, packing.dot(packed, tree), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_many_small_weights_are_summed_in_float32(dtype):
+    packed = jax.vmap(packing.pack)({"w": jnp.ones((1000, 2, 2), bool)})
+    mixed = packing.mix(packed, jnp.full(1000, 2**-10, dtype))["w"]
+    assert mixed.dtype == dtype
+    np.testing.assert_allclose(trees.to_numpy(mixed), 1000 / 1024, rtol=2**-8)

@@ -234,3 +234,29 @@ def test_each_sample_needs_a_member(params):
         call(network, params, stack, jnp.zeros(4, int), jnp.ones((5, 3)))
     with pytest.raises(ValueError, match="`group` of at least 1"):
         call(network, params, stack, jnp.zeros(4, int), jnp.ones((4, 3)), group=0)
+
+
+def test_members_may_be_numpys_and_are_clipped(params):
+    masks = members()
+    x, stack = jnp.ones((3, 3)), stacking.stack(masks)
+    out = stacking.predict_each(network, params, stack, np.array([-1, 2, 99]), x)
+    for row, member in zip(out, (0, 2, K - 1), strict=True):
+        alone = network(masking.apply(params, masks[member]), x[:1])[0]
+        np.testing.assert_allclose(row, alone, rtol=1e-5)
+
+
+def test_what_says_nothing_of_each_sample_is_an_error(params):
+    stack = stacking.stack(members())
+    with pytest.raises(ValueError, match=r"(?s)leading axis of 16 .* shape \(2,\)"):
+        stacking.predict_each(
+            lambda p, x: network(p, x).mean(0),
+            params,
+            stack,
+            jnp.zeros(4, int),
+            jnp.ones((4, 3)),
+        )
+
+
+def test_narrow_indices_reach_every_member():
+    stack = {"w": jnp.arange(200)[:, None] == 199}
+    assert stacking.take(stack, jnp.int8(-1))["w"][0]

@@ -814,3 +814,49 @@ def test_orbax_restores_masks(kind, tmp_path):
         checkpointer.save(tmp_path / "mask", saved)
         checkpointer.wait_until_finished()
         trees.assert_same(checkpointer.restore(tmp_path / "mask", like), saved)
+
+
+# While others write.
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(path, monkeypatch):
+    old, new = a_mask(seed=0), a_mask(seed=5)
+    storage.save(path, old)
+    read_headers, turns = _disk.read_headers, []
+
+    def replacing(name):
+        found = read_headers(name)
+        if not turns:
+            storage.save(path, new)
+        turns.append(1)
+        return found
+
+    monkeypatch.setattr(_disk, "read_headers", replacing)
+    trees.assert_same(storage.load(path), new)
+    assert len(turns) == 2
+
+
+def test_a_file_that_never_stays_is_not_read_for_ever(path, monkeypatch):
+    storage.save(path, a_mask())
+    read_headers, seeds = _disk.read_headers, iter(range(1, 1000))
+
+    def replacing(name):
+        found = read_headers(name)
+        storage.save(path, a_mask(seed=2 * next(seeds)))
+        return found
+
+    monkeypatch.setattr(_disk, "read_headers", replacing)
+    monkeypatch.setattr(storage, "_TRIES", 3)
+    with raises("replaced again and again"):
+        storage.load(path)
+
+
+@pytest.mark.parametrize("call", [storage.save, storage.append])
+def test_paths_that_no_file_can_have_are_named(call, tmp_path):
+    with raises("can't be"):
+        call(tmp_path / ("a" * 300), a_mask())
+    for name in ("a\0b", ""):
+        with raises("can't be the path of a file"):
+            call(name, a_mask())
+    with raises("can't be the path of a file"):
+        storage.load("a\0b")

@@ -309,3 +309,46 @@ def test_the_gradient_needs_a_packed_stack_and_as_many_weights(weights, tasks):
         )
     with pytest.raises(ValueError, match=r"`weights` of shape \(9,\)"):
         superposition.gradient(entropy, weights, tasks.masks, jnp.ones(3), images(1))
+
+
+def test_outputs_without_any_chance_add_no_entropy():
+    z = jnp.array([[0.0, 0.0, -jnp.inf]])
+    value, slope = jax.jit(jax.value_and_grad(superposition.entropy))(z)
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(slope, np.zeros((1, 3)))
+    half = jnp.array([[6e4, -6e4]], jnp.float16)
+    assert superposition.entropy(half) == 0
+
+
+@pytest.mark.parametrize("method", ["one_shot", "binary", "exhaustive"])
+def test_a_task_that_is_not_a_number_is_not_the_best(method):
+    stack = {"w": jnp.array([[[True], [True]], [[True], [False]], [[False], [True]]])}
+    tasks = bank.from_stack(stack)
+
+    def objective(params):  # not a number where the first weight is off
+        return jnp.log(params["w"][0, 0] - 0.3) * 0 + params["w"].sum()
+
+    def alone(params):
+        return jnp.where(params["w"][0, 0] > 0, params["w"].sum(), jnp.nan)
+
+    call = getattr(superposition, method)
+    found = call(
+        alone if method == "exhaustive" else objective, {"w": jnp.ones((2, 1))}, tasks
+    )
+    assert found == 1
+
+
+def test_labels_that_leave_nothing_superfluous_cannot_tell_tasks(weights, tasks):
+    with pytest.raises(ValueError, match="fewer `labels` than outputs, got 8 of 8"):
+        superposition.infer(network, weights, tasks, images(1), labels=8)
+
+
+def test_banks_work_with_wide_integers(x64, masks, weights):
+    stack = [jnp.asarray(m[:K]) for m in masks]
+    tasks = bank.append(
+        bank.from_stack(stack, capacity=CAPACITY), [m[0] for m in stack]
+    )
+    assert tasks.learned.dtype == jnp.int32
+    found = superposition.infer(network, weights, tasks, images(2), method="binary")
+    whose = stacking.predict_each(network, weights, tasks.masks, found, images(2))
+    assert whose.shape == (2, SHAPES[-1][-1])

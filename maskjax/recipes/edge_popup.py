@@ -61,7 +61,7 @@ def init(
     weights: Params,
     optimizer: optax.GradientTransformation,
     *,
-    density: Density = 0.5,
+    density: Density | Scores = 0.5,
     where: Predicate = kernels,
     key: Array,
 ) -> EdgePopupState:
@@ -70,7 +70,8 @@ def init(
     Args:
         weights: Tree of arrays, from `initializer.signed_constant`, say; none changes.
         optimizer: Trains the scores. The paper: SGD of momentum 0.9, cosine schedule.
-        density: The fraction of scores that the first cutoffs let pass, on average.
+        density: The fraction of scores that the first cutoffs let pass, on average; one
+            for all, or a tree of them.
         where: Which leaves carry a mask; they have a fan-in, that is 2 axes or more.
         key: A typed key; every leaf gets its own.
 
@@ -88,13 +89,20 @@ def init(
     """
     fn = "maskjax.recipes.edge_popup.init"
     _checks.typed_key(key, fn=fn)
-    _checks.unit_interval(density, fn=fn, name="density")
     chosen = _checks.chosen_leaves(weights, where, fn=fn)
+    if _tree.is_single(density):
+        density = map_mask(lambda _, d=density: d, chosen)
+    for _, _, d in _checks.matched(
+        chosen, density, fn=fn, names=("weights", "density")
+    ):
+        _checks.unit_interval(d, fn=fn, name="density")
     flat = [p for p, w in _tree.mask_leaves(chosen)[0] if w is not None and w.ndim < 2]
     _checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
     scores = initializer.uniform_scores(weights, where=where, key=key)  # 1.
     roots = map_mask(lambda w: max(math.prod(w.shape[:-1]), 1) ** 0.5, chosen)
-    cuts = map_mask(lambda w, r: jnp.asarray((1 - density) / r, w.dtype), chosen, roots)
+    cuts = map_mask(
+        lambda w, r, d: jnp.asarray((1 - d) / r, w.dtype), chosen, roots, density
+    )
     return EdgePopupState(weights, scores, cuts, optimizer.init(scores))
 
 

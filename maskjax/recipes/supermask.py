@@ -213,6 +213,7 @@ def predict(
 
     Raises:
         TypeError: If the key is not typed.
+        ValueError: If there is no sample.
 
     Example:
         >>> state = supermask.init({"w": jnp.ones((4, 1))}, optax.sgd(100.0))
@@ -220,6 +221,7 @@ def predict(
         >>> supermask.predict(net, state, jnp.ones((1, 4)), key=None)
         Array([[4.]], dtype=float32)
     """
+    _checks.at_least(samples, 1, fn="maskjax.recipes.supermask.predict", name="samples")
 
     def under(key: Array | None) -> Any:
         return apply(masked(state.weights, mask(state, key=key)), *inputs)

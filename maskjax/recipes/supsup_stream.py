@@ -164,10 +164,10 @@ def allocate(
     _checks.at_least(least, 1, fn=fn, name="least")
     state = _committed(state)
     size = _checks.members(state.packed, fn=fn)
-    learned = jnp.arange(size) < state.learned
+    learned = jnp.arange(size, dtype=jnp.int32) < state.learned
 
     k = jnp.maximum(state.learned, min(least, size))
-    among = (jnp.arange(size) < k).astype(jnp.float32)
+    among = (jnp.arange(size, dtype=jnp.int32) < k).astype(jnp.float32)
     falls = -superposition.gradient(  # 1.
         objective, weights, state.packed, among / k.astype(jnp.float32), *data
     )

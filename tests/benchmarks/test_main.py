@@ -184,7 +184,7 @@ def quick(tmp_path_factory):
 
 
 # The others take half a minute each.
-SHORT = {"magnitude", "edge_popup"}
+SHORT = {"magnitude"}
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,7 @@ def test_pruned_networks_recover_and_random_ones_do_less(quick):
     assert numbers["removed_are_zero"]
 
 
+@pytest.mark.slow
 def test_random_weights_learn_by_their_mask_alone(quick):
     numbers = quick("edge_popup")[1]["demos"]["edge_popup"]["numbers"]
     assert numbers["weights_unchanged"]
