@@ -1,8 +1,8 @@
 """How many tasks are learned a second, side by side or one after the other?
 
-SupSup on 784-300-100-100, batches of 128. The baseline is a Python loop over tasks,
-each a compiled scan over its batches. The limit is what no mask can save: the products
-with the weights, forward and backward, for as many networks.
+SupSup on 784-300-100-100, batches of 128. Baselines: the same program with one task at
+a time, and a Python loop over tasks, each a compiled scan over its batches. The limit
+is what no mask can save: the products with the weights, forward and backward.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -69,6 +69,9 @@ def _case(widths: tuple[int, ...], k: int, steps: int) -> Case:
     def learn(tasks: bank.MaskBank, orders: jax.Array) -> Any:
         return supsup.learn(train, tasks, orders, batch_size=k, key=key)
 
+    def in_turn(tasks: bank.MaskBank, orders: jax.Array) -> Any:
+        return supsup.learn(train, tasks, orders, batch_size=1, key=key)
+
     def products(orders: jax.Array) -> jax.Array:
         """Forward and backward through unmasked weights, which do not move."""
 
@@ -91,6 +94,7 @@ def _case(widths: tuple[int, ...], k: int, steps: int) -> Case:
         return Contestant(name, role, call, compile_s, steps=k)
 
     together, compile_s = compiled(learn, empty, orders)
+    turns, compile_turns = compiled(in_turn, empty, orders)
     alone, compile_alone = compiled(learn, empty, orders[:1])
     least, compile_least = compiled(products, orders)
 
@@ -102,9 +106,11 @@ def _case(widths: tuple[int, ...], k: int, steps: int) -> Case:
         return tasks, jnp.concatenate(losses)
 
     def agree(results: Mapping[str, Any]) -> None:
-        ours, theirs = results["vmapped"], results["a Python loop"]
-        np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3)
-        assert int(ours[0].learned) == int(theirs[0].learned) == k
+        ours = results["vmapped"]
+        for name in ("one after the other", "a Python loop"):
+            tasks, losses = results[name]
+            np.testing.assert_allclose(ours[1], losses, rtol=1e-3, err_msg=name)
+            assert int(ours[0].learned) == int(tasks.learned) == k
 
     return Case(
         f"{'-'.join(map(str, widths))} tasks={k}",
@@ -119,6 +125,12 @@ def _case(widths: tuple[int, ...], k: int, steps: int) -> Case:
         },
         [
             contestant("vmapped", "ours", lambda: together(empty, orders), compile_s),
+            contestant(
+                "one after the other",
+                "baseline",
+                lambda: turns(empty, orders),
+                compile_turns,
+            ),
             contestant("a Python loop", "baseline", loop, compile_alone),
             contestant("products only", "limit", lambda: least(orders), compile_least),
         ],

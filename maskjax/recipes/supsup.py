@@ -164,7 +164,8 @@ def learn(
             of normalization are a task's own: return them among the metrics.
         bank: Where the masks go.
         tasks: Tree of arrays [K, ...]: what `train` is given, one for each task.
-        batch_size: How many are trained side by side; memory for their scores.
+        batch_size: How many are trained side by side; memory for their scores. More
+            fill an accelerator; on a CPU, one after the other (1) is as fast or faster.
         key: A typed key. Each task gets its own, which depends on the number it will
             have in the bank, not on which others are learned in the same call.
 
