@@ -551,3 +551,22 @@ def test_scores_follow_the_predicate_and_the_initializer(weights):
     assert expected["b"] is None
     trees.assert_same(state.scores, expected)
     assert state.cutoffs["b"] is None
+
+
+def test_frozen_thresholds_may_differ_between_leaves(weights):
+    densities = {"a": 0.25, "b": 0.5, "c": 1.0}
+    state = edge_popup.init(
+        weights, optax.sgd(RATE), density=densities, key=jax.random.key(1)
+    )
+    for name, density in densities.items():
+        bound = SHAPES[name][0] ** -0.5
+        np.testing.assert_allclose(
+            state.cutoffs[name], (1 - density) * bound, rtol=1e-6
+        )
+    with pytest.raises(ValueError, match="only in `weights`: c"):
+        edge_popup.init(
+            weights,
+            optax.sgd(RATE),
+            density={"a": 0.5, "b": 0.5},
+            key=jax.random.key(1),
+        )

@@ -434,3 +434,12 @@ def test_signed_deviations_need_floating_leaves_to_be_chosen():
         initializer.signed_deviation(params, where=where.everything)
     with pytest.raises(ValueError, match=f"{fn} needs `where` to choose at least one"):
         initializer.signed_deviation({"b": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_there_is_at_least_one_sample(samples):
+    state = supermask.init({"w": jnp.ones((4, 1))}, optax.sgd(1.0))
+    with pytest.raises(ValueError, match=f"`samples` of at least 1, got {samples}"):
+        supermask.predict(
+            lambda params: params["w"], state, samples=samples, key=jax.random.key(0)
+        )
