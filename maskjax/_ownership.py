@@ -1,0 +1,224 @@
+"""Who owns which weight of a network that learns task after task.
+
+Part of `maskjax.recipes.packnet`, which exports what is here.
+
+>>> params = {"w": jnp.ones((1, 2)), "head": jnp.zeros((2, 1))}
+>>> state = packnet.init(params, head=where.matching("head"), capacity=2)
+>>> state.owner["w"], state.slots["head"].shape
+(Array([[0, 0]], dtype=uint8), (2, 2, 1))
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from maskjax import _checks, _tree, masking
+from maskjax._choice import Scope
+from maskjax._quota import quota
+from maskjax._tree import Array, Mask, Params, Predicate, map_mask
+from maskjax.where import kernels, matching
+
+_STATISTICS = matching("(^|/)(batch_stats/|mean$|var$)")  # in Linen, and in NNX
+_FN = "maskjax.recipes.packnet."
+
+
+class PackNetState(NamedTuple):
+    """The network between two tasks; a pytree of fixed shapes.
+
+    Attributes:
+        params: Weights and shared leaves; of others, what a task begins with.
+        owner: 0 for a free weight, else 1 + its task; `None` for leaves without owners.
+        slots: Of leaves that each task has its own of, [C, ...]; `None` for others.
+        counts: [C], how many weights each task owns.
+        learned: int32, how many tasks are.
+        refused: int32, how many were committed under `jit` when C were learned.
+    """
+
+    params: Params
+    owner: Any
+    slots: Any
+    counts: Array
+    learned: Array
+    refused: Array
+
+
+def init(
+    params: Params,
+    *,
+    capacity: int,
+    head: Predicate | None,
+    where: Predicate = kernels,
+    statistics: Predicate | None = _STATISTICS,
+) -> PackNetState:
+    """A network that knows no task.
+
+    Args:
+        params: Tree of arrays, all that the network has, running statistics too.
+        capacity: C, how many tasks there is room for.
+        head: Which leaves each task has its own of: the last layer, and biases or
+            normalization with it if the predicate says so. `None`: no layer is.
+        where: Which of the others are weights, each to be owned by one task.
+        statistics: Which of the rest are running statistics, each task's own too; by
+            default by Flax's names. `None`: the first task's are for all.
+
+    Returns:
+        The state.
+
+    Raises:
+        TypeError: If a weight or a head is not floating, or C no whole number.
+        ValueError: If C is below 1, or there are no weights, or no leaves of a head.
+
+    Example:
+        >>> params = {"w": jnp.ones((2, 3)), "head": jnp.ones((3, 4))}
+        >>> state = packnet.init(params, head=where.matching("head"), capacity=300)
+        >>> state.slots["head"].shape
+        (300, 3, 4)
+    """
+    fn = _FN + "init"
+    _checks.at_least(capacity, 1, fn=fn, name="capacity")
+    params = jax.tree.map(jnp.asarray, params)
+    weights = _checks.chosen(params, where, fn=fn)
+    heads = [False] * len(weights)
+    if head is not None:
+        heads = _checks.chosen(params, head, fn=fn)
+    dtype = np.min_scalar_type(capacity)
+    owner, slots = [], []
+    for (path, w), weight, own in zip(
+        _tree.named_leaves(params), weights, heads, strict=True
+    ):
+        weight = weight and not own
+        own = own or not weight and statistics is not None and statistics(path, w)
+        owner.append(jnp.zeros(w.shape, dtype) if weight else None)
+        slots.append(jnp.zeros((capacity, *w.shape), w.dtype) if own else None)
+    if all(leaf is None for leaf in owner):
+        raise ValueError(f"`{fn}` needs weights that are not of the `head`, got none.")
+    owner, slots = map(jax.tree.structure(params).unflatten, (owner, slots))
+    counts, learned, refused = (jnp.zeros(n, int) for n in (capacity, (), ()))
+    return PackNetState(params, owner, slots, counts, learned, refused)
+
+
+def active(state: PackNetState, task: ArrayLike) -> Mask:
+    """The weights that a task runs on: its own, and those of all tasks before it.
+
+    Args:
+        state: The network.
+        task: Which, an integer; negative ones count from the last learned.
+
+    Returns:
+        A mask: True keeps. Where `task` or `learned` is traced, and the task is not
+        learned, it is the mask that keeps nothing.
+
+    Raises:
+        TypeError: If the task is no integer.
+        ValueError: If the task is not learned.
+
+    Example:
+        >>> state = packnet.init({"w": jnp.ones((1, 2))}, head=None, capacity=1)
+        >>> state = packnet.commit(packnet.begin(state), {"w": jnp.ones((1, 2))})
+        >>> packnet.active(state, 0)
+        {'w': Array([[ True,  True]], dtype=bool)}
+    """
+    index, exists = _which(state, task, fn=_FN + "active")
+    last = jnp.where(exists, index + 1, 0)
+    return map_mask(lambda o: (o > 0) & (o <= last.astype(o.dtype)), state.owner)
+
+
+def params_of(state: PackNetState, task: ArrayLike) -> Params:
+    """The parameters of a task: its active weights, and what it has of its own.
+
+    Args:
+        state: The network.
+        task: As in `active`.
+
+    Returns:
+        A tree like the `params` of `init`, for the network as it is. Weights that are
+        not active are exactly 0.
+
+    Raises:
+        TypeError: As in `active`.
+        ValueError: As in `active`.
+
+    Example:
+        >>> state = packnet.init({"w": jnp.ones((1, 2))}, head=None, capacity=1)
+        >>> state = packnet.commit(packnet.begin(state), {"w": jnp.ones((1, 2))})
+        >>> packnet.params_of(state, -1)
+        {'w': Array([[1., 1.]], dtype=float32)}
+    """
+    index, _ = _which(state, task, fn=_FN + "params_of")
+
+    def leaf(w: Array, slot: Array | None) -> Array:
+        return w if slot is None else jnp.take(slot, index, axis=0, mode="clip")
+
+    params = masking.apply(state.params, active(state, task))
+    return jax.tree.map(leaf, params, state.slots)
+
+
+def allotment(
+    state: PackNetState, *, rates: Sequence[float], scope: Scope = "leaf"
+) -> tuple[int, ...]:
+    """How many weights each task will own, to choose rates before anything is trained.
+
+    Args:
+        state: The network. What it has learned does not matter.
+        rates: With which the first tasks, in order, will be pruned; 0 where none is.
+            With 1 - 1 / C, 1 - 1 / (C - 1), ..., 0 each task owns as many.
+        scope: As in `prune`.
+
+    Returns:
+        As many numbers; with rates of float32 one may differ by one.
+
+    Raises:
+        TypeError: If a rate is no number.
+        ValueError: If rates leave a task no weights, are outside [0, 1] or more than C.
+
+    Example:
+        >>> state = packnet.init({"w": jnp.ones((10, 10))}, head=None, capacity=3)
+        >>> packnet.allotment(state, rates=(0.5, 0.75, 0.0))
+        (50, 12, 38)
+    """
+    fn = _FN + "allotment"
+    _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
+    free = [leaf.size for leaf in jax.tree.leaves(state.owner)]
+    free = free if scope == "leaf" else [sum(free)]
+    if len(rates) > len(state.counts):
+        raise ValueError(
+            f"`{fn}` needs `rates` for {len(state.counts)} tasks at most, got "
+            f"{len(rates)}."
+        )
+    found, owned = [], []
+    for rate in rates:
+        _checks.unit_interval(rate, fn=fn, name="rates")
+        left = [quota(rate, n) for n in free]
+        found.append(sum(free))
+        owned.append(sum(free) - sum(left))
+        free = left
+    _checks.raise_all(
+        (
+            f"task {task}: {mine} of the {n:,} that are free"
+            for task, (mine, n) in enumerate(zip(owned, found, strict=True))
+            if not mine
+        ),
+        f"`{fn}` needs `rates` that leave every task weights",
+    )
+    return tuple(owned)
+
+
+def _which(state: PackNetState, task: ArrayLike, *, fn: str) -> tuple[Array, Array]:
+    """A task's number, and whether it is learned."""
+    if not jnp.issubdtype(jnp.result_type(task), jnp.integer) or jnp.ndim(task):
+        raise TypeError(
+            f"`{fn}` needs `task` as one integer, got {_checks.kind_of(task)}."
+        )
+    which, used = _checks.known(task), _checks.known(state.learned)
+    if which is not None and used is not None and not -used <= which < used:
+        raise ValueError(
+            f"`{fn}` needs a learned task, got {which}, and {used} of "
+            f"{len(state.counts)} are learned."
+        )
+    index = jnp.asarray(task).astype(jnp.int32)
+    index = jnp.where(index < 0, index + state.learned, index)
+    return index, (index >= 0) & (index < state.learned)
