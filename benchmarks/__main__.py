@@ -17,7 +17,7 @@ import numpy as np
 from rich import console as rich_console
 from rich import progress, table
 
-from benchmarks import _data
+from benchmarks import _data, _episodes
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks.demos import DEMOS
 from benchmarks.speed import _results
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         data = _data.load(options.data)
+        omniglot = options.omniglot and _episodes.omniglot(options.omniglot)
         options.out.mkdir(parents=True, exist_ok=True)
     except _data.DataError as error:
         print(error, file=sys.stderr)
@@ -53,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress.TimeElapsedColumn(),
         console=console,
     ) as bars:
-        context = Context(data, options.quick, options.out, bars, tasks=options.tasks)
+        context = Context(
+            data,
+            options.quick,
+            options.out,
+            bars,
+            tasks=options.tasks,
+            omniglot=omniglot,
+        )
         for demo in chosen:
             start = time.perf_counter()
             outcome = demo.run(context)
@@ -89,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_at_least_two,
         metavar="N",
         help="how many tasks one network learns in supsup (default: 50; 5 with --data)",
+    )
+    parser.add_argument(
+        "--omniglot",
+        type=pathlib.Path,
+        metavar="PATH.npz",
+        help="characters for meta_ticket, which then trains for long (default: digits)",
     )
     parser.add_argument("--quick", action="store_true", help="train for little time")
     parser.add_argument(

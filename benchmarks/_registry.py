@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rich import progress
 
 from benchmarks._data import Data
+from benchmarks._episodes import Classes
 
 
 class Context(NamedTuple):
@@ -19,6 +20,7 @@ class Context(NamedTuple):
         bars: Where progress is shown.
         seeds: How many networks, trained side by side as one program.
         tasks: How many tasks one network learns; `None` leaves it to the demonstration.
+        omniglot: Characters to learn from few of, if any were given.
     """
 
     data: Data
@@ -27,6 +29,7 @@ class Context(NamedTuple):
     bars: progress.Progress
     seeds: int = 10
     tasks: int | None = None
+    omniglot: Classes | None = None
 
     def track(self, description: str, steps: int) -> Iterator[int]:
         """Count up to `steps`, moving a bar."""

@@ -7,6 +7,8 @@ from benchmarks.demos import (
     hopsupsup,
     lottery_ticket,
     magnitude,
+    meta_ticket,
+    packnet,
     pruning,
     supermask,
     supsup,
@@ -22,4 +24,6 @@ DEMOS = (
     supermask.DEMO,
     supsup.DEMO,
     hopsupsup.DEMO,
+    packnet.DEMO,
+    meta_ticket.DEMO,
 )

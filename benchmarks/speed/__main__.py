@@ -20,6 +20,7 @@ QUESTIONS = (
     "packing",
     "tasks_learned",
     "task_inference",
+    "meta_ticket_step",
     "import_time",
 )
 RESULTS = pathlib.Path(__file__).parents[1] / "results"

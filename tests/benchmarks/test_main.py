@@ -350,3 +350,17 @@ def test_tasks_permute_the_pixels_each_in_its_own_order():
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(orders[0], (4, 1)))
     assert len(np.unique(orders, axis=0)) == 4
     np.testing.assert_array_equal(_tasks.permutations(data, 2), orders[:2])
+
+
+@pytest.mark.slow
+def test_what_is_meta_trained_learns_faster_from_few_samples(quick):
+    numbers = quick("meta_ticket")[1]["demos"]["meta_ticket"]["numbers"]
+    maml, ticket = (numbers["sinusoids"][n] for n in ("MAML", "Meta-ticket"))
+    assert maml["mse_by_step"][5] < maml["mse_by_step"][0] - 0.4
+    assert maml["density"] == 1
+    assert 0.5 < ticket["density"] < 1  # it has just begun, and the mask has moved
+    found = numbers["images"]["width 1, 1-shot"]
+    assert found["unchanged"]
+    assert 0.3 < found["density"] < 0.9
+    first = {name: steps[0] for name, steps in found["accuracy_by_step"].items()}
+    assert min(first["MAML"], first["Meta-ticket"]) > first["not meta-trained"] + 0.03

@@ -1,0 +1,461 @@
+"""Learn from how few samples to learn: Meta-ticket beside MAML (Chijiwa et al., 2022).
+
+MAML meta-trains the weights that a new task is learned from; Meta-ticket leaves them
+random and meta-trains which to keep. Tasks are sine waves, of which five points are
+seen, and images of five new classes, of which one or five are. The classes are digits
+and their quarter turns, or characters of Omniglot (`--omniglot`), with longer training.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from matplotlib.figure import Figure
+
+from benchmarks import _episodes, _pictures, _train
+from benchmarks._episodes import Episodes
+from benchmarks._registry import Context, Demo, Outcome, Row
+from maskjax import algebra, masking, where
+from maskjax.recipes import meta_ticket
+
+CHUNKS = 10  # of a training, for the progress bar
+MAML, TICKET, UNTRAINED = "MAML", "Meta-ticket", "not meta-trained"
+
+# Sinusoids, as in the papers but for the clipping, without which training breaks down
+# after some ten thousands of steps, and the schedule.
+SHOTS, QUERIES, WIDTHS = 5, 100, (1, 40, 40, 1)
+RATE, INNER, LOOKS, BATCH = 0.01, 5, 10, 25
+META_RATE, CLIP = 1e-3, 1.0
+WAVES, SHOWN = 1_000, np.linspace(-5, 5, 101, dtype=np.float32)[:, None]
+
+# Few-shot images, as in the paper but for the iterations, which are 30,000 there.
+WAYS, HIDDEN = 5, (256, 128, 64, 64)
+IMAGE_RATE, IMAGE_BATCH, TEST_STEPS, EPISODES = 0.4, 4, (1, 3), 1_000
+AT_ONCE = 5  # test episodes at a time, so that their weights stay near
+TICKET_RATE, MOMENTUM, WARM_UP = 10.0, 0.9, 1 / 30
+
+
+class Budget(NamedTuple):
+    """Iterations, and the networks and episodes of images."""
+
+    waves: int
+    images: int
+    widths: tuple[int, ...] = (1,)
+    shots: tuple[int, ...] = (1,)
+
+
+DEFAULT, QUICK = Budget(2_000, 400), Budget(500, 100)
+LONG = Budget(20_000, 4_000, widths=(1, 2), shots=(1, 5))
+
+
+class Tasks(NamedTuple):
+    """Tasks of one kind, and how they are learned.
+
+    Attributes:
+        draw: `(key, data, tasks) -> (support, query)`, so many tasks.
+        data: What it draws from.
+        loss: `(params, x, y) -> scalar`.
+        rate: The inner learning rate.
+        steps: Inner steps in training.
+        batch: Tasks in a step of meta-training.
+    """
+
+    draw: Callable[[jax.Array, Any, int], Episodes]
+    data: Any
+    loss: Callable[..., jax.Array]
+    rate: float
+    steps: int
+    batch: int
+
+
+class Method(NamedTuple):
+    """What is meta-trained, and by which optimizer."""
+
+    optimizer: optax.GradientTransformation
+    where: where.Predicate | None
+    trained: where.Predicate | None
+
+
+def run(context: Context) -> Outcome:
+    """Sine waves, then images of classes that were never seen."""
+    budget = QUICK if context.quick else DEFAULT
+    if context.omniglot is not None and not context.quick:
+        budget = LONG
+    waves = _sinusoids(context, budget)
+    classes = context.omniglot or _episodes.digits(context.data)
+    images = {
+        f"width {width}, {shots}-shot": _images(context, classes, budget, width, shots)
+        for width in budget.widths
+        for shots in budget.shots
+    }
+    return Outcome(
+        rows=_rows(budget, waves, classes.name, images),
+        settings=_settings(budget, classes),
+        numbers={
+            "sinusoids": {
+                name: {
+                    "mse_by_step": found["errors"].mean(0),
+                    "interval_by_step": _interval(found["errors"]),
+                    "density": found["density"],
+                }
+                for name, found in waves.items()
+            },
+            "images": {
+                setting: {
+                    "accuracy_by_step": {
+                        n: h.mean(0) for n, h in found["hits"].items()
+                    },
+                    "interval_by_step": {
+                        n: _interval(h) for n, h in found["hits"].items()
+                    },
+                    "density": found["density"],
+                    "unchanged": found["unchanged"],
+                }
+                for setting, found in images.items()
+            },
+        },
+        pictures=[
+            _draw_waves(context, waves),
+            _draw_images(context, classes.name, images),
+        ],
+    )
+
+
+def _rows(
+    budget: Budget, waves: dict[str, Any], data: str, images: dict[str, Any]
+) -> list[Row]:
+    def error(name: str, step: int) -> str:
+        errors = waves[name]["errors"][:, step]
+        return f"{errors.mean():.2f} ± {_interval(errors):.2f}"
+
+    def accuracy(hits: np.ndarray) -> str:
+        each = zip(hits.mean(0), _interval(hits), strict=True)
+        return ", ".join(f"{mean:.1%} ± {100 * half:.1f}" for mean, half in each)
+
+    of_waves = ", ".join(
+        f"{name} {error(name, INNER)} ({error(name, 0)} before)" for name in waves
+    )
+    of_images = "; ".join(
+        f"{setting}: "
+        + "; ".join(f"{name} {accuracy(hits)}" for name, hits in found["hits"].items())
+        for setting, found in images.items()
+    )
+    kept = "; ".join(f"{name} {found['density']:.1%}" for name, found in images.items())
+    same = all(found["unchanged"] for found in images.values())
+    steps = " and ".join(map(str, TEST_STEPS))
+    return [
+        Row(
+            "a new sine wave is learned from 5 points in 5 steps (MAML: an error near "
+            "0.7 after 70,000 iterations)",
+            f"mean squared error of {WAVES} waves after {budget.waves:,} iterations: "
+            f"{of_waves}",
+        ),
+        Row(
+            "new classes are learned from few images",
+            f"{WAYS} ways, {EPISODES} episodes of {data}, after {budget.images:,} "
+            f"iterations, by {steps} inner steps: {of_images}",
+        ),
+        Row(
+            "random weights are never meta-trained, only which of them to keep",
+            f"weights {'bit-identical' if same else 'CHANGED'}; kept, of all at first: "
+            f"{kept}",
+        ),
+    ]
+
+
+def _settings(budget: Budget, classes: _episodes.Classes) -> dict[str, Any]:
+    return {
+        "second_order": True,
+        "sinusoids": {
+            "network": "-".join(map(str, WIDTHS)),
+            "shots": SHOTS,
+            "inner_rate": RATE,
+            "inner_steps": INNER,
+            "tasks_in_a_step": BATCH,
+            "iterations": budget.waves,
+            "optimizer": f"adam {META_RATE}, cosine, clipped to a norm of {CLIP}",
+            "masked": "the middle kernel; all else is meta-trained",
+        },
+        "images": {
+            "data": classes.name,
+            "classes": {"train": len(classes.train), "test": len(classes.test)},
+            "network": "-".join(map(str, HIDDEN)) + " times the width, batch norm",
+            "ways": WAYS,
+            "inner_rate": IMAGE_RATE,
+            "inner_steps": {"train": 1, "test": TEST_STEPS},
+            "tasks_in_a_step": IMAGE_BATCH,
+            "iterations": budget.images,
+            "optimizer": {
+                MAML: f"adamw {META_RATE}",
+                TICKET: f"sgd {TICKET_RATE}, momentum {MOMENTUM}, warm-up, cosine",
+            },
+            "first_density": 1.0,
+            "episodes": EPISODES,
+        },
+    }
+
+
+def _sinusoids(context: Context, budget: Budget) -> dict[str, Any]:
+    """Errors of each method by inner steps, and what it says of one wave."""
+
+    def draw(key: jax.Array, data: None, tasks: int) -> Episodes:
+        del data
+        return _episodes.sinusoids(key, tasks=tasks, shots=SHOTS, queries=SHOTS)
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean((_regression(params, x) - y) ** 2)
+
+    tasks = Tasks(draw, None, loss, RATE, INNER, BATCH)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(CLIP),
+        optax.adam(optax.cosine_decay_schedule(META_RATE, budget.waves)),
+    )
+    middle = where.matching("dense_1/kernel")
+    methods = {
+        MAML: Method(optimizer, None, where.everything),
+        TICKET: Method(optimizer, middle, ~middle),
+    }
+    weights = jax.jit(_wave_weights)(jax.random.key(0))
+    look = jax.jit(lambda weights, kept: _by_step(tasks, weights, kept))
+    found = {}
+    for name, method in methods.items():
+        label = f"meta_ticket: sine waves, {name}"
+        state = _meta_train(context, label, tasks, method, weights, budget.waves)
+        kept = _kept(state, middle)
+        errors, shown = map(np.asarray, look(state.weights, kept))
+        density = float(algebra.density(kept))
+        found[name] = {"errors": errors, "shown": shown, "density": density}
+    return found
+
+
+def _images(
+    context: Context,
+    classes: _episodes.Classes,
+    budget: Budget,
+    width: int,
+    shots: int,
+) -> dict[str, Any]:
+    """Accuracies on episodes of new classes: of each method, and of random weights."""
+
+    def draw(key: jax.Array, data: jax.Array, tasks: int) -> Episodes:
+        how = {"tasks": tasks, "ways": WAYS, "shots": shots, "queries": shots}
+        return _episodes.images(key, data, **how)
+
+    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return _train.cross_entropy(_classifier(params, x), y)
+
+    old, new = jnp.asarray(classes.train), jnp.asarray(classes.test)
+    tasks = Tasks(draw, old, loss, IMAGE_RATE, 1, IMAGE_BATCH)
+    warm_up = int(WARM_UP * budget.images)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, TICKET_RATE, warm_up, budget.images
+    )
+    hidden = where.kernels & ~where.matching("head")
+    methods = {
+        MAML: Method(optax.adamw(META_RATE), None, where.everything),
+        TICKET: Method(optax.sgd(schedule, MOMENTUM), hidden, None),
+    }
+    draw_weights = jax.jit(_image_weights, static_argnums=(1, 2))
+    weights = draw_weights(jax.random.key(1), old.shape[-1], width)
+    test = jax.jit(lambda weights, kept: _accuracies(tasks, weights, kept, new))
+    hits, states = {}, {}
+    for name, method in methods.items():
+        label = f"meta_ticket: width {width}, {shots}-shot, {name}"
+        state = _meta_train(context, label, tasks, method, weights, budget.images)
+        hits[name] = np.asarray(test(state.weights, _kept(state, hidden)))
+        states[name] = state
+    everything = masking.everything(weights, where=hidden)
+    hits[UNTRAINED] = np.asarray(test(weights, everything))
+    after = jax.tree.leaves(states[TICKET].weights)
+    same = zip(jax.tree.leaves(weights), after, strict=True)
+    return {
+        "hits": hits,
+        "density": float(algebra.density(meta_ticket.mask(states[TICKET]))),
+        "unchanged": all(np.array_equal(a, b) for a, b in same),
+    }
+
+
+def _kept(state: meta_ticket.MetaTicketState, masked: where.Predicate) -> Any:
+    """The mask, which for MAML keeps everything, so that one program is for both."""
+    if jax.tree.leaves(state.scores):
+        return meta_ticket.mask(state)
+    return masking.everything(state.weights, where=masked)
+
+
+def _meta_train(
+    context: Context,
+    label: str,
+    tasks: Tasks,
+    method: Method,
+    weights: Any,
+    iterations: int,
+) -> meta_ticket.MetaTicketState:
+    """Meta-training on tasks that are drawn afresh for every step."""
+
+    def step(
+        state: meta_ticket.MetaTicketState, key: jax.Array, data: Any
+    ) -> tuple[meta_ticket.MetaTicketState, jax.Array]:
+        support, query = tasks.draw(key, data, tasks.batch)
+        how = {"rates": tasks.rate, "steps": tasks.steps}
+        return meta_ticket.step(
+            state, tasks.loss, method.optimizer, support, query, **how
+        )
+
+    @jax.jit
+    def chunk(
+        state: meta_ticket.MetaTicketState, key: jax.Array, data: Any
+    ) -> meta_ticket.MetaTicketState:
+        keys = jax.random.split(key, iterations // CHUNKS)
+        return lax.scan(lambda state, key: step(state, key, data), state, keys)[0]
+
+    state = meta_ticket.init(
+        weights,
+        method.optimizer,
+        where=method.where,
+        trained=method.trained,
+        key=jax.random.key(2),
+    )
+    for i in context.track(label, CHUNKS):
+        key = jax.random.fold_in(jax.random.key(3), i)
+        # Waiting keeps the progress bar honest.
+        state = jax.block_until_ready(chunk(state, key, tasks.data))
+    return state
+
+
+def _by_step(tasks: Tasks, weights: Any, kept: Any) -> tuple[jax.Array, jax.Array]:
+    """Errors [WAVES, 1 + LOOKS] after each inner step, and what is said of one wave."""
+
+    def of_wave(support: Any, query: Any) -> tuple[jax.Array, jax.Array]:
+        def look(params: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            seen = tasks.loss(params, *query), _regression(params, SHOWN)[:, 0]
+            how = {"rates": tasks.rate, "steps": 1}
+            return meta_ticket.adapt(tasks.loss, params, kept, *support, **how), seen
+
+        start = masking.apply(weights, kept)
+        return lax.scan(look, start, length=1 + LOOKS)[1]
+
+    errors, shown = jax.vmap(of_wave)(*_test_waves())
+    return errors, shown[0]
+
+
+def _test_waves() -> Episodes:
+    key = jax.random.key(4)
+    return _episodes.sinusoids(key, tasks=WAVES, shots=SHOTS, queries=QUERIES)
+
+
+def _accuracies(tasks: Tasks, weights: Any, kept: Any, classes: jax.Array) -> jax.Array:
+    """The fraction of query images told, after each of TEST_STEPS, [EPISODES, 2]."""
+
+    def of_episode(support: Any, query: Any) -> jax.Array:
+        params, done, hits = weights, 0, []
+        for steps in TEST_STEPS:
+            how = {"rates": tasks.rate, "steps": steps - done}
+            params = meta_ticket.adapt(tasks.loss, params, kept, *support, **how)
+            done = steps
+            hits.append(jnp.mean(_classifier(params, query[0]).argmax(-1) == query[1]))
+        return jnp.stack(hits)
+
+    def of_few(key: jax.Array) -> jax.Array:
+        return jax.vmap(of_episode)(*tasks.draw(key, classes, AT_ONCE))
+
+    keys = jax.random.split(jax.random.key(5), EPISODES // AT_ONCE)
+    return lax.map(of_few, keys).reshape(EPISODES, -1)
+
+
+def _wave_weights(key: jax.Array) -> Any:
+    """Kernels and biases uniform in +-1 / sqrt(fan_in), but He-normal in the middle."""
+    params = {}
+    for i, (a, b) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+        inner, outer = jax.random.split(jax.random.fold_in(key, i))
+        kernel = jax.random.uniform(inner, (a, b), minval=-1.0) * a**-0.5
+        if i == 1:
+            kernel = jax.random.normal(inner, (a, b)) * (2 / a) ** 0.5
+        bias = jax.random.uniform(outer, (b,), minval=-1.0) * a**-0.5
+        params[f"dense_{i}"] = {"kernel": kernel, "bias": bias}
+    return params
+
+
+def _regression(params: Any, x: jax.Array) -> jax.Array:
+    for i in range(len(WIDTHS) - 1):
+        x = jax.nn.relu(x) if i else x
+        x = x @ params[f"dense_{i}"]["kernel"] + params[f"dense_{i}"]["bias"]
+    return x
+
+
+def _image_weights(key: jax.Array, pixels: int, width: int) -> Any:
+    """He-normal kernels; norms that change nothing, and biases of 0."""
+    widths = (pixels, *(width * n for n in HIDDEN), WAYS)
+    params = {}
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        kernel = jax.random.normal(jax.random.fold_in(key, i), (a, b)) * (2 / a) ** 0.5
+        layer = {"kernel": kernel, "bias": jnp.zeros(b)}
+        norm = {"scale": jnp.ones(b), "offset": jnp.zeros(b)}
+        last = i == len(HIDDEN)
+        params["head" if last else f"dense_{i}"] = layer if last else layer | norm
+    return params
+
+
+def _classifier(params: Any, x: jax.Array) -> jax.Array:
+    """Logits. Batch normalization is by the images at hand, as in the papers' codes."""
+    for i in range(len(HIDDEN)):
+        layer = params[f"dense_{i}"]
+        x = x @ layer["kernel"] + layer["bias"]
+        x = (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-3)
+        x = jax.nn.relu(x * layer["scale"] + layer["offset"])
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def _interval(values: np.ndarray) -> np.ndarray:
+    """Half of the 95 % interval of the mean over the first axis."""
+    return 1.96 * values.std(0) / len(values) ** 0.5
+
+
+def _draw_waves(context: Context, waves: dict[str, Any]) -> str:
+    """One wave before, between and after the steps of training, and errors by step."""
+    drawn = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = drawn.subplots(1, 1 + len(waves))
+    (x, y), (others, values) = jax.tree.map(lambda a: a[0], _test_waves())
+    order = np.argsort(np.asarray(others)[:, 0])
+    for ax, (name, found) in zip(axes, waves.items(), strict=False):
+        ax.plot(others[order], values[order], color="gray", label="the wave")
+        for steps, style in ((0, ":"), (1, "--"), (INNER, "-")):
+            label = f"{steps} step{'s' * (steps != 1)}"
+            ax.plot(SHOWN, found["shown"][steps], style, color="C0", label=label)
+        ax.plot(x, y, "^", color="C3", label="seen")
+        ax.set_title(name)
+    axes[0].legend(fontsize="small")
+    for name, found in waves.items():
+        mean, interval = found["errors"].mean(0), _interval(found["errors"])
+        axes[-1].errorbar(range(1 + LOOKS), mean, interval, marker="o", label=name)
+    axes[-1].set(xlabel="inner steps", title=f"squared error of {WAVES} waves")
+    axes[-1].legend()
+    return _pictures.save(drawn, context.out / "meta_ticket_sinusoids.png")
+
+
+def _draw_images(context: Context, data: str, images: dict[str, Any]) -> str:
+    drawn = Figure(figsize=(10, 4.2), layout="constrained")
+    drawn.suptitle(f"{WAYS} new classes of {data}, from a few images of each")
+    names = (MAML, TICKET, UNTRAINED)
+    both = drawn.subplots(1, len(TEST_STEPS), sharey=True)
+    for i, (axes, steps) in enumerate(zip(both, TEST_STEPS, strict=True)):
+        for j, name in enumerate(names):
+            hits = [found["hits"][name][:, i] for found in images.values()]
+            at = np.arange(len(hits)) + (j - 1) * 0.25
+            means, intervals = ([f(h) for h in hits] for f in (np.mean, _interval))
+            axes.bar(at, means, 0.22, yerr=intervals, capsize=3, label=name)
+        axes.axhline(1 / WAYS, color="gray", linestyle=":")
+        axes.set_xticks(range(len(images)), [s.replace(", ", "\n") for s in images])
+        axes.set_title(f"after {steps} inner step{'s' * (steps != 1)}")
+    both[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    both[0].set_ylabel(f"accuracy of {EPISODES} episodes, 95 % intervals")
+    both[-1].legend(loc="lower right")
+    return _pictures.save(drawn, context.out / "meta_ticket_images.png")
+
+
+DEMO = Demo(
+    "meta_ticket", "Meta-ticket and MAML (Chijiwa et al. 2022, Finn et al. 2017)", run
+)

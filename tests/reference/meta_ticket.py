@@ -1,0 +1,57 @@
+"""Meta-gradients of a linear model by hand, step by step forward and then backward.
+
+Weights are w = m * theta for a mask m, elementwise, and the loss of a task on inputs X
+and targets Y is mean((X w - Y)^2), of gradient g(w) = H w - c with H = 2 X'X / size and
+c = 2 X'Y / size. An inner step and its adjoint, lambda being dL/dtheta:
+
+    theta <- theta - r * m * g(m * theta)
+    v = m * r * lambda
+    dL/dm <- dL/dm - r * lambda * g - theta * (H v)
+    lambda <- lambda - m * (H v)
+
+(Finn et al., arXiv:1703.03400; Chijiwa et al., arXiv:2205.15619). A first-order
+derivative leaves out everything that passes through g.
+"""
+
+import math
+
+import numpy as np
+
+
+def order_statistic(scores: np.ndarray, density: float) -> float:
+    """Number 1 + round(q (n - 1)) from below, q = 1 - density, halves rounding down."""
+    rank = math.ceil(round((1 - density) * (scores.size - 1), 9) - 0.5)
+    return float(np.sort(scores, axis=None)[rank])
+
+
+def task_gradients(
+    theta: np.ndarray,
+    m: np.ndarray,
+    rates: np.ndarray,
+    support: tuple[np.ndarray, np.ndarray],
+    query: tuple[np.ndarray, np.ndarray],
+    *,
+    steps: int,
+    first_order: bool = False,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The query loss after adapting, and its gradients by theta and by the mask."""
+
+    def slope(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return 2 * x.T @ (x @ w - y) / y.size
+
+    x, y = support
+    hessian = 2 * x.T @ x / y.size
+    path = [theta]
+    for _ in range(steps):
+        path.append(path[-1] - rates * m * slope(m * path[-1], x, y))
+    last = path.pop()
+    residual = query[0] @ (m * last) - query[1]
+    arriving = slope(m * last, *query)
+    by_mask, by_theta = last * arriving, m * arriving
+    if first_order:
+        return float(np.mean(residual**2)), by_theta, by_mask
+    for theta in reversed(path):
+        back = hessian @ (m * rates * by_theta)
+        by_mask = by_mask - rates * by_theta * slope(m * theta, x, y) - theta * back
+        by_theta = by_theta - m * back
+    return float(np.mean(residual**2)), by_theta, by_mask
