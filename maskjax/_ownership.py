@@ -209,7 +209,8 @@ def allotment(
 
 def _which(state: PackNetState, task: ArrayLike, *, fn: str) -> tuple[Array, Array]:
     """A task's number, and whether it is learned."""
-    if not jnp.issubdtype(jnp.result_type(task), jnp.integer) or jnp.ndim(task):
+    dtype = getattr(task, "dtype", None) or np.asarray(task).dtype
+    if not jnp.issubdtype(dtype, jnp.integer) or np.ndim(task):
         raise TypeError(
             f"`{fn}` needs `task` as one integer, got {_checks.kind_of(task)}."
         )

@@ -258,7 +258,7 @@ def of_nnx():
     graph, start = nnx.split(Nnx(nnx.Rngs(0)))
 
     def loss(params, rest, x, y):
-        net = nnx.merge(graph, params, rest)
+        net = nnx.merge(graph, params, rest, copy=True)
         out = net(x, train=True)
         return jnp.mean((out - y) ** 2), nnx.state(net, nnx.BatchStat)
 
@@ -266,7 +266,7 @@ def of_nnx():
         return nnx.split_state(state, nnx.Param, nnx.BatchStat)
 
     def say(state, x):
-        return nnx.merge(graph, state)(x, train=False)
+        return nnx.merge(graph, state, copy=True)(x, train=False)
 
     return start, split, nnx.merge_state, loss, say
 
@@ -278,13 +278,13 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [("sgd", True), ("adam", True), ("adamw", True), ("adamw", False)],
+)
 @pytest.mark.parametrize("framework", [linen, of_nnx])
 def test_nothing_is_forgotten_to_the_bit(framework, name, masked):
-    """With batch normalization, and an optimizer that moves everything."""
-    if not masked and name != "adamw":
-        pytest.skip("the one that moves what has no gradient will do")
+    """With batch normalization; masked or not, whatever the optimizer moves."""
     start, split, join, loss, apply = framework()
     x, y = data()
 
@@ -295,7 +295,8 @@ def test_nothing_is_forgotten_to_the_bit(framework, name, masked):
         def step(carry, _):
             params, rest, opt_state = carry
             slopes, rest = jax.grad(loss, has_aux=True)(params, rest, x, y)
-            updates, opt_state = optimizer.update(slopes, opt_state, params)
+            with jax.numpy_dtype_promotion("standard"):  # which Adam needs
+                updates, opt_state = optimizer.update(slopes, opt_state, params)
             return (optax.apply_updates(params, updates), rest, opt_state), None
 
         params, rest = split(params)
