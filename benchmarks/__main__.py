@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         type=_at_least_two,
         metavar="N",
-        help="how many tasks one network learns in supsup (default: 50; 5 with --data)",
+        help="how many tasks one network learns in supsup (default: 50; 5 with --data) "
+        "and in packnet (default: 10)",
     )
     parser.add_argument(
         "--omniglot",
