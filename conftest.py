@@ -1,6 +1,7 @@
-"""What docstring examples find in their namespace."""
+"""What docstring examples find in their namespace, and where compiled code is kept."""
 
 import importlib
+import os
 import pkgutil
 
 import jax
@@ -10,6 +11,20 @@ import pytest
 
 import maskjax
 from maskjax import metrics, optim, recipes, report, storage
+
+
+def pytest_configure(config):
+    """Keeps what is compiled, for compiling is most of what a test takes."""
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        kept = {
+            "jax_compilation_cache_dir": str(config.cache.mkdir("jax")),
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in kept.items():
+            # In the environment too, for notebooks, which are processes of their own.
+            if os.environ.setdefault(name.upper(), str(value)) == str(value):
+                jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)
