@@ -50,6 +50,8 @@ __all__ = [
     "prune",
 ]
 
+_ORDER = "For each task call `begin`, `prune` and `commit`"
+
 
 class Training(NamedTuple):
     """A task that has begun; a pytree.
@@ -99,7 +101,7 @@ def begin(
         {'b': Array([ True], dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
     fn = "maskjax.recipes.packnet.begin"
-    _in_order(state, PackNetState, fn=fn)
+    _checks.phase(state, PackNetState, fn=fn, order=_ORDER)
     _checks.one_of(reinit_free, ("zero", "init"), fn=fn, name="reinit_free")
     used, capacity = _checks.known(state.learned), len(state.counts)
     if used is not None and used >= capacity:
@@ -109,7 +111,7 @@ def begin(
     if fresh is None and reinit_free == "init":
         raise ValueError(f"`{fn}` needs `fresh`, with `reinit_free` as 'init'.")
     new = state.params if fresh is None else fresh
-    _alike(state.params, new, name="fresh", fn=fn)
+    _checks.alike(state.params, new, fn=fn, name="fresh")
     room = state.learned < capacity
 
     def trains(w: Array, owner: Array | None, slot: Array | None) -> Array:
@@ -161,7 +163,7 @@ def prune(
         {'w': Array([[0., 0., 3., 4.]], dtype=float32)}
     """
     fn = "maskjax.recipes.packnet.prune"
-    _in_order(training, Training, fn=fn)
+    _checks.phase(training, Training, fn=fn, order=_ORDER)
     params = _settled(training, params, fn=fn)
     trained = _weights(training)
     sizes = map_mask(lambda _, w: jnp.abs(w), trained, params)
@@ -194,7 +196,7 @@ def commit(training: Training, params: Params) -> PackNetState:
         Array([4], dtype=int32)
     """
     fn = "maskjax.recipes.packnet.commit"
-    _in_order(training, Training, Pruned, fn=fn)
+    _checks.phase(training, Training, Pruned, fn=fn, order=_ORDER)
     params, state = _settled(training, params, fn=fn), training.state
     mine = _weights(training)
     if type(training) is Training:
@@ -227,27 +229,8 @@ def _weights(training: Training) -> Mask:
 
 def _settled(training: Training, params: Params, *, fn: str) -> Params:
     """What was trained, and all else as it was, whatever an optimizer moved."""
-    _alike(training.params, params, name="params", fn=fn)
+    _checks.alike(training.params, params, fn=fn, name="params")
     return jax.tree.map(jnp.where, training.mask, params, training.params)
-
-
-def _alike(network: Params, given: Params, *, name: str, fn: str) -> None:
-    """Complain unless a tree has the network's shapes and dtypes."""
-    pairs = _checks.matched(network, given, fn=fn, names=("network", name))
-    kinds = [(path, *map(_checks.kind_of, pair)) for path, *pair in pairs]
-    _checks.raise_all(
-        (f"{path}: {mine}, network {own}" for path, own, mine in kinds if own != mine),
-        f"`{fn}` needs `{name}` of the network's shapes and dtypes",
-    )
-
-
-def _in_order(given: Any, *phases: type, fn: str) -> None:
-    if type(given) not in phases:
-        names = " or ".join(f"`{phase.__name__}`" for phase in phases)
-        raise TypeError(
-            f"`{fn}` needs a {names}, got {type(given).__name__}. For each task call "
-            "`begin`, `prune` and `commit`, in this order."
-        )
 
 
 def _remark(state: PackNetState, had: Mask, kept: Mask, *, fn: str) -> None:
