@@ -1,6 +1,7 @@
 """Who owns which weight of a network that learns task after task.
 
-Part of `maskjax.recipes.packnet`, which exports what is here.
+Part of `maskjax.recipes.packnet`, which exports what is here; `recipes.pacnet` divides
+leaves and settles what was trained the same way.
 
 >>> params = {"w": jnp.ones((1, 2)), "head": jnp.zeros((2, 1))}
 >>> state = packnet.init(params, head=where.matching("head"), capacity=2)
@@ -223,6 +224,15 @@ def roles(
         raise ValueError(f"`{fn}` needs weights that are not of the `head`, got none.")
     treedef = jax.tree.structure(params)
     return treedef.unflatten(shared), treedef.unflatten(own)
+
+
+def settled(phase: Any, params: Params, *, fn: str) -> Params:
+    """What was trained, and all else as it was, whatever an optimizer moved.
+
+    A phase of training has `params`, where it began, and `mask`: True trains.
+    """
+    _checks.alike(phase.params, params, fn=fn, name="params")
+    return jax.tree.map(jnp.where, phase.mask, params, phase.params)
 
 
 def _which(state: PackNetState, task: ArrayLike, *, fn: str) -> tuple[Array, Array]:

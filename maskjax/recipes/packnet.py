@@ -34,7 +34,14 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import _checks, algebra, masking, select
-from maskjax._ownership import PackNetState, active, allotment, init, params_of
+from maskjax._ownership import (
+    PackNetState,
+    active,
+    allotment,
+    init,
+    params_of,
+    settled,
+)
 from maskjax._tree import Array, Density, Mask, Params, Scores, map_mask
 
 __all__ = [
@@ -164,7 +171,7 @@ def prune(
     """
     fn = "maskjax.recipes.packnet.prune"
     _checks.phase(training, Training, fn=fn, order=_ORDER)
-    params = _settled(training, params, fn=fn)
+    params = settled(training, params, fn=fn)
     trained = _weights(training)
     sizes = map_mask(lambda _, w: jnp.abs(w), trained, params)
     kept = select.drop(sizes, trained, rate=rate, scope=scope)  # 2.
@@ -197,7 +204,7 @@ def commit(training: Training, params: Params) -> PackNetState:
     """
     fn = "maskjax.recipes.packnet.commit"
     _checks.phase(training, Training, Pruned, fn=fn, order=_ORDER)
-    params, state = _settled(training, params, fn=fn), training.state
+    params, state = settled(training, params, fn=fn), training.state
     mine = _weights(training)
     if type(training) is Training:
         _remark(state, mine, mine, fn=fn)
@@ -225,12 +232,6 @@ def commit(training: Training, params: Params) -> PackNetState:
 def _weights(training: Training) -> Mask:
     """The part of the mask that is of weights with owners."""
     return map_mask(lambda _, mask: mask, training.state.owner, training.mask)
-
-
-def _settled(training: Training, params: Params, *, fn: str) -> Params:
-    """What was trained, and all else as it was, whatever an optimizer moved."""
-    _checks.alike(training.params, params, fn=fn, name="params")
-    return jax.tree.map(jnp.where, training.mask, params, training.params)
 
 
 def _remark(state: PackNetState, had: Mask, kept: Mask, *, fn: str) -> None:
