@@ -171,6 +171,16 @@ def same_shapes(
     return pairs
 
 
+def alike(network: Any, given: Any, *, fn: str, name: str) -> None:
+    """A tree has the network's structure, shapes and dtypes."""
+    pairs = matched(network, given, fn=fn, names=("network", name))
+    kinds = [(path, *map(kind_of, pair)) for path, *pair in pairs]
+    raise_all(
+        (f"{path}: {mine}, network {own}" for path, own, mine in kinds if own != mine),
+        f"`{fn}` needs `{name}` of the network's shapes and dtypes",
+    )
+
+
 def boolean(mask: _tree.Mask, *, fn: str, name: str = "mask") -> None:
     """Every leaf is `None`, boolean, or packed."""
     leaves, _ = _tree.mask_leaves(mask)
@@ -202,6 +212,16 @@ def unit_interval(value: Any, *, fn: str, name: str) -> None:
         )
     if math.isnan(value) or not 0.0 <= float(value) <= 1.0:
         raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {value}.")
+
+
+def not_negative(value: Any, *, fn: str, name: str) -> None:
+    """A finite Python number from 0 on, or a scalar array that is not looked at."""
+    if isinstance(value, jax.Array) and not value.shape:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{fn}` needs `{name}` as a number, got {kind_of(value)}.")
+    if not 0.0 <= float(value) < math.inf:
+        raise ValueError(f"`{fn}` needs `{name}` finite and at least 0, got {value}.")
 
 
 def at_least(value: Any, least: int, *, fn: str, name: str) -> None:
@@ -245,6 +265,16 @@ def typed_key(key: Any, *, fn: str) -> None:
         raise ValueError(
             f"`{fn}` needs `key` as a single key, got keys of shape {key.shape}. Map "
             "over them with `jax.vmap`."
+        )
+
+
+def phase(given: Any, *phases: type, fn: str, order: str) -> None:
+    """The state is of one of a few types, which tell phases apart."""
+    if type(given) not in phases:
+        names = " or ".join(f"`{each.__name__}`" for each in phases)
+        raise TypeError(
+            f"`{fn}` needs a {names}, got {type(given).__name__}. {order}, in this "
+            "order."
         )
 
 

@@ -1,6 +1,7 @@
 """Who owns which weight of a network that learns task after task.
 
-Part of `maskjax.recipes.packnet`, which exports what is here.
+Part of `maskjax.recipes.packnet`, which exports what is here; `recipes.pacnet` divides
+leaves and settles what was trained the same way.
 
 >>> params = {"w": jnp.ones((1, 2)), "head": jnp.zeros((2, 1))}
 >>> state = packnet.init(params, head=where.matching("head"), capacity=2)
@@ -20,9 +21,9 @@ from maskjax import _checks, _tree, masking
 from maskjax._choice import Scope
 from maskjax._quota import quota
 from maskjax._tree import Array, Mask, Params, Predicate, map_mask
-from maskjax.where import kernels, matching
+from maskjax.where import kernels
+from maskjax.where import statistics as _statistics
 
-_STATISTICS = matching("(^|/)(batch_stats/|mean$|var$)")  # in Linen, and in NNX
 _FN = "maskjax.recipes.packnet."
 
 
@@ -52,7 +53,7 @@ def init(
     capacity: int,
     head: Predicate | None,
     where: Predicate = kernels,
-    statistics: Predicate | None = _STATISTICS,
+    statistics: Predicate | None = _statistics,
 ) -> PackNetState:
     """A network that knows no task.
 
@@ -63,7 +64,7 @@ def init(
             normalization with it if the predicate says so. `None`: no layer is.
         where: Which of the others are weights, each to be owned by one task.
         statistics: Which of the rest are running statistics, each task's own too; by
-            default by Flax's names. `None`: the first task's are for all.
+            default `where.statistics`. `None`: the first task's are for all.
 
     Returns:
         The state.
@@ -81,22 +82,10 @@ def init(
     fn = _FN + "init"
     _checks.at_least(capacity, 1, fn=fn, name="capacity")
     params = jax.tree.map(jnp.asarray, params)
-    weights = _checks.chosen(params, where, fn=fn)
-    heads = [False] * len(weights)
-    if head is not None:
-        heads = _checks.chosen(params, head, fn=fn)
+    weights, own = roles(params, head, where, statistics, fn=fn)
     dtype = np.min_scalar_type(capacity)
-    owner, slots = [], []
-    for (path, w), weight, own in zip(
-        _tree.named_leaves(params), weights, heads, strict=True
-    ):
-        weight = weight and not own
-        own = own or not weight and statistics is not None and statistics(path, w)
-        owner.append(jnp.zeros(w.shape, dtype) if weight else None)
-        slots.append(jnp.zeros((capacity, *w.shape), w.dtype) if own else None)
-    if all(leaf is None for leaf in owner):
-        raise ValueError(f"`{fn}` needs weights that are not of the `head`, got none.")
-    owner, slots = map(jax.tree.structure(params).unflatten, (owner, slots))
+    owner = map_mask(lambda w: jnp.zeros(w.shape, dtype), weights)
+    slots = map_mask(lambda w: jnp.zeros((capacity, *w.shape), w.dtype), own)
     counts, learned, refused = (jnp.zeros(n, int) for n in (capacity, (), ()))
     return PackNetState(params, owner, slots, counts, learned, refused)
 
@@ -205,6 +194,45 @@ def allotment(
         f"`{fn}` needs `rates` that leave every task weights",
     )
     return tuple(owned)
+
+
+def roles(
+    params: Params,
+    head: Predicate | None,
+    where: Predicate,
+    statistics: Predicate | None,
+    *,
+    fn: str,
+) -> tuple[Params, Params]:
+    """The weights that tasks share out, and the leaves that each has its own of.
+
+    Two trees like `params`, with `None` for the leaves that are not; as in `init`.
+    """
+    weights = _checks.chosen(params, where, fn=fn)
+    heads = [False] * len(weights)
+    if head is not None:
+        heads = _checks.chosen(params, head, fn=fn)
+    shared, own = [], []
+    for (path, w), weight, mine in zip(
+        _tree.named_leaves(params), weights, heads, strict=True
+    ):
+        weight = weight and not mine
+        mine = mine or not weight and statistics is not None and statistics(path, w)
+        shared.append(w if weight else None)
+        own.append(w if mine else None)
+    if all(leaf is None for leaf in shared):
+        raise ValueError(f"`{fn}` needs weights that are not of the `head`, got none.")
+    treedef = jax.tree.structure(params)
+    return treedef.unflatten(shared), treedef.unflatten(own)
+
+
+def settled(phase: Any, params: Params, *, fn: str) -> Params:
+    """What was trained, and all else as it was, whatever an optimizer moved.
+
+    A phase of training has `params`, where it began, and `mask`: True trains.
+    """
+    _checks.alike(phase.params, params, fn=fn, name="params")
+    return jax.tree.map(jnp.where, phase.mask, params, phase.params)
 
 
 def _which(state: PackNetState, task: ArrayLike, *, fn: str) -> tuple[Array, Array]:

@@ -24,6 +24,7 @@ __all__ = [
     "kernels",
     "matching",
     "ndim_at_least",
+    "statistics",
 ]
 
 
@@ -79,6 +80,14 @@ everything: Predicate = _Where("where.everything", lambda _, leaf: True)
 #: Every floating leaf, of any rank.
 floating: Predicate = _Where(
     "where.floating", lambda _, leaf: _checks.is_floating(leaf)
+)
+
+
+#: Running statistics of normalization, by the names that Flax gives them: the whole
+#: collection `batch_stats` in Linen, `mean` and `var` in NNX.
+statistics: Predicate = _Where(
+    "where.statistics",
+    lambda path, _: re.search("(^|/)(batch_stats/|mean$|var$)", path) is not None,
 )
 
 

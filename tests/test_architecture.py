@@ -30,7 +30,7 @@ RINGS = [
         "superposition",
         "_rounds",
     },
-    {"_opt_state", "_opt_update", "_rewiring", "_disk", "_ownership"},
+    {"_opt_state", "_opt_update", "_rewiring", "_disk", "_ownership", "_penalty"},
     {"optim", "layers", "storage", "report", "metrics", "kernels", "theory"},
     {"recipes"},
 ]

@@ -36,6 +36,23 @@ def test_kernels_have_readable_paths_in_every_framework(name):
     assert chosen(trees.make(name), where.kernels) == KERNELS[name]
 
 
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("batch_stats/BatchNorm_0/mean", True),
+        ("net/batch_stats/norm/whatever", True),
+        ("norm/mean", True),
+        ("var", True),
+        ("params/BatchNorm_0/scale", False),
+        ("invar", False),
+        ("mean/kernel", False),
+        ("my_batch_stats/x", False),
+    ],
+)
+def test_statistics_are_known_by_flaxs_names(path, counts):
+    assert where.statistics(path, jnp.ones(3)) is counts
+
+
 @pytest.mark.parametrize("name", trees.NAMES)
 def test_kernels_are_what_carries_a_mask_by_default(name):
     params = trees.make(name)

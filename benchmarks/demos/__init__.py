@@ -9,6 +9,7 @@ from benchmarks.demos import (
     magnitude,
     meta_ticket,
     packnet,
+    pacnet,
     pruning,
     supermask,
     supsup,
@@ -25,5 +26,6 @@ DEMOS = (
     supsup.DEMO,
     hopsupsup.DEMO,
     packnet.DEMO,
+    pacnet.DEMO,
     meta_ticket.DEMO,
 )

@@ -34,7 +34,14 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import _checks, algebra, masking, select
-from maskjax._ownership import PackNetState, active, allotment, init, params_of
+from maskjax._ownership import (
+    PackNetState,
+    active,
+    allotment,
+    init,
+    params_of,
+    settled,
+)
 from maskjax._tree import Array, Density, Mask, Params, Scores, map_mask
 
 __all__ = [
@@ -49,6 +56,8 @@ __all__ = [
     "params_of",
     "prune",
 ]
+
+_ORDER = "For each task call `begin`, `prune` and `commit`"
 
 
 class Training(NamedTuple):
@@ -99,7 +108,7 @@ def begin(
         {'b': Array([ True], dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
     fn = "maskjax.recipes.packnet.begin"
-    _in_order(state, PackNetState, fn=fn)
+    _checks.phase(state, PackNetState, fn=fn, order=_ORDER)
     _checks.one_of(reinit_free, ("zero", "init"), fn=fn, name="reinit_free")
     used, capacity = _checks.known(state.learned), len(state.counts)
     if used is not None and used >= capacity:
@@ -109,7 +118,7 @@ def begin(
     if fresh is None and reinit_free == "init":
         raise ValueError(f"`{fn}` needs `fresh`, with `reinit_free` as 'init'.")
     new = state.params if fresh is None else fresh
-    _alike(state.params, new, name="fresh", fn=fn)
+    _checks.alike(state.params, new, fn=fn, name="fresh")
     room = state.learned < capacity
 
     def trains(w: Array, owner: Array | None, slot: Array | None) -> Array:
@@ -161,8 +170,8 @@ def prune(
         {'w': Array([[0., 0., 3., 4.]], dtype=float32)}
     """
     fn = "maskjax.recipes.packnet.prune"
-    _in_order(training, Training, fn=fn)
-    params = _settled(training, params, fn=fn)
+    _checks.phase(training, Training, fn=fn, order=_ORDER)
+    params = settled(training, params, fn=fn)
     trained = _weights(training)
     sizes = map_mask(lambda _, w: jnp.abs(w), trained, params)
     kept = select.drop(sizes, trained, rate=rate, scope=scope)  # 2.
@@ -194,8 +203,8 @@ def commit(training: Training, params: Params) -> PackNetState:
         Array([4], dtype=int32)
     """
     fn = "maskjax.recipes.packnet.commit"
-    _in_order(training, Training, Pruned, fn=fn)
-    params, state = _settled(training, params, fn=fn), training.state
+    _checks.phase(training, Training, Pruned, fn=fn, order=_ORDER)
+    params, state = settled(training, params, fn=fn), training.state
     mine = _weights(training)
     if type(training) is Training:
         _remark(state, mine, mine, fn=fn)
@@ -223,31 +232,6 @@ def commit(training: Training, params: Params) -> PackNetState:
 def _weights(training: Training) -> Mask:
     """The part of the mask that is of weights with owners."""
     return map_mask(lambda _, mask: mask, training.state.owner, training.mask)
-
-
-def _settled(training: Training, params: Params, *, fn: str) -> Params:
-    """What was trained, and all else as it was, whatever an optimizer moved."""
-    _alike(training.params, params, name="params", fn=fn)
-    return jax.tree.map(jnp.where, training.mask, params, training.params)
-
-
-def _alike(network: Params, given: Params, *, name: str, fn: str) -> None:
-    """Complain unless a tree has the network's shapes and dtypes."""
-    pairs = _checks.matched(network, given, fn=fn, names=("network", name))
-    kinds = [(path, *map(_checks.kind_of, pair)) for path, *pair in pairs]
-    _checks.raise_all(
-        (f"{path}: {mine}, network {own}" for path, own, mine in kinds if own != mine),
-        f"`{fn}` needs `{name}` of the network's shapes and dtypes",
-    )
-
-
-def _in_order(given: Any, *phases: type, fn: str) -> None:
-    if type(given) not in phases:
-        names = " or ".join(f"`{phase.__name__}`" for phase in phases)
-        raise TypeError(
-            f"`{fn}` needs a {names}, got {type(given).__name__}. For each task call "
-            "`begin`, `prune` and `commit`, in this order."
-        )
 
 
 def _remark(state: PackNetState, had: Mask, kept: Mask, *, fn: str) -> None:

@@ -361,6 +361,22 @@ def test_tasks_permute_the_pixels_each_in_its_own_order():
 
 
 @pytest.mark.slow
+def test_a_target_is_learned_from_few_samples_and_its_source_kept(quick):
+    numbers = quick("pacnet")[1]["demos"]["pacnet"]["numbers"]
+    assert numbers["compiled"] == 1
+    (found,) = numbers["distances"].values()
+    assert found["bit_identical"]
+    error = {name: np.mean(each, axis=-1) for name, each in found["rmse"].items()}
+    for name in ("PAC-Net", "fine-tuning", "L2-SP"):
+        assert error[name][1] < error["from scratch"][1] - 0.5
+    before, after = found["source_rmse"], found["source_rmse_after"]
+    assert after["PAC-Net"] == 4 * [before["PAC-Net"]]
+    assert np.mean(found["pruned_rmse"]) > np.mean(before["PAC-Net"]) + 0.5
+    forgotten = np.mean(after["fine-tuning"], axis=-1) - np.mean(before["fine-tuning"])
+    assert forgotten.min() > 0.3
+
+
+@pytest.mark.slow
 def test_what_is_meta_trained_learns_faster_from_few_samples(quick):
     numbers = quick("meta_ticket")[1]["demos"]["meta_ticket"]["numbers"]
     maml, ticket = (numbers["sinusoids"][n] for n in ("MAML", "Meta-ticket"))
