@@ -193,11 +193,21 @@ def bits_per_task(tree: Any, *, tasks: int, levels: int | None = None) -> float:
 def _bits(leaf: Any, levels: int | None) -> int:
     if isinstance(leaf, PackedMask):
         return math.prod(leaf.shape) * math.prod(leaf.bits.shape[:-1])
+    width = _width(leaf.dtype)
     if levels is not None:
-        return leaf.size * (levels - 1).bit_length()
-    if jnp.issubdtype(leaf.dtype, jnp.bool_):
-        return leaf.size
-    return leaf.size * 8 * leaf.dtype.itemsize
+        width = min(width, (levels - 1).bit_length())
+    return leaf.size * width
+
+
+def _width(dtype: Any) -> int:
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return 1
+    # Whose `itemsize` is a whole byte when they have 4 bits.
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.finfo(dtype).bits
+    return 8 * dtype.itemsize
 
 
 def _floating(values: ArrayLike, name: str, function: str) -> Array:
