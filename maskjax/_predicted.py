@@ -55,7 +55,7 @@ def outputs(values: ArrayLike, name: str, *, fn: str) -> Array:
 def probabilities(
     values: ArrayLike, *, fn: str, logs: bool = False
 ) -> tuple[Array, Array]:
-    """Probabilities [..., C] or logarithms of some, and flags [...]; nan is let pass."""
+    """Probabilities [..., C] or their logarithms, and flags [...]; nan is let pass."""
     array = outputs(values, "probs", fn=fn)
     plain = jnp.exp(array) if logs else array
     narrow = jnp.finfo(jnp.asarray(values).dtype).eps
