@@ -125,7 +125,7 @@ def mixture_crps(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> 
     Example:
         >>> means, variances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1))
         >>> print(metrics.mixture_crps(means, variances, jnp.array([0.0])))
-        [0.3315...]
+        [0.3594...]
 
     References:
         Grimit et al., "The continuous ranked probability score for circular variables
@@ -170,11 +170,8 @@ def _gaussians(
     var = _predicted.floating(variance, names[1], fn=fn)
     y = _predicted.floating(targets, "targets", fn=fn)
     lead = f"[M, ...], M members of `targets`' {y.shape}" if members else f"{y.shape}"
-    if (
-        mu.shape[int(members) :] != y.shape
-        or mu.ndim != y.ndim + members
-        or not mu.size
-    ):
+    own = mu.shape[1:] if members and mu.ndim else mu.shape
+    if own != y.shape or mu.ndim != y.ndim + members or not mu.size:
         raise ValueError(
             f"`{fn}` needs `{names[0]}` of shape {lead}, not empty, got {mu.shape}."
         )
@@ -188,4 +185,7 @@ def _gaussians(
         ~(var <= 0),
         lambda: f"`{fn}` needs `{names[1]}` above 0, got {float(var.min()):g}.",
     )
-    return mu, jnp.broadcast_to(var, mu.shape), y[None] if members else y, ok
+    dtype = jnp.dtype(max(mu.dtype, y.dtype, key=lambda dtype: dtype.itemsize))
+    var = jnp.broadcast_to(var, mu.shape)
+    mu, var, y = (array.astype(dtype) for array in (mu, var, y))
+    return mu, var, y[None] if members else y, ok
