@@ -1,5 +1,6 @@
 """Whether predictions are right as often as they say."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -165,9 +166,14 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
     array = _predicted.outputs(logits, "logits", fn=fn)
     *lead, classes = array.shape
     given, ok = _predicted.labels(labels, tuple(lead), classes=classes, fn=fn)
-    below = array - array.max(-1, keepdims=True)  # nan if +inf is among them
+    return _temperature(array, given, ok)
+
+
+@jax.jit
+def _temperature(logits: Array, labels: Array, ok: Array) -> Array:
+    below = logits - logits.max(-1, keepdims=True)  # nan if +inf is among them
     can = jnp.isfinite(below)
-    own = _predicted.at(below, given[..., None])[..., 0]
+    own = _predicted.at(below, labels[..., None])[..., 0]
     ok &= ~jnp.isnan(below).any(-1) & jnp.isfinite(own)
     below = jnp.where(can, below, 0)
 
@@ -181,8 +187,9 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
         over = slope(middle) > 0
         return jnp.where(over, low, middle), jnp.where(over, middle, high)
 
-    low, high = (jnp.full(array.shape[:-2], 2.0**p, array.dtype) for p in (-64, 64))
-    steps = jnp.finfo(array.dtype).nmant + 7  # 2**7 > log(2**64 / 2**-64)
+    dtype = logits.dtype
+    low, high = (jnp.full(ok.shape[:-1], 2.0**power, dtype) for power in (-64, 64))
+    steps = jnp.finfo(dtype).nmant + 7  # 2**7 > log(2**64 / 2**-64)
     ends = lax.fori_loop(0, steps, halve, (low, high))
     best = jnp.where(slope(high) > 0, jnp.sqrt(ends[0]) * jnp.sqrt(ends[1]), high)
     fitted = jnp.where(slope(jnp.zeros_like(low)) < 0, 1 / best, jnp.inf)
@@ -206,12 +213,19 @@ def _binned(
     array, fine = _predicted.probabilities(probs, fn=fn)
     *lead, classes = array.shape
     given, known = _predicted.labels(labels, tuple(lead), classes=classes, fn=fn)
-    ok = (fine & known).all(-1)
+    return _tally(array, given, fine & known, bins=bins, binning=binning, of=of)
+
+
+@functools.partial(jax.jit, static_argnames=("bins", "binning", "of"))
+def _tally(
+    probs: Array, labels: Array, ok: Array, *, bins: int, binning: Binning, of: Of
+) -> tuple[Array, Array, Array, Array]:
+    ok = ok.all(-1)
     if of == "top-label":
-        sure, right = array.max(-1), _predicted.winner(array) == given
+        sure, right = probs.max(-1), _predicted.winner(probs) == labels
     else:
-        sure = jnp.moveaxis(array, -1, -2)
-        right = jax.nn.one_hot(given, classes, dtype=bool, axis=-2)
+        sure = jnp.moveaxis(probs, -1, -2)
+        right = jax.nn.one_hot(labels, probs.shape[-1], dtype=bool, axis=-2)
         ok = ok[..., None]
     if binning == "equal-mass":
         sure, right = lax.sort((sure, right), num_keys=1)

@@ -1,5 +1,7 @@
 """How good predicted classes are, and how sure, and how far members agree."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
@@ -37,9 +39,7 @@ def accuracy(outputs: ArrayLike, labels: ArrayLike) -> Array:
     given, ok = _predicted.labels(
         labels, array.shape[:-1], classes=array.shape[-1], fn=fn
     )
-    right = _predicted.winner(array) == given
-    ok &= ~jnp.isnan(array).any(-1)
-    return _predicted.valid(_predicted.share(right, array.dtype), ok.all(-1))
+    return _accuracy(array, given, ok)
 
 
 def negative_log_likelihood(
@@ -75,8 +75,7 @@ def negative_log_likelihood(
     """
     fn = "maskjax.metrics.negative_log_likelihood"
     array, given, ok = _labeled(probs, labels, fn=fn, logs=logs)
-    own = _predicted.at(array, given[..., None])[..., 0]
-    return _predicted.valid(-(own if logs else jnp.log(own)).mean(-1), ok)
+    return _negative_log_likelihood(array, given, ok, logs=logs)
 
 
 def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
@@ -105,9 +104,7 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
         Brier, "Verification of forecasts expressed in terms of probability", Monthly
         Weather Review 78, 1950, equation 2.
     """
-    array, given, ok = _labeled(probs, labels, fn="maskjax.metrics.brier_score")
-    truth = jax.nn.one_hot(given, array.shape[-1], dtype=array.dtype)
-    return _predicted.valid(((array - truth) ** 2).sum(-1).mean(-1), ok)
+    return _brier_score(*_labeled(probs, labels, fn="maskjax.metrics.brier_score"))
 
 
 def entropy(probs: ArrayLike) -> Array:
@@ -130,8 +127,7 @@ def entropy(probs: ArrayLike) -> Array:
         >>> print(metrics.entropy(jnp.array([[1.0, 0.0], [0.5, 0.5]])))
         [0.        0.6931...]
     """
-    array, ok = _predicted.probabilities(probs, fn="maskjax.metrics.entropy")
-    return _predicted.valid(entr(array).sum(-1), ok)
+    return _entropy(*_predicted.probabilities(probs, fn="maskjax.metrics.entropy"))
 
 
 def expected_entropy(probs: ArrayLike) -> Array:
@@ -153,7 +149,7 @@ def expected_entropy(probs: ArrayLike) -> Array:
         [0.3465...]
     """
     array, ok = _members(probs, fn="maskjax.metrics.expected_entropy")
-    return _predicted.valid(entr(array).sum(-1).mean(0), ok)
+    return _entropy(array, ok).mean(0)
 
 
 def mutual_information(probs: ArrayLike) -> Array:
@@ -183,14 +179,9 @@ def mutual_information(probs: ArrayLike) -> Array:
         Depeweg et al., "Decomposition of Uncertainty in Bayesian Deep Learning", ICML
         2018. arXiv:1710.07283, section 3.
     """
-    array, ok = _members(probs, fn="maskjax.metrics.mutual_information")
-    mean = array.mean(0, keepdims=True)
-    # q ((1 + d) log(1 + d) - d) is p log(p / q) - p + q: not below 0, as p - q adds up
-    # to nothing over members.
-    d = (array - mean) / jnp.where(mean > 0, mean, 1)
-    log_ratio = jnp.log1p(jnp.where(array > 0, d, 0))
-    terms = mean * ((1 + d) * log_ratio - d)
-    return _predicted.valid(jnp.maximum(terms, 0).sum(-1).mean(0), ok)
+    return _mutual_information(
+        *_members(probs, fn="maskjax.metrics.mutual_information")
+    )
 
 
 def disagreement(outputs: ArrayLike) -> Array:
@@ -217,9 +208,8 @@ def disagreement(outputs: ArrayLike) -> Array:
         Fort et al., "Deep Ensembles: A Loss Landscape Perspective", 2019.
         arXiv:1912.02757, section 3.
     """
-    votes, members, ok = _votes(outputs, 2, fn="maskjax.metrics.disagreement")
-    pairs = (votes * (members - votes)).sum(-1) / (members * (members - 1.0))
-    return _predicted.valid(pairs, ok)
+    fn = "maskjax.metrics.disagreement"
+    return _disagreement(_voters(outputs, 2, fn=fn))
 
 
 def variation_ratio(outputs: ArrayLike) -> Array:
@@ -243,34 +233,90 @@ def variation_ratio(outputs: ArrayLike) -> Array:
     References:
         Gal, "Uncertainty in Deep Learning", PhD thesis, Cambridge 2016, section 3.3.1.
     """
-    votes, members, ok = _votes(outputs, 1, fn="maskjax.metrics.variation_ratio")
-    return _predicted.valid((members - votes.max(-1)) / members, ok)
+    fn = "maskjax.metrics.variation_ratio"
+    return _variation_ratio(_voters(outputs, 1, fn=fn))
+
+
+@jax.jit
+def _accuracy(outputs: Array, labels: Array, ok: Array) -> Array:
+    right = _predicted.winner(outputs) == labels
+    ok &= ~jnp.isnan(outputs).any(-1)
+    return _predicted.valid(_predicted.share(right, outputs.dtype), ok.all(-1))
+
+
+@functools.partial(jax.jit, static_argnames="logs")
+def _negative_log_likelihood(
+    probs: Array, labels: Array, ok: Array, *, logs: bool
+) -> Array:
+    own = _predicted.at(probs, labels[..., None])[..., 0]
+    return _predicted.valid(-(own if logs else jnp.log(own)).mean(-1), ok.all(-1))
+
+
+@jax.jit
+def _brier_score(probs: Array, labels: Array, ok: Array) -> Array:
+    truth = jax.nn.one_hot(labels, probs.shape[-1], dtype=probs.dtype)
+    return _predicted.valid(((probs - truth) ** 2).sum(-1).mean(-1), ok.all(-1))
+
+
+@jax.jit
+def _entropy(probs: Array, ok: Array) -> Array:
+    return _predicted.valid(entr(probs).sum(-1), ok)
+
+
+@jax.jit
+def _mutual_information(probs: Array, ok: Array) -> Array:
+    mean = probs.mean(0, keepdims=True)
+    # q ((1 + d) log(1 + d) - d) is p log(p / q) - p + q: not below 0, as p - q adds up
+    # to nothing over members.
+    d = (probs - mean) / jnp.where(mean > 0, mean, 1)
+    log_ratio = jnp.log1p(jnp.where(probs > 0, d, 0))
+    terms = mean * ((1 + d) * log_ratio - d)
+    return _predicted.valid(jnp.maximum(terms, 0).sum(-1).mean(0), ok.all(0))
+
+
+@jax.jit
+def _disagreement(outputs: Array) -> Array:
+    members, votes = outputs.shape[0], _votes(outputs)
+    return (votes * (members - votes)).sum(-1) / (members * (members - 1.0))
+
+
+@jax.jit
+def _variation_ratio(outputs: Array) -> Array:
+    members = outputs.shape[0]
+    return (members - _votes(outputs).max(-1)) / members
+
+
+def _votes(outputs: Array) -> Array:
+    """How many members predict each class, [..., C]; nan if one of them says nan."""
+    chosen = jax.nn.one_hot(
+        _predicted.winner(outputs), outputs.shape[-1], dtype=jnp.int32
+    )
+    known = ~jnp.isnan(outputs).any((0, -1))
+    votes = chosen.sum(0, dtype=jnp.int32).astype(outputs.dtype)
+    return _predicted.valid(votes, known[..., None])
 
 
 def _labeled(
     probs: ArrayLike, labels: ArrayLike, *, fn: str, logs: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Probabilities [..., B, C] and labels [..., B]; whether all are right, [...]."""
+    """Probabilities [..., B, C] and labels [..., B]; whether both can be, [..., B]."""
     array, fine = _predicted.probabilities(probs, fn=fn, logs=logs)
     *lead, classes = array.shape
     given, known = _predicted.labels(labels, tuple(lead), classes=classes, fn=fn)
-    return array, given, (fine & known).all(-1)
+    return array, given, fine & known
 
 
 def _members(probs: ArrayLike, *, fn: str) -> tuple[Array, Array]:
-    """Probabilities [M, ..., C], and whether all members' are right, [...]."""
+    """Probabilities [M, ..., C], and whether they can be, [M, ...]."""
     array, ok = _predicted.probabilities(probs, fn=fn)
     _with_members(array, "probs", 1, fn=fn)
-    return array, ok.all(0)
+    return array, ok
 
 
-def _votes(outputs: ArrayLike, least: int, *, fn: str) -> tuple[Array, int, Array]:
-    """How many members predict each class, [..., C]; how many there are; and flags."""
+def _voters(outputs: ArrayLike, least: int, *, fn: str) -> Array:
     array = _predicted.outputs(outputs, "outputs", fn=fn)
     _with_members(array, "outputs", least, fn=fn)
-    chosen = jax.nn.one_hot(_predicted.winner(array), array.shape[-1], dtype=bool)
-    votes = chosen.sum(0, dtype=jnp.int32).astype(array.dtype)
-    return votes, array.shape[0], ~jnp.isnan(array).any((0, -1))
+    return array
 
 
 def _with_members(array: Array, name: str, least: int, *, fn: str) -> None:

@@ -1,9 +1,11 @@
 """Whether scores tell apart: out-of-distribution from not, and wrong from right."""
 
 import fractions
+import functools
 import numbers
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
@@ -54,12 +56,7 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> Array:
         Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 27,
         2006, section 7.
     """
-    ranked = _rank(scores, labels, fn="maskjax.metrics.auroc")
-    negative = _predicted.before(~ranked.positive, _predicted.whole())
-    less, upto = (_predicted.at(negative, i) for i in (ranked.begin, ranked.end))
-    equal = (upto - less).astype(ranked.dtype)
-    beaten = (less.astype(ranked.dtype) + equal / 2) / ranked.negatives[..., None]
-    return _positive_mean(beaten, ranked)
+    return _auroc(*_scored(scores, labels, fn="maskjax.metrics.auroc"))
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> Array:
@@ -85,10 +82,8 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> Array:
         >>> print(metrics.average_precision(jnp.array([0.1, 0.4, 0.4, 0.8]), labels))
         0.8333...
     """
-    ranked = _rank(scores, labels, fn="maskjax.metrics.average_precision")
-    hits, called = _called(ranked)
-    precision = hits.astype(ranked.dtype) / called.astype(ranked.dtype)
-    return _positive_mean(precision, ranked)
+    fn = "maskjax.metrics.average_precision"
+    return _average_precision(*_scored(scores, labels, fn=fn))
 
 
 def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Array:
@@ -127,15 +122,7 @@ def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Ar
         raise ValueError(
             f"`{fn}` needs `tpr` as a fraction of at most {_PARTS:,} parts, got {tpr}."
         )
-    ranked = _rank(scores, labels, fn=fn)
-    hits, called = _called(ranked)
-    # ceil(positives * part), without a product that overflows.
-    whole, rest = jnp.divmod(ranked.positive_count, part.denominator)
-    needed = whole * part.numerator - (-rest * part.numerator // part.denominator)
-    enough = hits >= needed[..., None]
-    false = jnp.where(enough, called - hits, called.shape[-1]).min(-1)
-    false = jnp.where(needed > 0, false, 0)
-    return _settle(false.astype(ranked.dtype) / ranked.negatives, ranked)
+    return _fpr_at_tpr(*_scored(scores, labels, fn=fn), part=part)
 
 
 def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> RiskCoverage:
@@ -167,7 +154,7 @@ def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> RiskCoverage:
         JMLR 11, 2010, section 2; Geifman et al., "Bias-Reduced Uncertainty Estimation
         for Deep Neural Classifiers", ICLR 2019. arXiv:1805.08206, section 3.
     """
-    return _curve(confidence, losses, fn="maskjax.metrics.risk_coverage")
+    return _curve(*_lost(confidence, losses, fn="maskjax.metrics.risk_coverage"))
 
 
 def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
@@ -193,7 +180,43 @@ def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
     References:
         Geifman et al., arXiv:1805.08206, section 3.
     """
-    return _curve(confidence, losses, fn="maskjax.metrics.aurc").risk.mean(-1)
+    return _aurc(*_lost(confidence, losses, fn="maskjax.metrics.aurc"))
+
+
+@jax.jit
+def _auroc(scores: Array, positive: Array) -> Array:
+    ranked = _rank(scores, positive)
+    negative = _predicted.before(~ranked.positive, _predicted.whole())
+    less, upto = (_predicted.at(negative, i) for i in (ranked.begin, ranked.end))
+    equal = (upto - less).astype(ranked.dtype)
+    beaten = (less.astype(ranked.dtype) + equal / 2) / ranked.negatives[..., None]
+    return _positive_mean(beaten, ranked)
+
+
+@jax.jit
+def _average_precision(scores: Array, positive: Array) -> Array:
+    ranked = _rank(scores, positive)
+    hits, called = _called(ranked)
+    precision = hits.astype(ranked.dtype) / called.astype(ranked.dtype)
+    return _positive_mean(precision, ranked)
+
+
+@functools.partial(jax.jit, static_argnames="part")
+def _fpr_at_tpr(scores: Array, positive: Array, *, part: fractions.Fraction) -> Array:
+    ranked = _rank(scores, positive)
+    hits, called = _called(ranked)
+    # ceil(positives * part), without a product that overflows.
+    whole, rest = jnp.divmod(ranked.positive_count, part.denominator)
+    needed = whole * part.numerator - (-rest * part.numerator // part.denominator)
+    enough = hits >= needed[..., None]
+    false = jnp.where(enough, called - hits, called.shape[-1]).min(-1)
+    false = jnp.where(needed > 0, false, 0)
+    return _settle(false.astype(ranked.dtype) / ranked.negatives, ranked)
+
+
+@jax.jit
+def _aurc(confidence: Array, lost: Array) -> Array:
+    return _curve(confidence, lost).risk.mean(-1)
 
 
 class _Ranked(NamedTuple):
@@ -211,9 +234,12 @@ class _Ranked(NamedTuple):
         return self.negatives.dtype
 
 
-def _rank(scores: ArrayLike, labels: ArrayLike, *, fn: str) -> _Ranked:
+def _scored(scores: ArrayLike, labels: ArrayLike, *, fn: str) -> tuple[Array, Array]:
     array = _predicted.scores(scores, "scores", fn=fn)
-    positive = _predicted.flags(labels, array.shape, "labels", fn=fn)
+    return array, _predicted.flags(labels, array.shape, "labels", fn=fn)
+
+
+def _rank(array: Array, positive: Array) -> _Ranked:
     ordered, positive = lax.sort((array, positive), num_keys=1)
     return _Ranked(
         positive,
@@ -240,14 +266,16 @@ def _settle(value: Array, ranked: _Ranked) -> Array:
     return _predicted.valid(value, ranked.known & (ranked.positive_count > 0))
 
 
-def _curve(confidence: ArrayLike, losses: ArrayLike, *, fn: str) -> RiskCoverage:
+def _lost(confidence: ArrayLike, losses: ArrayLike, *, fn: str) -> tuple[Array, Array]:
     array = _predicted.scores(confidence, "confidence", fn=fn)
-    if jnp.asarray(losses).dtype == jnp.bool_:
-        lost = _predicted.flags(losses, array.shape, "losses", fn=fn)
-        dtype = _predicted.whole()
-    else:
-        lost = _predicted.trailing(losses, array.shape, "losses", fn=fn)
-        dtype = lost.dtype
+    boolean = jnp.asarray(losses).dtype == jnp.bool_
+    check = _predicted.flags if boolean else _predicted.trailing
+    return array, check(losses, array.shape, "losses", fn=fn)
+
+
+@jax.jit
+def _curve(array: Array, lost: Array) -> RiskCoverage:
+    dtype = _predicted.whole() if lost.dtype == jnp.bool_ else lost.dtype
     ordered, lost = lax.sort((-array, lost), num_keys=1)
     begin, end = _predicted.ties(ordered)
     sums = _predicted.before(lost, dtype)

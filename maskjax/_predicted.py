@@ -4,9 +4,11 @@ Values are read if they are not traced. Traced ones can't be complained about: e
 check then gives a flag, False where it fails, and the metric is nan there.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -57,14 +59,11 @@ def probabilities(
 ) -> tuple[Array, Array]:
     """Probabilities [..., C] or their logarithms, and flags [...]; nan is let pass."""
     array = outputs(values, "probs", fn=fn)
-    plain = jnp.exp(array) if logs else array
-    narrow = jnp.finfo(jnp.asarray(values).dtype).eps
-    slack = max(_SLACK, float(narrow) ** 0.5)
-    sums, least = plain.sum(-1), plain.min(-1)
-    bad = (abs(sums - 1) > slack) | (least < 0)
+    slack = max(_SLACK, float(jnp.finfo(jnp.asarray(values).dtype).eps) ** 0.5)
+    ok, sums, least = _sums(array, logs=logs, slack=slack)
 
     def complaint() -> str:
-        at = np.unravel_index(int(jnp.argmax(bad)), bad.shape)
+        at = np.unravel_index(int(jnp.argmin(ok)), ok.shape)
         what = "logarithms of probabilities" if logs else "probabilities"
         cure = "`jax.nn.log_softmax`" if logs else "`jax.nn.softmax`"
         return (
@@ -73,7 +72,15 @@ def probabilities(
             f"{float(least[at]):g}. Of logits take {cure}."
         )
 
-    return array, settled(~bad, complaint)
+    return array, settled(ok, complaint)
+
+
+@functools.partial(jax.jit, static_argnames=("logs", "slack"))
+def _sums(array: Array, *, logs: bool, slack: float) -> tuple[Array, Array, Array]:
+    """Whether they are probabilities; their sum, and the least, [...]."""
+    plain = jnp.exp(array) if logs else array
+    sums, least = plain.sum(-1), plain.min(-1)
+    return ~((abs(sums - 1) > slack) | (least < 0)), sums, least
 
 
 def labels(
@@ -85,10 +92,8 @@ def labels(
         raise TypeError(
             f"`{fn}` needs `labels` as an integer array, got {_checks.kind_of(array)}."
         )
-    array = _trailing(array, lead, "labels", fn=fn)
-    if array.dtype.itemsize < 4:  # which may not reach as far as the classes
-        array = array.astype(jnp.int32)
-    ok = (array >= 0) & (array < classes)
+    _fit(array, lead, "labels", fn=fn)
+    clipped, ok = _clipped(array, lead, classes=classes)
 
     def complaint() -> str:
         return (
@@ -96,7 +101,19 @@ def labels(
             f"to {array.max()}."
         )
 
-    return jnp.clip(array, 0, classes - 1).astype(jnp.int32), settled(ok, complaint)
+    return clipped, settled(ok, complaint)
+
+
+@functools.partial(jax.jit, static_argnames=("lead", "classes"))
+def _clipped(
+    array: Array, lead: tuple[int, ...], *, classes: int
+) -> tuple[Array, Array]:
+    """Labels of shape `lead` as the nearest classes, and whether they are these."""
+    if array.dtype.itemsize < 4:  # which may not reach as far as the classes
+        array = array.astype(jnp.int32)
+    array = jnp.broadcast_to(array, lead)
+    clipped = jnp.clip(array, 0, classes - 1)
+    return clipped.astype(jnp.int32), clipped == array
 
 
 def winner(outputs: Array) -> Array:
@@ -122,22 +139,24 @@ def flags(given: ArrayLike, lead: tuple[int, ...], name: str, *, fn: str) -> Arr
         raise TypeError(
             f"`{fn}` needs `{name}` as a boolean array, got {_checks.kind_of(array)}."
         )
-    return _trailing(array, lead, name, fn=fn)
+    _fit(array, lead, name, fn=fn)
+    return jnp.broadcast_to(array, lead)
 
 
 def trailing(values: ArrayLike, lead: tuple[int, ...], name: str, *, fn: str) -> Array:
     """Floating numbers of shape `lead`, or of its end."""
-    return _trailing(floating(values, name, fn=fn), lead, name, fn=fn)
+    array = floating(values, name, fn=fn)
+    _fit(array, lead, name, fn=fn)
+    return jnp.broadcast_to(array, lead)
 
 
-def _trailing(array: Array, lead: tuple[int, ...], name: str, *, fn: str) -> Array:
+def _fit(array: Array, lead: tuple[int, ...], name: str, *, fn: str) -> None:
     if not array.ndim or array.shape != lead[-array.ndim :]:
         raise ValueError(
             f"`{fn}` needs `{name}` with one entry for each sample, of shape {lead} or "
             f"its last axes, got {array.shape}."
         )
     countable(lead[-1], fn=fn)
-    return jnp.broadcast_to(array, lead)
 
 
 def countable(size: int, *, fn: str) -> None:

@@ -40,8 +40,7 @@ def gaussian_nll(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Ar
         [3.2215...
     """
     fn = "maskjax.metrics.gaussian_nll"
-    mu, var, y, ok = _gaussians(mean, variance, targets, fn=fn)
-    return _predicted.valid(_nll(mu, var, y), ok)
+    return _gaussian_nll(*_gaussians(mean, variance, targets, fn=fn))
 
 
 def mixture_nll(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> Array:
@@ -68,9 +67,7 @@ def mixture_nll(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> A
         [1.4189385]
     """
     fn = "maskjax.metrics.mixture_nll"
-    mu, var, y, ok = _gaussians(means, variances, targets, fn=fn, members=True)
-    likely = jax.nn.logsumexp(-_nll(mu, var, y), axis=0) - float(np.log(len(mu)))
-    return _predicted.valid(-likely, ok.all(0))
+    return _mixture_nll(*_gaussians(means, variances, targets, fn=fn, members=True))
 
 
 def gaussian_crps(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Array:
@@ -101,10 +98,7 @@ def gaussian_crps(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> A
         JASA 102, 2007, equation 21 (its negative is given there).
     """
     fn = "maskjax.metrics.gaussian_crps"
-    mu, var, y, ok = _gaussians(mean, variance, targets, fn=fn)
-    # Half the mean distance of two draws, each of the variance, is sd / sqrt(pi).
-    within = jnp.sqrt(var) * float(1 / np.sqrt(np.pi))
-    return _predicted.valid(_distance(y - mu, var) - within, ok)
+    return _gaussian_crps(*_gaussians(mean, variance, targets, fn=fn))
 
 
 def mixture_crps(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> Array:
@@ -133,15 +127,39 @@ def mixture_crps(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> 
         2006, equation 5.
     """
     fn = "maskjax.metrics.mixture_crps"
-    mu, var, y, ok = _gaussians(means, variances, targets, fn=fn, members=True)
+    return _mixture_crps(*_gaussians(means, variances, targets, fn=fn, members=True))
+
+
+@jax.jit
+def _gaussian_nll(mean: Array, variance: Array, targets: Array) -> Array:
+    return _nll(*_shaped(mean, variance, targets))
+
+
+@jax.jit
+def _mixture_nll(means: Array, variances: Array, targets: Array) -> Array:
+    nll = _nll(*_shaped(means, variances, targets))
+    return float(np.log(len(nll))) - jax.nn.logsumexp(-nll, axis=0)
+
+
+@jax.jit
+def _gaussian_crps(mean: Array, variance: Array, targets: Array) -> Array:
+    mean, variance, targets = _shaped(mean, variance, targets)
+    # Half the mean distance of two draws, each of the variance, is sd / sqrt(pi).
+    within = jnp.sqrt(variance) * float(1 / np.sqrt(np.pi))
+    return _distance(targets - mean, variance) - within
+
+
+@jax.jit
+def _mixture_crps(means: Array, variances: Array, targets: Array) -> Array:
+    means, variances, targets = _shaped(means, variances, targets)
 
     def to_others(member: tuple[Array, Array]) -> Array:
-        own_mean, own_variance = member
-        return _distance(mu - own_mean[None], var + own_variance[None]).mean(0)
+        mean, variance = (value[None] for value in member)
+        return _distance(means - mean, variances + variance).mean(0)
 
     # One at a time: memory for M pairs, not for M * M.
-    within = lax.map(to_others, (mu, var)).mean(0)
-    return _predicted.valid(_distance(y - mu, var).mean(0) - within / 2, ok.all(0))
+    within = lax.map(to_others, (means, variances)).mean(0)
+    return _distance(targets - means, variances).mean(0) - within / 2
 
 
 def _nll(mean: Array, variance: Array, targets: Array) -> Array:
@@ -163,8 +181,8 @@ def _gaussians(
     *,
     fn: str,
     members: bool = False,
-) -> tuple[Array, Array, Array, Array]:
-    """Arrays of the means' shape, the targets' with a 1 for members; and flags."""
+) -> tuple[Array, Array, Array]:
+    """Arrays that fit; known variances are above 0."""
     names = ("means", "variances") if members else ("mean", "variance")
     mu = _predicted.floating(mean, names[0], fn=fn)
     var = _predicted.floating(variance, names[1], fn=fn)
@@ -181,11 +199,18 @@ def _gaussians(
             f"scalar, got {var.shape}."
         )
     # Not a number is no complaint: it stays.
-    ok = _predicted.settled(
+    _predicted.settled(
         ~(var <= 0),
         lambda: f"`{fn}` needs `{names[1]}` above 0, got {float(var.min()):g}.",
     )
-    dtype = jnp.dtype(max(mu.dtype, y.dtype, key=lambda dtype: dtype.itemsize))
-    var = jnp.broadcast_to(var, mu.shape)
-    mu, var, y = (array.astype(dtype) for array in (mu, var, y))
-    return mu, var, y[None] if members else y, ok
+    return mu, var, y
+
+
+def _shaped(mean: Array, variance: Array, targets: Array) -> tuple[Array, ...]:
+    """In the means' shape, members of the targets as 1, and the wider of two dtypes."""
+    dtype = jnp.promote_types(mean.dtype, targets.dtype)
+    variance = _predicted.valid(variance, ~(variance <= 0))
+    variance = jnp.broadcast_to(variance, mean.shape)
+    if targets.ndim < mean.ndim:
+        targets = targets[None]
+    return tuple(array.astype(dtype) for array in (mean, variance, targets))
