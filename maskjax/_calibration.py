@@ -227,18 +227,18 @@ def _tally(
         sure = jnp.moveaxis(probs, -1, -2)
         right = jax.nn.one_hot(labels, probs.shape[-1], dtype=bool, axis=-2)
         ok = ok[..., None]
+    ok &= ~jnp.isnan(sure).any(-1)
+    place, ends = sure, np.arange(bins + 1) / bins
+    ends[0], ends[-1] = -np.inf, np.inf
     if binning == "equal-mass":
         sure, right = lax.sort((sure, right), num_keys=1)
-        begin, _ = _predicted.ties(sure)
-        size = sure.shape[-1]
-        starts = [-(-i * size // bins) for i in range(1, bins)]
-        at = jnp.searchsorted(jnp.asarray(starts, begin.dtype), begin, side="right")
-    else:
-        ends = jnp.asarray(np.arange(1, bins) / bins, sure.dtype)
-        at = jnp.searchsorted(ends, sure, side="left")
+        place, _ = _predicted.ties(sure)  # how many are less
+        ends = [-(-i * sure.shape[-1] // bins) - 1 for i in range(bins + 1)]
+    ends = jnp.asarray(ends, place.dtype)
 
-    def of_bin(i: Array) -> tuple[Array, Array, Array]:
-        inside = at == i
+    def of_bin(bounds: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        low, high = bounds
+        inside = (place > low) & (place <= high)
         return (
             _predicted.count(inside),
             jnp.where(inside, sure, 0).sum(-1),
@@ -246,6 +246,6 @@ def _tally(
         )
 
     # One at a time: memory for the samples, not as often as there are bins.
-    tallies = lax.map(of_bin, jnp.arange(bins, dtype=at.dtype))
+    tallies = lax.map(of_bin, (ends[:-1], ends[1:]))
     count, sums, hits = (jnp.moveaxis(tally, 0, -1) for tally in tallies)
     return count, sums, hits, ok
