@@ -24,11 +24,12 @@ GOOD, LABELS = jnp.full((3, 2), 0.5), jnp.array([0, 1, 1])
 @pytest.mark.parametrize("binning", BINNINGS)
 @pytest.mark.parametrize("of", OF)
 def test_reliability_is_that_of_the_definition(binning, of, every_transform):
+    options = {"binning": binning, "of": of, "bins": BINS}
+    find = every_transform(functools.partial(metrics.reliability, **options))
+    y = drawn_labels(B)
     for p in (sixteenths(B, least=0), smooth(B)):
-        p = np.asarray(p, np.float32)
-        y = drawn_labels(B)
-        options = {"binning": binning, "of": of, "bins": BINS}
-        found = every_transform(functools.partial(metrics.reliability, **options))(p, y)
+        p = np.float32(p)
+        found = find(p, y)
         wanted = [
             reference.reliability(*pair, BINS, binning)
             for pair in reference.judged(p, y, of)
@@ -110,10 +111,9 @@ def test_a_bin_takes_its_upper_end():
 def test_who_says_what_happens_is_calibrated():
     y = np.repeat([0, 1, 1, 1], 5)
     p = np.tile([0.25, 0.75], (20, 1))
-    for of in OF:
-        for binning in BINNINGS:
-            error = metrics.expected_calibration_error(p, y, of=of, binning=binning)
-            assert error == 0
+    for binning, of in zip(BINNINGS, OF, strict=True):
+        error = metrics.expected_calibration_error(p, y, of=of, binning=binning)
+        assert error == 0
 
 
 # Temperature.
