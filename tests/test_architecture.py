@@ -30,7 +30,9 @@ RINGS = [
         "superposition",
         "_rounds",
     },
-    {"_opt_state", "_opt_update", "_rewiring", "_disk", "_ownership", "_penalty"},
+    {"_opt_state", "_opt_update", "_rewiring", "_disk"},
+    {"_ownership", "_penalty", "_predicted"},
+    {"_continual", "_classification", "_calibration", "_detection", "_regression"},
     {"optim", "layers", "storage", "report", "metrics", "kernels", "theory"},
     {"recipes"},
 ]
