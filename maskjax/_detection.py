@@ -1,7 +1,6 @@
 """Whether scores tell apart: out-of-distribution from not, and wrong from right."""
 
 import fractions
-import functools
 import numbers
 from typing import Any, NamedTuple
 
@@ -122,7 +121,7 @@ def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Ar
         raise ValueError(
             f"`{fn}` needs `tpr` as a fraction of at most {_PARTS:,} parts, got {tpr}."
         )
-    return _fpr_at_tpr(*_scored(scores, labels, fn=fn), part=part)
+    return _fpr_at_tpr(*_scored(scores, labels, fn=fn), *part.as_integer_ratio())
 
 
 def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> RiskCoverage:
@@ -186,11 +185,12 @@ def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
 @jax.jit
 def _auroc(scores: Array, positive: Array) -> Array:
     ranked = _rank(scores, positive)
-    negative = _predicted.before(~ranked.positive, _predicted.whole())
-    less, upto = (_predicted.at(negative, i) for i in (ranked.begin, ranked.end))
-    equal = (upto - less).astype(ranked.dtype)
-    beaten = (less.astype(ranked.dtype) + equal / 2) / ranked.negatives[..., None]
-    return _positive_mean(beaten, ranked)
+    lower = _predicted.at(_before(ranked), ranked.begin)  # positives
+    others = (ranked.begin - lower).astype(ranked.dtype)
+    # Of all pairs, those that the positive wins, and that it loses.
+    won = _mean(others, ranked.positive) / ranked.negatives
+    lost = _mean(lower.astype(ranked.dtype), ~ranked.positive) / ranked.positives
+    return _settle((1 + (won - lost)) / 2, ranked)
 
 
 @jax.jit
@@ -198,16 +198,16 @@ def _average_precision(scores: Array, positive: Array) -> Array:
     ranked = _rank(scores, positive)
     hits, called = _called(ranked)
     precision = hits.astype(ranked.dtype) / called.astype(ranked.dtype)
-    return _positive_mean(precision, ranked)
+    return _settle(_mean(precision, ranked.positive), ranked)
 
 
-@functools.partial(jax.jit, static_argnames="part")
-def _fpr_at_tpr(scores: Array, positive: Array, *, part: fractions.Fraction) -> Array:
+@jax.jit
+def _fpr_at_tpr(scores: Array, positive: Array, parts: Array, of: Array) -> Array:
     ranked = _rank(scores, positive)
     hits, called = _called(ranked)
-    # ceil(positives * part), without a product that overflows.
-    whole, rest = jnp.divmod(ranked.positive_count, part.denominator)
-    needed = whole * part.numerator - (-rest * part.numerator // part.denominator)
+    # ceil(positives * parts / of), without a product that overflows.
+    whole, rest = jnp.divmod(ranked.count, of)
+    needed = whole * parts - (-rest * parts // of)
     enough = hits >= needed[..., None]
     false = jnp.where(enough, called - hits, called.shape[-1]).min(-1)
     false = jnp.where(needed > 0, false, 0)
@@ -223,10 +223,10 @@ class _Ranked(NamedTuple):
     """Samples from the lowest score to the highest."""
 
     positive: Array  # [..., B]
-    begin: Array  # of those of an equal score, and their end
-    end: Array
-    positive_count: Array  # [...]
-    negatives: Array  # as floats
+    begin: Array  # of those of an equal score
+    count: Array  # of positives, [...]
+    positives: Array  # the same as a float
+    negatives: Array  # so too
     known: Array  # whether no score is nan
 
     @property
@@ -241,29 +241,33 @@ def _scored(scores: ArrayLike, labels: ArrayLike, *, fn: str) -> tuple[Array, Ar
 
 def _rank(array: Array, positive: Array) -> _Ranked:
     ordered, positive = lax.sort((array, positive), num_keys=1)
-    return _Ranked(
-        positive,
-        *_predicted.ties(ordered),
-        _predicted.count(positive),
-        _predicted.count(~positive).astype(array.dtype),
-        ~jnp.isnan(array).any(-1),
+    begin, _ = _predicted.ties(ordered)
+    count = _predicted.count(positive)
+    positives, negatives = (
+        x.astype(array.dtype) for x in (count, array.shape[-1] - count)
     )
+    known = ~jnp.isnan(array).any(-1)
+    return _Ranked(positive, begin, count, positives, negatives, known)
+
+
+def _before(ranked: _Ranked) -> Array:
+    return _predicted.before(ranked.positive, _predicted.whole())
 
 
 def _called(ranked: _Ranked) -> tuple[Array, Array]:
     """For each sample how many score at least as high: positives, and in all."""
-    positives = _predicted.before(ranked.positive, _predicted.whole())
-    hits = ranked.positive_count[..., None] - _predicted.at(positives, ranked.begin)
+    hits = ranked.count[..., None] - _predicted.at(_before(ranked), ranked.begin)
     return hits, ranked.positive.shape[-1] - ranked.begin
 
 
-def _positive_mean(values: Array, ranked: _Ranked) -> Array:
-    total = jnp.where(ranked.positive, values, 0).sum(-1)
-    return _settle(total / ranked.positive_count.astype(ranked.dtype), ranked)
+def _mean(values: Array, where: Array) -> Array:
+    """The mean along the last axis of those chosen, nan if there are none."""
+    chosen = _predicted.count(where).astype(values.dtype)
+    return jnp.where(where, values, 0).sum(-1) / chosen
 
 
 def _settle(value: Array, ranked: _Ranked) -> Array:
-    return _predicted.valid(value, ranked.known & (ranked.positive_count > 0))
+    return _predicted.valid(value, ranked.known & (ranked.count > 0))
 
 
 def _lost(confidence: ArrayLike, losses: ArrayLike, *, fn: str) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""What a person wants to see of a mask: tables and pictures.
+"""What a person wants to see: tables and pictures of masks, and of predictions.
 
 >>> params = {"dense": {"kernel": jnp.ones((10, 10)), "bias": jnp.ones(10)}}
 >>> scores = score.random(params, key=jax.random.key(0))
@@ -17,19 +17,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
-from maskjax import _checks, _contraction, _tree, algebra, packing
+from maskjax import _checks, _contraction, _drawing, _tree, algebra, packing
+from maskjax._diagrams import plot_reliability, plot_risk_coverage
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["flops", "overlaps", "plot_density", "plot_history", "plot_overlap", "table"]
+__all__ = [
+    "flops",
+    "overlaps",
+    "plot_density",
+    "plot_history",
+    "plot_overlap",
+    "plot_reliability",
+    "plot_risk_coverage",
+    "table",
+]
 
-_NEEDS = "`{}` draws with {}. Install it with `pip install 'maskjax[plot]'`."
 _FEW = 12  # masks of which a heat map has room for every number
 
 
@@ -113,7 +120,7 @@ def plot_density(mask: Mask, params: Params) -> "Figure":
     bars = [(c.path, c.kept, c.size) for c in counts if c.kept is not None]
     paths, kept, sizes = zip(*bars, strict=True) if bars else ((), (), ())
     lengths = [_density(*pair) for pair in zip(kept, sizes, strict=True)]
-    figure, axes = _figure(fn, height=1.2 + 0.25 * len(bars))
+    figure, axes = _drawing.figure(fn, height=1.2 + 0.25 * len(bars))
     axes.barh(range(len(bars)), lengths, tick_label=paths)
     axes.invert_yaxis()  # the first parameter on top
     axes.axvline(_density(sum(kept), sum(sizes)), color="black", linestyle="--")
@@ -146,9 +153,9 @@ def plot_history(
         array([1. , 0.8])
     """
     fn = "maskjax.report.plot_history"
-    _concrete((densities, steps), fn=fn, what="`densities` with values")
-    named = densities if isinstance(densities, Mapping) else {"": densities}
-    lines = {str(label): np.asarray(line, float) for label, line in named.items()}
+    _drawing.concrete((densities, steps), fn=fn, what="`densities` with values")
+    named = _drawing.labeled(densities)
+    lines = {label: np.asarray(line, float) for label, line in named.items()}
     length = None if steps is None else len(steps)
     _checks.raise_all(
         (
@@ -159,11 +166,10 @@ def plot_history(
         f"`{fn}` needs every line of `densities` of shape "
         + ("[T]" if steps is None else f"({length},), like `steps`"),
     )
-    figure, axes = _figure(fn)
+    figure, axes = _drawing.figure(fn)
     for label, line in lines.items():
         axes.plot(range(len(line)) if steps is None else steps, line, label=label)
-    if any(lines):
-        axes.legend()
+    _drawing.legend(axes, lines)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="step", ylabel="density (fraction kept)")
     return figure
@@ -196,7 +202,7 @@ def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> "Figure":
     names = [str(name) for name in (range(size) if labels is None else labels)]
     if len(names) != size:
         raise ValueError(f"`{fn}` needs `labels` for {size} masks, got {len(names)}.")
-    figure, axes = _figure(fn)
+    figure, axes = _drawing.figure(fn)
     figure.colorbar(axes.imshow(matrix, vmin=0, vmax=1), label="overlap")
     if labels is not None or size <= _FEW:
         axes.set_xticks(range(size), names, rotation=90 if labels is not None else 0)
@@ -240,7 +246,7 @@ def table(mask: Mask, params: Params, flops: Params | None = None) -> str:
         from rich import console
         from rich import table as rich_table
     except ImportError as error:
-        raise ImportError(_NEEDS.format(fn, "rich")) from error
+        raise ImportError(_drawing.NEEDS.format(fn, "rich")) from error
 
     counts = _counts(mask, params, fn=fn)
     work = [None] * len(counts)
@@ -280,7 +286,7 @@ class _Count(NamedTuple):
 def _counts(mask: Mask, params: Params, *, fn: str) -> list[_Count]:
     _checks.boolean(mask, fn=fn)
     _checks.packed(mask, fn=fn, stacked=False)
-    _concrete(mask, fn=fn, what="a mask with values")
+    _drawing.concrete(mask, fn=fn, what="a mask with values")
     counts = []
     names = ("params", "mask")
     for path, param, leaf in _checks.mask_of(mask, params, fn=fn, names=names):
@@ -288,11 +294,6 @@ def _counts(mask: Mask, params: Params, *, fn: str) -> list[_Count]:
         kept = None if leaf is None else int(algebra.count({"": leaf}, {"": param}))
         counts.append(_Count(path, shape, math.prod(shape), kept))
     return counts
-
-
-def _concrete(tree: Any, *, fn: str, what: str) -> None:
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-        raise TypeError(f"`{fn}` needs {what}, got a traced one.")
 
 
 def _density(kept: int, size: int) -> float:
@@ -321,7 +322,7 @@ def _overlaps(stack: Mask, *, fn: str) -> np.ndarray:
     _checks.boolean(stack, fn=fn, name="stack")
     _checks.packed(stack, fn=fn, stacked=True)
     _checks.members(stack, fn=fn)
-    _concrete(stack, fn=fn, what="a stack with values")
+    _drawing.concrete(stack, fn=fn, what="a stack with values")
     packed, _ = _tree.mask_leaves(jax.vmap(packing.pack)(stack))
     leaves = [leaf for _, leaf in packed if leaf is not None]
 
@@ -337,12 +338,3 @@ def _overlaps(stack: Mask, *, fn: str) -> np.ndarray:
     kept = np.diagonal(both)
     either = kept[:, None] + kept[None] - both
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
-
-
-def _figure(fn: str, *, height: float = 4.0) -> "tuple[Figure, Axes]":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(_NEEDS.format(fn, "matplotlib")) from error
-    figure = Figure(figsize=(6.0, height), layout="constrained")
-    return figure, figure.add_subplot()

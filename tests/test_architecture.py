@@ -33,6 +33,7 @@ RINGS = [
     {"_opt_state", "_opt_update", "_rewiring", "_disk"},
     {"_ownership", "_penalty", "_predicted"},
     {"_continual", "_classification", "_calibration", "_detection", "_regression"},
+    {"_drawing", "_diagrams"},
     {"optim", "layers", "storage", "report", "metrics", "kernels", "theory"},
     {"recipes"},
 ]

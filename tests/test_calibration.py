@@ -9,7 +9,7 @@ import pytest
 from scipy import optimize
 from sklearn import calibration
 
-from maskjax import metrics
+from maskjax import _calibration, metrics
 from tests.predictions import B, C, close, drawn_labels, raises, sixteenths, smooth
 from tests.reference import uncertainty as reference
 
@@ -208,3 +208,15 @@ def test_temperatures_of_what_can_not_be():
     assert jnp.isnan(metrics.temperature(logits.at[1, y[1]].set(-jnp.inf), y))
     both = jnp.stack([logits, logits.at[1, 2].set(jnp.nan)])
     np.testing.assert_array_equal(jnp.isnan(metrics.temperature(both, y)), [0, 1])
+
+
+def test_nothing_compiles_twice_outside_of_jit():
+    y = drawn_labels(B)
+    sizes = []
+    for seed in (0, 1):
+        p = np.float32(smooth(B, seed=seed))
+        metrics.expected_calibration_error(p, y)
+        metrics.temperature(np.log(p), y)
+        kernels = (_calibration._tally, _calibration._temperature)
+        sizes.append([kernel._cache_size() for kernel in kernels])
+    assert sizes[0] == sizes[1]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import algebra, masking, packing, report, stacking
+from maskjax import algebra, masking, metrics, packing, report, stacking
 from tests import trees
 
 PARAMS = {
@@ -200,6 +200,58 @@ def test_a_heat_map_of_many_masks_has_no_numbers():
     assert [t.get_text() for t in few.get_xticklabels()] == ["0", "1"]
 
 
+def reliability(*, count=(0, 6, 2), accuracy=(np.nan, 0.25, 1.0)):
+    """Three bins, the first of them empty."""
+    confidence = np.array([np.nan, 0.5, 0.75])
+    return metrics.Reliability(np.array(count), confidence, np.array(accuracy))
+
+
+def test_reliability_is_drawn_as_a_point_for_each_bin_with_samples():
+    bins = {"one": reliability(), "other": reliability(accuracy=(np.nan, 0.5, 0.5))}
+    figure = report.plot_reliability(bins)
+    (axes,) = figure.axes
+    diagonal, *lines = axes.lines
+    np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
+    assert [line.get_label() for line in lines] == ["one", "other"]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["one", "other"]
+    np.testing.assert_array_equal(lines[0].get_xydata(), [[0.5, 0.25], [0.75, 1]])
+    np.testing.assert_array_equal(lines[1].get_ydata(), [0.5, 0.5])
+    for line, dots in zip(lines, axes.collections, strict=True):
+        np.testing.assert_array_equal(dots.get_offsets(), line.get_xydata())
+        large, small = dots.get_sizes()
+        np.testing.assert_allclose(large, 3 * small)
+    assert axes.get_xlim() == axes.get_ylim() == (0, 1)
+    figure.savefig("/dev/null", format="png")
+
+
+def test_reliability_of_a_network_is_drawn():
+    rng = np.random.default_rng(0)
+    probs = jax.nn.softmax(jnp.asarray(rng.normal(size=(50, 3)), "float32"))
+    bins = metrics.reliability(probs, rng.integers(3, size=50))
+    figure = report.plot_reliability(bins)
+    (axes,) = figure.axes
+    assert axes.get_legend() is None
+    assert len(axes.lines[1].get_xdata()) == (bins.count > 0).sum()
+    figure.savefig("/dev/null", format="png")
+
+
+def test_risk_is_drawn_against_coverage():
+    curve = metrics.risk_coverage(
+        jnp.array([0.9, 0.2, 0.5]), jnp.array([False, True, True])
+    )
+    figure = report.plot_risk_coverage({"a": curve, "b": curve._replace(risk=curve[0])})
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0, 1 / 2, 2 / 3])
+    assert axes.get_xlim() == (0, 1)
+    assert axes.get_ylim()[0] <= 0
+    (alone,) = report.plot_risk_coverage(curve).axes
+    assert alone.get_legend() is None
+    figure.savefig("/dev/null", format="png")
+
+
 # Complaints.
 
 
@@ -211,6 +263,10 @@ DRAWN = {
     "plot_density": lambda: report.plot_density(MASK, PARAMS),
     "plot_history": lambda: report.plot_history([1.0]),
     "plot_overlap": lambda: report.plot_overlap(random_stack(3)),
+    "plot_reliability": lambda: report.plot_reliability(reliability()),
+    "plot_risk_coverage": lambda: report.plot_risk_coverage(
+        metrics.RiskCoverage(np.ones(1), np.ones(1))
+    ),
     "table": lambda: report.table(MASK, PARAMS),
 }
 
@@ -257,6 +313,39 @@ def test_pictures_need_what_fits():
         report.plot_overlap(random_stack(3), labels=["a", "b"])
     with raises(ValueError, "table` needs `params` and `flops` of the same structure"):
         report.table(MASK, PARAMS, {"wide": 3})
+
+
+TRUSTED = {
+    "plot_reliability": ("bins", reliability(), r"\[bins\]"),
+    "plot_risk_coverage": (
+        "curves",
+        metrics.RiskCoverage(np.ones(3), np.zeros(3)),
+        r"\[B\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRUSTED)
+def test_diagrams_are_of_what_metrics_return(name):
+    argument, good, shape = TRUSTED[name]
+    draw, fn = getattr(report, name), f"`maskjax.report.{name}`"
+    kind = type(good).__name__
+    with raises(
+        TypeError, f"{fn} needs every line of `{argument}` as `metrics.{kind}`.*b: tup"
+    ):
+        draw({"a": good, "b": tuple(good)})
+    with raises(TypeError, f"{fn} needs .*{argument}: float"):
+        draw(1.0)
+    with raises(TypeError, f"{fn} needs `{argument}` with values, got a traced one"):
+        jax.jit(draw)(jax.tree.map(jnp.asarray, good))
+    several = type(good)(*(np.stack([array, array]) for array in good))
+    uneven = good._replace(**{good._fields[-1]: np.ones(2)})
+    with raises(
+        ValueError,
+        rf"{fn} needs every line of `{argument}` with arrays {shape}, got:"
+        r"\n  b: shapes \(2, 3\).*\n  c: shapes \(3,\).*\(2,\)$",
+    ):
+        draw({"a": good, "b": several, "c": uneven})
 
 
 def test_histories_are_lines():
