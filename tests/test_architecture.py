@@ -16,7 +16,7 @@ RINGS = [
     {"_packed"},
     {"_tree"},
     {"_checks"},
-    {"_count", "_quota", "_contraction", "_objective"},
+    {"_count", "_quota", "_contraction", "_objective", "_family", "_keys", "_wide"},
     {"_search"},
     {"where", "structure", "algebra", "packing", "initializer", "bank"},
     {"_choice"},
@@ -30,7 +30,7 @@ RINGS = [
         "superposition",
         "_rounds",
     },
-    {"_opt_state", "_opt_update", "_rewiring", "_disk", "_ownership"},
+    {"_opt_state", "_opt_update", "_rewiring", "_disk", "_ownership", "_thin"},
     {"optim", "layers", "storage", "report", "metrics", "kernels", "theory"},
     {"recipes"},
 ]
