@@ -92,7 +92,8 @@ def shuffled(rows: Array, distinct: Array, key: Array) -> Array:
     draw = draw.reshape(_TRADES, pairs, channels)
     # Low bits are the column's: no two of a row are equal, so that halves are exact.
     low = (1 << (channels - 1).bit_length()) - 1
-    draw = (draw & jnp.uint32(~low & 0xFFFFFFFF)) | jnp.arange(channels, dtype="uint32")
+    high = draw & jnp.uint32(~low & 0xFFFFFFFF)
+    draw = high | lax.broadcasted_iota("uint32", high.shape, 2)
 
     def differing(rows: Array) -> Array:
         values = rows.astype(jnp.float32)

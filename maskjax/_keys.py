@@ -25,7 +25,8 @@ def own(keys: Any, *, fn: str) -> None:
         )
     if isinstance(keys, Tracer):
         return
-    data = np.asarray(jax.random.key_data(keys))
+    with jax.ensure_compile_time_eval():  # inside of a `jit` too
+        data = np.asarray(jax.random.key_data(keys))
     _, first, which = np.unique(data, axis=0, return_index=True, return_inverse=True)
     _checks.raise_all(
         (

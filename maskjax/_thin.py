@@ -60,16 +60,14 @@ def thin(params: Params, stack: Mask, *, links: Mapping[Path, Sequence[Path]]) -
     """
     fn = f"{_FN}.thin"
     size = _checks.members(stack, fn=fn)
-    stack = packing.unpack(stack)
+    with jax.ensure_compile_time_eval():  # known masks stay so inside of a `jit`
+        stack = packing.unpack(stack)
     masks = dict(_masks(params, stack, fn=fn))
     leaves = dict(_tree.named_leaves(params))
     unknown = [path for path in links if path not in masks]
-    unknown += [
-        name for names in links.values() for name in names if name not in leaves
-    ]
-    _checks.raise_all(
-        unknown, f"`{fn}` needs `links` between leaves, kernels with masks"
-    )
+    unknown += [p for names in links.values() for p in names if p not in leaves]
+    needs = f"`{fn}` needs `links` from kernels with masks to leaves"
+    _checks.raise_all((f"{path}: no such" for path in unknown), needs)
     read = {path: _kept(mask) for path, mask in masks.items()}
     made: dict[Path, np.ndarray] = {}
     for path, names in links.items():
