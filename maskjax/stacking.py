@@ -19,7 +19,16 @@ from maskjax import _checks, _tree, masking, packing
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params, SoftMask
 
-__all__ = ["mix", "predict", "predict_each", "size", "stack", "take", "unstack"]
+__all__ = [
+    "map",
+    "mix",
+    "predict",
+    "predict_each",
+    "size",
+    "stack",
+    "take",
+    "unstack",
+]
 
 
 def stack(masks: Sequence[Mask]) -> Mask:
@@ -162,16 +171,68 @@ def predict(
         <BLANKLINE>
                [[ 1.]]], dtype=float32)
     """
-    fn = "maskjax.stacking.predict"
+    return _map(
+        lambda mask, *inputs: apply(masking.apply(params, mask), *inputs),
+        stack,
+        *inputs,
+        batch_size=batch_size,
+        fn="maskjax.stacking.predict",
+    )
+
+
+def map(
+    function: Callable[..., Any],
+    stack: Any,
+    *inputs: Any,
+    batch_size: int | None = None,
+) -> Any:
+    """A function of one member, for each member of a stack.
+
+    What `predict` does with masks on weights, for whatever else tells members apart:
+    masks on features (see `layers`), keys, parameters. What does not depend on the
+    member is computed once, under `vmap` and, where XLA moves it out of the loop as it
+    does on CPU, under `batch_size` too.
+
+    Args:
+        function: `(member, *inputs) -> output`, any tree of arrays.
+        stack: A stack of K: a tree of arrays [K, ...], of keys too, or packed masks.
+        *inputs: Passed on to `function`, the same for every member.
+        batch_size: How many members to run at a time: memory for that many instead of
+            for all, by `jax.lax.map`. `None` runs them all at once.
+
+    Returns:
+        The outputs with a leading axis, [K, ...].
+
+    Raises:
+        ValueError: If the leaves disagree about K, or `batch_size` is less than 1.
+
+    Example:
+        >>> net = lambda mask, x: jnp.sum(jnp.where(mask, x, 0))
+        >>> stacking.map(net, jnp.array([[True, False], [True, True]]), jnp.ones(2))
+        Array([1., 2.], dtype=float32)
+    """
+    name = "maskjax.stacking.map"
+    return _map(function, stack, *inputs, batch_size=batch_size, fn=name)
+
+
+def _map(
+    function: Callable[..., Any],
+    stack: Any,
+    *inputs: Any,
+    batch_size: int | None,
+    fn: str,
+) -> Any:
     _checks.members(stack, fn=fn)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`{fn}` needs `batch_size` of at least 1, got {batch_size}.")
 
-    def member(mask: Mask) -> Any:
-        return apply(masking.apply(params, mask), *inputs)
+    def member(each: Any) -> Any:
+        return function(each, *inputs)
 
     if batch_size is None:
         return jax.vmap(member)(stack)
+    if batch_size == 1:  # no axis of one member: a `cond` in there stays one
+        return lax.map(member, stack)
     return lax.map(member, stack, batch_size=batch_size)
 
 

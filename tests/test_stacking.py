@@ -260,3 +260,34 @@ def test_what_says_nothing_of_each_sample_is_an_error(params):
 def test_narrow_indices_reach_every_member():
     stack = {"w": jnp.arange(200)[:, None] == 199}
     assert stacking.take(stack, jnp.int8(-1))["w"][0]
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, K])
+def test_map_is_a_loop_over_members_of_any_kind(batch_size):
+    keys = jax.random.split(jax.random.key(0), K)
+    stack = {
+        "key": keys,
+        "mask": stacking.stack(members(packed=True)),
+        "w": jnp.ones(K),
+    }
+
+    def function(member, x):
+        kept = packing.unpack(member["mask"])["hidden"]
+        return x * member["w"] + jax.random.normal(member["key"], (3,)), kept
+
+    x = jnp.arange(3.0)
+    found = stacking.map(function, stack, x, batch_size=batch_size)
+    alone = [function(m, x) for m in stacking.unstack(stack)]
+    for i, each in enumerate(alone):
+        trees.assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], found), each)
+
+
+def test_map_refuses_what_is_no_stack():
+    with pytest.raises(
+        ValueError, match="stacking.map` needs `batch_size` of at least"
+    ):
+        stacking.map(lambda m: m, jnp.ones(3), batch_size=0)
+    with pytest.raises(ValueError, match="(?s)stacking.map` needs every leaf.*b: 2"):
+        stacking.map(lambda m: m, {"a": jnp.ones(3), "b": jnp.ones(2)})
+    with pytest.raises(ValueError, match="at least one member"):
+        stacking.map(lambda m: m, jnp.ones((0, 2)))

@@ -1,0 +1,242 @@
+"""Flax layers that apply masks to features, where `nn.Dropout` would stand.
+
+A mask on features masks the input rows of the kernel that they meet; but then the
+kernel is read once for all members, and never copied. Masks are state: the collection
+"masks" in Linen, variables of type `Mask` in NNX. There they are part of checkpoints,
+and there members are chosen, for any number of layers at once:
+
+    >>> from maskjax import layers
+    >>> import flax.linen as nn
+    >>> from maskjax.recipes import masksembles
+    >>> dropout = layers.LinenFeatureMask(masksembles.masks)
+    >>> net = nn.Sequential([nn.Dense(8), nn.relu, dropout, nn.Dense(3)])
+    >>> x = jnp.ones((6, 4))
+    >>> variables = net.init(jax.random.key(0), x)
+    >>> params, masks = variables["params"], variables["masks"]
+    >>> run = lambda masks, x: net.apply({"params": params, "masks": masks}, x)
+    >>> stacking.map(run, masks, x).shape  # all members
+    (4, 6, 3)
+    >>> run(stacking.take(masks, 0), x).shape  # the first
+    (6, 3)
+    >>> whose = masksembles.in_chunks(6, members=4)
+    >>> run(layers.assign(masks, whose), x).shape  # in training one for each sample
+    (6, 3)
+
+In NNX `graph, masks, rest = nnx.split(model, layers.Mask, ...)`, and run is `lambda
+masks, x: nnx.merge(graph, masks, rest)(x)`. Soft masks multiply: those that
+`mc_dropout` draws take the place of `masks`.
+
+Importing this module also lets `flax.serialization` store packed masks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx, serialization
+
+from maskjax import _checks, _tree, masking, packing, stacking
+from maskjax._packed import PackedMask
+from maskjax._tree import Array
+
+__all__ = ["LinenFeatureMask", "Mask", "NNXFeatureMask", "assign"]
+
+_Draw = Callable[..., Array]
+
+
+class Mask(nnx.Variable):
+    """The masks of an `NNXFeatureMask`."""
+
+
+class LinenFeatureMask(nn.Module):
+    """A layer that masks features, the last axis of its input; in Linen.
+
+    In the collection "masks" it has one leaf, `features`: a stack [N, C] of them when
+    initialized, which does not mask. It runs with one of them [C], for all samples; or
+    with one for each sample, from `assign`.
+
+    Attributes:
+        draw: `(channels, *, key) -> [N, C]`, such as `masksembles.masks`, with the key
+            of the stream "masks" or else "params". `None`: one mask [C] that keeps all,
+            to be replaced by those of `mc_dropout`.
+
+    Example:
+        >>> layer = layers.LinenFeatureMask()
+        >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 3)))
+        >>> variables
+        {'masks': {'features': Array([ True,  True,  True], dtype=bool)}}
+        >>> masks = {"features": jnp.array([True, False, True])}
+        >>> layer.apply({"masks": masks}, jnp.ones((1, 3)))
+        Array([[1., 0., 1.]], dtype=float32)
+    """
+
+    draw: _Draw | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """The features that the mask keeps; the others are 0.
+
+        Args:
+            x: [B, ..., C].
+
+        Returns:
+            Like `x`.
+
+        Raises:
+            ValueError: If there are no features or samples, or the mask does not fit
+                them, or is a stack of which no member was chosen.
+        """
+        make = lambda: _drawn(self.draw, x, lambda: self.make_rng("masks"))  # noqa: E731
+        mask = self.variable("masks", "features", make).value
+        return x if self.is_initializing() else _masked(x, mask, name=_name(self))
+
+
+class NNXFeatureMask(nnx.Module):
+    """A layer that masks features, the last axis of its input; in NNX.
+
+    Its variable `features`, of type `Mask`, is what `LinenFeatureMask` has in its
+    collection.
+
+    Attributes:
+        features: The masks, [N, C]; [C] when `draw` is `None`.
+
+    Example:
+        >>> from flax import nnx
+        >>> draw = lambda channels, key: jnp.eye(channels, dtype=bool)
+        >>> layer = layers.NNXFeatureMask(3, draw, rngs=nnx.Rngs(0))
+        >>> graph, masks = nnx.split(layer)
+        >>> nnx.merge(graph, stacking.take(masks, 1))(jnp.ones((1, 3)))
+        Array([[0., 1., 0.]], dtype=float32)
+    """
+
+    def __init__(
+        self, channels: int, draw: _Draw | None = None, *, rngs: nnx.Rngs | None = None
+    ):
+        """Draw the masks.
+
+        Args:
+            channels: C.
+            draw: As in `LinenFeatureMask`.
+            rngs: Of which the stream "masks", or else the default, is used.
+
+        Raises:
+            ValueError: If masks are to be drawn without `rngs`, or channels are below
+                1.
+        """
+        if draw is not None and rngs is None:
+            raise ValueError("`maskjax.layers.NNXFeatureMask` needs `rngs` to draw.")
+        like = jax.ShapeDtypeStruct((1, channels), jnp.float32)
+        key = lambda: rngs["masks"]()  # noqa: E731  # type: ignore[index]
+        self.features = Mask(_drawn(draw, like, key))
+
+    def __call__(self, x: Array) -> Array:
+        """The features that the mask keeps; the others are 0.
+
+        Args:
+            x: [B, ..., C].
+
+        Returns:
+            Like `x`.
+
+        Raises:
+            ValueError: As `LinenFeatureMask` does.
+        """
+        return _masked(x, self.features.get_value(), name="NNXFeatureMask")
+
+
+def assign(masks: Any, members: Array) -> Any:
+    """Masks for a batch, one for each sample, of any number of layers.
+
+    Args:
+        masks: Tree of stacks [N, C]: the collection, or an NNX state of masks.
+        members: [B], integer, whose mask each sample gets: those of `masksembles`.
+
+    Returns:
+        A tree like `masks`, leaves [B, 1, C], boolean.
+
+    Raises:
+        TypeError: If members are not integers.
+        ValueError: If there are none, or masks are not stacks of as many.
+
+    Example:
+        >>> masks = {"features": jnp.eye(2, dtype=bool)}
+        >>> layers.assign(masks, jnp.array([1, 0, 1]))["features"][:, 0]
+        Array([[False,  True],
+               [ True, False],
+               [False,  True]], dtype=bool)
+    """
+    fn = "maskjax.layers.assign"
+    _checks.members(masks, fn=fn)
+    masks = _tree.map_mask(packing.unpack_leaf, masks)
+    leaves, _ = _tree.mask_leaves(masks)
+    _checks.raise_all(
+        (f"{path}: {leaf.shape}" for path, leaf in leaves if leaf.ndim != 2),
+        f"`{fn}` needs every leaf of `masks` as a stack [N, C]",
+    )
+    if jnp.ndim(members) != 1 or not jnp.size(members):
+        raise ValueError(
+            f"`{fn}` needs `members` [B], for at least one sample, got shape "
+            f"{jnp.shape(members)}."
+        )
+    return jax.tree.map(lambda leaf: leaf[:, None], stacking.take(masks, members))
+
+
+def _drawn(draw: _Draw | None, x: Any, make_key: Callable[[], Array]) -> Array:
+    fn = "maskjax.layers"
+    channels = x.shape[-1] if x.ndim else 0
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"`{fn}` needs features to mask, got shape {x.shape}.")
+    if draw is None:
+        return jnp.ones(channels, bool)
+    key = make_key()
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    masks = draw(channels, key=key)
+    if masks.ndim != 2 or masks.shape[1] != channels:
+        raise ValueError(
+            f"`{fn}` needs `draw` to return masks [N, {channels}], got shape "
+            f"{masks.shape}."
+        )
+    return masks
+
+
+def _masked(x: Array, mask: Any, *, name: str) -> Array:
+    """Features under one mask [C], or under one for each sample [B, 1, C]."""
+    mask = packing.unpack_leaf(mask)
+    if not x.size:
+        raise ValueError(f"`{name}` needs features of samples, got shape {x.shape}.")
+    one = mask.shape == x.shape[-1:]
+    each = x.ndim > 1 and mask.shape == (x.shape[0], 1, x.shape[-1])
+    if not one and not each:
+        hint = ""
+        if mask.ndim == 2 and mask.shape[1] == x.shape[-1]:
+            hint = (
+                " That is a stack: map over it with `stacking.map`, or choose by "
+                "`stacking.take` or `layers.assign`."
+            )
+        raise ValueError(
+            f"`{name}` needs a mask [C], or [B, 1, C] for the samples of a batch, got "
+            f"{mask.shape} for features {x.shape}.{hint}"
+        )
+    lead = x.shape[:1] if each else (1,) * min(x.ndim - 1, 1)
+    shape = (*lead, *(1,) * (x.ndim - 2), x.shape[-1])
+    return masking.apply(x, mask.reshape(shape))
+
+
+def _name(module: nn.Module) -> str:
+    return "/".join(module.path) or type(module).__name__
+
+
+def _to_state(mask: PackedMask) -> dict[str, Any]:
+    return {"bits": mask.bits}
+
+
+def _from_state(mask: PackedMask, state: dict[str, Any]) -> PackedMask:
+    return PackedMask(state["bits"], mask.shape)
+
+
+serialization.register_serialization_state(
+    PackedMask, _to_state, _from_state, override=True
+)
