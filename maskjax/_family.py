@@ -249,7 +249,7 @@ def _towards(rows: np.ndarray, target: float, *, below: np.ndarray) -> np.ndarra
         rows[i] = new
 
 
-def _moved(row: np.ndarray, x: int, y: int) -> np.ndarray:
+def _moved(row: np.ndarray, x: np.intp, y: np.intp) -> np.ndarray:
     new = row.copy()
     new[[x, y]] = new[[y, x]]
     return new

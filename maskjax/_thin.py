@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 from maskjax import _checks, _tree, packing, stacking
@@ -109,7 +110,7 @@ def predict(
         thin: The members, from `thin`.
         x: [..., features]; each member gets those that it reads.
         *rest: Passed on to `apply`.
-        batch_size: As in `stacking.map`.
+        batch_size: As in `stacking.map`. On a CPU 1 is the fastest for large kernels.
 
     Returns:
         The outputs with a leading axis, [N, ...].
@@ -128,13 +129,17 @@ def predict(
     if thin.inputs is None:
         return stacking.map(apply, thin.params, x, *rest, batch_size=batch_size)
     if batch_size is None:
-        # One gather for all: on a CPU one for each takes several times as long.
-        picked = jnp.moveaxis(jnp.take(x, thin.inputs, axis=-1, mode="clip"), -2, 0)
+        # Flat: by a matrix of indices XLA gathers transposed, which is slow on a CPU.
+        picked = jnp.take(x, thin.inputs.ravel(), axis=-1, mode="clip")
+        picked = picked.reshape(*picked.shape[:-1], *thin.inputs.shape)
+        picked = jnp.moveaxis(picked, -2, 0)
         each = lambda member, *rest: apply(member[0], member[1], *rest)  # noqa: E731
         return stacking.map(each, (thin.params, picked), *rest)
 
     def one(member: tuple, x: Array, *rest: Any) -> Any:
-        return apply(member[0], jnp.take(x, member[1], axis=-1, mode="clip"), *rest)
+        picked = jnp.take(x, member[1], axis=-1, mode="clip")
+        # What follows does not fuse with it, for the same reason.
+        return apply(member[0], lax.optimization_barrier(picked), *rest)
 
     return stacking.map(one, tuple(thin), x, *rest, batch_size=batch_size)
 

@@ -21,6 +21,8 @@ QUESTIONS = (
     "tasks_learned",
     "task_inference",
     "meta_ticket_step",
+    "ensemble_predict",
+    "ensemble_training",
     "import_time",
 )
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
