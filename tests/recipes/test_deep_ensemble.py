@@ -55,7 +55,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def params():
-    return deep_ensemble.init(draw, keys=keys())
+    return jax.jit(lambda k: deep_ensemble.init(draw, keys=k))(keys())
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,9 @@ def member(tree, i):
 
 
 def test_members_are_drawn_from_their_own_keys(params):
+    alone = jax.jit(draw)
     for i, key in enumerate(keys()):
-        trees.assert_same(member(params, i), draw(key))
+        trees.assert_same(member(params, i), alone(key))
     assert not np.allclose(params["a"][0], params["a"][1])
 
 

@@ -33,6 +33,15 @@ def x():
     return jnp.asarray(np.random.default_rng(1).normal(size=(5, 6)), "float32")
 
 
+def predicted(apply, units, *inputs, keys, **how):
+    """One compilation, for all that a prediction consists of."""
+
+    def run(keys, *inputs):
+        return mc_dropout.predict(apply, units, *inputs, keys=keys, **how)
+
+    return jax.jit(run)(keys, *inputs)
+
+
 def keys(count, *, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
@@ -73,7 +82,7 @@ def test_leaves_get_keys_of_their_own():
 
 def test_without_dropout_members_are_the_network(params, x):
     how = {"rate": 0.0, "keys": keys(4)}
-    out = mc_dropout.predict(network, UNITS, x, params, **how)
+    out = predicted(network, UNITS, x, params, **how)
     plain = network({k: jnp.ones(u.shape) for k, u in UNITS.items()}, x, params)
     np.testing.assert_allclose(out[0], plain, rtol=1e-5, atol=1e-6)
     mean, variance = mc_dropout.moments(out, precision=math.inf)
@@ -83,13 +92,13 @@ def test_without_dropout_members_are_the_network(params, x):
 
 def test_members_are_those_of_a_loop_over_keys(params, x):
     how = {"rate": 0.3, "keys": keys(6)}
-    every = mc_dropout.predict(network, UNITS, x, params, **how)
+    every = predicted(network, UNITS, x, params, **how)
     for i, key in enumerate(keys(6)):
         masks = mc_dropout.masks(UNITS, rate=0.3, key=key)
         alone = network(masks, x, params)
         np.testing.assert_allclose(every[i], alone, rtol=1e-5, atol=1e-5)
     for size in (1, 4):
-        few = mc_dropout.predict(network, UNITS, x, params, **how, batch_size=size)
+        few = predicted(network, UNITS, x, params, **how, batch_size=size)
         np.testing.assert_allclose(few, every, rtol=1e-5, atol=1e-5)
 
 
@@ -98,7 +107,7 @@ def test_of_a_linear_model_the_moments_are_known():
     w, x = rng.normal(size=(6, 1)), rng.normal(size=(4, 6))
     net = lambda masks, x: (x * masks[None]) @ jnp.asarray(w, "float32")  # noqa: E731
     how = {"rate": rate, "keys": keys(20_000)}
-    out = mc_dropout.predict(net, jnp.ones(6), jnp.asarray(x, "float32"), **how)
+    out = predicted(net, jnp.ones(6), jnp.asarray(x, "float32"), **how)
     mean, variance = mc_dropout.moments(out, precision=math.inf)
     exact = (w[:, 0] ** 2 * x**2).sum(1, keepdims=True) * rate / (1 - rate)
     assert (abs(mean - x @ w) < 4 * (exact / 20_000) ** 0.5).all()
@@ -134,7 +143,7 @@ def test_a_likelihood_far_from_every_member_stays_finite():
 
 def test_information_is_between_nothing_and_the_entropy(params, x):
     how = {"rate": 0.5, "keys": keys(50)}
-    out = mc_dropout.predict(network, UNITS, 3 * x, params, **how)
+    out = predicted(network, UNITS, 3 * x, params, **how)
     p = np.asarray(jax.nn.softmax(out, -1), "float64")
     p /= p.sum(-1, keepdims=True)
     whole, parts = reference.entropy(p.mean(0)), reference.entropy(p).mean(0)
@@ -174,8 +183,8 @@ def test_predicting_leaves_statistics_alone_and_masks_the_features(flax_net, x):
     run, variables = flax_net
     before = jax.tree.map(np.array, variables)
     how = {"rate": 0.5, "keys": keys(5)}
-    first = mc_dropout.predict(run, variables["masks"], x, **how)
-    again = mc_dropout.predict(run, variables["masks"], x, **how)
+    first = predicted(run, variables["masks"], x, **how)
+    again = predicted(run, variables["masks"], x, **how)
     np.testing.assert_array_equal(first, again)
     trees.assert_same(before, jax.tree.map(np.array, variables))
     # As masks on the rows of the kernel that follows.
@@ -199,9 +208,9 @@ def test_masks_are_shared_by_a_batch_or_each_samples_own(flax_net):
     run, variables = flax_net
     same = jnp.ones((4, 6))
     how = {"rate": 0.5, "keys": keys(3)}
-    shared = mc_dropout.predict(run, variables["masks"], same, **how)
+    shared = predicted(run, variables["masks"], same, **how)
     np.testing.assert_array_equal(shared, np.repeat(shared[:, :1], 4, 1))
-    own = mc_dropout.predict(run, variables["masks"], same, **how, examples=4)
+    own = predicted(run, variables["masks"], same, **how, examples=4)
     assert len(np.unique(np.asarray(own).reshape(12, 3).round(5), axis=0)) == 12
 
 
