@@ -73,7 +73,8 @@ def closest(
         size = max(1, _PIECE // (16 * a * b * many))
         parts = [slice(i, i + size) for i in range(0, rows, size)]
         found = [_closest_pair(left[x], right[x], targets[x]) for x in parts]
-        return tuple(np.concatenate(x) for x in zip(*found, strict=True))
+        error, i, j = (np.concatenate(x) for x in zip(*found, strict=True))
+        return error, i, j
 
     # What is looked up one after the other had better be near one another.
     rank = np.argsort(targets, axis=1)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from maskjax import _checks
 from maskjax.theory import _halves
@@ -224,7 +225,7 @@ def _number(tolerance: Any, *, fn: str) -> None:
         raise TypeError(
             f"`{fn}` needs `tolerance` as a number, got {_checks.kind_of(tolerance)}."
         )
-    if not tolerance >= 0:
+    if not float(tolerance) >= 0:
         raise ValueError(f"`{fn}` needs `tolerance` of at least 0, got {tolerance}.")
 
 
@@ -252,9 +253,7 @@ def _doubles(targets: Any, coefficients: Any, *, fn: str) -> tuple[Any, Any]:
     """Both as float64 on the host."""
     fn = _name(fn)
     _fit(targets, coefficients, fn=fn)
-    if isinstance(targets, jax.core.Tracer) or isinstance(
-        coefficients, jax.core.Tracer
-    ):
+    if isinstance(targets, Tracer) or isinstance(coefficients, Tracer):
         raise TypeError(
             f"`{fn}` needs arrays whose values are known, got a traced one. Call it "
             "outside `jit`, or use `greedy`."

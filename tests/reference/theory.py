@@ -2,6 +2,8 @@
 
 import itertools
 
+import numpy as np
+
 
 def subsets(n):
     """All subsets of n, as tuples of indices, the smallest first."""
@@ -46,3 +48,66 @@ def greedy(target, coefficients, bins):
                 kept.add(h)
         end /= 2
     return kept, abs(left)
+
+
+def block(v, u, w, construction, *, sign, bins=14):
+    """The neurons of one block that become one weight where the input has a sign."""
+    fires = [h for h in range(len(v)) if sign * v[h] > 0]
+    products = {h: float(u[h]) * float(v[h]) for h in fires}
+    if construction == "subset_sum":
+        listed = [products[h] for h in fires]
+        best = min(subsets(len(fires)), key=lambda s: abs(total(listed, s) - w))
+        return {fires[p] for p in best}
+    if construction == "greedy":
+        if not fires:
+            return set()
+        kept, _ = greedy(w, [products[h] for h in fires], bins)
+        return {fires[p] for p in kept}
+
+    def away(h):
+        if construction == "product":
+            return abs(products[h] - w)
+        mine = np.sign(w) * sign
+        return max(abs(abs(v[h]) - abs(w)), abs(u[h] - mine))
+
+    best = min(fires, key=away, default=None)
+    return set() if best is None or abs(products[best] - w) >= abs(w) else {best}
+
+
+def network(layers, x):
+    """A ReLU network, one layer after the other, in the dtype of its arrays."""
+    for i, layer in enumerate(layers):
+        x = np.maximum(x, 0) if i else x
+        x = x @ layer["kernel"] + layer.get("bias", 0)
+    return x
+
+
+def pairs(layers, mask, x):
+    """A pruned wide network, block by block."""
+    for i, (pair, kept) in enumerate(zip(layers, mask, strict=True)):
+        x = np.maximum(x, 0) if i else x
+        if len(pair["inner"]) > x.shape[1]:
+            x = np.concatenate([x, np.ones((len(x), 1))], 1)
+        out = 0.0
+        for j in range(x.shape[1]):
+            hidden = np.maximum(x[:, j, None] * (pair["inner"] * kept["inner"])[j], 0)
+            out = out + hidden @ (pair["outer"] * kept["outer"])[j]
+        x = out
+    return x
+
+
+def neurons(outputs, y, budget):
+    """Neurons added one by one, each time a least squares fit of the scale."""
+
+    def left(kept):
+        s = outputs[:, sorted(kept)].sum(1, keepdims=True)
+        return np.sum((s @ np.linalg.lstsq(s, y, rcond=None)[0] - y) ** 2)
+
+    kept, error = set(), np.sum(y**2)
+    for _ in range(budget):
+        tried = {h: left(kept | {h}) for h in set(range(outputs.shape[1])) - kept}
+        best = min(tried, key=tried.get)
+        if tried[best] >= error:
+            break
+        kept, error = kept | {best}, tried[best]
+    return kept, error / np.sum(y**2)
