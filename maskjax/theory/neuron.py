@@ -81,12 +81,12 @@ def greedy(outputs: Array, y: Array, *, budget: int) -> Array:
     """The neurons that, one by one, each leave the smallest error.
 
     As in matching pursuit, but that all neurons share one scale, which is the best one
-    at every step. It stops where no neuron makes the error smaller.
+    at every step. Where the error is smallest in the end, there it stops.
 
     Args:
         outputs: [N, H], floating.
         y: [N].
-        budget: How many neurons to keep at most.
+        budget: How many neurons to keep at most; a larger one is never worse.
 
     Returns:
         [H], boolean: True keeps.
@@ -199,23 +199,21 @@ def ridge(outputs: Array, y: Array, *, penalty: float) -> Array:
 
 @functools.partial(jax.jit, static_argnames="budget")
 def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
-    sizes = jnp.sum(outputs**2, axis=0)
-    fits = y @ outputs
+    sizes, fits = jnp.sum(outputs**2, axis=0), y @ outputs
+    n = len(sizes)
 
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        mask, total, gained = carry
+    def step(carry: Any, _: None) -> tuple[Any, Any]:
+        left, total = carry
         # Of the sum with each neuron: its product with y, and its square.
         product = total @ y + fits
         square = total @ total + 2 * (total @ outputs) + sizes
-        gain = jnp.where(mask, -jnp.inf, _ratio(product**2, square))
+        gain = jnp.where(left, _ratio(product**2, square), -jnp.inf)
         best = jnp.argmax(gain)
-        joins = gain[best] > gained
-        total = jnp.where(joins, total + outputs[:, best], total)
-        gained = jnp.where(joins, gain[best], gained)
-        return (mask.at[best].set(mask[best] | joins), total, gained), None
+        return (left.at[best].set(False), total + outputs[:, best]), (best, gain[best])
 
-    start = jnp.zeros(len(sizes), bool), jnp.zeros_like(y), jnp.zeros((), y.dtype)
-    return lax.scan(step, start, length=budget)[0][0]
+    start = jnp.ones(n, bool), jnp.zeros_like(y)
+    _, (order, gains) = lax.scan(step, start, length=min(budget, n))
+    return jnp.zeros(n, bool).at[order].set(jnp.arange(len(gains)) <= gains.argmax())
 
 
 def _ratio(above: Array, below: Array) -> Array:

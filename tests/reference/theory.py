@@ -103,11 +103,10 @@ def neurons(outputs, y, budget):
         s = outputs[:, sorted(kept)].sum(1, keepdims=True)
         return np.sum((s @ np.linalg.lstsq(s, y, rcond=None)[0] - y) ** 2)
 
-    kept, error = set(), np.sum(y**2)
-    for _ in range(budget):
+    kept, seen = set(), []
+    for _ in range(min(budget, outputs.shape[1])):
         tried = {h: left(kept | {h}) for h in set(range(outputs.shape[1])) - kept}
-        best = min(tried, key=tried.get)
-        if tried[best] >= error:
-            break
-        kept, error = kept | {best}, tried[best]
+        kept = kept | {min(tried, key=tried.get)}
+        seen.append((min(tried.values()), kept))
+    error, kept = min(seen, key=lambda one: one[0])
     return kept, error / np.sum(y**2)
