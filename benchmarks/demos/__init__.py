@@ -10,6 +10,7 @@ from benchmarks.demos import (
     meta_ticket,
     packnet,
     pruning,
+    strong_ticket,
     supermask,
     supsup,
 )
@@ -26,4 +27,5 @@ DEMOS = (
     hopsupsup.DEMO,
     packnet.DEMO,
     meta_ticket.DEMO,
+    strong_ticket.DEMO,
 )

@@ -14,6 +14,7 @@ numbers of like size are exact; XLA's CPU backend takes longer for the same sear
 
 import functools
 import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,10 @@ from maskjax.theory import _halves
 __all__ = ["Subsets", "greedy", "nearest", "smallest"]
 
 _MEMORY = 2**30
-_LANES = 2**13  # targets at a time in `greedy`
+_LANES = 2**13  # targets at a time in `greedy`,
+_SORTED = 4  # and for how many coefficients had better be sorted
+# Of a few targets, known by their numbers [L]: subsets [L, n], and what is left, [L].
+_Some = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Subsets(NamedTuple):
@@ -190,11 +194,22 @@ def _walk(t: jax.Array, c: jax.Array, *, bins: int) -> Subsets:
     # 2**(exponent - 1) <= |c| < 2**exponent, exactly.
     exponent = jnp.frexp(jnp.abs(c))[1]
     place = jnp.clip(exponent.max(1, keepdims=True) - exponent, 0, bins - 1)
+    some = _in_order(t, c, place) if many >= _SORTED else _by_bins(t, c, place, bins)
+    size = min(_LANES, t.size)
+    lanes = jnp.arange(-(-t.size // size) * size, dtype=jnp.int32)
+    mask, left = lax.map(some, jnp.minimum(lanes, t.size - 1).reshape(-1, size))
+    mask = mask.reshape(-1, n)[: t.size].reshape(rows, many, n)
+    error = jnp.abs(left.ravel()[: t.size].reshape(t.shape))
+    low, high = c.clip(max=0).sum(1)[:, None], c.clip(min=0).sum(1)[:, None]
+    return Subsets(mask, error, (t < low) | (t > high))
+
+
+def _by_bins(t: jax.Array, c: jax.Array, place: jax.Array, bins: int) -> _Some:
+    """The walk once for each bin over all coefficients, which need not be sorted."""
+    many, n = t.shape[1], c.shape[1]
 
     def some(lane: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of a few targets, which are lanes: subsets [L, n] and what is left, [L]."""
-        whose = lane // many
-        terms, bin_of = c[whose].T, place[whose].T
+        terms, bin_of = c[lane // many].T, place[lane // many].T
 
         def step(i: jax.Array, state: Any) -> Any:
             left, mask = state
@@ -207,13 +222,28 @@ def _walk(t: jax.Array, c: jax.Array, *, bins: int) -> Subsets:
         left, mask = lax.fori_loop(0, bins * n, step, start)
         return mask.T, left
 
-    size = min(_LANES, t.size)
-    lanes = jnp.arange(-(-t.size // size) * size, dtype=jnp.int32)
-    mask, left = lax.map(some, jnp.minimum(lanes, t.size - 1).reshape(-1, size))
-    mask = mask.reshape(-1, n)[: t.size].reshape(rows, many, n)
-    error = jnp.abs(left.ravel()[: t.size].reshape(t.shape))
-    low, high = c.clip(max=0).sum(1)[:, None], c.clip(min=0).sum(1)[:, None]
-    return Subsets(mask, error, (t < low) | (t > high))
+    return some
+
+
+def _in_order(t: jax.Array, c: jax.Array, place: jax.Array) -> _Some:
+    """The same walk over coefficients that were put in order, once for each row."""
+    many, n = t.shape[1], c.shape[1]
+    at = jnp.arange(n, dtype=jnp.int32)[None]
+    # XLA sorts single numbers several times faster than numbers with their places.
+    order = jnp.sort(place * n + at, axis=1) % n
+    back = jnp.sort(order * n + at, axis=1) % n
+    terms = jnp.take_along_axis(c, order, 1)
+
+    def some(lane: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(left: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
+            rest = left - term
+            joins = jnp.abs(rest) < jnp.abs(left)
+            return jnp.where(joins, rest, left), joins
+
+        left, mask = lax.scan(step, t.ravel()[lane], terms[lane // many].T)
+        return jnp.take_along_axis(mask.T, back[lane // many], 1), left
+
+    return some
 
 
 def _name(function: str) -> str:
