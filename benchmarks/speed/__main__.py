@@ -21,6 +21,7 @@ QUESTIONS = (
     "tasks_learned",
     "task_inference",
     "meta_ticket_step",
+    "subset_sum",
     "import_time",
 )
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
