@@ -23,8 +23,8 @@ def table() -> str:
     """The table in Markdown."""
     rows = "\n".join(f"| {what} | {figure} |" for what, figure in _rows())
     return (
-        f"On two CPU cores, from the lines in `benchmarks/results/{DEVICE}`:\n\n"
-        f"| what | measured |\n|---|---|\n{rows}"
+        f"| on two CPU cores | measured, from lines in `benchmarks/results/{DEVICE}` |\n"
+        f"|---|---|\n{rows}"
     )
 
 
