@@ -23,7 +23,7 @@ def table() -> str:
     """The table in Markdown."""
     rows = "\n".join(f"| {what} | {figure} |" for what, figure in _rows())
     return (
-        f"| on two CPU cores | measured, from lines in `benchmarks/results/{DEVICE}` |\n"
+        f"| on two CPU cores | measured (lines in `benchmarks/results/{DEVICE}`) |\n"
         f"|---|---|\n{rows}"
     )
 
