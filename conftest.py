@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import maskjax
-from maskjax import layers, metrics, optim, recipes, report, storage
+from maskjax import layers, metrics, optim, recipes, report, storage, theory
 
 
 def pytest_configure(config):
@@ -32,6 +32,8 @@ def _namespace(doctest_namespace):
     modules = {name: getattr(maskjax, name) for name in maskjax.__all__}
     modules |= {"optim": optim, "report": report, "optax": optax}
     modules |= {"storage": storage, "metrics": metrics, "layers": layers}
-    for recipe in pkgutil.iter_modules(recipes.__path__, "maskjax.recipes."):
-        modules[recipe.name.split(".")[-1]] = importlib.import_module(recipe.name)
+    for package in (recipes, theory):
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            name = found.name.split(".")[-1]
+            modules[name] = importlib.import_module(found.name)
     doctest_namespace.update(modules, jax=jax, jnp=jnp, maskjax=maskjax)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax import _checks, _predicted
+from maskjax._search import order_key
 from maskjax._tree import Array
 
 Binning = Literal["equal-width", "equal-mass"]
@@ -231,8 +232,9 @@ def _tally(
     place, ends = sure, np.arange(bins + 1) / bins
     ends[0], ends[-1] = -np.inf, np.inf
     if binning == "equal-mass":
-        sure, right = lax.sort((sure, right), num_keys=1)
-        place, _ = _predicted.ties(sure)  # how many are less
+        keys = order_key(sure, None)
+        keys, sure, right = lax.sort((keys, sure, right), num_keys=1)
+        place, _ = _predicted.ties(keys)  # how many are less
         ends = [-(-i * sure.shape[-1] // bins) - 1 for i in range(bins + 1)]
     ends = jnp.asarray(ends, place.dtype)
 

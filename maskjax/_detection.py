@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax import _checks, _predicted
+from maskjax._search import order_key
 from maskjax._tree import Array
 
 _PARTS = 40_000  # whose square fits into 32 bits
@@ -240,7 +241,7 @@ def _scored(scores: ArrayLike, labels: ArrayLike, *, fn: str) -> tuple[Array, Ar
 
 
 def _rank(array: Array, positive: Array) -> _Ranked:
-    ordered, positive = lax.sort((array, positive), num_keys=1)
+    ordered, positive = lax.sort((order_key(array, None), positive), num_keys=1)
     begin, _ = _predicted.ties(ordered)
     count = _predicted.count(positive)
     positives, negatives = (
@@ -280,7 +281,7 @@ def _lost(confidence: ArrayLike, losses: ArrayLike, *, fn: str) -> tuple[Array, 
 @jax.jit
 def _curve(array: Array, lost: Array) -> RiskCoverage:
     dtype = _predicted.whole() if lost.dtype == jnp.bool_ else lost.dtype
-    ordered, lost = lax.sort((-array, lost), num_keys=1)
+    ordered, lost = lax.sort((-order_key(array, None), lost), num_keys=1)
     begin, end = _predicted.ties(ordered)
     sums = _predicted.before(lost, dtype)
     surer, upto = (_predicted.at(sums, i) for i in (begin, end))

@@ -184,10 +184,10 @@ def share(flags: Array, dtype: Any) -> Array:
 
 
 def ties(ordered: Array) -> tuple[Array, Array]:
-    """Of values in order [..., n], where the run of equal ones that each is in begins.
+    """Of values in order [..., n], the run of equal ones that each is in.
 
     Returns:
-        Begin, and end (the index after the last), each [..., n].
+        Where it begins, and ends (the index after the last), each [..., n].
     """
     size = ordered.shape[-1]
     edge = jnp.ones((*ordered.shape[:-1], 1), bool)

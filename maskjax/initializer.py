@@ -26,6 +26,8 @@ __all__ = [
     "scores_of",
     "signed_constant",
     "signed_deviation",
+    "signed_log_uniform",
+    "uniform",
     "uniform_scores",
 ]
 
@@ -90,6 +92,76 @@ def scaled_normal(density: float = 1.0) -> Initializer:
     def init(key: _tree.Array, shape: Any, dtype: Any = jnp.float32) -> _tree.Array:
         size = _deviation(shape, density, fn="maskjax.initializer.scaled_normal")
         return (jax.random.normal(key, shape) * size).astype(dtype)
+
+    return init
+
+
+def uniform(low: float = -1.0, high: float = 1.0) -> Initializer:
+    """Uniform between two numbers, whatever the shape.
+
+    Args:
+        low: The least.
+        high: The most.
+
+    Returns:
+        A function `(key, shape, dtype=float32) -> array`.
+
+    Raises:
+        ValueError: If `low` is above `high`.
+
+    Example:
+        >>> w = initializer.uniform(2.0, 4.0)(jax.random.key(0), (1_000,))
+        >>> print(f"{w.mean():.1f}")
+        3.0
+    """
+    if not low <= high:
+        raise ValueError(
+            "`maskjax.initializer.uniform` needs `low` of at most `high`, got "
+            f"{low} and {high}."
+        )
+
+    def init(key: _tree.Array, shape: Any, dtype: Any = jnp.float32) -> _tree.Array:
+        return jax.random.uniform(key, shape, dtype, low, high)
+
+    return init
+
+
+def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
+    """Of either sign, the logarithm of the magnitude uniform between two numbers.
+
+    As many between 1/4 and 1/2 as between 1/2 and 1: there are weights of every size.
+
+    Args:
+        low: The least magnitude.
+        high: The largest. With both the same it is a constant of random sign.
+
+    Returns:
+        A function `(key, shape, dtype=float32) -> array`.
+
+    Raises:
+        ValueError: If `low` is not positive, or above `high`.
+
+    Example:
+        >>> w = initializer.signed_log_uniform(0.25)(jax.random.key(0), (1_000,))
+        >>> print(f"{(abs(w) < 0.5).mean():.1f} {(w < 0).mean():.1f}")
+        0.5 0.5
+
+    References:
+        Orseau et al., "Logarithmic Pruning is All You Need", NeurIPS 2020.
+        arXiv:2006.12156, section 3 (hyperbolic weights).
+    """
+    if not 0 < low <= high:
+        raise ValueError(
+            "`maskjax.initializer.signed_log_uniform` needs `low` above 0 and at most "
+            f"`high`, got {low} and {high}."
+        )
+
+    def init(key: _tree.Array, shape: Any, dtype: Any = jnp.float32) -> _tree.Array:
+        coin, size = jax.random.split(key)
+        signs = jax.random.bernoulli(coin, 0.5, shape)
+        exponent = jax.random.uniform(size, shape, dtype, math.log(low), math.log(high))
+        magnitude = jnp.clip(jnp.exp(exponent), low, high)  # exp rounds
+        return jnp.where(signs, magnitude, -magnitude).astype(dtype)
 
     return init
 

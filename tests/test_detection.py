@@ -119,6 +119,15 @@ def test_all_is_told_by_scores_that_separate(name):
         assert worst == 0
 
 
+@over_areas
+def test_subnormal_scores_are_no_ties(name):
+    scores, positive = drawn(values=10_000)
+    tiny = np.float32(np.argsort(np.argsort(scores))) * np.float32(1e-42)
+    assert 0 < tiny.max() < np.finfo(np.float32).tiny
+    function = getattr(metrics, name)
+    assert function(tiny, positive) == function(scores, positive)
+
+
 def test_auroc_of_the_opposite_is_the_rest():
     scores, positive = drawn()
     found = metrics.auroc(scores, positive)

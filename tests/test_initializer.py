@@ -133,3 +133,37 @@ def test_scores_need_a_fan_in():
         initializer.uniform_scores(params, where=where.everything, key=KEY)
     with pytest.raises(ValueError, match="(?s)scores_of` needs .* bias"):
         initializer.scores_of(masking.everything(params, where=where.everything))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (2.0, 5.0), (0.5, 0.5)])
+def test_uniform_lies_evenly_between_its_ends(low, high, dtype):
+    w = trees.to_numpy(initializer.uniform(low, high)(KEY, (20_000,), jnp.dtype(dtype)))
+    assert low <= w.min() <= w.max() <= high
+    counts, _ = np.histogram(w, 4, (low, high) if low < high else None)
+    if low < high:
+        assert abs(counts / w.size - 0.25).max() < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("low", "high"), [(2.0**-8, 1.0), (0.5, 8.0), (3.0, 3.0)])
+def test_signed_log_uniform_has_as_many_of_every_size(low, high, dtype):
+    draw = initializer.signed_log_uniform(low, high)
+    w = trees.to_numpy(draw(KEY, (40, 500), jnp.dtype(dtype)))
+    size = np.abs(w)
+    assert low <= size.min() <= size.max() <= high
+    assert abs(np.mean(w > 0) - 0.5) < 0.02
+    if low < high:
+        places = np.log(size / low) / np.log(high / low)
+        counts, _ = np.histogram(places, 4, (0, 1))
+        assert abs(counts / w.size - 0.25).max() < 0.03
+        # Size and sign are drawn apart.
+        assert abs(np.corrcoef(np.sign(w).ravel(), size.ravel())[0, 1]) < 0.03
+
+
+def test_ends_in_the_wrong_order_are_refused():
+    with pytest.raises(ValueError, match="`low` of at most `high`, got 2.0 and 1.0"):
+        initializer.uniform(2.0)
+    for low in (0.0, -1.0, 2.0):
+        with pytest.raises(ValueError, match="`low` above 0 and at most `high`, got"):
+            initializer.signed_log_uniform(low)

@@ -11,6 +11,7 @@ from benchmarks.demos import (
     packnet,
     pacnet,
     pruning,
+    strong_ticket,
     supermask,
     supsup,
 )
@@ -28,4 +29,5 @@ DEMOS = (
     packnet.DEMO,
     pacnet.DEMO,
     meta_ticket.DEMO,
+    strong_ticket.DEMO,
 )

@@ -23,6 +23,7 @@ QUESTIONS = (
     "meta_ticket_step",
     "ensemble_predict",
     "ensemble_training",
+    "subset_sum",
     "import_time",
 )
 RESULTS = pathlib.Path(__file__).parents[1] / "results"

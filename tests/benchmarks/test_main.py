@@ -400,3 +400,23 @@ def test_tasks_in_one_network_are_not_forgotten(quick):
     final = {name: np.mean(found) for name, found in numbers["final"].items()}
     assert final["packnet"] > final["naive"] + 0.05
     assert final["packnet"] > final["single"] - 0.1
+
+
+@pytest.mark.slow
+def test_a_trained_network_is_made_of_a_random_one(quick):
+    numbers = quick("strong_ticket")[1]["demos"]["strong_ticket"]["numbers"]
+    assert numbers["within_bound"]
+    assert numbers["target"] > 0.93
+    made = numbers["made"]
+    for name in ("nearest", "fewest", "nearest, a set for each weight"):
+        assert made[name]["largest_error"] <= 0.01
+        assert abs(made[name]["accuracy"] - numbers["target"]) < 0.01
+    assert made["fewest"]["kept"] < made["nearest"]["kept"] / 3
+    for name in ("greedy", "subset_sum"):
+        assert abs(made[name]["accuracy"] - numbers["target"]) < 0.01
+    slopes = {name: np.mean(found) for name, found in numbers["slopes"].items()}
+    assert abs(slopes["product"] + 1) < 0.1
+    assert abs(slopes["factor"] + 0.5) < 0.1
+    assert -0.6 < slopes["subset_sum"] < -0.35
+    missed = numbers["missed_by_neurons"]
+    assert np.mean(missed["ridge"]) < np.mean(missed["greedy"][-1]) < 0.1

@@ -60,6 +60,7 @@ def test_an_unknown_question_is_refused(capsys):
         pytest.param("meta_ticket_step", marks=pytest.mark.slow),
         pytest.param("ensemble_predict", marks=pytest.mark.slow),
         pytest.param("ensemble_training", marks=pytest.mark.slow),
+        pytest.param("subset_sum", marks=pytest.mark.slow),
     ],
 )
 def test_a_quick_run_writes_lines_with_all_their_context(question, tmp_path, capsys):

@@ -159,10 +159,18 @@ def test_it_agrees_with_the_reference(scope, start, lams):
 
 
 @pytest.mark.parametrize("scope", ["leaf", "global"])
-def test_round_of_the_density_is_kept(scope, every_transform):
-    prune = every_transform(
-        lambda params, density: pacnet.prune(params, density=density, scope=scope)
-    )
+@pytest.mark.parametrize("mapped", [False, True], ids=["jit", "vmap"])
+def test_round_of_the_density_is_kept(scope, mapped):
+    """Of a traced density; and of a number, outside of `jit`, the same mask."""
+
+    @jax.jit
+    def prune(params, density):
+        each = lambda p, d: pacnet.prune(p, density=d, scope=scope)  # noqa: E731
+        if not mapped:
+            return each(params, density)
+        both = jax.tree.map(lambda w: jnp.stack([w, -2 * w]), (params, density))
+        return jax.tree.map(lambda x: x[0], jax.vmap(each)(*both))
+
     equal = {name: jnp.full_like(w, -0.5) for name, w in drawn().items()}
     for density in (0.2, 0.35, 0.015):
         for params in (drawn(), equal):
@@ -438,7 +446,7 @@ def test_own_leaves_start_as_the_sources_without_fresh_ones():
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, "float32") for name in trees.NAMES]
-    + [(name, "bfloat16") for name in ("nested_dict", "nnx", "odd_leaves")],
+    + [(name, "bfloat16") for name in ("nnx", "odd_leaves")],
 )
 def test_trees_of_every_kind(name, dtype):
     params, first, second = (trees.make(name, dtype, seed=seed) for seed in range(3))
@@ -517,7 +525,8 @@ def test_its_gradient_pulls_back_what_counts_and_nothing_else():
     }
     mask["bias"] = None
     params["a"] = params["a"].at[~mask["a"]].set(jnp.inf)
-    slopes = jax.grad(lambda p: pacnet.l2_sp(p, anchor, mask, lam=0.25))(params)
+    penalty = lambda p: pacnet.l2_sp(p, anchor, mask, lam=0.25)  # noqa: E731
+    slopes = jax.jit(jax.grad(penalty))(params)
     for name in ("a", "b", "head"):
         pull = 0.5 * np.float64(params[name] - anchor[name])
         expected = np.where(mask[name], pull, 0)
