@@ -154,7 +154,7 @@ def assign(masks: Any, members: Array) -> Any:
         members: [B], integer, whose mask each sample gets: those of `masksembles`.
 
     Returns:
-        A tree like `masks`, leaves [B, 1, C], boolean.
+        A tree like `masks`, leaves [B, 1, C], not packed.
 
     Raises:
         TypeError: If members are not integers.

@@ -181,10 +181,13 @@ def test_the_ensemble_scores_no_worse_than_its_members_do_on_average(params, dat
 def test_adversarial_inputs_go_up_the_gradient(transform):
     w, step = jnp.array([[2.0], [-1.0], [0.0]]), jnp.array([[0.1, 0.2, 0.3]])
     x = jnp.array([[1.0, 2.0, 3.0]])
-    near = transform(
-        lambda x: deep_ensemble.adversarial(lambda x: (x @ w).sum(), x, step=step)
-    )(x)
-    np.testing.assert_allclose(near, [[1.1, 1.8, 3.0]], rtol=1e-6)
+
+    def nearby(x):
+        return deep_ensemble.adversarial(lambda x: (x @ w).sum(), x, step=step)
+
+    np.testing.assert_allclose(transform(nearby)(x), [[1.1, 1.8, 3.0]], rtol=1e-6)
+    # They are data: nothing is learned from how they came about.
+    assert not jax.grad(lambda x: nearby(x).sum())(x).any()
 
 
 def test_the_smoothed_loss_takes_adversarial_inputs_as_they_are(params, data):
