@@ -104,7 +104,7 @@ def _rows() -> Iterator[tuple[str, str]]:
     demo = _demonstration("strong_ticket", "mnist.npz")["numbers"]
     made, fewest = demo["made"]["nearest"], demo["made"]["fewest"]
     yield (
-        "`strong_ticket`, all 397,000 weights of 784-500-10 by subsets of 21 random ones",
+        "`strong_ticket`, the 397,000 weights of 784-500-10 as sums of some of 21 each",
         f"{made['seconds']:.0f} s, none off by more than {made['largest_error']:.4f} "
         f"(published, off by 0.01: 77,266 s on 36 cores); within 0.01, "
         f"{fewest['kept']:,} of {fewest['size']:,} random weights do",
