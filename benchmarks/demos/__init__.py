@@ -13,6 +13,7 @@ from benchmarks.demos import (
     pruning,
     supermask,
     supsup,
+    uncertainty,
 )
 
 DEMOS = (
@@ -28,4 +29,5 @@ DEMOS = (
     packnet.DEMO,
     pacnet.DEMO,
     meta_ticket.DEMO,
+    uncertainty.DEMO,
 )

@@ -1,0 +1,217 @@
+"""A network with masks on its features, trained and asked in four ways.
+
+They differ in the masks alone: none, fresh ones (MC-dropout), a few that stay
+(Masksembles), or none and several networks (a deep ensemble).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from maskjax import layers, stacking
+from maskjax.recipes import deep_ensemble, masksembles, mc_dropout
+
+SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE = (
+    "one network",
+    "MC-dropout",
+    "Masksembles",
+    "deep ensemble",
+)
+WAYS = (SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE)
+SCALE, NETWORKS = 2.0, 5
+MEMBERS = {SINGLE: 1, DROPOUT: 20, MASKSEMBLES: 4, ENSEMBLE: NETWORKS}
+
+Apply = Callable[..., jax.Array]
+Loss = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+class Net(nn.Module):
+    """Dense layers, each but the last followed by a mask on its features."""
+
+    widths: tuple[int, ...]
+    draw: Callable[..., jax.Array] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Outputs [B, widths[-1]] of inputs [B, D]."""
+        for width in self.widths[:-1]:
+            x = layers.LinenFeatureMask(self.draw)(nn.relu(nn.Dense(width)(x)))
+        return nn.Dense(self.widths[-1])(x)
+
+
+class Training(NamedTuple):
+    """How a network is trained, whichever way.
+
+    Attributes:
+        epochs: Of all samples, in an order of its own.
+        batch_size: Of a step.
+        learning_rate: Of Adam.
+        rate: What MC-dropout drops.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    rate: float
+
+
+def draw(channels: int, *, key: jax.Array) -> jax.Array:
+    """Masks [N, C] of Masksembles."""
+    how = {"members": MEMBERS[MASKSEMBLES], "scale": SCALE}
+    return masksembles.masks(channels, **how, key=key)
+
+
+def start(
+    way: str, widths: tuple[int, ...], features: int, *, key: jax.Array
+) -> dict[str, Any]:
+    """Parameters and masks to begin with; the same parameters every way, by the key."""
+    net = Net(widths, draw if way == MASKSEMBLES else None)
+    keys = {"params": key, "masks": jax.random.fold_in(key, 1)}
+    return net.init(keys, jnp.zeros((1, features)))
+
+
+def fit(
+    way: str,
+    training: Training,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    variables: dict[str, Any],
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    key: jax.Array,
+    penalty: Callable[[Any], Any] = lambda params: 0.0,
+) -> dict[str, Any]:
+    """One network, trained.
+
+    Args:
+        way: Of `WAYS`; networks of an ensemble are trained like one.
+        training: How.
+        loss: `(outputs, y) -> scalar`, of a batch.
+        variables: From `start`.
+        x: [N, D].
+        y: [N, ...].
+        key: For the order of the samples, and for fresh masks.
+        penalty: Of parameters, added to the loss.
+
+    Returns:
+        Variables like those given.
+    """
+    optimizer = optax.adam(training.learning_rate)
+    size = min(training.batch_size, len(x))
+    orders, fresh = jax.random.split(key)
+    rows = deep_ensemble.order(len(x), size=size, epochs=training.epochs, key=orders)
+    whose = masksembles.in_chunks(size, members=MEMBERS[MASKSEMBLES])
+    net = Net(_widths(variables["params"]))
+
+    def step(carry: Any, given: Any) -> tuple[Any, None]:
+        variables, opt_state = carry
+        rows, i = given
+        masks = variables["masks"]
+        if way == DROPOUT:
+            one = {"examples": size, "key": jax.random.fold_in(fresh, i)}
+            masks = mc_dropout.masks(masks, rate=training.rate, **one)
+        if way == MASKSEMBLES:
+            masks = layers.assign(masks, whose)
+
+        def of_batch(params: Any) -> jax.Array:
+            outputs = net.apply({"params": params, "masks": masks}, x[rows])
+            return loss(outputs, y[rows]) + penalty(params)
+
+        params = variables["params"]
+        gradients = jax.grad(of_batch)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return ({**variables, "params": params}, opt_state), None
+
+    begun = variables, optimizer.init(variables["params"])
+    (variables, _), _ = lax.scan(step, begun, (rows, jnp.arange(len(rows))))
+    return variables
+
+
+def ask(
+    way: str,
+    variables: dict[str, Any],
+    x: jax.Array,
+    *,
+    rate: float,
+    key: jax.Array,
+    members: int = MEMBERS[DROPOUT],
+    batch_size: int | None = 1,
+) -> jax.Array:
+    """What each member says, [M, B, ...].
+
+    Args:
+        way: Of `WAYS`.
+        variables: From `fit`; parameters [M, ...] of an ensemble.
+        x: [B, D].
+        rate: What MC-dropout drops.
+        key: For masks of MC-dropout.
+        members: How many masks of MC-dropout.
+        batch_size: How many members at a time.
+    """
+    params, masks = variables["params"], variables["masks"]
+    net = Net(_widths(params))
+    many = {"batch_size": batch_size}
+
+    def under(masks: Any, x: jax.Array) -> jax.Array:
+        return net.apply({"params": params, "masks": masks}, x)
+
+    if way == SINGLE:
+        return under(masks, x)[None]
+    if way == DROPOUT:
+        keys = jax.random.split(key, members)
+        return mc_dropout.predict(under, masks, x, rate=rate, keys=keys, **many)
+    if way == MASKSEMBLES:
+        return stacking.map(under, masks, x, **many)
+    alone = lambda params, x: net.apply({"params": params, "masks": masks}, x)  # noqa: E731
+    return deep_ensemble.predict(alone, params, x, **many)
+
+
+def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
+    """Of Masksembles the first layer, which members share, and what they are after it.
+
+    Args:
+        variables: From `fit`, with concrete masks.
+    """
+    params = variables["params"]
+    names = list(params)
+    stacks = [
+        variables["masks"][f"LinenFeatureMask_{i}"] for i in range(len(names) - 1)
+    ]
+    masks = {
+        name: {
+            "kernel": masksembles.rows(stack["features"], params[name]["kernel"]),
+            "bias": None,
+        }
+        for name, stack in zip(names[1:], stacks, strict=True)
+    }
+    links = {
+        f"{after}/kernel": [f"{before}/kernel", f"{before}/bias"]
+        for before, after in zip(names[1:], names[2:], strict=False)
+    }
+    rest = {name: params[name] for name in names[1:]}
+    return params[names[0]], masksembles.thin(rest, masks, links=links)
+
+
+def ask_thin(first: Any, members: masksembles.Thin, x: jax.Array) -> jax.Array:
+    """As `ask` for Masksembles, [M, B, ...], through what `thin` returns."""
+
+    def rest(params: Any, x: jax.Array) -> jax.Array:
+        for name, layer in params.items():
+            x = x @ layer["kernel"] + layer["bias"]
+            x = x if name == list(params)[-1] else nn.relu(x)
+        return x
+
+    x = nn.relu(x @ first["kernel"] + first["bias"])
+    return masksembles.predict(rest, members, x, batch_size=1)
+
+
+def _widths(params: Any) -> tuple[int, ...]:
+    """Of the layers, in order: dense layers are numbered."""
+    names = sorted(params, key=lambda name: int(name.rsplit("_")[-1]))
+    return tuple(params[name]["bias"].shape[-1] for name in names)
