@@ -4,12 +4,13 @@ They differ in the masks alone: none, fresh ones (MC-dropout), a few that stay
 (Masksembles), or none and several networks (a deep ensemble).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -26,21 +27,17 @@ WAYS = (SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE)
 SCALE, NETWORKS = 2.0, 5
 MEMBERS = {SINGLE: 1, DROPOUT: 20, MASKSEMBLES: 4, ENSEMBLE: NETWORKS}
 
-Apply = Callable[..., jax.Array]
-Loss = Callable[[Any, jax.Array, jax.Array], jax.Array]
-
 
 class Net(nn.Module):
     """Dense layers, each but the last followed by a mask on its features."""
 
     widths: tuple[int, ...]
-    draw: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Outputs [B, widths[-1]] of inputs [B, D]."""
         for width in self.widths[:-1]:
-            x = layers.LinenFeatureMask(self.draw)(nn.relu(nn.Dense(width)(x)))
+            x = layers.LinenFeatureMask()(nn.relu(nn.Dense(width)(x)))
         return nn.Dense(self.widths[-1])(x)
 
 
@@ -60,26 +57,53 @@ class Training(NamedTuple):
     rate: float
 
 
-def draw(channels: int, *, key: jax.Array) -> jax.Array:
-    """Masks [N, C] of Masksembles."""
-    how = {"members": MEMBERS[MASKSEMBLES], "scale": SCALE}
-    return masksembles.masks(channels, **how, key=key)
+def start(networks: int, features: int, widths: Sequence[int], *, seed: int) -> Any:
+    """Parameters [K, ...]: Glorot's uniform kernels, and biases of 0.
+
+    By NumPy, as `orders` is: `jax.random` would take longer to compile than training
+    takes.
+    """
+    rng, params = np.random.default_rng(seed), {}
+    for i, (a, b) in enumerate(zip((features, *widths), widths, strict=False)):
+        bound = (6 / (a + b)) ** 0.5
+        kernels = rng.uniform(-bound, bound, (networks, a, b)).astype(np.float32)
+        biases = np.zeros((networks, b), np.float32)
+        params[f"Dense_{i}"] = {"kernel": jnp.asarray(kernels), "bias": biases}
+    return params
 
 
-def start(
-    way: str, widths: tuple[int, ...], features: int, *, key: jax.Array
+def masks(
+    way: str, networks: int, widths: Sequence[int], *, key: jax.Array
 ) -> dict[str, Any]:
-    """Parameters and masks to begin with; the same parameters every way, by the key."""
-    net = Net(widths, draw if way == MASKSEMBLES else None)
-    keys = {"params": key, "masks": jax.random.fold_in(key, 1)}
-    return net.init(keys, jnp.zeros((1, features)))
+    """The masks [K, C] that a way begins with, [K, N, C] of Masksembles."""
+
+    def of_layer(width: int, key: jax.Array) -> jax.Array:
+        if way != MASKSEMBLES:
+            return jnp.ones((networks, width), bool)
+        how = {"members": MEMBERS[MASKSEMBLES], "scale": SCALE}
+        keys = jax.random.split(key, networks)
+        return jax.vmap(lambda key: masksembles.masks(width, **how, key=key))(keys)
+
+    return {
+        f"LinenFeatureMask_{i}": {"features": of_layer(w, jax.random.fold_in(key, i))}
+        for i, w in enumerate(widths[:-1])
+    }
+
+
+def orders(networks: int, samples: int, training: Training, *, seed: int) -> np.ndarray:
+    """Rows [K, steps, B]: every epoch all samples, in an order of each network's."""
+    size = min(training.batch_size, samples)
+    whole = samples // size
+    rows = np.tile(np.arange(samples, dtype=np.int32), (networks, training.epochs, 1))
+    rows = np.random.default_rng(seed).permuted(rows, axis=-1)
+    return rows[..., : whole * size].reshape(networks, -1, size)
 
 
 def fit(
     way: str,
     training: Training,
     loss: Callable[[jax.Array, jax.Array], jax.Array],
-    variables: dict[str, Any],
+    begun: tuple[dict[str, Any], jax.Array],
     x: jax.Array,
     y: jax.Array,
     *,
@@ -92,29 +116,28 @@ def fit(
         way: Of `WAYS`; networks of an ensemble are trained like one.
         training: How.
         loss: `(outputs, y) -> scalar`, of a batch.
-        variables: From `start`.
+        begun: Parameters and masks, and the rows [steps, B] of each step.
         x: [N, D].
         y: [N, ...].
-        key: For the order of the samples, and for fresh masks.
+        key: For fresh masks.
         penalty: Of parameters, added to the loss.
 
     Returns:
-        Variables like those given.
+        Parameters and masks like those given.
     """
+    variables, rows = begun
     optimizer = optax.adam(training.learning_rate)
-    size = min(training.batch_size, len(x))
-    orders, fresh = jax.random.split(key)
-    rows = deep_ensemble.order(len(x), size=size, epochs=training.epochs, key=orders)
+    size = rows.shape[1]
     whose = masksembles.in_chunks(size, members=MEMBERS[MASKSEMBLES])
-    net = Net(_widths(variables["params"]))
+    net = Net(widths_of(variables["params"]))
 
     def step(carry: Any, given: Any) -> tuple[Any, None]:
         variables, opt_state = carry
         rows, i = given
-        masks = variables["masks"]
+        params, masks = variables["params"], variables["masks"]
         if way == DROPOUT:
-            one = {"examples": size, "key": jax.random.fold_in(fresh, i)}
-            masks = mc_dropout.masks(masks, rate=training.rate, **one)
+            fresh = {"examples": size, "key": jax.random.fold_in(key, i)}
+            masks = mc_dropout.masks(masks, rate=training.rate, **fresh)
         if way == MASKSEMBLES:
             masks = layers.assign(masks, whose)
 
@@ -122,14 +145,13 @@ def fit(
             outputs = net.apply({"params": params, "masks": masks}, x[rows])
             return loss(outputs, y[rows]) + penalty(params)
 
-        params = variables["params"]
         gradients = jax.grad(of_batch)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
         return ({**variables, "params": params}, opt_state), None
 
-    begun = variables, optimizer.init(variables["params"])
-    (variables, _), _ = lax.scan(step, begun, (rows, jnp.arange(len(rows))))
+    first = variables, optimizer.init(variables["params"])
+    (variables, _), _ = lax.scan(step, first, (rows, jnp.arange(len(rows))))
     return variables
 
 
@@ -155,7 +177,7 @@ def ask(
         batch_size: How many members at a time.
     """
     params, masks = variables["params"], variables["masks"]
-    net = Net(_widths(params))
+    net = Net(widths_of(params))
     many = {"batch_size": batch_size}
 
     def under(masks: Any, x: jax.Array) -> jax.Array:
@@ -180,15 +202,12 @@ def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
     """
     params = variables["params"]
     names = list(params)
-    stacks = [
-        variables["masks"][f"LinenFeatureMask_{i}"] for i in range(len(names) - 1)
-    ]
     masks = {
         name: {
             "kernel": masksembles.rows(stack["features"], params[name]["kernel"]),
             "bias": None,
         }
-        for name, stack in zip(names[1:], stacks, strict=True)
+        for name, stack in zip(names[1:], variables["masks"].values(), strict=True)
     }
     links = {
         f"{after}/kernel": [f"{before}/kernel", f"{before}/bias"]
@@ -211,7 +230,7 @@ def ask_thin(first: Any, members: masksembles.Thin, x: jax.Array) -> jax.Array:
     return masksembles.predict(rest, members, x, batch_size=1)
 
 
-def _widths(params: Any) -> tuple[int, ...]:
+def widths_of(params: Any) -> tuple[int, ...]:
     """Of the layers, in order: dense layers are numbered."""
     names = sorted(params, key=lambda name: int(name.rsplit("_")[-1]))
     return tuple(params[name]["bias"].shape[-1] for name in names)

@@ -1,6 +1,6 @@
 """Numbers predicted with how sure they are, in the four ways of `_members`."""
 
-import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,140 +10,157 @@ import numpy as np
 from benchmarks import _members
 from benchmarks._members import DROPOUT, ENSEMBLE, MASKSEMBLES, NETWORKS, SINGLE
 from benchmarks._shift import Numbers
-from maskjax import metrics
+from maskjax import metrics, stacking
 from maskjax.recipes import deep_ensemble, mc_dropout
 
-HIDDEN = 50
+WIDTHS = (50, 2)  # a mean, and what a variance is made of
 # As the authors of MC-dropout search, though in the unit of standardized targets.
 PRECISIONS, LENGTH_SCALE, HELD_OUT_SHARE = (0.5, 1.0, 2.0, 4.0), 0.01, 0.2
 SAMPLES = 100  # masks of MC-dropout
 
 
 class Normals(NamedTuple):
-    """What members predict: means and variances [M, N]."""
+    """What members predict: means and variances [J, M, N]."""
 
-    means: jax.Array
-    variances: jax.Array
+    means: np.ndarray
+    variances: np.ndarray
+
+
+class _Data(NamedTuple):
+    """Of each problem: inputs and targets to learn, inputs to be asked about."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
 
 
 def learn(
+    problems: Sequence[Numbers],
     training: _members.Training,
-    x: jax.Array,
-    y: jax.Array,
-    x_test: jax.Array,
     *,
     precision: float | None = None,
-    key: jax.Array,
 ) -> dict[str, Normals]:
-    """Trained on x [N, D] and y [N], and asked about x_test [K, D], each way.
+    """What each way predicts of each problem [J], one network being the first of five.
 
     All but MC-dropout predict a variance of their own. Its noise has a precision: given
     or, of `PRECISIONS`, what a fifth of the samples, held out for that, likes best.
-    """
-    few, stacked, dropped, chosen = jax.random.split(key, 4)
-    found = {
-        MASKSEMBLES: _gaussian(MASKSEMBLES, training, x, y, x_test, key=few),
-        ENSEMBLE: _ensemble(training, x, y, x_test, key=stacked),
-        DROPOUT: _dropout(
-            training,
-            x,
-            y,
-            x_test,
-            _chosen(training, x, y, key=chosen) if precision is None else precision,
-            key=dropped,
-        ),
-    }
-    found[SINGLE] = jax.tree.map(lambda leaf: leaf[:1], found[ENSEMBLE])
-    return {way: found[way] for way in _members.WAYS}
-
-
-def scores(found: dict[str, Normals], numbers: Numbers) -> dict[str, Any]:
-    """RMSE and log-likelihood [...] of `numbers`, in their own unit, each way.
 
     Args:
-        found: Of standardized numbers.
-        numbers: These.
+        problems: J, standardized, of equal shapes.
+        training: How.
+        precision: In the unit of the standardized targets.
     """
-    y = jnp.asarray(numbers.y_test)
+    data = _Data(
+        np.stack([each.x_train for each in problems]),
+        np.stack([each.y_train for each in problems]),
+        np.stack([each.x_test for each in problems]),
+    )
+    several = _gaussian(ENSEMBLE, training, data, networks=NETWORKS)
+    few = _gaussian(MASKSEMBLES, training, data, networks=1)
+    return {
+        SINGLE: Normals(*(leaf[:, :1] for leaf in several)),
+        DROPOUT: _dropout(training, data, precision),
+        MASKSEMBLES: few,
+        ENSEMBLE: several,
+    }
 
-    def of_way(normals: Normals) -> dict[str, Any]:
-        error = jnp.sqrt(jnp.mean((normals.means.mean(0) - y) ** 2))
-        nll = metrics.mixture_nll(normals.means, normals.variances, y).mean()
-        return {
-            "rmse": float(error) * numbers.deviation,
-            "log_likelihood": -float(nll) - np.log(numbers.deviation),
-        }
+
+def scores(found: dict[str, Normals], problems: Sequence[Numbers]) -> dict[str, Any]:
+    """RMSE and log-likelihood [J], in the problems' own unit, each way."""
+    y = jnp.stack([jnp.asarray(each.y_test) for each in problems])
+    unit = np.array([each.deviation for each in problems])
+
+    def of_way(normals: Normals) -> dict[str, np.ndarray]:
+        means, variances = (jnp.asarray(leaf).swapaxes(0, 1) for leaf in normals)
+        error = np.sqrt(((normals.means.mean(1) - y) ** 2).mean(1))
+        nll = metrics.mixture_nll(means, variances, y).mean(1)
+        return {"rmse": error * unit, "log_likelihood": -np.asarray(nll) - np.log(unit)}
 
     return {way: of_way(normals) for way, normals in found.items()}
 
 
-def _gaussian(way: str, training: _members.Training, *data: Any, key: Any) -> Normals:
-    *_, x_test = data
-    variables = _train(way, training, *data[:2], keys=key)
-    outputs = _members.ask(way, variables, x_test, rate=0.0, key=key, batch_size=None)
-    return _normals(outputs)
+def _gaussian(
+    way: str, training: _members.Training, data: _Data, *, networks: int
+) -> Normals:
+    def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
+        return deep_ensemble.gaussian_loss(outputs, y[:, None]).mean()
 
+    def fit_and_ask(job: Any) -> tuple[jax.Array, jax.Array]:
+        begun, (x, y, x_test), key = job
+        variables = _members.fit(way, training, loss, begun, x, y, key=key)
+        alone = SINGLE if way == ENSEMBLE else way
+        outputs = _members.ask(alone, variables, x_test, rate=0.0, key=key)
+        return deep_ensemble.gaussian(outputs)
 
-def _ensemble(training: _members.Training, *data: Any, key: Any) -> Normals:
-    x, y, x_test = data
-    draws, fits = (jax.random.split(k, NETWORKS) for k in jax.random.split(key))
-    begin = functools.partial(_members.start, ENSEMBLE, (HIDDEN, 2), x.shape[1])
-    each = deep_ensemble.init(lambda key: begin(key=key), keys=draws)
-    fit = functools.partial(_members.fit, ENSEMBLE, training, _gaussian_loss)
-    each = deep_ensemble.train(fit, each, x, y, keys=fits)
-    first = jax.tree.map(lambda mask: mask[0], each["masks"])  # of ones
-    variables = {"params": each["params"], "masks": first}
-    return _normals(
-        _members.ask(ENSEMBLE, variables, x_test, rate=0.0, key=key, batch_size=None)
-    )
-
-
-def _train(way: str, training: _members.Training, x: Any, y: Any, *, keys: Any) -> Any:
-    draws, fits = jax.random.split(keys)
-    begun = _members.start(way, (HIDDEN, 2), x.shape[1], key=draws)
-    return _members.fit(way, training, _gaussian_loss, begun, x, y, key=fits)
-
-
-def _normals(outputs: jax.Array) -> Normals:
-    mean, variance = deep_ensemble.gaussian(outputs)
-    return Normals(mean[..., 0], variance[..., 0])
-
-
-def _gaussian_loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
-    return deep_ensemble.gaussian_loss(outputs, y[:, None]).mean()
-
-
-def _chosen(training: _members.Training, x: Any, y: Any, *, key: Any) -> jax.Array:
-    """The precision that held-out samples like best."""
-    kept = len(x) - round(HELD_OUT_SHARE * len(x))
-    taus = jnp.asarray(PRECISIONS)
-
-    def likelihood(tau: jax.Array) -> jax.Array:
-        data = x[:kept], y[:kept], x[kept:]
-        normals = _dropout(training, *data, tau, key=key)
-        return -metrics.mixture_nll(normals.means, normals.variances, y[kept:]).mean()
-
-    return taus[jnp.argmax(jax.vmap(likelihood)(taus))]
+    data = _Data(*(np.repeat(leaf, networks, axis=0) for leaf in data))
+    rows = _members.orders(len(data.x), data.x.shape[1], training, seed=1)
+    found = _each(way, fit_and_ask, data, rows)
+    # Of a problem, members of its networks one after the other.
+    shape = len(data.x) // networks, -1, data.x_test.shape[1]
+    return Normals(*(leaf.reshape(shape) for leaf in found))
 
 
 def _dropout(
-    training: _members.Training, x: Any, y: Any, x_test: Any, tau: Any, *, key: Any
+    training: _members.Training, data: _Data, precision: float | None
 ) -> Normals:
     """With the weight decay that a precision asks for."""
-    draws, fits, asks = jax.random.split(key, 3)
-    decay = mc_dropout.weight_decay(
-        rate=training.rate, length_scale=LENGTH_SCALE, samples=len(x), precision=tau
-    )
-
-    def penalty(params: Any) -> jax.Array:
-        return decay * sum((layer["kernel"] ** 2).sum() for layer in params.values())
+    jobs, samples, _ = data.x.shape
+    taus = np.array(PRECISIONS if precision is None else (precision,), np.float32)
+    kept = samples - round(HELD_OUT_SHARE * samples)
+    counts = (samples,) if len(taus) == 1 else (samples, kept)
 
     def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.mean((outputs[:, 0] - y) ** 2)
 
-    variables = _members.start(DROPOUT, (HIDDEN, 1), x.shape[1], key=draws)
-    how = {"key": fits, "penalty": penalty}
-    variables = _members.fit(DROPOUT, training, loss, variables, x, y, **how)
-    how = {"rate": training.rate, "members": SAMPLES, "batch_size": None}
-    means = _members.ask(DROPOUT, variables, x_test, key=asks, **how)[..., 0]
-    return Normals(means, jnp.full_like(means, 1 / tau))
+    def fit_and_ask(job: Any) -> jax.Array:
+        begun, (x, y, asked), key, decay = job
+
+        def penalty(params: Any) -> jax.Array:
+            return decay * sum(
+                (layer["kernel"] ** 2).sum() for layer in params.values()
+            )
+
+        fits, asks = jax.random.split(key)
+        how = {"key": fits, "penalty": penalty}
+        variables = _members.fit(DROPOUT, training, loss, begun, x, y, **how)
+        how = {"rate": training.rate, "members": SAMPLES, "batch_size": None}
+        return _members.ask(DROPOUT, variables, asked, key=asks, **how)[..., 0]
+
+    # Every precision, on all samples and without those held out, as one program: as
+    # many steps for all.
+    shape = jobs, len(taus), len(counts)
+    how = {"rate": training.rate, "length_scale": LENGTH_SCALE, "precision": taus}
+    decay = [mc_dropout.weight_decay(samples=count, **how) for count in counts]
+    rows = _members.orders(jobs, samples, training, seed=1)
+    longer = training._replace(epochs=2 * training.epochs)
+    fewer = _members.orders(jobs, kept, longer, seed=1)[:, : rows.shape[1]]
+    rows = np.stack([rows, fewer], axis=1)[:, None, : len(counts)]
+    every = _Data(data.x, data.y, np.concatenate([data.x, data.x_test], axis=1))
+    means = _each(
+        DROPOUT,
+        fit_and_ask,
+        _Data(*(np.repeat(leaf, len(taus) * len(counts), axis=0) for leaf in every)),
+        np.broadcast_to(rows, (*shape, *rows.shape[3:])).reshape(-1, *rows.shape[3:]),
+        np.broadcast_to(np.stack(decay, axis=1), shape).astype(np.float32).ravel(),
+    ).reshape(*shape, SAMPLES, -1)
+
+    held = jnp.moveaxis(jnp.asarray(means[:, :, -1, :, kept:samples]), 2, 0)
+    noise = jnp.broadcast_to(1 / taus[:, None], held.shape)
+    y = jnp.broadcast_to(data.y[:, None, kept:], held.shape[1:])
+    best = np.asarray(metrics.mixture_nll(held, noise, y).mean(-1).argmin(-1))
+    means = means[np.arange(jobs), best, 0, :, samples:]
+    return Normals(means, np.broadcast_to(1 / taus[best, None, None], means.shape))
+
+
+def _each(way: str, fit_and_ask: Any, data: _Data, *rest: Any) -> Any:
+    """Networks of all jobs, one after the other, in one program."""
+    rows, *rest = rest
+    count, _, features = data.x.shape
+    variables = {
+        "params": _members.start(count, features, WIDTHS, seed=0),
+        "masks": _members.masks(way, count, WIDTHS, key=jax.random.key(0)),
+    }
+    keys = jax.random.split(jax.random.key(1), count)
+    jobs = (variables, rows), tuple(data), keys, *rest
+    run = jax.jit(lambda jobs: stacking.map(fit_and_ask, jobs, batch_size=1))
+    return jax.device_get(run(jax.tree.map(jnp.asarray, jobs)))
