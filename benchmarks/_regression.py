@@ -131,10 +131,10 @@ def _dropout(
     shape = jobs, len(taus), len(counts)
     how = {"rate": training.rate, "length_scale": LENGTH_SCALE, "precision": taus}
     decay = [mc_dropout.weight_decay(samples=count, **how) for count in counts]
-    rows = _members.orders(jobs, samples, training, seed=1)
     longer = training._replace(epochs=2 * training.epochs)
-    fewer = _members.orders(jobs, kept, longer, seed=1)[:, : rows.shape[1]]
-    rows = np.stack([rows, fewer], axis=1)[:, None, : len(counts)]
+    rows = [_members.orders(jobs, count, longer, seed=1) for count in counts]
+    rows = np.stack([each[:, : rows[0].shape[1] // 2] for each in rows], axis=1)
+    rows = rows[:, None]
     every = _Data(data.x, data.y, np.concatenate([data.x, data.x_test], axis=1))
     means = _each(
         DROPOUT,
