@@ -142,7 +142,7 @@ def fit(
             masks = layers.assign(masks, whose)
 
         def of_batch(params: Any) -> jax.Array:
-            outputs = net.apply({"params": params, "masks": masks}, x[rows])
+            outputs: Any = net.apply({"params": params, "masks": masks}, x[rows])
             return loss(outputs, y[rows]) + penalty(params)
 
         gradients = jax.grad(of_batch)(params)
@@ -180,7 +180,7 @@ def ask(
     net = Net(widths_of(params))
     many = {"batch_size": batch_size}
 
-    def under(masks: Any, x: jax.Array) -> jax.Array:
+    def under(masks: Any, x: jax.Array) -> Any:
         return net.apply({"params": params, "masks": masks}, x)
 
     if way == SINGLE:

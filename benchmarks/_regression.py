@@ -152,15 +152,14 @@ def _dropout(
     return Normals(means, np.broadcast_to(1 / taus[best, None, None], means.shape))
 
 
-def _each(way: str, fit_and_ask: Any, data: _Data, *rest: Any) -> Any:
+def _each(way: str, fit_and_ask: Any, data: _Data, rows: np.ndarray, *more: Any) -> Any:
     """Networks of all jobs, one after the other, in one program."""
-    rows, *rest = rest
     count, _, features = data.x.shape
     variables = {
         "params": _members.start(count, features, WIDTHS, seed=0),
         "masks": _members.masks(way, count, WIDTHS, key=jax.random.key(0)),
     }
     keys = jax.random.split(jax.random.key(1), count)
-    jobs = (variables, rows), tuple(data), keys, *rest
+    jobs = (variables, rows), tuple(data), keys, *more
     run = jax.jit(lambda jobs: stacking.map(fit_and_ask, jobs, batch_size=1))
     return jax.device_get(run(jax.tree.map(jnp.asarray, jobs)))
