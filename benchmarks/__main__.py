@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         "--omniglot",
         type=pathlib.Path,
         metavar="PATH.npz",
-        help="characters for meta_ticket, which then trains for long (default: digits)",
+        help="characters for meta_ticket, which then trains for long (default: "
+        "digits), and for uncertainty, as unknown images (default: held-out classes)",
     )
     parser.add_argument("--quick", action="store_true", help="train for little time")
     parser.add_argument(

@@ -20,7 +20,7 @@ class Context(NamedTuple):
         bars: Where progress is shown.
         seeds: How many networks, trained side by side as one program.
         tasks: How many tasks one network learns; `None` leaves it to the demonstration.
-        omniglot: Characters to learn from few of, if any were given.
+        omniglot: Characters to learn from few of, or not at all, if any were given.
     """
 
     data: Data

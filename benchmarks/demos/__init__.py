@@ -14,6 +14,7 @@ from benchmarks.demos import (
     strong_ticket,
     supermask,
     supsup,
+    uncertainty,
 )
 
 DEMOS = (
@@ -29,5 +30,9 @@ DEMOS = (
     packnet.DEMO,
     pacnet.DEMO,
     meta_ticket.DEMO,
+<<<<<<< HEAD
     strong_ticket.DEMO,
+=======
+    uncertainty.DEMO,
+>>>>>>> wip/uncertainty
 )

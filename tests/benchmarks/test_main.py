@@ -421,3 +421,28 @@ def test_a_trained_network_is_made_of_a_random_one(quick):
     missed = numbers["missed_by_neurons"]
     few, many = (np.mean(missed["greedy"][i]) for i in (0, -1))
     assert np.mean(missed["ridge"]) < many < few
+
+
+@pytest.mark.slow
+def test_networks_that_disagree_know_what_they_were_not_taught(quick):
+    numbers = quick("uncertainty")[1]["demos"]["uncertainty"]["numbers"]
+    assert all(numbers["laws"].values())
+    ways = numbers["ways"]
+    single, ensemble = ways["one network"], ways["deep ensemble"]
+    assert min(np.mean(found["accuracy"]) for found in ways.values()) > 0.9
+    for found in ways.values():
+        assert len(found["nll"]) == 5
+        assert np.mean(found["auroc"]["entropy"]) > 0.8
+        turned = np.mean(found["turned_nll"], axis=-1)
+        assert turned[-1] > turned[0] + 1  # at 90 degrees
+        assert np.mean(found["turned_accuracy"][-1]) < 0.4
+    assert np.mean(ensemble["auroc"]["entropy"]) > np.mean(single["auroc"]["entropy"])
+    at = numbers["angles"].index(60)
+    assert np.mean(ensemble["turned_nll"][at]) < np.mean(single["turned_nll"][at])
+    cooled = ways["one network, temperature fitted"]
+    assert cooled["accuracy"] == single["accuracy"]
+    params = numbers["params"]
+    assert params["deep ensemble"] == 5 * params["one network"]
+    assert params["Masksembles"] == params["MC-dropout"] == params["one network"]
+    for found in numbers["diabetes"].values():
+        assert 40 < np.mean(found["rmse"]) < 80  # as it is, 77

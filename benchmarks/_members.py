@@ -1,0 +1,236 @@
+"""A network with masks on its features, trained and asked in four ways.
+
+They differ in the masks alone: none, fresh ones (MC-dropout), a few that stay
+(Masksembles), or none and several networks (a deep ensemble).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from maskjax import layers, stacking
+from maskjax.recipes import deep_ensemble, masksembles, mc_dropout
+
+SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE = (
+    "one network",
+    "MC-dropout",
+    "Masksembles",
+    "deep ensemble",
+)
+WAYS = (SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE)
+SCALE, NETWORKS = 2.0, 5
+MEMBERS = {SINGLE: 1, DROPOUT: 20, MASKSEMBLES: 4, ENSEMBLE: NETWORKS}
+
+
+class Net(nn.Module):
+    """Dense layers, each but the last followed by a mask on its features."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Outputs [B, widths[-1]] of inputs [B, D]."""
+        for width in self.widths[:-1]:
+            x = layers.LinenFeatureMask()(nn.relu(nn.Dense(width)(x)))
+        return nn.Dense(self.widths[-1])(x)
+
+
+class Training(NamedTuple):
+    """How a network is trained, whichever way.
+
+    Attributes:
+        epochs: Of all samples, in an order of its own.
+        batch_size: Of a step.
+        learning_rate: Of Adam.
+        rate: What MC-dropout drops.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    rate: float
+
+
+def start(networks: int, features: int, widths: Sequence[int], *, seed: int) -> Any:
+    """Parameters [K, ...]: Glorot's uniform kernels, and biases of 0.
+
+    By NumPy, as `orders` is: `jax.random` would take longer to compile than training
+    takes.
+    """
+    rng, params = np.random.default_rng(seed), {}
+    for i, (a, b) in enumerate(zip((features, *widths), widths, strict=False)):
+        bound = (6 / (a + b)) ** 0.5
+        kernels = rng.uniform(-bound, bound, (networks, a, b)).astype(np.float32)
+        biases = np.zeros((networks, b), np.float32)
+        params[f"Dense_{i}"] = {"kernel": jnp.asarray(kernels), "bias": biases}
+    return params
+
+
+def masks(
+    way: str, networks: int, widths: Sequence[int], *, key: jax.Array
+) -> dict[str, Any]:
+    """The masks [K, C] that a way begins with, [K, N, C] of Masksembles."""
+
+    def of_layer(width: int, key: jax.Array) -> jax.Array:
+        if way != MASKSEMBLES:
+            return jnp.ones((networks, width), bool)
+        how = {"members": MEMBERS[MASKSEMBLES], "scale": SCALE}
+        keys = jax.random.split(key, networks)
+        return jax.vmap(lambda key: masksembles.masks(width, **how, key=key))(keys)
+
+    return {
+        f"LinenFeatureMask_{i}": {"features": of_layer(w, jax.random.fold_in(key, i))}
+        for i, w in enumerate(widths[:-1])
+    }
+
+
+def orders(networks: int, samples: int, training: Training, *, seed: int) -> np.ndarray:
+    """Rows [K, steps, B]: every epoch all samples, in an order of each network's."""
+    size = min(training.batch_size, samples)
+    whole = samples // size
+    rows = np.tile(np.arange(samples, dtype=np.int32), (networks, training.epochs, 1))
+    rows = np.random.default_rng(seed).permuted(rows, axis=-1)
+    return rows[..., : whole * size].reshape(networks, -1, size)
+
+
+def fit(
+    way: str,
+    training: Training,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    begun: tuple[dict[str, Any], jax.Array],
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    key: jax.Array,
+    penalty: Callable[[Any], Any] = lambda params: 0.0,
+) -> dict[str, Any]:
+    """One network, trained.
+
+    Args:
+        way: Of `WAYS`; networks of an ensemble are trained like one.
+        training: How.
+        loss: `(outputs, y) -> scalar`, of a batch.
+        begun: Parameters and masks, and the rows [steps, B] of each step.
+        x: [N, D].
+        y: [N, ...].
+        key: For fresh masks.
+        penalty: Of parameters, added to the loss.
+
+    Returns:
+        Parameters and masks like those given.
+    """
+    variables, rows = begun
+    optimizer = optax.adam(training.learning_rate)
+    size = rows.shape[1]
+    whose = masksembles.in_chunks(size, members=MEMBERS[MASKSEMBLES])
+    net = Net(widths_of(variables["params"]))
+
+    def step(carry: Any, given: Any) -> tuple[Any, None]:
+        variables, opt_state = carry
+        rows, i = given
+        params, masks = variables["params"], variables["masks"]
+        if way == DROPOUT:
+            fresh = {"examples": size, "key": jax.random.fold_in(key, i)}
+            masks = mc_dropout.masks(masks, rate=training.rate, **fresh)
+        if way == MASKSEMBLES:
+            masks = layers.assign(masks, whose)
+
+        def of_batch(params: Any) -> jax.Array:
+            outputs: Any = net.apply({"params": params, "masks": masks}, x[rows])
+            return loss(outputs, y[rows]) + penalty(params)
+
+        gradients = jax.grad(of_batch)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return ({**variables, "params": params}, opt_state), None
+
+    first = variables, optimizer.init(variables["params"])
+    (variables, _), _ = lax.scan(step, first, (rows, jnp.arange(len(rows))))
+    return variables
+
+
+def ask(
+    way: str,
+    variables: dict[str, Any],
+    x: jax.Array,
+    *,
+    rate: float,
+    key: jax.Array,
+    members: int = MEMBERS[DROPOUT],
+    batch_size: int | None = 1,
+) -> jax.Array:
+    """What each member says, [M, B, ...].
+
+    Args:
+        way: Of `WAYS`.
+        variables: From `fit`; parameters [M, ...] of an ensemble.
+        x: [B, D].
+        rate: What MC-dropout drops.
+        key: For masks of MC-dropout.
+        members: How many masks of MC-dropout.
+        batch_size: How many members at a time.
+    """
+    params, masks = variables["params"], variables["masks"]
+    net = Net(widths_of(params))
+    many = {"batch_size": batch_size}
+
+    def under(masks: Any, x: jax.Array) -> Any:
+        return net.apply({"params": params, "masks": masks}, x)
+
+    if way == SINGLE:
+        return under(masks, x)[None]
+    if way == DROPOUT:
+        keys = jax.random.split(key, members)
+        return mc_dropout.predict(under, masks, x, rate=rate, keys=keys, **many)
+    if way == MASKSEMBLES:
+        return stacking.map(under, masks, x, **many)
+    alone = lambda params, x: net.apply({"params": params, "masks": masks}, x)  # noqa: E731
+    return deep_ensemble.predict(alone, params, x, **many)
+
+
+def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
+    """Of Masksembles the first layer, which members share, and what they are after it.
+
+    Args:
+        variables: From `fit`, with concrete masks.
+    """
+    params = variables["params"]
+    names = list(params)
+    masks = {
+        name: {
+            "kernel": masksembles.rows(stack["features"], params[name]["kernel"]),
+            "bias": None,
+        }
+        for name, stack in zip(names[1:], variables["masks"].values(), strict=True)
+    }
+    links = {
+        f"{after}/kernel": [f"{before}/kernel", f"{before}/bias"]
+        for before, after in zip(names[1:], names[2:], strict=False)
+    }
+    rest = {name: params[name] for name in names[1:]}
+    return params[names[0]], masksembles.thin(rest, masks, links=links)
+
+
+def ask_thin(first: Any, members: masksembles.Thin, x: jax.Array) -> jax.Array:
+    """As `ask` for Masksembles, [M, B, ...], through what `thin` returns."""
+
+    def rest(params: Any, x: jax.Array) -> jax.Array:
+        for name, layer in params.items():
+            x = x @ layer["kernel"] + layer["bias"]
+            x = x if name == list(params)[-1] else nn.relu(x)
+        return x
+
+    x = nn.relu(x @ first["kernel"] + first["bias"])
+    return masksembles.predict(rest, members, x, batch_size=1)
+
+
+def widths_of(params: Any) -> tuple[int, ...]:
+    """Of the layers, in order: dense layers are numbered."""
+    names = sorted(params, key=lambda name: int(name.rsplit("_")[-1]))
+    return tuple(params[name]["bias"].shape[-1] for name in names)
