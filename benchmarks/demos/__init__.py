@@ -30,9 +30,6 @@ DEMOS = (
     packnet.DEMO,
     pacnet.DEMO,
     meta_ticket.DEMO,
-<<<<<<< HEAD
     strong_ticket.DEMO,
-=======
     uncertainty.DEMO,
->>>>>>> wip/uncertainty
 )
