@@ -125,7 +125,7 @@ def prune(
         The ticket.
 
     Raises:
-        TypeError: If a layer is not one.
+        TypeError: If a layer is not one, or a weight is traced.
         ValueError: If `target` does not fit `params`, some layers only have a bias,
             `activation` is not ReLU, a weight is missed, or as in `gadget.choose`.
 
@@ -140,6 +140,11 @@ def prune(
     """
     fn = "maskjax.theory.strong_ticket.prune"
     _checks.one_of(misses, ("raise", "report"), fn=fn, name="misses")
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, target))):
+        raise TypeError(
+            f"`{fn}` needs networks whose weights are known, got traced ones. Call it "
+            "outside `jit`; `gadget.choose` goes under it."
+        )
     _relu(activation, fn=fn)
     wanted = _weights(params, target, fn=fn)
     if fewest and tolerance is None:
@@ -277,7 +282,8 @@ def _relu(activation: Any, *, fn: str) -> None:
             f"{_checks.kind_of(activation)}."
         )
     z = np.linspace(-16, 16, 65, dtype=np.float32)
-    out = np.asarray(activation(jnp.asarray(z)))
+    with jax.ensure_compile_time_eval():  # wherever it is called
+        out = np.asarray(activation(jnp.asarray(z)))
     wrong = out != np.maximum(z, 0)
     if wrong.any():
         at = int(np.argmax(wrong))

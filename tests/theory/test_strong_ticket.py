@@ -374,6 +374,11 @@ def test_networks_that_do_not_fit_the_target_are_refused():
         prune(wide, network(), construction="product")
 
 
+def test_traced_networks_are_refused():
+    with pytest.raises(TypeError, match="whose weights are known, got traced ones"):
+        jax.jit(functools.partial(prune, construction="product"))(drawn(), network())
+
+
 def test_other_arguments_are_checked():
     with pytest.raises(ValueError, match="`misses` as 'raise' or 'report', got 'no'"):
         strong_ticket.prune(drawn(), network(), construction="greedy", misses="no")
