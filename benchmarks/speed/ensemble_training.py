@@ -1,9 +1,8 @@
 """What does training eight networks together cost beside training them alone?
 
 A deep ensemble, each member with its own order of the data, in one compiled call: all
-members at once, by `vmap`, or one at a time, by `lax.map`. The limit is as many calls
-of one member's training, compiled. On a CPU "ours" is what the recipe advises there for
-large kernels, one at a time.
+members at once, by `vmap`; or one at a time, by `lax.map`, which takes the memory of one.
+The limit is as many calls of one member's training, compiled.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -76,7 +75,6 @@ def _case(widths: tuple[int, ...], size: int, steps: int) -> Case:
             ):
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=name)
 
-    on_cpu = jax.default_backend() == "cpu"
     return Case(
         f"{'-'.join(map(str, widths))} M={MEMBERS} B={size}",
         {
@@ -90,17 +88,17 @@ def _case(widths: tuple[int, ...], size: int, steps: int) -> Case:
         },
         [
             Contestant(
-                "one at a time",
-                "ours" if on_cpu else "baseline",
-                lambda: mapped(params, keys, x, y),
-                compile_one,
+                "all at once",
+                "ours",
+                lambda: vmapped(params, keys, x, y),
+                compile_all,
                 steps=steps,
             ),
             Contestant(
-                "all at once",
-                "baseline" if on_cpu else "ours",
-                lambda: vmapped(params, keys, x, y),
-                compile_all,
+                "one at a time",
+                "baseline",
+                lambda: mapped(params, keys, x, y),
+                compile_one,
                 steps=steps,
             ),
             Contestant("alone", "limit", alone, compile_single, steps=steps),

@@ -97,8 +97,8 @@ def train(
         params: [M, ...], from `init`, or whatever `fit` takes and returns.
         *data: Passed on to `fit`, the same for every member.
         keys: [M], typed, and not those of `init`.
-        batch_size: How many members at a time. `None`: all, best on accelerators and
-            for small networks. On a CPU 1 is the fastest where kernels are large.
+        batch_size: How many members at a time: memory for that many. `None`: all. On a
+            CPU it makes little difference to the time, if kernels are large.
 
     Returns:
         What `fit` returns, [M, ...].
