@@ -1,8 +1,8 @@
 """What does training eight networks together cost beside training them alone?
 
 A deep ensemble, each member with its own order of the data, in one compiled call: all
-members at once, by `vmap`; or one at a time, by `lax.map`, which takes the memory of one.
-The limit is as many calls of one member's training, compiled.
+members at once, by `vmap`; or one at a time, by `lax.map`, in the memory of one. The
+limit is as many calls of one member's training, compiled.
 """
 
 from collections.abc import Callable, Iterator, Mapping

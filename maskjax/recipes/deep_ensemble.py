@@ -98,7 +98,7 @@ def train(
         *data: Passed on to `fit`, the same for every member.
         keys: [M], typed, and not those of `init`.
         batch_size: How many members at a time: memory for that many. `None`: all. On a
-            CPU it makes little difference to the time, if kernels are large.
+            CPU 1 is a little faster for large kernels, and slower for small ones.
 
     Returns:
         What `fit` returns, [M, ...].
