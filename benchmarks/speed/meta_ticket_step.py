@@ -24,7 +24,7 @@ from benchmarks.speed._case import Case
 from maskjax import estimator
 from maskjax.recipes import meta_ticket
 
-TASKS, FEW, RATE = 32, 8, 0.01
+TASKS, RATE = 32, 0.01
 WAVES, IMAGES = (1, 40, 40, 1), (784, 256, 128, 64, 64, 5)
 # Widths, tasks, inner steps.
 FULL = [(WAVES, TASKS, 5), (WAVES, TASKS, 1), (IMAGES, TASKS, 1)]
@@ -102,7 +102,7 @@ def _case(widths: tuple[int, ...], tasks: int, steps: int) -> Case:
     sets = [jax.tree.map(lambda x, i=i: x[i], (support, query)) for i in range(tasks)]
     together, compile_s = compiled(step, state, support, query)
     chunked, compile_few = compiled(
-        functools.partial(step, size=min(FEW, tasks)), state, support, query
+        functools.partial(step, size=1), state, support, query
     )
     single, compile_single = compiled(add, zero, state, *sets[0])
     last, compile_last = compiled(move, zero, state)
@@ -116,7 +116,7 @@ def _case(widths: tuple[int, ...], tasks: int, steps: int) -> Case:
 
     def agree(results: Mapping[str, Any]) -> None:
         ours = results["vmapped"]
-        for name in ("few at a time", "a Python loop"):
+        for name in ("one at a time", "a Python loop"):
             theirs = results[name]
             np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, err_msg=name)
             # Moments, for of small gradients Adam makes steps of the same size.
@@ -142,14 +142,13 @@ def _case(widths: tuple[int, ...], tasks: int, steps: int) -> Case:
             "members": tasks,
             "inner_steps": steps,
             "samples_per_set": int(support[0].shape[1]),
-            "at_a_time": min(FEW, tasks),
         },
         [
             contestant(
                 "vmapped", "ours", lambda: together(state, support, query), compile_s
             ),
             contestant(
-                "few at a time",
+                "one at a time",
                 "baseline",
                 lambda: chunked(state, support, query),
                 compile_few,
