@@ -1,0 +1,83 @@
+"""Networks with batch normalization in Linen and NNX, and what may train them.
+
+`linen()` and `of_nnx()` return what is trained and how: parameters with statistics, how
+to split and join these, `(params, rest, x, y) -> (loss, rest)`, and `(all, x) -> out`.
+Inputs are [B, 5], outputs [B, 3] of a layer `head`.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dense(7, name="first")(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+        return nn.Dense(3, name="head")(nn.relu(nn.Dense(7)(nn.relu(x))))
+
+
+@functools.cache
+def linen():
+    net = Linen()
+    start = net.init(jax.random.key(0), jnp.ones((2, 5)), train=False)
+
+    def loss(params, rest, x, y):
+        out, new = net.apply(
+            {"params": params, **rest}, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.mean((out - y) ** 2), new
+
+    def split(params):
+        rest = dict(params)
+        return rest.pop("params"), rest
+
+    def join(params, rest):
+        return {"params": params, **rest}
+
+    return start, split, join, loss, lambda p, x: net.apply(p, x, train=False)
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(5, 7, rngs=rngs)
+        self.norm = nnx.BatchNorm(7, momentum=0.5, rngs=rngs)
+        self.second = nnx.Linear(7, 7, rngs=rngs)
+        self.head = nnx.Linear(7, 3, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        x = self.norm(self.first(x), use_running_average=not train)
+        return self.head(nnx.relu(self.second(nnx.relu(x))))
+
+
+@functools.cache
+def of_nnx():
+    graph, start = nnx.split(Nnx(nnx.Rngs(0)))
+
+    def loss(params, rest, x, y):
+        net = nnx.merge(graph, params, rest, copy=True)
+        out = net(x, train=True)
+        return jnp.mean((out - y) ** 2), nnx.state(net, nnx.BatchStat)
+
+    def split(state):
+        return nnx.split_state(state, nnx.Param, nnx.BatchStat)
+
+    def say(state, x):
+        return nnx.merge(graph, state, copy=True)(x, train=False)
+
+    return start, split, nnx.merge_state, loss, say
+
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(0.05),
+    "adamw": optax.adamw(0.05, weight_decay=0.1),
+}
+
+# With a mask on the updates, and without: then only what a recipe settles is undone.
+RUNS = [(name, True) for name in OPTIMIZERS] + [("adamw", False)]
