@@ -222,7 +222,7 @@ def _map(
     batch_size: int | None,
     fn: str,
 ) -> Any:
-    _checks.members(stack, fn=fn)
+    members = _checks.members(stack, fn=fn)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`{fn}` needs `batch_size` of at least 1, got {batch_size}.")
 
@@ -231,9 +231,9 @@ def _map(
 
     if batch_size is None:
         return jax.vmap(member)(stack)
-    if batch_size == 1:  # no axis of one member: a `cond` in there stays one
-        return lax.map(member, stack)
-    return lax.map(member, stack, batch_size=batch_size)
+    size = min(batch_size, members)
+    # One at a time they have no axis: a `cond` in there stays one.
+    return lax.map(member, stack, batch_size=size if size > 1 else None)
 
 
 def predict_each(

@@ -216,8 +216,7 @@ def infer(
     if per == "batch":
         return one(images)
     each = jnp.asarray(images)[:, None]
-    size = min(batch_size, len(each))
-    return lax.map(one, each, batch_size=size if size > 1 else None)
+    return stacking.map(one, each, batch_size=batch_size)
 
 
 def one_shot(objective: Objective, params: Params, bank: MaskBank, *data: Any) -> Array:

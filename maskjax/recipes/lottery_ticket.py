@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _tree, algebra, masking, packing, score, select
+from maskjax import _checks, _tree, algebra, masking, packing, score, select, stacking
 from maskjax._choice import everything
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.structure import Entries, Structure
@@ -160,9 +160,9 @@ def retrain(
     _checks.typed_key(key, fn=fn)
     _checks.boolean(masks, fn=fn, name="masks")
     _checks.at_least(batch_size, 1, fn=fn, name="batch_size")
-    side_by_side = min(batch_size, _checks.members(masks, fn=fn))
+    _checks.members(masks, fn=fn)
     one = functools.partial(_trained, train, params, key=key, fn=fn)
-    return lax.map(one, masks, batch_size=side_by_side if side_by_side > 1 else None)
+    return stacking.map(one, masks, batch_size=batch_size)
 
 
 def random_masks(masks: Mask, *, mode: _Mode, key: Array) -> Mask:

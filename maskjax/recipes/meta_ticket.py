@@ -31,7 +31,6 @@ Departures from the paper:
     Array([1., 0.], dtype=float32)
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -40,7 +39,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from maskjax import _checks, _tree, estimator, initializer, masking
+from maskjax import _checks, _tree, estimator, initializer, masking, stacking
 from maskjax._choice import choose_count
 from maskjax._quota import quota
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
@@ -228,8 +227,8 @@ def step(
         rates: As in `adapt`.
         steps: As in `adapt`.
         first_order: As in `adapt`.
-        batch_size: How many tasks at a time, by `lax.map`. On a CPU 1 is faster than
-            all where weights are many. `None`: all.
+        batch_size: How many tasks at a time, as in `stacking.map`. On a CPU 1 is faster
+            than all where weights are many. `None`: all.
 
     Returns:
         The next state, and the mean query loss of this one.
@@ -263,11 +262,8 @@ def step(
         one = jnp.ones_like(x, shape=x.shape[:1])
         return jnp.tensordot(one, x, axes=1, precision="highest") / len(x)
 
-    of_all = jax.vmap(of_task)
-    if batch_size is not None:
-        size = None if batch_size == 1 else batch_size  # no axis of one task
-        of_all = functools.partial(lax.map, of_task, batch_size=size)
-    value, gradients = jax.tree.map(mean, of_all((support, query)))
+    of_all = stacking.map(of_task, (support, query), batch_size=batch_size)
+    value, gradients = jax.tree.map(mean, of_all)
     updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
     scores, trained = cast(tuple, optax.apply_updates(learned, updates))
     return state._replace(scores=scores, trained=trained, opt_state=opt_state), value

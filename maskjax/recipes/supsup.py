@@ -39,9 +39,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from maskjax import _checks, estimator, initializer, masking, packing, select
+from maskjax import _checks, estimator, initializer, masking, packing, select, stacking
 from maskjax._tree import Array, Mask, Params, Predicate, Scores
 from maskjax.bank import MaskBank, extend, require_room
 from maskjax.where import kernels
@@ -206,10 +205,8 @@ def learn(
 
     def all_of(bank: MaskBank) -> tuple[MaskBank, Any]:
         numbers = bank.learned + jnp.arange(many, dtype=jnp.int32)
-        side_by_side = min(batch_size, many)
-        masks, metrics = lax.map(
-            one, (tasks, numbers), batch_size=side_by_side if side_by_side > 1 else None
-        )
+        each = tasks, numbers
+        masks, metrics = stacking.map(one, each, batch_size=batch_size)
         return extend(bank, masks), metrics
 
     require_room(bank, many, fn=fn)
