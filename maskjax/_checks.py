@@ -197,6 +197,14 @@ def boolean(mask: _tree.Mask, *, fn: str, name: str = "mask") -> None:
     )
 
 
+def floating(array: Any, *, fn: str, name: str) -> None:
+    """One floating array."""
+    if not is_floating(array):
+        raise TypeError(
+            f"`{fn}` needs `{name}` as a floating array, got {kind_of(array)}."
+        )
+
+
 def unit_interval(value: Any, *, fn: str, name: str) -> None:
     """A Python number in [0, 1], or a floating scalar array that is not looked at."""
     if isinstance(value, jax.Array):
@@ -254,9 +262,7 @@ def counter(value: Any, most: int, *, fn: str, name: str) -> None:
 
 def typed_key(key: Any, *, fn: str) -> None:
     """One key made by `jax.random.key`."""
-    if not (
-        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    ):
+    if not is_typed_key(key):
         raise TypeError(
             f"`{fn}` needs `key` as a typed key, from `jax.random.key(seed)`, got "
             f"{kind_of(key)}."
@@ -268,21 +274,18 @@ def typed_key(key: Any, *, fn: str) -> None:
         )
 
 
-def phase(given: Any, *phases: type, fn: str, order: str) -> None:
-    """The state is of one of a few types, which tell phases apart."""
-    if type(given) not in phases:
-        names = " or ".join(f"`{each.__name__}`" for each in phases)
-        raise TypeError(
-            f"`{fn}` needs a {names}, got {type(given).__name__}. {order}, in this "
-            "order."
-        )
-
-
 def one_of(value: Any, options: Sequence[str], *, fn: str, name: str) -> None:
     """One of a few words."""
     if value not in options:
         words = " or ".join(repr(option) for option in options)
         raise ValueError(f"`{fn}` needs `{name}` as {words}, got {value!r}.")
+
+
+def is_typed_key(value: Any) -> bool:
+    """Whether something is keys made by `jax.random.key`, any number of them."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    )
 
 
 def shaped(leaf: Any) -> bool:
@@ -372,10 +375,7 @@ def members(stack: _tree.Mask, *, fn: str) -> int:
 
 def weights(weights: Any, stack: _tree.Mask, *, fn: str) -> None:
     """One floating weight for each member of a stack."""
-    if not is_floating(weights):
-        raise TypeError(
-            f"`{fn}` needs `weights` as a floating array, got {kind_of(weights)}."
-        )
+    floating(weights, fn=fn, name="weights")
     size = members(stack, fn=fn)
     if weights.shape != (size,):
         raise ValueError(

@@ -197,11 +197,7 @@ def _width(dtype: Any) -> int:
 def _floating(values: ArrayLike, name: str, function: str) -> Array:
     # A NumPy matrix of doubles is as good as any.
     array = jnp.asarray(values)
-    if not _checks.is_floating(array):
-        raise TypeError(
-            f"`maskjax.metrics.{function}` needs `{name}` as a floating array, got "
-            f"{_checks.kind_of(array)}."
-        )
+    _checks.floating(array, fn=f"maskjax.metrics.{function}", name=name)
     return array
 
 

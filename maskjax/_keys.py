@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -12,9 +11,7 @@ from maskjax import _checks
 
 def own(keys: Any, *, fn: str) -> None:
     """Typed keys [M], and no two the same, as far as that is known."""
-    if not (
-        isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    ):
+    if not _checks.is_typed_key(keys):
         raise TypeError(
             f"`{fn}` needs `keys` as typed keys, one for each member, from "
             f"`jax.random.split(key, members)`, got {_checks.kind_of(keys)}."

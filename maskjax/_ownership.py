@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _tree, masking
+from maskjax import _checks, _slots, _tree, masking
 from maskjax._choice import Scope
 from maskjax._quota import quota
 from maskjax._tree import Array, Mask, Params, Predicate, map_mask
@@ -111,7 +111,8 @@ def active(state: PackNetState, task: ArrayLike) -> Mask:
         >>> packnet.active(state, 0)
         {'w': Array([[ True,  True]], dtype=bool)}
     """
-    index, exists = _which(state, task, fn=_FN + "active")
+    room = len(state.counts)
+    index, exists = _slots.find(task, state.learned, room, fn=_FN + "active")
     last = jnp.where(exists, index + 1, 0)
     return map_mask(lambda o: (o > 0) & (o <= last.astype(o.dtype)), state.owner)
 
@@ -137,7 +138,8 @@ def params_of(state: PackNetState, task: ArrayLike) -> Params:
         >>> packnet.params_of(state, -1)
         {'w': Array([[1., 1.]], dtype=float32)}
     """
-    index, _ = _which(state, task, fn=_FN + "params_of")
+    room = len(state.counts)
+    index, _ = _slots.find(task, state.learned, room, fn=_FN + "params_of")
 
     def leaf(w: Array, slot: Array | None) -> Array:
         return w if slot is None else jnp.take(slot, index, axis=0, mode="clip")
@@ -235,19 +237,11 @@ def settled(phase: Any, params: Params, *, fn: str) -> Params:
     return jax.tree.map(jnp.where, phase.mask, params, phase.params)
 
 
-def _which(state: PackNetState, task: ArrayLike, *, fn: str) -> tuple[Array, Array]:
-    """A task's number, and whether it is learned."""
-    dtype = getattr(task, "dtype", None) or np.asarray(task).dtype
-    if not jnp.issubdtype(dtype, jnp.integer) or np.ndim(task):
+def in_phase(given: Any, *phases: type, fn: str, order: str) -> None:
+    """The state is of one of a few types, which tell phases apart."""
+    if type(given) not in phases:
+        names = " or ".join(f"`{each.__name__}`" for each in phases)
         raise TypeError(
-            f"`{fn}` needs `task` as one integer, got {_checks.kind_of(task)}."
+            f"`{fn}` needs a {names}, got {type(given).__name__}. {order}, in this "
+            "order."
         )
-    which, used = _checks.known(task), _checks.known(state.learned)
-    if which is not None and used is not None and not -used <= which < used:
-        raise ValueError(
-            f"`{fn}` needs a learned task, got {which}, and {used} of "
-            f"{len(state.counts)} are learned."
-        )
-    index = jnp.asarray(task).astype(jnp.int32)
-    index = jnp.where(index < 0, index + state.learned, index)
-    return index, (index >= 0) & (index < state.learned)

@@ -25,10 +25,7 @@ _SLACK = float(np.sqrt(np.finfo(np.float32).eps))
 def floating(values: ArrayLike, name: str, *, fn: str) -> Array:
     """A floating array of at least 32 bits."""
     array = jnp.asarray(values)
-    if not _checks.is_floating(array):
-        raise TypeError(
-            f"`{fn}` needs `{name}` as a floating array, got {_checks.kind_of(array)}."
-        )
+    _checks.floating(array, fn=fn, name=name)
     return array.astype(_checks.at_least_float32(array.dtype))
 
 

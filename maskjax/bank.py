@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _tree, packing
+from maskjax import _checks, _slots, _tree, packing
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params, Predicate, SoftMask
 from maskjax.where import kernels
@@ -340,32 +340,13 @@ def _fitting(bank: MaskBank, mask: Mask, fn: str) -> Mask:
 
 def require_room(bank: MaskBank, wanted: int, *, fn: str) -> None:
     """Complain if there is no room, as far as that is known."""
-    used, size = _checks.known(bank.learned), capacity(bank)
-    if used is not None and used + wanted > size:
-        raise ValueError(
-            f"`{fn}` needs room for {wanted} more, but {used} of {size} are learned. "
-            "`bank.grow` makes room."
-        )
+    hint = " `bank.grow` makes room."
+    _slots.require_room(bank.learned, capacity(bank), wanted, fn=fn, hint=hint)
 
 
 def _slot(bank: MaskBank, task: ArrayLike, fn: str) -> tuple[Array, Array]:
     """Where a task is, and whether it is learned."""
-    if not jnp.issubdtype(jnp.result_type(task), jnp.integer) or jnp.ndim(task):
-        raise TypeError(
-            f"`{fn}` needs `task` as one integer, got {_checks.kind_of(task)}."
-        )
-    which, used = _checks.known(task), _checks.known(bank.learned)
-    if which is not None and used is not None and not -used <= which < used:
-        raise ValueError(
-            f"`{fn}` needs a learned task, got {which}, and {used} of "
-            f"{capacity(bank)} are learned."
-        )
-    index = jnp.asarray(task)
-    if index.dtype.itemsize < 4:
-        index = index.astype(jnp.int32)
-    used = bank.learned.astype(index.dtype)
-    index = jnp.where(index < 0, index + used, index)
-    exists = (index >= 0) & (index < used)
+    index, exists = _slots.find(task, bank.learned, capacity(bank), fn=fn)
     return jnp.where(exists, index, 0).astype(jnp.int32), exists
 
 

@@ -191,7 +191,7 @@ def _drawn(draw: _Draw | None, x: Any, make_key: Callable[[], Array]) -> Array:
     if draw is None:
         return jnp.ones(channels, bool)
     key = make_key()
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not _checks.is_typed_key(key):
         key = jax.random.wrap_key_data(key)
     masks = draw(channels, key=key)
     if masks.ndim != 2 or masks.shape[1] != channels:

@@ -17,6 +17,7 @@ RINGS = [
     {"_tree"},
     {"_checks"},
     {"_count", "_quota", "_contraction", "_objective", "_family", "_keys", "_wide"},
+    {"_slots"},
     {"_search"},
     {"where", "structure", "algebra", "packing", "initializer", "bank"},
     {"_choice"},

@@ -33,11 +33,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, algebra, masking, select
+from maskjax import _checks, _slots, algebra, masking, select
 from maskjax._ownership import (
     PackNetState,
     active,
     allotment,
+    in_phase,
     init,
     params_of,
     settled,
@@ -108,13 +109,10 @@ def begin(
         {'b': Array([ True], dtype=bool), 'w': Array([[ True,  True]], dtype=bool)}
     """
     fn = "maskjax.recipes.packnet.begin"
-    _checks.phase(state, PackNetState, fn=fn, order=_ORDER)
+    in_phase(state, PackNetState, fn=fn, order=_ORDER)
     _checks.one_of(reinit_free, ("zero", "init"), fn=fn, name="reinit_free")
-    used, capacity = _checks.known(state.learned), len(state.counts)
-    if used is not None and used >= capacity:
-        raise ValueError(
-            f"`{fn}` needs room for 1 more, but {used} of {capacity} are learned."
-        )
+    capacity = len(state.counts)
+    _slots.require_room(state.learned, capacity, 1, fn=fn)
     if fresh is None and reinit_free == "init":
         raise ValueError(f"`{fn}` needs `fresh`, with `reinit_free` as 'init'.")
     new = state.params if fresh is None else fresh
@@ -170,7 +168,7 @@ def prune(
         {'w': Array([[0., 0., 3., 4.]], dtype=float32)}
     """
     fn = "maskjax.recipes.packnet.prune"
-    _checks.phase(training, Training, fn=fn, order=_ORDER)
+    in_phase(training, Training, fn=fn, order=_ORDER)
     params = settled(training, params, fn=fn)
     trained = _weights(training)
     sizes = map_mask(lambda _, w: jnp.abs(w), trained, params)
@@ -203,7 +201,7 @@ def commit(training: Training, params: Params) -> PackNetState:
         Array([4], dtype=int32)
     """
     fn = "maskjax.recipes.packnet.commit"
-    _checks.phase(training, Training, Pruned, fn=fn, order=_ORDER)
+    in_phase(training, Training, Pruned, fn=fn, order=_ORDER)
     params, state = settled(training, params, fn=fn), training.state
     mine = _weights(training)
     if type(training) is Training:

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import _checks, algebra, masking, select
-from maskjax._ownership import roles, settled
+from maskjax._ownership import in_phase, roles, settled
 from maskjax._penalty import l2_sp
 from maskjax._quota import quota
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
@@ -176,7 +176,7 @@ def allocate(
         {'w': Array([[ 4., -1.]], dtype=float32)}
     """
     fn = f"{_FN}.allocate"
-    _checks.phase(pruned, Pruned, fn=fn, order=_ORDER)
+    in_phase(pruned, Pruned, fn=fn, order=_ORDER)
     _checks.one_of(start, ("zero", "source"), fn=fn, name="start")
     params = settled(pruned, params, fn=fn)  # 2.
     new = params if fresh is None else _fitting(params, pruned.own, fresh, fn=fn)
@@ -214,7 +214,7 @@ def calibrate(allocated: Allocated, params: Params) -> Calibrated:
         {'w': Array([[3., 5.]], dtype=float32)}
     """
     fn = f"{_FN}.calibrate"
-    _checks.phase(allocated, Allocated, fn=fn, order=_ORDER)
+    in_phase(allocated, Allocated, fn=fn, order=_ORDER)
     params = settled(allocated, params, fn=fn)  # 3.
     return Calibrated(params, allocated.kept, allocated.own)
 
@@ -237,7 +237,7 @@ def source(state: Allocated | Calibrated) -> Params:
         >>> pacnet.source(pacnet.allocate(pruned, pruned.params, start="source"))
         {'w': Array([[3., 0.]], dtype=float32)}
     """
-    _checks.phase(state, Allocated, Calibrated, fn=f"{_FN}.source", order=_ORDER)
+    in_phase(state, Allocated, Calibrated, fn=f"{_FN}.source", order=_ORDER)
     kept = masking.apply(state.params, state.kept)  # 4.
     return jax.tree.map(_either, kept, state.own, state.own)
 
@@ -261,7 +261,7 @@ def target(state: Calibrated) -> Params:
         >>> pacnet.target(state)
         {'w': Array([[3., 5.]], dtype=float32)}
     """
-    _checks.phase(state, Calibrated, fn=f"{_FN}.target", order=_ORDER)
+    in_phase(state, Calibrated, fn=f"{_FN}.target", order=_ORDER)
     return state.params
 
 

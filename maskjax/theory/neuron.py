@@ -225,11 +225,7 @@ def _ratio(above: Array, below: Array) -> Array:
 def _fit(mask: Any, outputs: Any, y: Any, *, fn: str) -> str:
     fn = f"maskjax.theory.neuron.{fn}"
     for name, array in (("outputs", outputs), ("y", y)):
-        if not _checks.is_floating(array):
-            raise TypeError(
-                f"`{fn}` needs `{name}` as a floating array, got "
-                f"{_checks.kind_of(array)}."
-            )
+        _checks.floating(array, fn=fn, name=name)
     shapes = [tuple(a.shape) for a in (outputs, y)]
     if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1] or 0 in shapes[0]:
         raise ValueError(

@@ -261,11 +261,7 @@ def _number(tolerance: Any, *, fn: str) -> None:
 
 def _fit(targets: Any, coefficients: Any, *, fn: str) -> None:
     for name, array in (("targets", targets), ("coefficients", coefficients)):
-        if not _checks.is_floating(array):
-            raise TypeError(
-                f"`{fn}` needs `{name}` as a floating array, got "
-                f"{_checks.kind_of(array)}."
-            )
+        _checks.floating(array, fn=fn, name=name)
     shapes = np.shape(targets), np.shape(coefficients)
     if any(len(s) != 2 for s in shapes) or shapes[0][0] != shapes[1][0]:
         raise ValueError(

@@ -1,0 +1,46 @@
+"""Slots that are filled one by one: how many are, and which one is meant."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from maskjax import _checks
+from maskjax._tree import Array
+
+
+def require_room(
+    learned: Array, capacity: int, wanted: int, *, fn: str, hint: str = ""
+) -> None:
+    """Complain if there is no room, as far as that is known."""
+    used = _checks.known(learned)
+    if used is not None and used + wanted > capacity:
+        raise ValueError(
+            f"`{fn}` needs room for {wanted} more, but {used} of {capacity} are "
+            f"learned.{hint}"
+        )
+
+
+def find(
+    task: ArrayLike, learned: Array, capacity: int, *, fn: str
+) -> tuple[Array, Array]:
+    """A task's number, counted from the first, and whether it is learned.
+
+    Complains if it is known not to be; negative ones count from the last learned.
+    """
+    dtype = getattr(task, "dtype", None) or np.asarray(task).dtype
+    if not jnp.issubdtype(dtype, jnp.integer) or np.ndim(task):
+        raise TypeError(
+            f"`{fn}` needs `task` as one integer, got {_checks.kind_of(task)}."
+        )
+    which, used = _checks.known(task), _checks.known(learned)
+    if which is not None and used is not None and not -used <= which < used:
+        raise ValueError(
+            f"`{fn}` needs a learned task, got {which}, and {used} of {capacity} are "
+            "learned."
+        )
+    index = jnp.asarray(task)
+    if index.dtype.itemsize < 4:
+        index = index.astype(jnp.int32)
+    end = learned.astype(index.dtype)
+    index = jnp.where(index < 0, index + end, index)
+    return index, (index >= 0) & (index < end)
