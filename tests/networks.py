@@ -1,8 +1,9 @@
-"""Networks with batch normalization in Linen and NNX, and what may train them.
+"""Networks that tests of recipes train: a small one, and two with batch normalization.
 
-`linen()` and `of_nnx()` return what is trained and how: parameters with statistics, how
-to split and join these, `(params, rest, x, y) -> (loss, rest)`, and `(all, x) -> out`.
-Inputs are [B, 5], outputs [B, 3] of a layer `head`.
+`network` is `relu(x @ a + bias) @ b @ head`, its parameters `drawn`. `linen()` and
+`of_nnx()` return what is trained and how: parameters with statistics, how to split and
+join these, `(params, rest, x, y) -> (loss, rest)`, and `(all, x) -> out`. Inputs are
+[B, 5], outputs [B, 3] of a layer `head`.
 """
 
 import functools
@@ -10,8 +11,29 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+
+from maskjax import where
+
+HEAD = where.matching("head")
+SHAPES = {"a": (5, 8), "b": (8, 6), "bias": (8,), "head": (6, 3)}
+
+
+def network(p, x):
+    return jax.nn.relu(x @ p["a"] + p["bias"][None]) @ p["b"] @ p["head"]
+
+
+def loss(p, x, y):
+    return jnp.mean((network(p, x) - y) ** 2)
+
+
+def drawn(*, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        n: jnp.asarray(rng.normal(size=s) / 3, "float32") for n, s in SHAPES.items()
+    }
 
 
 class Linen(nn.Module):

@@ -109,13 +109,8 @@ def test_the_package_exports_its_modules_and_apply():
     assert sorted(maskjax.__all__) == maskjax.__all__
     assert maskjax.apply is maskjax.masking.apply
     core = {p.stem for p in pathlib.Path(maskjax.__file__).parent.glob("*.py")}
-    outer = {
-        "layers",
-        "metrics",
-        "optim",
-        "report",
-        "storage",
-    }  # imported by those who use it
+    # Imported by those who use them.
+    outer = {"layers", "metrics", "optim", "report", "storage"}
     public = {name for name in core if not name.startswith("_")}
     assert public - outer == set(maskjax.__all__) - {"apply"}
 

@@ -11,28 +11,21 @@ import pytest
 from maskjax import algebra, metrics, optim, where
 from maskjax.recipes import packnet
 from tests import trees
-from tests.networks import OPTIMIZERS, RUNS, linen, of_nnx
+from tests.networks import (
+    HEAD,
+    OPTIMIZERS,
+    RUNS,
+    SHAPES,
+    drawn,
+    linen,
+    loss,
+    network,
+    of_nnx,
+)
 from tests.reference import packnet as reference
 from tests.reference.selection import quota
 
-HEAD = where.matching("head")
-SHAPES = {"a": (5, 8), "b": (8, 6), "bias": (8,), "head": (6, 3)}
 TASKS, RATES = 4, (0.5, 0.75, 0.3, 0.0)
-
-
-def network(p, x):
-    return jax.nn.relu(x @ p["a"] + p["bias"][None]) @ p["b"] @ p["head"]
-
-
-def loss(p, x, y):
-    return jnp.mean((network(p, x) - y) ** 2)
-
-
-def drawn(*, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        n: jnp.asarray(rng.normal(size=s) / 3, "float32") for n, s in SHAPES.items()
-    }
 
 
 def data(*, seed=0):

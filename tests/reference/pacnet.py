@@ -1,4 +1,4 @@
-"""PAC-Net on `relu(x @ a + bias) @ b @ head`, forward and backward by hand.
+"""PAC-Net on `relu(x @ a + bias) @ b @ head`, whose gradients are PackNet's.
 
 Gradient descent with momentum on the mean squared error, and on lam times the squared
 distance from the source's parameters. `a` and `b` are pruned.
@@ -7,24 +7,10 @@ distance from the source's parameters. `a` and `b` are pruned.
 import numpy as np
 
 from tests.reference import selection
+from tests.reference.packnet import gradients
 
 Arrays = dict[str, np.ndarray]
 WEIGHTS = ("a", "b")
-
-
-def gradients(p: Arrays, x: np.ndarray, y: np.ndarray) -> Arrays:
-    sums = x @ p["a"] + p["bias"]
-    hidden = np.maximum(sums, 0)
-    features = hidden @ p["b"]
-    arriving = 2 * (features @ p["head"] - y) / y.size
-    to_features = arriving @ p["head"].T
-    to_sums = (to_features @ p["b"].T) * (sums > 0)
-    return {
-        "head": features.T @ arriving,
-        "b": hidden.T @ to_features,
-        "a": x.T @ to_sums,
-        "bias": to_sums.sum(0),
-    }
 
 
 def train(
