@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from benchmarks import _train
 from maskjax import layers, stacking
 from maskjax.recipes import deep_ensemble, masksembles, mc_dropout
 
@@ -60,8 +61,7 @@ class Training(NamedTuple):
 def start(networks: int, features: int, widths: Sequence[int], *, seed: int) -> Any:
     """Parameters [K, ...]: Glorot's uniform kernels, and biases of 0.
 
-    By NumPy, as `orders` is: `jax.random` would take longer to compile than training
-    takes.
+    By NumPy, as `_train.orders` is, and why.
     """
     rng, params = np.random.default_rng(seed), {}
     for i, (a, b) in enumerate(zip((features, *widths), widths, strict=False)):
@@ -93,10 +93,8 @@ def masks(
 def orders(networks: int, samples: int, training: Training, *, seed: int) -> np.ndarray:
     """Rows [K, steps, B]: every epoch all samples, in an order of each network's."""
     size = min(training.batch_size, samples)
-    whole = samples // size
-    rows = np.tile(np.arange(samples, dtype=np.int32), (networks, training.epochs, 1))
-    rows = np.random.default_rng(seed).permuted(rows, axis=-1)
-    return rows[..., : whole * size].reshape(networks, -1, size)
+    how = {"epochs": training.epochs, "size": size, "seed": seed}
+    return _train.orders(networks, samples, **how).reshape(networks, -1, size)
 
 
 def fit(

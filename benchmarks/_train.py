@@ -53,6 +53,20 @@ def draw(init: Callable[..., Any], *args: Any) -> Any:
     return jax.jit(lambda args: lax.map(lambda one: init(*one), args))(args)
 
 
+def orders(
+    networks: int, samples: int, *, epochs: int, size: int, seed: int
+) -> np.ndarray:
+    """Rows of samples, [K, epochs, steps, size], shuffled in every epoch.
+
+    By NumPy: `jax.random` takes longer to compile than training small networks takes.
+    What is left over of an epoch is left out.
+    """
+    steps = samples // size
+    rows = np.tile(np.arange(samples, dtype=np.int32), (networks, epochs, 1))
+    rows = np.random.default_rng(seed).permuted(rows, axis=-1)
+    return rows[..., : steps * size].reshape(networks, epochs, steps, size)
+
+
 def steps_per_epoch(x: Array) -> int:
     """How many minibatches an epoch has; what is left over waits for the next one."""
     return max(len(x) // BATCH_SIZE, 1)

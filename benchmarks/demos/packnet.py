@@ -67,16 +67,9 @@ class Problem(NamedTuple):
         return jax.tree.map(lambda w: w[task], self.starts)
 
     def batches(self, task: int) -> np.ndarray:
-        """Rows of training images, [S, epochs, steps, B], shuffled in every epoch.
-
-        By NumPy, as the first parameters are: `jax.random` would take longer to compile
-        than training takes.
-        """
-        size = len(self.data.x_train)
-        whole = size // BATCH_SIZE
-        order = np.tile(np.arange(size, dtype=np.int32), (SEEDS, self.epochs, 1))
-        order = np.random.default_rng(task).permuted(order, axis=-1)
-        return order[..., : whole * BATCH_SIZE].reshape(*order.shape[:2], whole, -1)
+        """Rows of training images, [S, epochs, steps, B], shuffled in every epoch."""
+        how = {"epochs": self.epochs, "size": BATCH_SIZE, "seed": task}
+        return _train.orders(SEEDS, len(self.data.x_train), **how)
 
 
 def run(context: Context) -> Outcome:

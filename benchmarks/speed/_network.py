@@ -25,13 +25,18 @@ def init(key: jax.Array, widths: Sequence[int]) -> Params:
     }
 
 
+def forward(params: Params, x: jax.Array) -> jax.Array:
+    """What some layers yield, with ReLUs between them."""
+    for i, name in enumerate(sorted(params)):
+        x = jax.nn.relu(x) if i else x
+        x = x @ params[name]["kernel"] + params[name]["bias"]
+    return x
+
+
 def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     """The mean cross-entropy of a multilayer perceptron with ReLUs."""
-    for i in range(len(params)):
-        layer = params[f"layer_{i}"]
-        x = x @ layer["kernel"] + layer["bias"]
-        x = jax.nn.relu(x) if i < len(params) - 1 else x
-    return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
+    logits = forward(params, x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
 def times(mask: Any, params: Params) -> Params:

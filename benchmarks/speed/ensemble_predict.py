@@ -9,15 +9,15 @@ by `stacking.predict`.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import _members
 from benchmarks._timing import Contestant, Role, compiled
 from benchmarks.speed import _network
 from benchmarks.speed._case import Case
-from maskjax import layers, stacking
+from maskjax import stacking
 from maskjax.recipes import masksembles, mc_dropout
 
 NETWORK, BATCH = (784, 512, 512, 10), 1024
@@ -33,14 +33,6 @@ def cases(*, quick: bool) -> Iterator[Case]:
     for widths, batch, few, many in QUICK if quick else FULL:
         yield _masksembles(widths, batch, few)
         yield _mc_dropout(widths, batch, many)
-
-
-def forward(params: _network.Params, x: jax.Array) -> jax.Array:
-    """What some layers yield."""
-    for i, name in enumerate(sorted(params)):
-        x = jax.nn.relu(x) if i else x
-        x = x @ params[name]["kernel"] + params[name]["bias"]
-    return x
 
 
 def _contestant(name: str, role: Role, fn: Callable, *args: Any) -> Contestant:
@@ -80,16 +72,18 @@ def _masksembles(widths: tuple[int, ...], batch: int, members: int) -> Case:
         """The first layer once, then thin members."""
 
         def of(params: Any, thin: Any, x: jax.Array) -> jax.Array:
-            features = jax.nn.relu(forward({"layer_0": params["layer_0"]}, x))
-            return masksembles.predict(forward, thin, features, batch_size=size)
+            features = jax.nn.relu(_network.forward({"layer_0": params["layer_0"]}, x))
+            return masksembles.predict(
+                _network.forward, thin, features, batch_size=size
+            )
 
         return of
 
     def times(params: Any, x: jax.Array) -> jax.Array:
-        return jnp.stack([forward(params, x + i) for i in range(members)])
+        return jnp.stack([_network.forward(params, x + i) for i in range(members)])
 
     def on_rows(params: Any, stack: Any, x: jax.Array) -> jax.Array:
-        return stacking.predict(forward, params, stack, x)
+        return stacking.predict(_network.forward, params, stack, x)
 
     def on_features(params: Any, stack: Any, x: jax.Array) -> jax.Array:
         def member(masks: list[jax.Array], x: jax.Array) -> jax.Array:
@@ -121,26 +115,15 @@ def _masksembles(widths: tuple[int, ...], batch: int, members: int) -> Case:
             _contestant(features, "baseline", on_features, params, stack, x),
             _contestant(rows, "baseline", on_rows, params, stack, x),
             _contestant(f"{members} dense forwards", "baseline", times, params, x),
-            _contestant(alone, "limit", forward, params, x),
+            _contestant(alone, "limit", _network.forward, params, x),
         ],
         lambda results: _agree(results, [ours, all_, rows, features]),
     )
 
 
-class _Net(nn.Module):
-    """A network with dropout on its hidden features."""
-
-    widths: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for width in self.widths[1:-1]:
-            x = layers.LinenFeatureMask()(nn.relu(nn.Dense(width)(x)))
-        return nn.Dense(self.widths[-1])(x)
-
-
 def _mc_dropout(widths: tuple[int, ...], batch: int, members: int) -> Case:
-    net, key, x = _Net(widths), jax.random.key(0), _inputs(batch, widths)
+    net = _members.Net(widths[1:])
+    key, x = jax.random.key(0), _inputs(batch, widths)
     variables = net.init(key, x)
     params, units = variables["params"], variables["masks"]
     keys = jax.random.split(key, members)

@@ -39,11 +39,7 @@ def cases(*, quick: bool) -> Iterator[Case]:
 
 
 def _square(params: _network.Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    for i in range(len(params)):
-        layer = params[f"layer_{i}"]
-        x = jax.nn.relu(x) if i else x
-        x = x @ layer["kernel"] + layer["bias"]
-    return jnp.mean((x - y) ** 2)
+    return jnp.mean((_network.forward(params, x) - y) ** 2)
 
 
 def _case(widths: tuple[int, ...], tasks: int, steps: int) -> Case:
