@@ -1,9 +1,9 @@
 """Networks that tests of recipes train: a small one, and two with batch normalization.
 
-`network` is `relu(x @ a + bias) @ b @ head`, its parameters `drawn`. `linen()` and
-`of_nnx()` return what is trained and how: parameters with statistics, how to split and
-join these, `(params, rest, x, y) -> (loss, rest)`, and `(all, x) -> out`. Inputs are
-[B, 5], outputs [B, 3] of a layer `head`.
+`network` is `relu(x @ a + bias) @ b @ head`, its parameters `drawn`. The others are
+trained by `training`. `linen()` and `of_nnx()` return what it needs: parameters with
+statistics, how to split and join these, `(params, rest, x, y) -> (loss, rest)`, and
+`(all, x) -> out`. Inputs are [B, 5], outputs [B, 3] of a layer `head`.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from maskjax import where
+from maskjax import optim, where
 
 HEAD = where.matching("head")
 SHAPES = {"a": (5, 8), "b": (8, 6), "bias": (8,), "head": (6, 3)}
@@ -103,3 +103,44 @@ OPTIMIZERS = {
 
 # With a mask on the updates, and without: then only what a recipe settles is undone.
 RUNS = [(name, True) for name in OPTIMIZERS] + [("adamw", False)]
+
+
+def training(framework, name, *, masked):
+    """Where a network begins, `(params, mask, x, y) -> params`, and what it then says.
+
+    Args:
+        framework: `linen` or `of_nnx`.
+        name: Of `OPTIMIZERS`.
+        masked: Whether updates are masked.
+    """
+    start, split, join, loss, apply = framework()
+
+    def train(params, mask, x, y):
+        inner = optim.mask_updates(split(mask)[0]) if masked else optax.identity()
+        optimizer = optax.chain(OPTIMIZERS[name], inner)
+
+        def step(carry, _):
+            params, rest, opt_state = carry
+            slopes, rest = jax.grad(loss, has_aux=True)(params, rest, x, y)
+            with jax.numpy_dtype_promotion("standard"):  # which Adam needs
+                updates, opt_state = optimizer.update(slopes, opt_state, params)
+            return (optax.apply_updates(params, updates), rest, opt_state), None
+
+        params, rest = split(params)
+        begun = params, rest, optimizer.init(params)
+        params, rest, _ = jax.lax.scan(step, begun, length=4)[0]
+        return join(params, rest)
+
+    return start, train, apply
+
+
+def means(tree):
+    """The running means, of Linen or NNX."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    strip = jax.tree_util.GetAttrKey("value")
+    names = [[key for key in path if key != strip] for path, _ in leaves]
+    return [
+        leaf
+        for name, (_, leaf) in zip(names, leaves, strict=True)
+        if jax.tree_util.keystr(name, simple=True).endswith("mean")
+    ]

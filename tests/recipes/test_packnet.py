@@ -13,14 +13,15 @@ from maskjax.recipes import packnet
 from tests import trees
 from tests.networks import (
     HEAD,
-    OPTIMIZERS,
     RUNS,
     SHAPES,
     drawn,
     linen,
     loss,
+    means,
     network,
     of_nnx,
+    training,
 )
 from tests.reference import packnet as reference
 from tests.reference.selection import quota
@@ -210,24 +211,8 @@ def test_biases_are_each_tasks_own_if_the_head_says_so():
 @pytest.mark.parametrize("framework", [linen, of_nnx])
 def test_nothing_is_forgotten_to_the_bit(framework, name, masked):
     """With batch normalization; masked or not, whatever the optimizer moves."""
-    start, split, join, loss, apply = framework()
+    start, train, apply = training(framework, name, masked=masked)
     x, y = data()
-
-    def train(params, mask, x, y):
-        inner = optim.mask_updates(split(mask)[0]) if masked else optax.identity()
-        optimizer = optax.chain(OPTIMIZERS[name], inner)
-
-        def step(carry, _):
-            params, rest, opt_state = carry
-            slopes, rest = jax.grad(loss, has_aux=True)(params, rest, x, y)
-            with jax.numpy_dtype_promotion("standard"):  # which Adam needs
-                updates, opt_state = optimizer.update(slopes, opt_state, params)
-            return (optax.apply_updates(params, updates), rest, opt_state), None
-
-        params, rest = split(params)
-        begun = params, rest, optimizer.init(params)
-        params, rest, _ = jax.lax.scan(step, begun, length=4)[0]
-        return join(params, rest)
 
     @jax.jit
     def task(state, x, y):
@@ -257,19 +242,8 @@ def test_nothing_is_forgotten_to_the_bit(framework, name, masked):
             np.testing.assert_array_equal(later[i], said[i][i])
     errors = np.square(np.stack(said) - np.asarray(y)).mean((2, 3))
     assert metrics.forgetting(jnp.asarray(-errors)) == 0
-    (means,) = (
-        leaf for path, leaf in named(state.slots) if path.endswith("mean") is True
-    )
-    assert len({mean.tobytes() for mean in np.asarray(means)}) == TASKS
-
-
-def named(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    strip = jax.tree_util.GetAttrKey("value")
-    return [
-        (jax.tree_util.keystr([k for k in path if k != strip], simple=True), leaf)
-        for path, leaf in leaves
-    ]
+    (each,) = means(state.slots)
+    assert len({mean.tobytes() for mean in np.asarray(each)}) == TASKS
 
 
 def test_statistics_are_the_first_tasks_for_all_if_asked():

@@ -11,7 +11,17 @@ import pytest
 from maskjax import algebra, optim, packing, where
 from maskjax.recipes import packnet, pacnet
 from tests import trees
-from tests.networks import HEAD, OPTIMIZERS, RUNS, SHAPES, drawn, linen, loss, of_nnx
+from tests.networks import (
+    HEAD,
+    RUNS,
+    SHAPES,
+    drawn,
+    linen,
+    loss,
+    means,
+    of_nnx,
+    training,
+)
 from tests.reference import pacnet as reference
 from tests.reference.selection import quota
 
@@ -205,25 +215,10 @@ def test_at_every_step_what_is_pruned_is_0_and_then_what_is_kept_stays(history):
 @pytest.mark.parametrize("framework", [linen, of_nnx])
 def test_the_source_says_the_same_to_the_bit(framework, name, masked):
     """With batch normalization, and an optimizer that moves everything."""
-    start, split, join, loss, apply = framework()
+    start, train, apply = training(framework, name, masked=masked)
     first, second = data()
 
-    @jax.jit
-    def train(params, mask, x, y):
-        inner = optim.mask_updates(split(mask)[0]) if masked else optax.identity()
-        optimizer = optax.chain(OPTIMIZERS[name], inner)
-
-        def step(carry, _):
-            params, rest, opt_state = carry
-            slopes, rest = jax.grad(loss, has_aux=True)(params, rest, x, y)
-            updates, opt_state = optimizer.update(slopes, opt_state, params)
-            return (optax.apply_updates(params, updates), rest, opt_state), None
-
-        params, rest = split(params)
-        begun = params, rest, optimizer.init(params)
-        params, rest, _ = jax.lax.scan(step, begun, length=4)[0]
-        return join(params, rest)
-
+    train = jax.jit(train)
     says = jax.jit(apply)
     with jax.numpy_dtype_promotion("standard"):  # which Adam needs
         pruned = pacnet.prune(start)
@@ -237,18 +232,8 @@ def test_the_source_says_the_same_to_the_bit(framework, name, masked):
     assert (np.asarray(target) != np.asarray(after)).any()
     trees.assert_same(pacnet.source(begun), pacnet.source(state))
     # Each task has its own running statistics.
-    mean = lambda params: [w for p, w in named(params) if p.endswith("mean")]  # noqa: E731
-    (one,), (other,) = mean(pacnet.source(state)), mean(pacnet.target(state))
+    (one,), (other,) = means(pacnet.source(state)), means(pacnet.target(state))
     assert (one != other).any()
-
-
-def named(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    strip = jax.tree_util.GetAttrKey("value")
-    return [
-        (jax.tree_util.keystr([k for k in path if k != strip], simple=True), leaf)
-        for path, leaf in leaves
-    ]
 
 
 def test_statistics_are_the_sources_for_both_if_asked():
