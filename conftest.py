@@ -27,6 +27,21 @@ def pytest_configure(config):
                 jax.config.update(name, value)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiling(request):
+    """Compiles fast, and forgets it when a module ends.
+
+    What runs once is not worth optimizing, except where a module is marked `optimized`:
+    there laws are checked on the code that users run. Nothing is carried over because
+    JAX keeps no new function while 8,192 are alive.
+    """
+    fast = jax.default_backend() == "cpu"
+    fast &= request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", fast)
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _namespace(doctest_namespace):
     modules = {name: getattr(maskjax, name) for name in maskjax.__all__}

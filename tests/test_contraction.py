@@ -15,6 +15,8 @@ from maskjax import masking, report, score, where
 from tests import trees
 from tests.reference import criteria
 
+pytestmark = pytest.mark.optimized
+
 
 def normal(*shape, seed=0):
     draw = np.random.default_rng(seed).standard_normal(shape)

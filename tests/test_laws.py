@@ -13,6 +13,8 @@ import maskjax
 from maskjax import algebra, masking, packing, score, select, stacking, where
 from tests import trees
 
+pytestmark = pytest.mark.optimized
+
 SHAPES = [
     (),
     (0,),

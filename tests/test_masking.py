@@ -9,6 +9,8 @@ import maskjax
 from maskjax import masking, packing, where
 from tests import trees
 
+pytestmark = pytest.mark.optimized
+
 over_trees = pytest.mark.parametrize("name", trees.NAMES)
 over_dtypes = pytest.mark.parametrize("dtype", trees.DTYPES)
 

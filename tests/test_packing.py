@@ -10,6 +10,8 @@ from tests import trees
 from tests.reference import mixing
 from tests.reference import packing as reference
 
+pytestmark = pytest.mark.optimized
+
 SHAPES = [(), (0,), (1,), (31,), (32,), (33,), (3, 5, 7), (2, 0), (64, 3)]
 MEMBERS = [1, 15, 16, 17, 40]
 

@@ -9,6 +9,8 @@ from maskjax import masking, packing, stacking
 from tests import trees
 from tests.reference import mixing
 
+pytestmark = pytest.mark.optimized
+
 K = 5
 
 

@@ -12,6 +12,8 @@ from benchmarks import __main__ as demonstrate
 from benchmarks import _data, _tasks
 from benchmarks.demos import DEMOS
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(autouse=True)
 def _ordinary_promotion(_strict_promotion):

@@ -8,6 +8,8 @@ from benchmarks import _timing
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import _results, packing, selection
 
+pytestmark = pytest.mark.optimized
+
 CONTEXT = {"device", "cores", "jax", "maskjax", "commit", "run"}
 CONTEXT |= {"dtype", "shape", "density", "structure"}
 MEASURED = {"question", "case", "contestant", "role"}

@@ -26,6 +26,8 @@ from tests.networks import (
 from tests.reference import packnet as reference
 from tests.reference.selection import quota
 
+pytestmark = pytest.mark.optimized
+
 TASKS, RATES = 4, (0.5, 0.75, 0.3, 0.0)
 
 

@@ -25,6 +25,8 @@ from tests.networks import (
 from tests.reference import pacnet as reference
 from tests.reference.selection import quota
 
+pytestmark = pytest.mark.optimized
+
 WEIGHTS = ("a", "b", "head")
 HIDDEN = where.matching("^[ab]$")
 
