@@ -35,33 +35,32 @@ def listing(
     return kind(needs + ", got:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def chosen(params: _tree.Params, where: _tree.Predicate, *, fn: str) -> list[bool]:
+def chosen(
+    params: _tree.Params, where: _tree.Predicate, *, fn: str, name: str = "where"
+) -> list[bool]:
     """For each leaf whether `where` chooses it; they must be floating, and some."""
     named = _tree.named_leaves(params)
     picks = [bool(where(path, leaf)) for path, leaf in named]
+    picked = [each for each, pick in zip(named, picks, strict=True) if pick]
     raise_all(
-        (
-            f"{path}: {kind_of(leaf)}"
-            for (path, leaf), pick in zip(named, picks, strict=True)
-            if pick and not is_floating(leaf)
-        ),
-        f"`{fn}` needs every leaf that `where` chooses to be a floating array "
+        (f"{p}: {kind_of(leaf)}" for p, leaf in picked if not is_floating(leaf)),
+        f"`{fn}` needs every leaf that `{name}` chooses to be a floating array "
         "(`& where.floating` leaves the others alone)",
         TypeError,
     )
     if not any(picks):
         raise ValueError(
-            f"`{fn}` needs `where` to choose at least one leaf, but {where!r} chooses "
+            f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
             f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
         )
     return picks
 
 
 def chosen_leaves(
-    params: _tree.Params, where: _tree.Predicate, *, fn: str
+    params: _tree.Params, where: _tree.Predicate, *, fn: str, name: str = "where"
 ) -> _tree.Params:
     """The tree with `None` for every leaf that `where` does not choose."""
-    picks = chosen(params, where, fn=fn)
+    picks = chosen(params, where, fn=fn, name=name)
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
         [leaf if pick else None for leaf, pick in zip(leaves, picks, strict=True)]
@@ -71,16 +70,13 @@ def chosen_leaves(
 def floating_scores(scores: _tree.Scores, *, fn: str, name: str = "scores") -> None:
     """Scores are floating arrays or `None`, and not all `None`."""
     leaves, _ = _tree.mask_leaves(scores)
+    given = [(path, leaf) for path, leaf in leaves if leaf is not None]
     raise_all(
-        (
-            f"{path}: {kind_of(leaf)}"
-            for path, leaf in leaves
-            if leaf is not None and not is_floating(leaf)
-        ),
+        (f"{p}: {kind_of(leaf)}" for p, leaf in given if not is_floating(leaf)),
         f"`{fn}` needs every leaf of `{name}` to be a floating array or None",
         TypeError,
     )
-    if all(leaf is None for _, leaf in leaves):
+    if not given:
         raise ValueError(f"`{fn}` needs `{name}` with at least one leaf, got none.")
 
 
@@ -181,18 +177,20 @@ def alike(network: Any, given: Any, *, fn: str, name: str) -> None:
     )
 
 
-def boolean(mask: _tree.Mask, *, fn: str, name: str = "mask") -> None:
-    """Every leaf is `None`, boolean, or packed."""
-    leaves, _ = _tree.mask_leaves(mask)
+def boolean(
+    mask: _tree.Mask, *, fn: str, name: str = "mask", or_soft: bool = False
+) -> None:
+    """Every leaf is `None`, boolean, or packed; or floating, if it may be."""
+
+    def fine(leaf: Any) -> bool:
+        if leaf is None or isinstance(leaf, PackedMask):
+            return True
+        return shaped(leaf) and leaf.dtype == bool or or_soft and is_floating(leaf)
+
+    kind = "boolean or floating" if or_soft else "boolean"
     raise_all(
-        (
-            f"{path}: {kind_of(leaf)}"
-            for path, leaf in leaves
-            if leaf is not None
-            and not isinstance(leaf, PackedMask)
-            and not (shaped(leaf) and jnp.issubdtype(leaf.dtype, jnp.bool_))
-        ),
-        f"`{fn}` needs every leaf of `{name}` to be a boolean array or None",
+        (f"{p}: {kind_of(m)}" for p, m in _tree.mask_leaves(mask)[0] if not fine(m)),
+        f"`{fn}` needs every leaf of `{name}` to be a {kind} array or None",
         TypeError,
     )
 
@@ -205,6 +203,12 @@ def floating(array: Any, *, fn: str, name: str) -> None:
         )
 
 
+def of_shape(array: Any, shape: tuple[int, ...], *, fn: str, name: str) -> None:
+    """An array has the shape that another asks for."""
+    if array.shape != shape:
+        raise ValueError(f"`{fn}` needs `{name}` of shape {shape}, got {array.shape}.")
+
+
 def unit_interval(value: Any, *, fn: str, name: str) -> None:
     """A Python number in [0, 1], or a floating scalar array that is not looked at."""
     if isinstance(value, jax.Array):
@@ -214,7 +218,7 @@ def unit_interval(value: Any, *, fn: str, name: str) -> None:
                 f"{value.shape}. Map over it with `jax.vmap`."
             )
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not is_number(value):
         raise TypeError(
             f"`{fn}` needs `{name}` as a number in [0, 1], got {kind_of(value)}."
         )
@@ -226,15 +230,17 @@ def not_negative(value: Any, *, fn: str, name: str) -> None:
     """A finite Python number from 0 on, or a scalar array that is not looked at."""
     if isinstance(value, jax.Array) and not value.shape:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not is_number(value):
         raise TypeError(f"`{fn}` needs `{name}` as a number, got {kind_of(value)}.")
     if not 0.0 <= float(value) < math.inf:
         raise ValueError(f"`{fn}` needs `{name}` finite and at least 0, got {value}.")
 
 
-def at_least(value: Any, least: int, *, fn: str, name: str) -> None:
-    """A whole number that is not too small, or an array that is not looked at."""
-    if isinstance(value, jax.Array):
+def at_least(
+    value: Any, least: int, *, fn: str, name: str, traceable: bool = False
+) -> None:
+    """A whole number that is not too small; or an array, if it may be, as it is."""
+    if traceable and isinstance(value, jax.Array):
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
@@ -286,6 +292,11 @@ def is_typed_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(
         value.dtype, jax.dtypes.prng_key
     )
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is a real Python number."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def shaped(leaf: Any) -> bool:
@@ -354,8 +365,13 @@ def packed_stack(stack: _tree.Mask, *, fn: str) -> None:
 
 def members(stack: _tree.Mask, *, fn: str) -> int:
     """How many masks a stack holds; its leaves must agree."""
-    lengths = {}
-    for path, leaf in _tree.mask_leaves(stack)[0]:
+    lengths, leaves = {}, _tree.mask_leaves(stack)[0]
+    raise_all(
+        (f"{p}: {kind_of(m)}" for p, m in leaves if m is not None and not shaped(m)),
+        f"`{fn}` needs every leaf of `stack` to be an array or None",
+        TypeError,
+    )
+    for path, leaf in leaves:
         array = leaf.bits if isinstance(leaf, PackedMask) else leaf
         scalar = isinstance(leaf, PackedMask) and array.ndim < 2
         if array is not None:
@@ -382,13 +398,3 @@ def weights(weights: Any, stack: _tree.Mask, *, fn: str) -> None:
             f"`{fn}` needs `weights` of shape ({size},), one for each member, got "
             f"{weights.shape}."
         )
-
-
-def wide_integers() -> bool:
-    """Whether integers have 64 bits (`jax_enable_x64`)."""
-    return jnp.zeros((), int).dtype == jnp.int64
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype to sum in: float32 for narrower floats (also with strict promotion)."""
-    return jnp.dtype("float64" if jnp.finfo(dtype).bits == 64 else "float32")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _search, _tree, packing
+from maskjax import _checks, _dtypes, _search, _tree, packing
 from maskjax._count import tally
 from maskjax._quota import Count, Keep, Leave, Quota, operand
 from maskjax._tree import Array, Density, Mask, Scores
@@ -115,7 +115,7 @@ class Leaves:
         self.sizes = [sum(sizes)] if self.joint else sizes
         paths = [self.named[i][0] for i in self.scored]
         self.names = ["all leaves"] if self.joint else paths
-        if max(self.sizes) >= 2**31 - 1 and not _checks.wide_integers():
+        if max(self.sizes) >= 2**31 - 1 and not _dtypes.wide_integers():
             raise ValueError(
                 f"`{fn}` needs 64-bit integers to count {max(self.sizes)} decisions. "
                 "Set `jax_enable_x64`."

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from maskjax import _checks, _tree
+from maskjax import _checks, _dtypes, _tree
 from maskjax._tree import Array, Params
 
 # For each axis of a value the axis of the parameter that runs along it, or None; or the
@@ -350,7 +350,7 @@ def _sum_of_squares(array: Any, kept: Sequence[int]) -> Array:
     """Summed over all axes but those kept, which come in the order given."""
     array = jnp.abs(jnp.asarray(array))  # of complex numbers too
     floating = jnp.issubdtype(array.dtype, jnp.floating)
-    wide = _checks.at_least_float32(array.dtype if floating else jnp.float32)
+    wide = _dtypes.at_least_float32(array.dtype if floating else jnp.float32)
     rest = tuple(i for i in range(array.ndim) if i not in kept)
     summed = jnp.sum(jnp.square(array.astype(wide)), axis=rest)
     return summed.transpose(np.argsort(np.argsort(kept)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _tree
+from maskjax import _checks, _dtypes, _tree
 from maskjax._tree import Array, Params, Predicate, Scores
 
 
@@ -126,4 +126,4 @@ def mean_squares(
 
 def wide(array: Array) -> Array:
     """In float32 at least: products of small numbers vanish in narrower floats."""
-    return array.astype(_checks.at_least_float32(array.dtype))
+    return array.astype(_dtypes.at_least_float32(array.dtype))

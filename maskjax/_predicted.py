@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from maskjax import _checks
+from maskjax import _checks, _dtypes
 from maskjax._tree import Array
 
 # What rounding may do to a sum of probabilities, as in scikit-learn: sqrt(eps).
@@ -26,7 +26,7 @@ def floating(values: ArrayLike, name: str, *, fn: str) -> Array:
     """A floating array of at least 32 bits."""
     array = jnp.asarray(values)
     _checks.floating(array, fn=fn, name=name)
-    return array.astype(_checks.at_least_float32(array.dtype))
+    return array.astype(_dtypes.at_least_float32(array.dtype))
 
 
 def settled(ok: Array, complaint: Callable[[], str]) -> Array:
@@ -158,7 +158,7 @@ def _fit(array: Array, lead: tuple[int, ...], name: str, *, fn: str) -> None:
 
 def countable(size: int, *, fn: str) -> None:
     """Whether integers reach as far as the number of samples."""
-    if size >= 2**31 - 1 and not _checks.wide_integers():
+    if size >= 2**31 - 1 and not _dtypes.wide_integers():
         raise ValueError(
             f"`{fn}` needs 64-bit integers to count {size} samples. Set "
             "`jax_enable_x64`."
@@ -167,7 +167,7 @@ def countable(size: int, *, fn: str) -> None:
 
 def whole() -> Any:
     """The dtype to count in: float32 would stop at 2**24."""
-    return jnp.dtype("int64" if _checks.wide_integers() else "int32")
+    return jnp.dtype("int64" if _dtypes.wide_integers() else "int32")
 
 
 def count(flags: Array) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import _checks
+from maskjax import _dtypes
 from maskjax._tree import Array, Density
 
 # Numerators and denominators below this leave room for `2 * p * b + q` in 32 bits.
@@ -103,7 +103,7 @@ def quota(density: Density | Ratio, n: int | Array) -> Array | int:
             return operand(Keep(density), None).of(n)
         exact = fractions.Fraction(str(density))
         return math.floor(exact * n + fractions.Fraction(1, 2))
-    if _checks.wide_integers():
+    if _dtypes.wide_integers():
         return _of_float64(density, jnp.asarray(n, jnp.int64))
     return _of_float32(density, jnp.asarray(n, jnp.int32))
 

@@ -49,7 +49,7 @@ def rewiring(
 ) -> Transformation:
     """Drop by one score and grow by another, at constant density."""
     _checks.typed_key(key, fn=fn)
-    _checks.at_least(every, 1, fn=fn, name="every")
+    _checks.at_least(every, 1, fn=fn, name="every", traceable=True)
     _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
     check_fractions(density, fn=fn, name="density")
     peak = check_fractions(rate, fn=fn, name="rate")

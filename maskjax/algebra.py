@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import _checks, _tree, packing
+from maskjax import _checks, _dtypes, _tree, packing
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params
 
@@ -233,7 +233,7 @@ def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Arra
         pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
         leaves = [(leaf, np.shape(p)) for _, p, leaf in pairs if leaf is not None]
     size = sum(math.prod(shape) for _, shape in leaves)
-    wide = _checks.wide_integers()
+    wide = _dtypes.wide_integers()
     if size >= 2**31 and not wide:
         raise ValueError(
             f"`{fn}` needs 64-bit integers to count {size} entries. Set "

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _tree, packing
+from maskjax import _checks, _dtypes, _tree, packing
 from maskjax.where import kernels
 
 __all__ = [
@@ -324,7 +324,7 @@ def signed_deviation(
     leaves, treedef = jax.tree.flatten(params)
 
     def constant(leaf: Any) -> _tree.Array:
-        deviation = jnp.std(leaf.astype(_checks.at_least_float32(leaf.dtype)))
+        deviation = jnp.std(leaf.astype(_dtypes.at_least_float32(leaf.dtype)))
         return jnp.copysign(deviation.astype(leaf.dtype), leaf)
 
     chosen = zip(leaves, picks, strict=True)

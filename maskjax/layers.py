@@ -151,14 +151,16 @@ def assign(masks: Any, members: Array) -> Any:
 
     Args:
         masks: Tree of stacks [N, C]: the collection, or an NNX state of masks.
-        members: [B], integer, whose mask each sample gets: those of `masksembles`.
+        members: [B], integer, whose mask each sample gets: those of `masksembles`, for
+            as many members as there are masks. Traced ones are clipped.
 
     Returns:
         A tree like `masks`, leaves [B, 1, C], not packed.
 
     Raises:
         TypeError: If members are not integers.
-        ValueError: If there are none, or masks are not stacks of as many.
+        ValueError: If there are none, one is known to be out of range, or masks are not
+            stacks of as many.
 
     Example:
         >>> masks = {"features": jnp.eye(2, dtype=bool)}

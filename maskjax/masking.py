@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _tree, algebra, packing
+from maskjax import _checks, _dtypes, _tree, algebra, packing
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params, Path, Predicate, SoftMask
 from maskjax.where import kernels
@@ -140,16 +140,8 @@ def rescale(
 def _pairs(params: Params, mask: Any, *, fn: str) -> list[tuple[Path, Any, Any]]:
     pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
     _checks.packed(mask, fn=fn, stacked=False)
-    _checks.raise_all(
-        (f"{path}: {_checks.kind_of(m)}" for path, _, m in pairs if not _usable(m)),
-        f"`{fn}` needs every leaf of `mask` boolean or floating",
-        TypeError,
-    )
+    _checks.boolean(mask, fn=fn, or_soft=True)
     return pairs
-
-
-def _usable(leaf: Array | PackedMask | None) -> bool:
-    return leaf is None or leaf.dtype == bool or _checks.is_floating(leaf)
 
 
 def _apply_leaf(
@@ -172,7 +164,7 @@ def _rescale_leaf(
 ) -> Array:
     if mask is None:
         return param
-    dtype = _checks.at_least_float32(param.dtype)
+    dtype = _dtypes.at_least_float32(param.dtype)
     if isinstance(mask, PackedMask) or mask.dtype == bool:
         kept = algebra.count(mask).astype(dtype)
     else:

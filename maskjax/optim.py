@@ -186,7 +186,7 @@ def prune(
         Zhu & Gupta, "To prune, or not to prune". arXiv:1710.01878, section 3.
     """
     fn = "maskjax.optim.prune"
-    _checks.at_least(every, 1, fn=fn, name="every")
+    _checks.at_least(every, 1, fn=fn, name="every", traceable=True)
     _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
     check_fractions(density, fn=fn, name="density")
 

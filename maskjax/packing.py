@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _tree
+from maskjax import _checks, _dtypes, _tree
 from maskjax._packed import WORD, PackedMask
 from maskjax._tree import Array, Mask, SoftMask
 
@@ -199,7 +199,7 @@ def mix_leaf(
         used: How many of them; the time taken is for these only.
     """
     words, dtype = leaf.bits.shape[1], weights.dtype
-    weights = weights.astype(_checks.at_least_float32(dtype))
+    weights = weights.astype(_dtypes.at_least_float32(dtype))
     members, size, rounds = _rounds(leaf, rows, used)
     shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
 
@@ -262,7 +262,7 @@ def dot_leaf(
         for axis, (a, b) in enumerate(zip(leaf.shape, values.shape, strict=True))
         if a != b
     )
-    values = values.astype(_checks.at_least_float32(values.dtype))
+    values = values.astype(_dtypes.at_least_float32(values.dtype))
     planes = _planes(jnp.sum(values, axis=shared, keepdims=True), padding=0)
     ones = jnp.ones(planes.shape[1:], planes.dtype)
     members, size, rounds = _rounds(leaf, rows, used)

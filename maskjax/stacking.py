@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maskjax import _checks, _tree, masking, packing
@@ -92,15 +93,16 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
 
     Args:
         stack: A stack of K masks.
-        i: Which: a Python integer in [-K, K), or an integer array, maybe traced, whose
-            shape then leads the leaves' shapes. Traced indices are clipped.
+        i: Which: an integer in [-K, K), or an array of them, maybe traced, whose shape
+            then leads the leaves' shapes. Traced indices are clipped.
 
     Returns:
         A mask, or a stack of them where `i` has axes.
 
     Raises:
         TypeError: If `i` is not an integer.
-        ValueError: If a Python integer is out of range, or the leaves disagree about K.
+        ValueError: If an index is known to be out of range, or the leaves disagree
+            about K.
 
     Example:
         >>> stacking.take({"w": jnp.array([[True], [False]])}, -1)
@@ -110,8 +112,11 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
     k = _checks.members(stack, fn=fn)
     if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
         raise TypeError(f"`{fn}` needs `i` as an integer, got {_checks.kind_of(i)}.")
-    if isinstance(i, int | np.integer) and not -k <= i < k:
-        raise ValueError(f"`{fn}` needs `i` in [-{k}, {k}), got {i}.")
+    if not isinstance(i, Tracer):
+        known = np.asarray(i)
+        wrong = known[(known < -k) | (known >= k)]
+        if wrong.size:
+            raise ValueError(f"`{fn}` needs `i` in [-{k}, {k}), got {wrong[0]}.")
     index = jnp.asarray(i)
     if index.dtype.itemsize < 4:  # K may be more than it holds
         index = index.astype(jnp.int32)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _tree, masking, packing, stacking
+from maskjax import _checks, _dtypes, _tree, masking, packing, stacking
 from maskjax._tree import Array, Mask, Params, SoftMask
 from maskjax.bank import MaskBank, capacity, learned, mean
 
@@ -62,7 +62,7 @@ def entropy(logits: Array) -> Array:
         section 3.3.
     """
     _outputs(logits, "maskjax.superposition.entropy")
-    log = jax.nn.log_softmax(logits.astype(_checks.at_least_float32(logits.dtype)))
+    log = jax.nn.log_softmax(logits.astype(_dtypes.at_least_float32(logits.dtype)))
     chance = jnp.exp(log)
     # An output of no chance adds nothing: its logarithm may be -inf.
     return -jnp.sum(chance * jnp.where(chance > 0, log, 0), axis=-1).mean()

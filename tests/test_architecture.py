@@ -13,7 +13,7 @@ ROOT = pathlib.Path(maskjax.__file__).parent
 
 # Each ring imports from rings before it, and from its own where no cycle arises.
 RINGS = [
-    {"_packed"},
+    {"_dtypes", "_packed"},
     {"_tree"},
     {"_checks"},
     {"_count", "_quota", "_contraction", "_objective", "_family", "_keys", "_wide"},

@@ -370,7 +370,7 @@ def test_mask_leaves_are_boolean_or_floating_arrays():
     ):
         masking.apply(WEIGHTS, replaced(MASK, a=True))
     with raises(
-        TypeError, "`maskjax.apply` needs every leaf of `mask` boolean .*a: int"
+        TypeError, "`maskjax.apply` needs every leaf of `mask` to be a bool.*a: int"
     ):
         masking.apply(WEIGHTS, replaced(MASK, a=jnp.ones((4, 6), jnp.int32)))
 
@@ -596,8 +596,11 @@ def test_an_index_is_an_integer_in_range():
         with raises(TypeError, f"{fn} needs `i` as an integer, got "):
             stacking.take(STACK, i)
     for i in (2, -3):
-        with raises(ValueError, rf"{fn} needs `i` in \[-2, 2\), got {i}"):
-            stacking.take(STACK, i)
+        for index in (i, np.int8(i), jnp.int32(i), jnp.array([0, i])):
+            with raises(ValueError, rf"{fn} needs `i` in \[-2, 2\), got {i}"):
+                stacking.take(STACK, index)
+    with raises(TypeError, "`maskjax.stacking.size` needs every leaf .*\n  b: int 0"):
+        stacking.size({"a": jnp.ones((2, 3)), "b": 0})
 
 
 @pytest.mark.parametrize("module", [stacking, packing])

@@ -242,7 +242,9 @@ def test_what_cannot_be_rescaled_is_refused():
     with pytest.raises(TypeError, match=rf"{fn} needs .* floating, got:\n  n: int32"):
         masking.rescale(params, {"a": MASK, "n": MASK})
     masking.rescale(params, {"a": MASK, "n": None})
-    with pytest.raises(TypeError, match=f"{fn} needs every leaf of `mask` boolean or"):
+    with pytest.raises(
+        TypeError, match=f"{fn} needs every leaf of `mask` to be a boolean or"
+    ):
         masking.rescale(params, {"a": jnp.ones((2, 3), "int32"), "n": None})
     with pytest.raises(
         ValueError, match=rf"{fn} .*\n  a: mask \(3, 2\), params \(2, 3"

@@ -70,11 +70,11 @@ def test_take_finds_a_member_by_any_kind_of_index(packed, transform):
     assert stacking.take(stack, 0)["bias"] is None
 
 
-def test_a_traced_index_out_of_range_is_clipped(transform):
+def test_a_traced_index_out_of_range_is_clipped():
     masks = members()
-    stack = stacking.stack(masks)
-    trees.assert_same(transform(stacking.take)(stack, jnp.int32(K + 3)), masks[-1])
-    trees.assert_same(transform(stacking.take)(stack, jnp.int32(-K - 3)), masks[0])
+    stack, take = stacking.stack(masks), jax.jit(stacking.take)
+    trees.assert_same(take(stack, jnp.int32(K + 3)), masks[-1])
+    trees.assert_same(take(stack, jnp.int32(-K - 3)), masks[0])
 
 
 @over_forms

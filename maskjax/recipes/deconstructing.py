@@ -29,7 +29,7 @@ Departures from the paper:
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, masking, packing, score
+from maskjax import _checks, _dtypes, masking, packing, score
 from maskjax._tree import Array, Mask, Params, Scores, map_mask
 from maskjax.where import floating
 
@@ -216,5 +216,5 @@ def _masked(
     for tree, of in zip(trees, ("initial", name), strict=True):
         _checks.floating_scores(tree, fn=fn, name=f"{of}` under `mask")
     mask = map_mask(lambda m, w: jnp.broadcast_to(m, w.shape), mask, initial)
-    trees = jax.tree.map(lambda w: w.astype(_checks.at_least_float32(w.dtype)), trees)
+    trees = jax.tree.map(lambda w: w.astype(_dtypes.at_least_float32(w.dtype)), trees)
     return mask, *trees

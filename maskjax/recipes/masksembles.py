@@ -35,7 +35,6 @@ shape: `thin`.
 """
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -266,7 +265,7 @@ def at_random(batch: int, *, members: int, key: Array) -> Array:
 def _family(channels: int, members: int, scale: float, *, fn: str) -> Family:
     for value, name in ((channels, "channels"), (members, "members")):
         _count(value, fn=fn, name=name)
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+    if not _checks.is_number(scale):
         raise TypeError(
             f"`{fn}` needs `scale` as a Python number, got {_checks.kind_of(scale)}."
         )
