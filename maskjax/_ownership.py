@@ -126,7 +126,7 @@ def params_of(state: PackNetState, task: ArrayLike) -> Params:
 
     Returns:
         A tree like the `params` of `init`, for the network as it is. Weights that are
-        not active are exactly 0.
+        not active are exactly 0. Where `active` keeps nothing, so is the task's own.
 
     Raises:
         TypeError: As in `active`.
@@ -139,10 +139,13 @@ def params_of(state: PackNetState, task: ArrayLike) -> Params:
         {'w': Array([[1., 1.]], dtype=float32)}
     """
     room = len(state.counts)
-    index, _ = _slots.find(task, state.learned, room, fn=_FN + "params_of")
+    index, exists = _slots.find(task, state.learned, room, fn=_FN + "params_of")
 
     def leaf(w: Array, slot: Array | None) -> Array:
-        return w if slot is None else jnp.take(slot, index, axis=0, mode="clip")
+        if slot is None:
+            return w
+        own = jnp.take(slot, index, axis=0, mode="clip")
+        return jnp.where(exists, own, jnp.zeros_like(own))
 
     params = masking.apply(state.params, active(state, task))
     return jax.tree.map(leaf, params, state.slots)
@@ -164,7 +167,8 @@ def allotment(
 
     Raises:
         TypeError: If a rate is no number.
-        ValueError: If rates leave a task no weights, are outside [0, 1] or more than C.
+        ValueError: If rates leave a task no weights, or none in some leaf to the first,
+            which has no others; are outside [0, 1], or more than C.
 
     Example:
         >>> state = packnet.init({"w": jnp.ones((10, 10))}, head=None, capacity=3)
@@ -173,26 +177,32 @@ def allotment(
     """
     fn = _FN + "allotment"
     _checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
-    free = [leaf.size for leaf in jax.tree.leaves(state.owner)]
-    free = free if scope == "leaf" else [sum(free)]
+    _slots.require_single(state.learned, fn=fn)
+    sizes = {p: leaf.size for p, leaf in _tree.named_leaves(state.owner)}
+    free = list(sizes.values()) if scope == "leaf" else [sum(sizes.values())]
     if len(rates) > len(state.counts):
         raise ValueError(
             f"`{fn}` needs `rates` for {len(state.counts)} tasks at most, got "
             f"{len(rates)}."
         )
-    found, owned = [], []
+    found, owned, cut = [], [], []
     for rate in rates:
         _checks.unit_interval(rate, fn=fn, name="rates")
         left = [quota(rate, n) for n in free]
+        if not owned and scope == "leaf":
+            cut = [p for p, n, k in zip(sizes, free, left, strict=True) if n == k > 0]
         found.append(sum(free))
         owned.append(sum(free) - sum(left))
         free = left
     _checks.raise_all(
-        (
-            f"task {task}: {mine} of the {n:,} that are free"
-            for task, (mine, n) in enumerate(zip(owned, found, strict=True))
-            if not mine
-        ),
+        [
+            *(f"task 0: none of the {sizes[path]:,} of {path}" for path in cut),
+            *(
+                f"task {task}: {mine} of the {n:,} that are free"
+                for task, (mine, n) in enumerate(zip(owned, found, strict=True))
+                if not mine
+            ),
+        ],
         f"`{fn}` needs `rates` that leave every task weights",
     )
     return tuple(owned)
@@ -213,7 +223,7 @@ def roles(
     weights = _checks.chosen(params, where, fn=fn)
     heads = [False] * len(weights)
     if head is not None:
-        heads = _checks.chosen(params, head, fn=fn)
+        heads = _checks.chosen(params, head, fn=fn, name="head")
     shared, own = [], []
     for (path, w), weight, mine in zip(
         _tree.named_leaves(params), weights, heads, strict=True
@@ -228,6 +238,28 @@ def roles(
     return treedef.unflatten(shared), treedef.unflatten(own)
 
 
+def of_use(own: Params, *, fn: str, hint: str = "") -> None:
+    """There are leaves that fresh parameters are for."""
+    if not jax.tree.leaves(own):
+        raise ValueError(
+            f"`{fn}` needs `fresh` for a task's own leaves, of which there are none: "
+            f"name its `head` at first{hint}."
+        )
+
+
+def refreshed(network: Params, own: Params, fresh: Params, *, fn: str) -> Params:
+    """Fresh leaves: own ones may be of another width, others are as in the network."""
+    of_use(own, fn=fn)
+    _checks.matched(network, fresh, fn=fn, names=("network", "fresh"))
+
+    def told(w: Array, own: Array | None, new: Any) -> Any:
+        alike = _checks.shaped(new) and (new.ndim, new.dtype) == (w.ndim, w.dtype)
+        return w if alike and own is not None else new
+
+    _checks.alike(network, jax.tree.map(told, network, own, fresh), fn=fn, name="fresh")
+    return jax.tree.map(jnp.asarray, fresh)
+
+
 def settled(phase: Any, params: Params, *, fn: str) -> Params:
     """What was trained, and all else as it was, whatever an optimizer moved.
 
@@ -235,6 +267,12 @@ def settled(phase: Any, params: Params, *, fn: str) -> Params:
     """
     _checks.alike(phase.params, params, fn=fn, name="params")
     return jax.tree.map(jnp.where, phase.mask, params, phase.params)
+
+
+def emptied(kept: Mask) -> list[str]:
+    """The leaves of which a mask keeps nothing, by path, as far as that is known."""
+    leaves = _tree.named_leaves(kept)
+    return [p for p, m in leaves if m.size and _checks.known(jnp.any(m)) == 0]
 
 
 def in_phase(given: Any, *phases: type, fn: str, order: str) -> None:

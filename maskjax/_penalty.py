@@ -1,4 +1,4 @@
-"""What a loss is charged for parameters that stray from where training began.
+"""What a loss is charged for parameters that stray from those of the source.
 
 Part of `maskjax.recipes.pacnet`, which exports what is here.
 
@@ -21,11 +21,11 @@ def l2_sp(
     *,
     lam: float | Array = 0.01,
 ) -> Array:
-    """The penalty on the distance from where training began: lam * sum w (p - a)^2.
+    """The penalty on the distance from the source: lam * sum w (p - a)^2.
 
     Args:
         params: Tree of arrays, of which the floating ones count.
-        anchor: A tree like `params`: where they began.
+        anchor: A tree like `params`: what they are not to stray from.
         weights: What counts: a mask, as the `mask` of `Pruned`, or factors. Leaves of
             `None` do not count. `None`: everything counts once.
         lam: The strength, at least 0. May be traced.
@@ -56,16 +56,7 @@ def l2_sp(
         weights = jax.tree.map(lambda p: jnp.ones((1,) * jnp.ndim(p), bool), params)
     pairs = _checks.mask_of(weights, params, fn=fn, names=("params", "weights"))
     _checks.packed(weights, fn=fn, stacked=False)
-    counted = [(path, p, m) for path, p, m in pairs if m is not None]
-    _checks.raise_all(
-        (
-            f"{path}: {_checks.kind_of(m)}"
-            for path, _, m in counted
-            if m.dtype != bool and not _checks.is_floating(m)
-        ),
-        f"`{fn}` needs every leaf of `weights` boolean or floating",
-        TypeError,
-    )
+    _checks.boolean(weights, fn=fn, name="weights", or_soft=True)
     sums = [
         _distance(p, a, m)
         for (_, p, m), a in zip(pairs, jax.tree.leaves(anchor), strict=True)

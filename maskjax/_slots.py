@@ -12,11 +12,21 @@ def require_room(
     learned: Array, capacity: int, wanted: int, *, fn: str, hint: str = ""
 ) -> None:
     """Complain if there is no room, as far as that is known."""
+    require_single(learned, fn=fn)
     used = _checks.known(learned)
     if used is not None and used + wanted > capacity:
         raise ValueError(
             f"`{fn}` needs room for {wanted} more, but {used} of {capacity} are "
             f"learned.{hint}"
+        )
+
+
+def require_single(learned: Array, *, fn: str) -> None:
+    """Complain about a stack of what should be one."""
+    if learned.ndim:
+        raise ValueError(
+            f"`{fn}` needs a single state, got a stack of {learned.shape}. Map over it "
+            "with `jax.vmap`."
         )
 
 
@@ -27,6 +37,7 @@ def find(
 
     Complains if it is known not to be; negative ones count from the last learned.
     """
+    require_single(learned, fn=fn)
     dtype = getattr(task, "dtype", None) or np.asarray(task).dtype
     if not jnp.issubdtype(dtype, jnp.integer) or np.ndim(task):
         raise TypeError(

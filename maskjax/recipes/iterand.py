@@ -21,7 +21,7 @@ It goes with any recipe that learns a mask on random weights: edge_popup, meta_t
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _tree, initializer, masking, packing, select
+from maskjax import _checks, initializer, masking, packing, select
 from maskjax._tree import Array, Density, Mask, Params, map_mask
 
 __all__ = ["redraw"]
@@ -51,7 +51,8 @@ def redraw(
         A tree like `weights`; under the mask, the same network to the bit.
 
     Raises:
-        TypeError: If the mask is not boolean, or the key is not typed.
+        TypeError: If the mask is not boolean, a weight under it not floating, or the
+            key not typed.
         ValueError: If the mask does not fit the weights or has no leaf, or if
             `probability` or `mix` is outside [0, 1].
 
@@ -67,10 +68,14 @@ def redraw(
     _checks.unit_interval(probability, fn=fn, name="probability")
     _checks.unit_interval(mix, fn=fn, name="mix")
     _checks.boolean(mask, fn=fn)
-    _checks.mask_of(mask, weights, fn=fn, names=("weights", "mask"))
+    pairs = _checks.mask_of(mask, weights, fn=fn, names=("weights", "mask"))
+    masked = {path for path, _, leaf in pairs if leaf is not None}
+    if not masked:
+        raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")
+    masked_weights = map_mask(lambda _, w: w, mask, weights)
+    _checks.floating_scores(masked_weights, fn=fn, name="weights")
     kept = packing.unpack(mask)
     drawing, chance = jax.random.split(key)
-    masked = {path for path, leaf in _tree.mask_leaves(kept)[0] if leaf is not None}
     chosen = lambda path, _: path in masked  # noqa: E731
     new = initializer.redraw(weights, draw, where=chosen, key=drawing)
 
@@ -79,7 +84,8 @@ def redraw(
         return jnp.sqrt(1 - share**2) * old + share * new
 
     fill = map_mask(mixed, kept, weights, new)  # 1.
-    spared = map_mask(lambda _, w: jnp.full(w.shape, 1 - probability), kept, weights)
+    spare = 1.0 - jnp.asarray(probability, jnp.float32)
+    spared = map_mask(lambda _, w: jnp.full(w.shape, spare), kept, weights)
     spared = select.bernoulli(spared, key=chance)
     kept = map_mask(jnp.logical_or, kept, spared)
     return masking.apply(weights, kept, fill)

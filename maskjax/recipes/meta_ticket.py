@@ -48,8 +48,10 @@ from maskjax.where import kernels, matching
 __all__ = ["MetaTicketState", "adapt", "init", "mask", "step"]
 
 _FN = "maskjax.recipes.meta_ticket"
-_CLASSIFIER: Any = matching("(^|/)(classifier|head|logits|out|output)(/|$)")
-_HIDDEN = kernels & ~_CLASSIFIER
+_LAST: Any = matching(  # a classifier by its name; and biases, of rank 2 in attention
+    "(^|/)(classifier|head|logits|output|bias)(/|$)|^(params/)?out(/|$)"
+)
+_HIDDEN = kernels & ~_LAST
 
 
 class MetaTicketState(NamedTuple):
@@ -94,7 +96,8 @@ def init(
         density: The fraction kept at first: 1 + round(density * (n - 1)) of n, and what
             ties with the last of them. The paper's configurations keep all.
         where: Which leaves carry a mask; they have a fan-in. `None`: none (MAML). The
-            default is all kernels but a classifier's, to be known by its name.
+            default is all kernels but those of layers named `classifier`, `head`,
+            `logits` or `output`, or `out` at the top: name yours if it is another.
         trained: Which weights are meta-trained themselves. `None`: none.
         key: A typed key; every leaf gets its own.
 
@@ -116,7 +119,7 @@ def init(
         raise ValueError(f"`{fn}` needs `where` or `trained`, for something to train.")
     scores = thresholds = chosen = jax.tree.map(lambda _: None, weights)
     if trained is not None:
-        chosen = _checks.chosen_leaves(weights, trained, fn=fn)
+        chosen = _checks.chosen_leaves(weights, trained, fn=fn, name="trained")
     if where is not None:
         scores = initializer.uniform_scores(weights, gain=2**0.5, where=where, key=key)
         sizes = [s.size for s in jax.tree.leaves(scores)]  # 1.
@@ -172,6 +175,7 @@ def adapt(
         A tree like `params`, masked already, for this task's other inputs.
 
     Raises:
+        TypeError: If a rate is no number, or the mask neither boolean nor floating.
         ValueError: If the support set is empty, `steps` below 0, or the mask or the
             rates do not fit; the offending leaves are named.
 
@@ -184,10 +188,16 @@ def adapt(
     fn = f"{_FN}.adapt"
     _checks.at_least(steps, 0, fn=fn, name="steps")
     _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    _checks.boolean(mask, fn=fn, or_soft=True)
     _not_empty({"support": support}, fn=fn)
     if _tree.is_single(rates):
-        rates = jax.tree.map(lambda _, rate=rates: rate, params)
-    _checks.matched(params, rates, fn=fn, names=("params", "rates"))
+        rates = jax.tree.map(lambda _, r=rates: r, params)
+    pairs = _checks.matched(params, rates, fn=fn, names=("params", "rates"))
+    _checks.raise_all(
+        (f"{path}: {_checks.kind_of(r)}" for path, _, r in pairs if not _is_rate(r)),
+        f"`{fn}` needs every rate as a number, a floating scalar or None",
+        TypeError,
+    )
     # In w = m * params a step is w - rate * m^2 * dL/dw, and of that only the gradient
     # differs between tasks: the rest is done once under `vmap`.
     inner = lax.stop_gradient(mask) if first_order else mask
@@ -196,7 +206,8 @@ def adapt(
     def descend(w: Params, _: None = None) -> tuple[Params, None]:
         gradients = jax.grad(loss, allow_int=True)(w, *support)  # 2.
         gradients = lax.stop_gradient(gradients) if first_order else gradients
-        return jax.tree.map(_moved, w, gradients, paces), None
+        move = lambda w, g, pace: w if pace is None else w - pace * g  # noqa: E731
+        return jax.tree.map(move, w, gradients, paces), None
 
     w = masking.apply(params, mask)
     if steps:  # The first is no part of the scan: there all tasks have the same w.
@@ -269,6 +280,11 @@ def step(
     return state._replace(scores=scores, trained=trained, opt_state=opt_state), value
 
 
+def _is_rate(rate: Any) -> bool:
+    scalar = _checks.is_floating(rate) and not rate.shape
+    return rate is None or scalar or _checks.is_number(rate)
+
+
 def _pace(w: Array, m: Any, inner: Any, rate: Any) -> Array | None:
     if rate is None or not _checks.is_floating(w):
         return None
@@ -276,10 +292,6 @@ def _pace(w: Array, m: Any, inner: Any, rate: Any) -> Array | None:
     if m is None:
         return rate
     return masking.apply(masking.apply(jnp.full_like(w, rate), inner), m)
-
-
-def _moved(w: Array, gradient: Array, pace: Array | None) -> Array:
-    return w if pace is None else w - pace * gradient
 
 
 def _not_empty(data: Any, *, fn: str, axes: int = 1) -> None:

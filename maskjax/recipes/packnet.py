@@ -38,8 +38,10 @@ from maskjax._ownership import (
     PackNetState,
     active,
     allotment,
+    emptied,
     in_phase,
     init,
+    of_use,
     params_of,
     settled,
 )
@@ -100,8 +102,8 @@ def begin(
 
     Raises:
         TypeError: If `state` is of another phase.
-        ValueError: If all tasks are learned, `fresh` does not fit the network, or it is
-            needed.
+        ValueError: If all tasks are learned, or `fresh` does not fit the network, is
+            needed, or is of no use since no leaf is the task's own.
 
     Example:
         >>> params = {"w": jnp.ones((1, 2)), "b": jnp.ones(2)}
@@ -115,6 +117,8 @@ def begin(
     _slots.require_room(state.learned, capacity, 1, fn=fn)
     if fresh is None and reinit_free == "init":
         raise ValueError(f"`{fn}` needs `fresh`, with `reinit_free` as 'init'.")
+    if fresh is not None and reinit_free == "zero":
+        of_use(state.slots, fn=fn, hint=", or free weights by `reinit_free`")
     new = state.params if fresh is None else fresh
     _checks.alike(state.params, new, fn=fn, name="fresh")
     room = state.learned < capacity
@@ -143,8 +147,9 @@ def prune(
 ) -> Pruned:
     """The task without its smallest weights, which are 0 and free again.
 
-    It warns if the task keeps none, or leaves none to later ones, unless that can't be
-    known since arrays are traced: `allotment` knows it before.
+    It warns if the task keeps none, or leaves none to later ones, or if it is the first
+    and a leaf keeps none, unless that can't be known since arrays are traced:
+    `allotment` knows it before.
 
     Args:
         training: The task, as `begin` returned it.
@@ -242,6 +247,8 @@ def _remark(state: PackNetState, had: Mask, kept: Mask, *, fn: str) -> None:
         what = f"leaves task {task} none of its {n:,} weights"
     elif left == n and task + 1 < len(state.counts):
         what = f"leaves later tasks no weights: task {task} keeps all of its {n:,}"
+    elif task == 0 and (cut := emptied(kept)):  # later tasks use its weights
+        what = f"leaves task 0 no weights in {', '.join(cut)}"
     else:
         return
     warnings.warn(f"`{fn}` {what}.", UserWarning, stacklevel=3)

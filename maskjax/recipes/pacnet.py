@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import _checks, algebra, masking, select
-from maskjax._ownership import in_phase, roles, settled
+from maskjax._ownership import emptied, in_phase, refreshed, roles, settled
 from maskjax._penalty import l2_sp
 from maskjax._quota import quota
 from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
@@ -70,7 +70,8 @@ class Pruned(NamedTuple):
         kept: The weights that the source keeps; `None` for leaves that are no weights.
         own: What the source has of the leaves that each task has its own of, else
             `None`.
-        anchor: What training is not to stray from, for `l2_sp`.
+        anchor: The source's weights, from which training is not to stray, for `l2_sp`.
+            Calibrated weights may begin elsewhere, at 0.
     """
 
     params: Params
@@ -109,7 +110,8 @@ def prune(
 ) -> Pruned:
     """A trained network without all but its largest weights.
 
-    It warns if that leaves a task no weights, unless a traced density hides it.
+    It warns if that leaves a task no weights, or the source none in some leaf, unless
+    what is traced hides it.
 
     Args:
         params: Tree of arrays, trained on the source; all that the network has.
@@ -167,7 +169,8 @@ def allocate(
 
     Raises:
         TypeError: If `pruned` is of another phase.
-        ValueError: If `params` or `fresh` does not fit the network.
+        ValueError: If `params` or `fresh` does not fit the network, or `fresh` is of no
+            use since no leaf is the target's own.
 
     Example:
         >>> pruned = pacnet.prune({"w": jnp.array([[3.0, -1.0]])}, density=0.5)
@@ -179,7 +182,7 @@ def allocate(
     in_phase(pruned, Pruned, fn=fn, order=_ORDER)
     _checks.one_of(start, ("zero", "source"), fn=fn, name="start")
     params = settled(pruned, params, fn=fn)  # 2.
-    new = params if fresh is None else _fitting(params, pruned.own, fresh, fn=fn)
+    new = params if fresh is None else refreshed(params, pruned.own, fresh, fn=fn)
     own = map_mask(lambda _, w: w, pruned.own, params)
     fill = pruned.anchor if start == "source" else None
     begun = masking.apply(params, pruned.kept, fill)
@@ -273,20 +276,8 @@ def _either(leaf: Array, own: Array | None, other: Any) -> Any:
     return leaf if own is None else other
 
 
-def _fitting(network: Params, own: Params, fresh: Params, *, fn: str) -> Params:
-    """Fresh leaves: own ones may be of another width, others are as in the network."""
-    _checks.matched(network, fresh, fn=fn, names=("network", "fresh"))
-
-    def told(w: Array, own: Array | None, new: Any) -> Any:
-        alike = _checks.shaped(new) and (new.ndim, new.dtype) == (w.ndim, w.dtype)
-        return w if alike and own is not None else new
-
-    _checks.alike(network, jax.tree.map(told, network, own, fresh), fn=fn, name="fresh")
-    return jax.tree.map(jnp.asarray, fresh)
-
-
 def _remark(kept: Mask, density: Any, scope: str, *, fn: str) -> None:
-    """Warn where a task has no weights."""
+    """Warn where a task has no weights, or the source none of a leaf."""
     sizes = [leaf.size for leaf in jax.tree.leaves(kept)]
     number = _checks.known(algebra.count(kept))
     if isinstance(density, (int, float)):  # known though the mask be traced
@@ -294,5 +285,9 @@ def _remark(kept: Mask, density: Any, scope: str, *, fn: str) -> None:
         number = sum(quota(density, n) for n in ranked)
     if number in (0, sum(sizes)):
         who = "target" if number else "source"
-        said = f"`{fn}` leaves the {who} none of the {sum(sizes):,} weights."
-        warnings.warn(said, UserWarning, stacklevel=3)
+        what = f"leaves the {who} none of the {sum(sizes):,} weights"
+    elif cut := emptied(kept):
+        what = f"leaves the source no weights in {', '.join(cut)}"
+    else:
+        return
+    warnings.warn(f"`{fn}` {what}.", UserWarning, stacklevel=3)

@@ -106,6 +106,15 @@ def test_scores_find_better_weights_below_the_mask():
     assert (before, after) == (9.0, 0.0)
 
 
+def test_numbers_may_be_whole(weights, mask):
+    whole = iterand.redraw(weights, mask, fives, probability=1, mix=1, key=KEY)
+    trees.assert_same(whole, iterand.redraw(weights, mask, fives, key=KEY))
+    none = iterand.redraw(weights, mask, fives, probability=0, key=KEY)
+    trees.assert_same(none, weights)
+    kept = iterand.redraw(weights, mask, fives, mix=0, key=KEY)
+    trees.assert_same(kept, weights)
+
+
 def test_bad_input_is_refused(weights, mask):
     def needs(text):
         return re.escape(f"`maskjax.recipes.iterand.redraw` needs {text}")
@@ -119,6 +128,12 @@ def test_bad_input_is_refused(weights, mask):
         TypeError, match=needs("every leaf of `mask`") + ".*\n  w: float"
     ):
         iterand.redraw(weights, {"w": jnp.ones(SIZE), "b": None}, fives, key=KEY)
+    with pytest.raises(ValueError, match=needs("`mask` with at least one leaf")):
+        iterand.redraw(weights, {"w": None, "b": None}, fives, key=KEY)
+    with pytest.raises(
+        TypeError, match=needs("every leaf of `weights`") + ".*\n  w: int32"
+    ):
+        iterand.redraw({**weights, "w": jnp.ones(SIZE, int)}, mask, fives, key=KEY)
     wrong = {"w": jnp.ones((3, 50), bool), "b": None}
     with pytest.raises(
         ValueError, match=needs("every leaf") + r".*\n  w: mask \(3, 50\)"

@@ -357,11 +357,13 @@ def test_scores_start_uniform_within_the_bound_of_the_fan_in():
         ("head/kernel", False),
         ("net/classifier/kernel", False),
         ("output", False),
-        ("Dense_0/bias", False),
+        ("params/out/kernel", False),
+        ("attention/out/kernel", True),
+        ("attention/query/bias", False),
     ],
 )
 def test_by_default_hidden_kernels_carry_a_mask(path, masked):
-    tree = jnp.ones((2, 2) if path != "Dense_0/bias" else 2)
+    tree = jnp.ones((2, 2))
     for part in reversed(path.split("/")):
         tree = {part: tree}
     tree["other"] = {"kernel": jnp.ones((2, 2))}
@@ -485,7 +487,9 @@ def test_an_empty_set_is_refused(state):
         meta_ticket.adapt(loss, state.weights, meta_ticket.mask(state), *one, **HOW)
 
 
-@pytest.mark.parametrize(("steps", "kind"), [(-1, ValueError), (1.5, TypeError)])
+@pytest.mark.parametrize(
+    ("steps", "kind"), [(-1, ValueError), (1.5, TypeError), (jnp.int32(3), TypeError)]
+)
 def test_steps_are_a_count(steps, kind, state):
     with pytest.raises(kind, match=blamed("adapt", "needs `steps`")):
         meta_ticket.step(state, loss, SGD, *episodes(), rates=0.1, steps=steps)
@@ -515,6 +519,21 @@ def test_masks_scores_and_rates_of_other_shapes_are_named(state):
         meta_ticket.step(state, loss, SGD, support, query, rates=rates, steps=1)
 
 
+@pytest.mark.parametrize("rate", [jnp.ones((3, 1, 1)), "fast", True, jnp.int32(1)])
+def test_rates_are_numbers_for_whole_leaves(state, rate):
+    rates = {"body": 0.1, "bias": rate, "head": None}
+    needs = blamed("adapt", "needs every rate as a number, a floating scalar or None")
+    with pytest.raises(TypeError, match=f"{needs}, got:\n  bias: "):
+        meta_ticket.step(state, loss, SGD, *episodes(), rates=rates, steps=1)
+
+
+def test_masks_that_are_neither_boolean_nor_floating_are_named(state):
+    whole = {"body": jnp.ones((3, 5), int), "bias": None, "head": None}
+    needs = blamed("adapt", "needs every leaf of `mask` to be a boolean or floating")
+    with pytest.raises(TypeError, match=rf"{needs} array or None, got:\n  body: int32"):
+        meta_ticket.adapt(loss, state.weights, whole, *task(0, episodes()[0])[0], **HOW)
+
+
 def test_something_has_to_be_trained_and_chosen():
     weights = weights_of()
     with pytest.raises(ValueError, match=blamed("init", "needs `where` or `trained`")):
@@ -526,6 +545,8 @@ def test_something_has_to_be_trained_and_chosen():
     counters = weights | {"counter": jnp.zeros((), "int32")}
     with pytest.raises(TypeError, match=blamed("init", "needs every leaf")):
         meta_ticket.init(counters, SGD, trained=where.everything, key=KEY)
+    with pytest.raises(ValueError, match="`trained` to choose at least one leaf"):
+        meta_ticket.init(weights, SGD, trained=where.matching("hed"), key=KEY)
 
 
 def test_a_density_is_a_fraction_and_a_key_is_typed():

@@ -395,8 +395,11 @@ def test_tasks_are_counted_from_the_last_and_traced_ones_are_not_refused(history
     trees.assert_same(packnet.params_of(state, -1), packnet.params_of(state, 1))
     trees.assert_same(packnet.active(state, -2), packnet.active(state, 0))
     active = jax.jit(packnet.active)
+    of_task = jax.jit(packnet.params_of)
     for task in (2, 3, 99, -3):
         assert algebra.count(active(state, task)) == 0
+        params = of_task(state, task)  # nor the head of another
+        assert not any(np.asarray(params[name]).any() for name in ("a", "b", "head"))
 
 
 def test_allotment_counts_in_both_scopes():
@@ -423,6 +426,25 @@ def test_rates_that_leave_a_task_nothing_are_said_at_once():
         packnet.allotment(state, rates=("half",))
     with pytest.raises(ValueError, match="`scope` as 'leaf' or 'global'"):
         packnet.allotment(state, rates=(0.5,), scope="layer")
+    small = {"wide": jnp.ones((4, 9)), "narrow": jnp.ones((2, 2))}
+    state = packnet.init(small, head=None, capacity=4)
+    with pytest.raises(ValueError, match=needs + "task 0: none of the 4 of narrow$"):
+        packnet.allotment(state, rates=(0.9,))
+    assert packnet.allotment(state, rates=(0.5, 0.9)) == (20, 2)
+
+
+def test_states_of_many_seeds_are_mapped_over():
+    params = {"w": jnp.ones((3, 2, 5))}
+    init = functools.partial(packnet.init, head=None, capacity=3)
+    states = jax.vmap(init)(params)
+    needs = r"needs a single state, got a stack of \(3,\). Map over it with `jax.vmap`"
+    with pytest.raises(ValueError, match="allotment` " + needs):
+        packnet.allotment(states, rates=(0.5,))
+    with pytest.raises(ValueError, match="begin` " + needs):
+        packnet.begin(states)
+    with pytest.raises(ValueError, match="params_of` " + needs):
+        packnet.params_of(states, 0)
+    assert jax.vmap(packnet.begin)(states).mask["w"].all()
 
 
 def test_a_task_that_leaves_nothing_is_warned_of_once_with_the_count():
@@ -436,6 +458,13 @@ def test_a_task_that_leaves_nothing_is_warned_of_once_with_the_count():
     state = packnet.commit(pruned, params)  # was said
     with pytest.warns(UserWarning, match="commit` " + late):
         packnet.commit(training, params)
+    # Where a leaf keeps nothing, nothing gets through.
+    small = {"wide": jnp.ones((4, 9)), "narrow": jnp.ones((2, 2))}
+    first = packnet.begin(packnet.init(small, head=None, capacity=3))
+    with pytest.warns(UserWarning, match="prune` leaves task 0 no weights in narrow"):
+        pruned = packnet.prune(first, small, rate=0.9)
+    second = packnet.begin(packnet.commit(pruned, small))
+    packnet.prune(second, small, rate=0.9)  # which has those of the first
     # The last task may keep all that there is, if only nothing.
     last = packnet.begin(state)
     packnet.commit(packnet.prune(last, params, rate=0), params)
@@ -512,7 +541,10 @@ def test_bad_arguments_are_refused(history):
         packnet.init(start, head=HEAD, capacity=0)
     with pytest.raises(TypeError, match="init` needs `capacity` as a whole number"):
         packnet.init(start, head=HEAD, capacity=2.5)
-    with pytest.raises(ValueError, match=r"matching\('hed'\) chooses none of: a, b"):
+    with pytest.raises(TypeError, match="init` needs `capacity` as a whole number"):
+        packnet.init(start, head=HEAD, capacity=jnp.int32(2))
+    needs = r"`head` to choose.*where\.matching\('hed'\) chooses none of: a, b"
+    with pytest.raises(ValueError, match=needs):
         packnet.init(start, head=where.matching("hed"), capacity=2)
     with pytest.raises(ValueError, match="weights that are not of the `head`"):
         packnet.init(start, head=where.kernels, capacity=2)
@@ -522,6 +554,10 @@ def test_bad_arguments_are_refused(history):
     state = at(history, 0)
     with pytest.raises(ValueError, match="`fresh`, with `reinit_free` as 'init'"):
         packnet.begin(state, reinit_free="init")
+    alone = packnet.init(start, head=None, capacity=2)
+    with pytest.raises(ValueError, match="begin` needs `fresh` for a task's own.*none"):
+        packnet.begin(alone, start)
+    packnet.begin(alone, start, reinit_free="init")
     with pytest.raises(
         ValueError, match="`reinit_free` as 'zero' or 'init', got 'one'"
     ):
