@@ -269,7 +269,7 @@ def _mutual_information(probs: Array, ok: Array) -> Array:
     # q ((1 + d) log(1 + d) - d) is p log(p / q) - p + q: not below 0, as p - q adds up
     # to nothing over members.
     d = (probs - mean) / jnp.where(mean > 0, mean, 1)
-    log_ratio = jnp.log1p(jnp.where(probs > 0, d, 0))
+    log_ratio = jnp.log1p(jnp.where(d > -1, d, 0))  # -1 too where p is next to nothing
     terms = mean * ((1 + d) * log_ratio - d)
     return _predicted.valid(jnp.maximum(terms, 0).sum(-1).mean(0), ok.all(0))
 

@@ -1,5 +1,7 @@
 """How good predicted numbers are, and how sure: normal distributions and mixtures."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from jax import lax
 from jax.scipy.special import erf
 from jax.typing import ArrayLike
 
-from maskjax import _predicted
+from maskjax import _checks, _predicted
 from maskjax._tree import Array
 
 
@@ -43,23 +45,28 @@ def gaussian_nll(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Ar
     return _gaussian_nll(*_gaussians(mean, variance, targets, fn=fn))
 
 
-def mixture_nll(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> Array:
+def mixture_nll(
+    means: ArrayLike, variances: ArrayLike, targets: ArrayLike, *, event_ndim: int = 0
+) -> Array:
     """The negative log-likelihood of targets under equal mixtures of normals, in nats.
 
     At most the mean of the members'. With a constant variance, the inverse of the
-    precision, it is that of MC-dropout for outputs of one number (arXiv:1506.02142).
+    precision, it is that of MC-dropout (arXiv:1506.02142).
 
     Args:
         means: [M, ...], floating.
         variances: [M, ...] or a scalar, above 0.
         targets: [...], floating.
+        event_ndim: How many of the last axes are the numbers of one target. A member
+            has them independent, the mixture has not: one member is right about all.
 
     Returns:
-        [...], float32, for each target. nan as in `gaussian_nll`.
+        [...], float32, for each target: without the last `event_ndim` axes. nan as in
+        `gaussian_nll`.
 
     Raises:
-        TypeError: As in `gaussian_nll`.
-        ValueError: As in `gaussian_nll`.
+        TypeError: As in `gaussian_nll`, or if `event_ndim` is no whole number.
+        ValueError: As in `gaussian_nll`, or if there are not so many axes.
 
     Example:
         >>> means, variances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1))
@@ -67,7 +74,14 @@ def mixture_nll(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> A
         [1.4189385]
     """
     fn = "maskjax.metrics.mixture_nll"
-    return _mixture_nll(*_gaussians(means, variances, targets, fn=fn, members=True))
+    given = _gaussians(means, variances, targets, fn=fn, members=True)
+    _checks.at_least(event_ndim, 0, fn=fn, name="event_ndim")
+    if event_ndim > given[2].ndim:
+        raise ValueError(
+            f"`{fn}` needs `event_ndim` of at most {given[2].ndim}, the axes of "
+            f"`targets`, got {event_ndim}."
+        )
+    return _mixture_nll(*given, event_ndim=event_ndim)
 
 
 def gaussian_crps(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Array:
@@ -135,9 +149,12 @@ def _gaussian_nll(mean: Array, variance: Array, targets: Array) -> Array:
     return _nll(*_shaped(mean, variance, targets))
 
 
-@jax.jit
-def _mixture_nll(means: Array, variances: Array, targets: Array) -> Array:
+@functools.partial(jax.jit, static_argnames="event_ndim")
+def _mixture_nll(
+    means: Array, variances: Array, targets: Array, *, event_ndim: int
+) -> Array:
     nll = _nll(*_shaped(means, variances, targets))
+    nll = nll.sum(tuple(range(nll.ndim - event_ndim, nll.ndim)))
     return float(np.log(len(nll))) - jax.nn.logsumexp(-nll, axis=0)
 
 

@@ -41,7 +41,8 @@ def wide(params: Params, *, inputs: Predicate) -> Wide:
         The wide network. Its outputs are the members', side by side: `blocks`.
 
     Raises:
-        ValueError: If leaves disagree about M, or one has no axis besides.
+        ValueError: If leaves disagree about M, one has no axis besides, or `inputs`
+            chooses none.
 
     Example:
         >>> params = {"a": jnp.ones((2, 3, 4)), "b": jnp.ones((2, 4, 1))}
@@ -78,6 +79,11 @@ def wide(params: Params, *, inputs: Predicate) -> Wide:
         kept = jnp.where(block, square, jnp.zeros((), leaf.dtype))
         return kept, block, rows.reshape(size, *ones, -1, 1)
 
+    if not any(leaf.ndim > 2 and inputs(path, leaf[0]) for path, leaf in named):
+        raise ValueError(
+            f"`{fn}` needs `inputs` to choose at least one kernel, but {inputs!r} "
+            f"chooses none of: {', '.join(path for path, _ in named)}."
+        )
     made = [of_leaf(path, leaf) for path, leaf in named]
     tree = jax.tree.structure(params)
     return Wide(*(tree.unflatten(part) for part in zip(*made, strict=True)))

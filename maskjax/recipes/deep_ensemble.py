@@ -230,11 +230,7 @@ def gaussian_loss(outputs: Array, targets: Array, *, floor: float = 1e-6) -> Arr
         Lakshminarayanan et al., arXiv:1612.01474, equation 1.
     """
     mean, variance = gaussian(outputs, floor=floor)
-    if mean.shape != targets.shape:
-        raise ValueError(
-            f"`{_FN}.gaussian_loss` needs `targets` of shape {mean.shape}, got "
-            f"{targets.shape}."
-        )
+    _checks.of_shape(targets, mean.shape, fn=f"{_FN}.gaussian_loss", name="targets")
     return 0.5 * jnp.log(variance) + (targets - mean) ** 2 / (2 * variance)
 
 
@@ -242,16 +238,20 @@ def mixture(means: Array, variances: Array) -> tuple[Array, Array]:
     """The mean and the variance of the mixture of members' normals: 4.
 
     Args:
-        means: [M, ...].
-        variances: [M, ...].
+        means: [M, ...], floating.
+        variances: [M, ...], floating.
 
     Returns:
         Two arrays [...]: the mean, and the mean variance plus the variance of means.
+
+    Raises:
+        ValueError: If the shapes differ.
 
     Example:
         >>> deep_ensemble.mixture(jnp.array([1.0, 3.0]), jnp.array([0.5, 1.5]))
         (Array(2., dtype=float32), Array(2., dtype=float32))
     """
+    _checks.of_shape(variances, means.shape, fn=f"{_FN}.mixture", name="variances")
     # As a sum of two that are not negative: mean squares cancel where means are large.
     return jnp.mean(means, 0), jnp.mean(variances, 0) + jnp.var(means, 0)
 

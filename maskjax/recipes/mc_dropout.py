@@ -10,6 +10,9 @@ Algorithm (numbers match the comments below):
   3. predict under T masks: the mean, and the variance of the T plus 1 / tau
   4. the log-likelihood of a target is that of the mixture of T normal distributions
 
+Departure from the paper: as in the authors' code the weight decay is that of the paper,
+whose weights are not divided and so 1 / (1 - rate) times ours.
+
 Masks are drawn for features, as leaves of `layers` have them, or for the input rows of
 kernels, leaves [..., C, 1], or any tree of shapes. In the paper dropout precedes every
 kernel, the first too.
@@ -24,16 +27,13 @@ kernel, the first too.
     >>> mean, variance = mc_dropout.moments(outputs, precision=10.0)
 """
 
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 
-from maskjax import _checks, _keys, _tree, stacking
+from maskjax import _checks, _keys, _tree, metrics, stacking
 from maskjax._tree import Array, SoftMask
 
 __all__ = [
@@ -67,9 +67,10 @@ def masks(
         dtype where that is so, else float32.
 
     Raises:
-        TypeError: If the rate is not a number, or the key not typed.
-        ValueError: If the rate is outside of [0, 1), `examples` below 1, or there are
-            no units.
+        TypeError: If a rate is not a number, a unit has no shape, or the key is not
+            typed.
+        ValueError: If a rate is outside of [0, 1), rates do not fit the units,
+            `examples` is below 1, or there are no units.
 
     Example:
         >>> units = {"hidden": jnp.ones(3), "input": None}
@@ -84,16 +85,28 @@ def masks(
     if examples is not None:
         _checks.at_least(examples, 1, fn=fn, name="examples")
     leaves, treedef = _tree.mask_leaves(units)
-    if all(leaf is None for _, leaf in leaves):
+    given = [(path, leaf) for path, leaf in leaves if leaf is not None]
+    if not given:
         raise ValueError(f"`{fn}` needs `units` with at least one leaf, got none.")
+    _checks.raise_all(
+        (f"{p}: {_checks.kind_of(u)}" for p, u in given if not _checks.shaped(u)),
+        f"`{fn}` needs every leaf of `units` with a shape and a dtype, or None",
+        TypeError,
+    )
     rates = [rate] * len(leaves)
-    if not _tree.is_single(rate):
-        rates = treedef.flatten_up_to(rate)
+    if _tree.is_single(rate):
+        _below_one(rate, fn=fn)
+    else:
+        how = {"names": ("units", "rate"), "is_leaf": _tree.is_mask_leaf}
+        pairs = _checks.matched(units, rate, fn=fn, **how)
+        rates = [rate for *_, rate in pairs]
+        for path, unit, each in pairs:
+            if unit is not None:
+                _below_one(each, fn=fn, name=f"rate of {path}")
 
     def of_leaf(leaf: Any, rate: Any, key: Array) -> Array | None:
         if leaf is None:
             return None
-        _below_one(rate, fn=fn)
         dtype = leaf.dtype if _checks.is_floating(leaf) else jnp.dtype("float32")
         shape = leaf.shape if examples is None else (examples, 1, *leaf.shape)
         keep = 1 - jnp.asarray(rate, "float32")
@@ -165,6 +178,9 @@ def moments(outputs: Array, *, precision: Any) -> tuple[Array, Array]:
     Returns:
         Two arrays [...]: the mean, and 1 / tau plus the variance of the T.
 
+    Raises:
+        TypeError: If the outputs are not floating.
+
     Example:
         >>> mc_dropout.moments(jnp.array([[1.0], [3.0]]), precision=2.0)
         (Array([2.], dtype=float32), Array([1.5], dtype=float32))
@@ -172,11 +188,14 @@ def moments(outputs: Array, *, precision: Any) -> tuple[Array, Array]:
     References:
         Gal & Ghahramani, arXiv:1506.02142, section 4, equations 6 and following.
     """
+    _checks.floating(outputs, fn=f"{_FN}.moments", name="outputs")
     noise = (1 / jnp.asarray(precision)).astype(outputs.dtype)
     return jnp.mean(outputs, 0), noise + jnp.var(outputs, 0)
 
 
-def log_likelihood(outputs: Array, targets: Array, *, precision: Any) -> Array:
+def log_likelihood(
+    outputs: Array, targets: Array, *, precision: Any, event_ndim: int = 0
+) -> Array:
     """The log-likelihood of targets under the mixture of all members: 4.
 
     Never less than the mean of the members' own.
@@ -186,13 +205,15 @@ def log_likelihood(outputs: Array, targets: Array, *, precision: Any) -> Array:
         targets: [...], floating.
         precision: As in `moments`, but finite. For targets divided by a deviation the
             log-likelihood of the original ones is less by that deviation's logarithm.
+        event_ndim: How many of the last axes are one sample's numbers, as in
+            `metrics.mixture_nll`.
 
     Returns:
-        [...], for each entry of the targets; they are independent, so sum those of one
-        sample.
+        [...], for each sample: the shape of the targets without the last `event_ndim`.
 
     Raises:
-        ValueError: If the shapes differ but for T.
+        TypeError: As in `metrics.mixture_nll`, of members [T, ...].
+        ValueError: As in `metrics.mixture_nll`.
 
     Example:
         >>> outputs, targets = jnp.zeros((5, 1)), jnp.zeros(1)
@@ -200,17 +221,11 @@ def log_likelihood(outputs: Array, targets: Array, *, precision: Any) -> Array:
         Array([-0.918...], dtype=float32)
 
     References:
-        Gal & Ghahramani, arXiv:1506.02142, equation 8 of the appendix, per dimension.
+        Gal & Ghahramani, arXiv:1506.02142, equation 8 of the appendix.
     """
-    if outputs.shape[1:] != targets.shape or not outputs.ndim or not len(outputs):
-        raise ValueError(
-            f"`{_FN}.log_likelihood` needs `outputs` [T, ...] for `targets` [...], got "
-            f"{outputs.shape} and {targets.shape}."
-        )
-    tau = jnp.asarray(precision, outputs.dtype)
-    exponents = -0.5 * tau * (targets[None] - outputs) ** 2
-    mixed = logsumexp(exponents, axis=0) - math.log(len(outputs))
-    return mixed + 0.5 * jnp.log(tau) - 0.5 * math.log(2 * math.pi)
+    _checks.floating(outputs, fn=f"{_FN}.log_likelihood", name="outputs")
+    variance = (1 / jnp.asarray(precision)).astype(outputs.dtype)
+    return -metrics.mixture_nll(outputs, variance, targets, event_ndim=event_ndim)
 
 
 def precision(*, rate: Any, length_scale: Any, samples: int, weight_decay: Any) -> Any:
@@ -220,7 +235,8 @@ def precision(*, rate: Any, length_scale: Any, samples: int, weight_decay: Any) 
         rate: The chance that a unit is dropped, in [0, 1).
         length_scale: l, of the prior; the authors' code has 0.01.
         samples: N, of the training set.
-        weight_decay: lambda, what a squared weight adds to the mean loss of a sample.
+        weight_decay: lambda, what a squared weight adds to the loss: the mean over the
+            samples of (target - output) ** 2 / 2.
 
     Returns:
         (1 - rate) * l ** 2 / (2 * N * lambda).
@@ -237,8 +253,9 @@ def precision(*, rate: Any, length_scale: Any, samples: int, weight_decay: Any) 
     References:
         Gal & Ghahramani, arXiv:1506.02142, section 4.
     """
-    _below_one(rate, fn=f"{_FN}.precision")
-    _checks.at_least(samples, 1, fn=f"{_FN}.precision", name="samples")
+    fn = f"{_FN}.precision"
+    _below_one(rate, fn=fn)
+    _checks.at_least(samples, 1, fn=fn, name="samples", traceable=True)
     return (1 - rate) * length_scale**2 / (2 * samples * weight_decay)
 
 
@@ -263,13 +280,14 @@ def weight_decay(*, rate: Any, length_scale: Any, samples: int, precision: Any) 
         >>> mc_dropout.weight_decay(**how, precision=0.01)
         0.25
     """
-    _below_one(rate, fn=f"{_FN}.weight_decay")
-    _checks.at_least(samples, 1, fn=f"{_FN}.weight_decay", name="samples")
+    fn = f"{_FN}.weight_decay"
+    _below_one(rate, fn=fn)
+    _checks.at_least(samples, 1, fn=fn, name="samples", traceable=True)
     return (1 - rate) * length_scale**2 / (2 * samples * precision)
 
 
-def _below_one(rate: Any, *, fn: str) -> None:
+def _below_one(rate: Any, *, fn: str, name: str = "rate") -> None:
     """A rate in [0, 1), as far as that is known."""
-    _checks.unit_interval(rate, fn=fn, name="rate")
-    if isinstance(rate, numbers.Real) and rate == 1:
-        raise ValueError(f"`{fn}` needs `rate` below 1, got {rate}.")
+    _checks.unit_interval(rate, fn=fn, name=name)
+    if _checks.is_number(rate) and rate == 1:
+        raise ValueError(f"`{fn}` needs `{name}` below 1, got {rate}.")

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from maskjax import masking, optim, stacking, where
+from maskjax import masking, metrics, optim, stacking, where
 from maskjax.recipes import deep_ensemble
 from tests import trees
 from tests.reference import deep_ensemble as reference
@@ -156,6 +156,11 @@ def test_the_mixture_agrees_with_the_papers_formula_and_is_symmetric():
     np.testing.assert_array_equal(one[1], variances[0])
 
 
+def test_shapes_of_normals_have_to_agree():
+    with pytest.raises(ValueError, match=r"mixture` needs `variances` of shape \(3, 1"):
+        deep_ensemble.mixture(jnp.ones((3, 1)), jnp.ones(3))
+
+
 def test_the_variance_does_not_cancel_far_from_zero():
     means = jnp.array([[1e4], [1e4 + 2]])
     _, variance = deep_ensemble.mixture(means, jnp.full((2, 1), 0.25))
@@ -166,16 +171,10 @@ def test_the_ensemble_scores_no_worse_than_its_members_do_on_average(params, dat
     x = data[0]
     y = np.random.default_rng(1).integers(0, 2 * D, 10)
     out = deep_ensemble.predict(network, params, 3 * x)
-    p = np.asarray(jax.nn.softmax(out, -1), "float64")
-    p /= p.sum(-1, keepdims=True)
-
-    def scores(p):
-        right = np.take_along_axis(p, y[:, None], -1)
-        return -np.log(right).mean(), ((p - np.eye(2 * D)[y]) ** 2).sum(-1).mean()
-
-    alone = np.mean([scores(each) for each in p], 0)
-    assert (scores(p.mean(0)) <= alone).all()
-    assert (scores(p.mean(0)) < alone - 1e-3).all()  # for they differ
+    p = jax.nn.softmax(out, -1)
+    for score in (metrics.negative_log_likelihood, metrics.brier_score):
+        alone = [float(score(each, y)) for each in p]
+        assert score(p.mean(0), y) < np.mean(alone) - 1e-3  # Jensen, for they differ
 
 
 def test_adversarial_inputs_go_up_the_gradient(transform):
@@ -319,3 +318,8 @@ def test_other_bad_input_is_refused(params):
         deep_ensemble.blocks(jnp.ones((2, 4)), members=0)
     with pytest.raises(ValueError, match="(?s)wide` needs leaves with an axis.*bias"):
         deep_ensemble.wide({"bias": jnp.ones(3)}, inputs=INPUTS)
+    needs = (
+        r"wide` needs `inputs` to choose at least one kernel.*'first'\) chooses none"
+    )
+    with pytest.raises(ValueError, match=needs):
+        deep_ensemble.wide({"a": jnp.ones((2, 3, 4))}, inputs=where.matching("first"))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import layers, stacking
+from maskjax import layers, metrics, stacking
 from maskjax.recipes import mc_dropout
 from tests import trees
 from tests.reference import mc_dropout as reference
@@ -127,12 +127,25 @@ def test_moments_and_likelihood_agree_with_numpy(tau, transform):
     found = score(jnp.asarray(outputs), jnp.asarray(targets))
     exact = reference.log_likelihood(outputs, targets, tau)
     np.testing.assert_allclose(found, exact, rtol=1e-5)
+    for axes in (1, 2):
+        found_of_samples = mc_dropout.log_likelihood(
+            jnp.asarray(outputs), targets, precision=tau, event_ndim=axes
+        )
+        exact = reference.log_likelihood(outputs, targets, tau, axes)
+        np.testing.assert_allclose(found_of_samples, exact, rtol=1e-5)
     alone = [
         mc_dropout.log_likelihood(o[None], targets, precision=tau)
         for o in jnp.asarray(outputs)
     ]
     assert (found >= np.mean(alone, 0) - 1e-5).all()  # Jensen
     assert (found <= np.max(alone, 0) + 1e-5).all()
+
+
+def test_a_sample_of_two_numbers_is_right_only_under_one_member():
+    outputs, targets = jnp.array([[-1.0, -1.0], [1.0, 1.0]]), jnp.array([1.0, -1.0])
+    found = mc_dropout.log_likelihood(outputs, targets, precision=10.0, event_ndim=1)
+    # By hand: each member is wrong by 2 in one number, of density e^-20.
+    np.testing.assert_allclose(found, np.log(10 / (2 * np.pi)) - 20, rtol=1e-6)
 
 
 def test_a_likelihood_far_from_every_member_stays_finite():
@@ -144,12 +157,14 @@ def test_a_likelihood_far_from_every_member_stays_finite():
 def test_information_is_between_nothing_and_the_entropy(params, x):
     how = {"rate": 0.5, "keys": keys(50)}
     out = predicted(network, UNITS, 3 * x, params, **how)
-    p = np.asarray(jax.nn.softmax(out, -1), "float64")
-    p /= p.sum(-1, keepdims=True)
-    whole, parts = reference.entropy(p.mean(0)), reference.entropy(p).mean(0)
-    assert (whole - parts >= 0).all()
-    assert (whole - parts <= whole).all()
-    assert (whole - parts).max() > 0.01
+    p = jax.nn.softmax(out, -1)
+    informed = metrics.mutual_information(p)
+    whole = metrics.entropy(p.mean(0))
+    assert (informed >= 0).all()
+    assert (informed <= whole).all()
+    assert informed.max() > 0.01
+    parts = reference.entropy(np.asarray(p)).mean(0)
+    np.testing.assert_allclose(informed, np.asarray(whole) - parts, atol=1e-6)
 
 
 def test_a_decay_and_its_precision_belong_together():
@@ -236,7 +251,7 @@ def test_rates_outside_of_the_interval_are_refused():
     for rate in (-0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"masks` needs `rate` in \[0, 1\], got"):
             mc_dropout.masks(UNITS, rate=rate, key=key)
-    for rate in (1, 1.0, {"input": 0.1, "hidden": 1.0}):
+    for rate in (1, 1.0):
         with pytest.raises(ValueError, match="masks` needs `rate` below 1, got 1"):
             mc_dropout.masks(UNITS, rate=rate, key=key)
     with pytest.raises(TypeError, match="`rate` as a number"):
@@ -280,8 +295,23 @@ def test_other_bad_input_is_refused():
         mc_dropout.masks(UNITS, rate=0.5, examples=0, key=key)
     with pytest.raises(TypeError, match="`key` as a typed key"):
         mc_dropout.masks(UNITS, rate=0.5, key=jax.random.PRNGKey(0))
-    for shape in ((3, 5), (4,)):
-        with pytest.raises(ValueError, match=r"`outputs` \[T, ...\] for `targets`"):
+    for shape in ((3, 5), (4,), (0, 4)):
+        with pytest.raises(
+            ValueError, match=r"M members of `targets`' \(4,\), not emp"
+        ):
             mc_dropout.log_likelihood(jnp.ones(shape), jnp.ones(4), precision=1.0)
-    with pytest.raises(ValueError, match=r"`outputs` \[T, ...\] for `targets`"):
-        mc_dropout.log_likelihood(jnp.ones((0, 4)), jnp.ones(4), precision=1.0)
+    whole = jnp.ones((3, 4), int)
+    with pytest.raises(TypeError, match="log_likelihood` needs `outputs` as a float"):
+        mc_dropout.log_likelihood(whole, jnp.ones(4), precision=1.0)
+    with pytest.raises(TypeError, match="moments` needs `outputs` as a floating array"):
+        mc_dropout.moments(whole, precision=2.0)
+
+
+def test_rates_and_units_are_named():
+    key, units = jax.random.key(0), {"a": jnp.ones(3), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match="(?s)`units` and `rate` of the.*`units`: b"):
+        mc_dropout.masks(units, rate={"a": 0.5}, key=key)
+    with pytest.raises(ValueError, match=r"`rate of b` below 1, got 1\.0"):
+        mc_dropout.masks(units, rate={"a": 0.5, "b": 1.0}, key=key)
+    with pytest.raises(TypeError, match=r"(?s)`units` with a shape.*  a: int 3"):
+        mc_dropout.masks({"a": 3, "b": None}, rate=0.5, key=key)

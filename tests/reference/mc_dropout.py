@@ -17,11 +17,17 @@ def normal_log_density(y: float, mean: float, tau: float) -> float:
     return 0.5 * math.log(tau / (2 * math.pi)) - 0.5 * tau * (y - mean) ** 2
 
 
-def log_likelihood(outputs: np.ndarray, targets: np.ndarray, tau: float) -> np.ndarray:
-    """The logarithm of the mean density, entry by entry."""
-    found = np.empty(targets.shape)
-    for at in np.ndindex(*targets.shape):
-        logs = [normal_log_density(targets[at], o[at], tau) for o in outputs]
+def log_likelihood(
+    outputs: np.ndarray, targets: np.ndarray, tau: float, event_ndim: int = 0
+) -> np.ndarray:
+    """The logarithm of the mean density of each sample: a product under each member."""
+    found = np.empty(targets.shape[: targets.ndim - event_ndim])
+    for at in np.ndindex(*found.shape):
+        sample = targets[at].ravel()
+        logs = [
+            sum(normal_log_density(y, m, tau) for y, m in zip(sample, o[at].ravel()))  # noqa: B905
+            for o in outputs
+        ]
         most = max(logs)
         found[at] = most + math.log(sum(math.exp(v - most) for v in logs) / len(logs))
     return found
