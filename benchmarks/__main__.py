@@ -188,7 +188,9 @@ def _record_lines(context: Context, found: dict[Demo, tuple[Outcome, float]]) ->
     _results.append(
         root / "demonstrations.jsonl",
         [
+            # Of settings that say how many seeds, those are right, not the most.
             {"demo": name, **shared, **_results.environment()}
+            | {"seeds": demo["settings"].get("seeds", context.seeds)}
             | {key: demo[key] for key in ("seconds", "settings", "numbers")}
             for name, demo in record["demos"].items()
         ],

@@ -110,7 +110,7 @@ def _dropout(
     counts = (samples,) if len(taus) == 1 else (samples, kept)
 
     def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.mean((outputs[:, 0] - y) ** 2)
+        return jnp.mean((outputs[:, 0] - y) ** 2) / 2
 
     def fit_and_ask(job: Any) -> jax.Array:
         begun, (x, y, asked), key, decay = job
