@@ -1,8 +1,8 @@
 """Wide random networks in pairs of layers, of which strong tickets are made.
 
 A pair {"inner": [i, k], "outer": [i, k, o]} is a layer from each of i inputs to its own
-block of k hidden neurons, ReLU, and a layer from all of these to o outputs. If i is one
-more than there are inputs, the last block is that of a constant 1.
+block of k hidden neurons, ReLU, and a layer from all of these to o outputs. With a bias
+the last block is that of a constant 1, and i is one more than there are inputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,12 +70,13 @@ def init(
     return layers
 
 
-def forward(layers: Params, x: Array) -> Array:
+def forward(layers: Params, x: Array, *, bias: bool = False) -> Array:
     """What a ReLU network says, dense or in pairs of layers, masked or not.
 
     Args:
         layers: A list of layers, as above, with ReLU between them.
         x: [..., n].
+        bias: Of pairs as in `init`. Dense layers say themselves whether they have one.
 
     Returns:
         [..., o].
@@ -90,22 +91,23 @@ def forward(layers: Params, x: Array) -> Array:
         Array([[3.],
                [2.]], dtype=float32)
     """
-    fn = "maskjax.theory.strong_ticket.forward"
+    return run(layers, x, bias=bias, fn="maskjax.theory.strong_ticket.forward")
+
+
+def run(layers: Params, x: Array, *, bias: bool, fn: str) -> Array:
+    """As `forward`, for a public function to blame."""
     for i, layer in enumerate(layers):
         x = jax.nn.relu(x) if i else x
         if isinstance(layer, Mapping) and "kernel" in layer:
+            _fed(x, layer["kernel"].shape[-2], i, bias="bias" in layer, fn=fn)
             x = x @ layer["kernel"]
             if "bias" in layer:
                 x = x + jnp.broadcast_to(layer["bias"], x.shape)
             continue
         pair(layer, i, fn=fn)
         v, u = layer["inner"], layer["outer"]
-        if len(v) not in (x.shape[-1], x.shape[-1] + 1):
-            raise ValueError(
-                f"`{fn}` needs {len(v)} inputs for layer {i}, or 1 less, got "
-                f"{x.shape[-1]}."
-            )
-        if len(v) == x.shape[-1] + 1:
+        _fed(x, len(v) - bias, i, bias=bias, fn=fn)
+        if bias:
             x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
         hidden = jax.nn.relu(jnp.einsum("...i,ik->...ik", x, v))
         x = hidden.reshape(*x.shape[:-1], -1) @ u.reshape(-1, u.shape[-1])
@@ -173,4 +175,13 @@ def pair(layer: Any, i: int, *, fn: str) -> None:
         raise ValueError(
             f"`{fn}` needs layer {i} with 'inner' [i, k] and 'outer' [i, k, o], got "
             f"{has or _checks.kind_of(layer)}."
+        )
+
+
+def _fed(x: Array, n: int, i: int, *, bias: bool, fn: str) -> None:
+    """Complain unless a layer gets as many inputs as it has weights for."""
+    if x.shape[-1:] != (n,):
+        has = "with a bias" if bias else "without a bias"
+        raise ValueError(
+            f"`{fn}` needs inputs [..., {n}] for layer {i}, {has}, got {x.shape}."
         )

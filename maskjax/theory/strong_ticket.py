@@ -27,6 +27,7 @@ count, but in "factor"; sums of many products; a constant 1 for biases; no bound
 norms: the error's bound is computed from the weights.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -74,7 +75,9 @@ class Report(NamedTuple):
     bound: tuple[float, ...]
 
 
-class Ticket(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ticket:
     """A wide network, and what is left of it; a pytree.
 
     Attributes:
@@ -82,12 +85,14 @@ class Ticket(NamedTuple):
         mask: Which of its weights are kept, for `maskjax.apply`.
         nonnegative: Whether it is for inputs that are never negative only.
         report: What pruning found.
+        bias: Whether the target has biases; known while tracing.
     """
 
     params: Params
     mask: Mask
     nonnegative: Any
     report: Report
+    bias: bool = dataclasses.field(metadata={"static": True})
 
 
 def prune(
@@ -174,7 +179,7 @@ def prune(
     size = tuple(pair["outer"].size for pair in params)
     size_of_error = bound(target, errors)
     report = Report(tuple(errors), tuple(out), kept, neurons, size, size_of_error)
-    return Ticket(params, masks, nonnegative, report)
+    return Ticket(params, masks, nonnegative, report, "bias" in target[0])
 
 
 def predict(ticket: Ticket, x: Array) -> Array:
@@ -189,7 +194,8 @@ def predict(ticket: Ticket, x: Array) -> Array:
         that can't be an error since they are traced: nan for these.
 
     Raises:
-        ValueError: If the ticket is for inputs that are never negative, and some are.
+        ValueError: If the ticket is for another number of inputs, or for inputs that
+            are never negative, and some are.
 
     Example:
         >>> wide = strong_ticket.init((1, 1), k=32, key=jax.random.key(0))
@@ -199,15 +205,17 @@ def predict(ticket: Ticket, x: Array) -> Array:
         Array([[ 1.],
                [-2.]], dtype=float32)
     """
-    out = forward(masking.apply(ticket.params, ticket.mask), x)
+    fn = "maskjax.theory.strong_ticket.predict"
+    layers = masking.apply(ticket.params, ticket.mask)
+    out = _wide.run(layers, x, bias=ticket.bias, fn=fn)
     wrong = jnp.any(x < 0, -1, keepdims=True) & ticket.nonnegative
     if isinstance(wrong, Tracer):
         return jnp.where(wrong, jnp.nan, out)
     if wrong.any():
         raise ValueError(
-            "`maskjax.theory.strong_ticket.predict` needs inputs that are never "
-            f"negative, as the ticket was promised, but {int((x < 0).sum())} of "
-            f"{x.size:,} are. Prune with `nonnegative=False`."
+            f"`{fn}` needs inputs that are never negative, as the ticket was promised, "
+            f"but {int((x < 0).sum())} of {x.size:,} are. Prune with "
+            "`nonnegative=False`."
         )
     return out
 
