@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from maskjax import _checks, initializer
+from maskjax import _checks, _tree, initializer
 from maskjax._tree import Array, Mask, Params
 
 
@@ -126,7 +127,7 @@ def dense(
 
     Args:
         params: A wide network of L pairs, from `init`.
-        mask: A mask of it.
+        mask: A mask of it; a leaf that is `None` keeps all.
         key: A typed key, for the weights between blocks.
         bias: As in `init`.
         inner: As in `init`.
@@ -138,7 +139,7 @@ def dense(
 
     Raises:
         TypeError: If the key is not a typed key.
-        ValueError: If the mask does not fit.
+        ValueError: If a layer is no pair, or the mask does not fit.
 
     Example:
         >>> wide = strong_ticket.init((2, 1), k=3, key=jax.random.key(0))
@@ -149,17 +150,23 @@ def dense(
     """
     fn = "maskjax.theory.strong_ticket.dense"
     _checks.typed_key(key, fn=fn)
+    for i, layer in enumerate(params):
+        pair(layer, i, fn=fn)
     _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
     layers, masks = [], []
-    for i, (pair, kept) in enumerate(zip(params, mask, strict=True)):
-        (rows, k), o = pair["inner"].shape, pair["outer"].shape[-1]
-        drawn = inner(jax.random.fold_in(key, i), (rows, rows * k), pair["inner"].dtype)
+    for i, (layer, kept) in enumerate(zip(params, mask, strict=True)):
+        v, u = layer["inner"], layer["outer"]
+        kept_v, kept_u = (
+            _whole(kept[name], layer[name]) for name in ("inner", "outer")
+        )
+        (rows, k), o = v.shape, u.shape[-1]
+        drawn = inner(jax.random.fold_in(key, i), (rows, rows * k), v.dtype)
         own = jnp.arange(rows * k)[None] // k == jnp.arange(rows)[:, None]
-        first = jnp.where(own, pair["inner"].reshape(1, -1), drawn)
-        keep = own & kept["inner"].reshape(1, -1)
+        first = jnp.where(own, v.reshape(1, -1), drawn)
+        keep = own & kept_v.reshape(1, -1)
         n = rows - bias
-        layers += [{"kernel": first[:n]}, {"kernel": pair["outer"].reshape(-1, o)}]
-        masks += [{"kernel": keep[:n]}, {"kernel": kept["outer"].reshape(-1, o)}]
+        layers += [{"kernel": first[:n]}, {"kernel": u.reshape(-1, o)}]
+        masks += [{"kernel": keep[:n]}, {"kernel": kept_u.reshape(-1, o)}]
         if bias:
             layers[-2]["bias"], masks[-2]["bias"] = first[n], keep[n]
     return layers, masks
@@ -178,6 +185,23 @@ def pair(layer: Any, i: int, *, fn: str) -> None:
         )
 
 
+def finite(layers: Params, *, fn: str, name: str) -> None:
+    """Complain of weights, whose values are known, that are inf or nan."""
+
+    def complaint(path: str, leaf: Any) -> str | None:
+        array = np.asarray(leaf)
+        wrong = np.argwhere(~np.isfinite(array))
+        if not len(wrong):
+            return None
+        at = tuple(wrong[0].tolist())
+        return f"{path}: {len(wrong):,} are not, the first {array[at]} at {at}"
+
+    _checks.raise_all(
+        (complaint(*each) for each in _tree.named_leaves(layers)),
+        f"`{fn}` needs every weight of `{name}` finite",
+    )
+
+
 def _fed(x: Array, n: int, i: int, *, bias: bool, fn: str) -> None:
     """Complain unless a layer gets as many inputs as it has weights for."""
     if x.shape[-1:] != (n,):
@@ -185,3 +209,8 @@ def _fed(x: Array, n: int, i: int, *, bias: bool, fn: str) -> None:
         raise ValueError(
             f"`{fn}` needs inputs [..., {n}] for layer {i}, {has}, got {x.shape}."
         )
+
+
+def _whole(kept: Any, weights: Array) -> Array:
+    """A leaf of a mask in the shape of the weights."""
+    return jnp.broadcast_to(True if kept is None else kept, weights.shape)

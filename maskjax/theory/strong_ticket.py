@@ -131,8 +131,9 @@ def prune(
 
     Raises:
         TypeError: If a layer is not one, or a weight is traced.
-        ValueError: If `target` does not fit `params`, some layers only have a bias,
-            `activation` is not ReLU, a weight is missed, or as in `gadget.choose`.
+        ValueError: If `target` does not fit `params`, some layers only have a bias, a
+            weight is inf or nan, `activation` is not ReLU, a weight is missed, or as in
+            `gadget.choose`.
 
     Example:
         >>> target = [{"kernel": jnp.array([[0.25]]), "bias": jnp.array([0.5])}]
@@ -246,7 +247,7 @@ def bound(
 
     Raises:
         TypeError: If a layer is not one.
-        ValueError: If the errors do not fit.
+        ValueError: If the errors do not fit, or some number is inf or nan.
 
     Example:
         >>> target = [{"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 1))}]
@@ -274,6 +275,9 @@ def bound(
                 f"`{fn}` needs `errors` of layer {i} as a number, or {shape}, got "
                 f"{wrong.shape}."
             )
+        if not np.isfinite(wrong).all():
+            first = wrong[~np.isfinite(wrong)][0]
+            raise ValueError(f"`{fn}` needs `errors` of layer {i} finite, got {first}.")
         norm = np.linalg.norm(kernel, 2)
         off = np.linalg.norm(np.broadcast_to(wrong, shape), 2)
         e = norm * e + off * np.sqrt((r + e) ** 2 + ("bias" in layer))
@@ -335,6 +339,7 @@ def _target(target: Any, *, fn: str) -> None:
             f"`{fn}` needs a `target` of at least one layer, with a bias in all or "
             f"none, got {[sorted(has) for has in names if has]}."
         )
+    _wide.finite(target, fn=fn, name="target")
 
 
 def _weights(params: Params, target: Params, *, fn: str) -> list[Array]:
@@ -354,6 +359,7 @@ def _weights(params: Params, target: Params, *, fn: str) -> list[Array]:
             f"`{fn}` needs `params` for the target's weights, biases as one more row: "
             f"{[w.shape for w in weights]}, got {have}."
         )
+    _wide.finite(params, fn=fn, name="params")
     return weights
 
 
@@ -368,7 +374,7 @@ def _missed(
     """Complain of weights that a ticket does not have, layer by layer."""
     complaints = []
     for i, (layer, error, out) in enumerate(zip(target, errors, beyond, strict=True)):
-        missed = out if tolerance is None else out | (error > tolerance)
+        missed = out if tolerance is None else out | ~(error <= tolerance)
         if not missed.any():
             continue
         row, column = np.unravel_index(

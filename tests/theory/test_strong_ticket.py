@@ -377,6 +377,45 @@ def test_networks_that_do_not_fit_the_target_are_refused():
         prune(wide, network(), construction="product")
 
 
+@pytest.mark.parametrize("construction", CONSTRUCTIONS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("misses", ["raise", "report"])
+def test_weights_that_are_not_finite_are_named(construction, value, misses):
+    call = functools.partial(
+        strong_ticket.prune, construction=construction, misses=misses, tolerance=0.1
+    )
+    places = {  # of a leaf of either layer
+        "target": (("kernel", (2, 1)), ("bias", (1,))),
+        "params": (("inner", (2, 1)), ("outer", (3, 2, 1))),
+    }
+    for name, ((first, at), (second, there)) in places.items():
+        given = {"target": network(), "params": drawn()}
+        one, other = given[name]
+        one[first] = one[first].at[at].set(value)
+        other[second] = other[second].at[(*there[:-1], jnp.array([1, 2]))].set(value)
+        message = (
+            f"{FN}.prune` needs every weight of `{name}` finite, got:\n"
+            f"  0/{first}: 1 are not, the first {value} at {at}\n"
+            f"  1/{second}: 2 are not, the first {value} at {there}"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(given["params"], given["target"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bounds_are_of_finite_numbers(value):
+    target = network()
+    target[1]["kernel"] = target[1]["kernel"].at[0, 0].set(value)
+    message = f"{FN}.bound` needs every weight of `target` finite, got:\n  1/kernel: 1"
+    with pytest.raises(ValueError, match=message):
+        strong_ticket.bound(target, [0.1, 0.1])
+    message = f"{FN}.bound` needs `errors` of layer 1 finite, got {value}"
+    with pytest.raises(ValueError, match=message):
+        strong_ticket.bound(network(), [0.1, value])
+    with pytest.raises(ValueError, match=message):
+        strong_ticket.bound(network(), [0.1, np.full((7, 3), value)])
+
+
 def test_traced_networks_are_refused():
     with pytest.raises(TypeError, match="whose weights are known, got traced ones"):
         jax.jit(functools.partial(prune, construction="product"))(drawn(), network())
@@ -413,6 +452,24 @@ def test_what_is_drawn_is_checked():
         strong_ticket.dense(drawn(), drawn(), key=0)
     with pytest.raises(ValueError, match="needs every leaf of `mask` shaped like"):
         strong_ticket.dense(drawn(), drawn(k=3), key=key)
+    with pytest.raises(ValueError, match=r"dense` needs layer 0 with 'inner' \[i, k\]"):
+        strong_ticket.dense(network(), network(), key=key)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_leaves_without_a_mask_are_kept(bias):
+    params = drawn(bias=bias)
+    dense = functools.partial(
+        strong_ticket.dense, params, key=jax.random.key(0), bias=bias
+    )
+    mask = prune(params, network(bias=bias), construction="product").mask
+    for name in ("inner", "outer"):
+        every = [kept | {name: jnp.ones_like(kept[name])} for kept in mask]
+        trees.assert_same(dense([kept | {name: None} for kept in mask]), dense(every))
+        shared = [
+            kept | {name: jnp.ones((1,) * kept[name].ndim, bool)} for kept in mask
+        ]
+        trees.assert_same(dense(shared), dense(every))
 
 
 @pytest.mark.parametrize("bias", [True, False])
