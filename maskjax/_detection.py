@@ -136,7 +136,8 @@ def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> RiskCoverage:
         losses: [B] or [..., B]: booleans, True is wrong, or floating, any loss.
 
     Returns:
-        The curve; its risk is nan where a confidence is nan.
+        The curve; its risk is nan where a confidence is nan. Once samples may be among
+        those answered whose loss is inf or nan, so is the risk.
 
     Raises:
         TypeError: If the confidence is not floating, or the losses neither this nor
@@ -166,7 +167,7 @@ def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
 
     Returns:
         [...], float32: lower is better; confidence that says nothing has the mean loss.
-        nan where a confidence is nan.
+        nan where a confidence is nan, and inf or nan as its risks are.
 
     Raises:
         TypeError: As in `risk_coverage`.
@@ -285,12 +286,13 @@ def _curve(array: Array, lost: Array) -> RiskCoverage:
     begin, end = _predicted.ties(ordered)
     sums = _predicted.before(lost, dtype)
     surer, upto = (_predicted.at(sums, i) for i in (begin, end))
+    loss = jnp.where(upto == surer, 0, upto - surer)  # also where both are infinite
     size = array.shape[-1]
     answered = jnp.arange(1, size + 1, dtype=begin.dtype)
     number = jnp.broadcast_to(answered, array.shape)
     # Of `end - begin` that are as sure, any `number - begin` may be the answered ones.
     drawn, equal, rest = (
-        x.astype(array.dtype) for x in (number - begin, end - begin, upto - surer)
+        x.astype(array.dtype) for x in (number - begin, end - begin, loss)
     )
     total = surer.astype(array.dtype) + drawn * rest / equal
     risk = total / number.astype(array.dtype)

@@ -1,7 +1,8 @@
 """Members of a stack of masks as networks of their own, without what is masked."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,21 @@ from maskjax._tree import Array, Mask, Params, Path
 _FN = "maskjax.recipes.masksembles"
 
 
-class Thin(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Thin:
     """Members as thinner networks; a pytree.
 
     Attributes:
         params: Like the whole network's, each leaf [N, ...] and only what is kept.
         inputs: [N, m], the features of the input that members read; `None`: all.
+        features: How many features the input has, known while tracing; `None` where
+            `inputs` is.
     """
 
     params: Params
     inputs: Array | None
+    features: int | None = dataclasses.field(metadata={"static": True})
 
 
 def thin(params: Params, stack: Mask, *, links: Mapping[Path, Sequence[Path]]) -> Thin:
@@ -55,9 +61,10 @@ def thin(params: Params, stack: Mask, *, links: Mapping[Path, Sequence[Path]]) -
         >>> jax.tree.map(jnp.shape, members.params)
         {'a': (2, 3, 2), 'b': (2, 2, 1)}
         >>> body = {"b": params["b"]}, {"b": stack["b"]}
-        >>> masksembles.thin(*body, links={}).inputs
-        Array([[0, 1],
-               [1, 2]], dtype=int32)
+        >>> members = masksembles.thin(*body, links={})
+        >>> members.inputs, members.features
+        (Array([[0, 1],
+               [1, 2]], dtype=int32), 4)
     """
     fn = f"{_FN}.thin"
     size = _checks.members(stack, fn=fn)
@@ -92,7 +99,8 @@ def thin(params: Params, stack: Mask, *, links: Mapping[Path, Sequence[Path]]) -
 
     slim = [of_leaf(path, jnp.asarray(leaf)) for path, leaf in leaves.items()]
     inputs = jnp.asarray(read[free[0]], jnp.int32) if free else None
-    return Thin(jax.tree.structure(params).unflatten(slim), inputs)
+    features = masks[free[0]].shape[1] if free else None
+    return Thin(jax.tree.structure(params).unflatten(slim), inputs, features)
 
 
 def predict(
@@ -116,7 +124,8 @@ def predict(
         The outputs with a leading axis, [N, ...].
 
     Raises:
-        ValueError: If `batch_size` is less than 1.
+        ValueError: If `batch_size` is less than 1, or `x` has not as many features as
+            the kernel had rows of which members read some.
 
     Example:
         >>> body = {"b": jnp.array([[1.0], [10.0], [100.0]])}
@@ -128,6 +137,11 @@ def predict(
     """
     if thin.inputs is None:
         return stacking.map(apply, thin.params, x, *rest, batch_size=batch_size)
+    if np.shape(x)[-1:] != (thin.features,):  # which clipped indices would hide
+        raise ValueError(
+            f"`{_FN}.predict` needs `x` [..., {thin.features}], the features of which "
+            f"members pick theirs, got {np.shape(x)}."
+        )
     if batch_size is None:
         # Flat: by a matrix of indices XLA gathers transposed, which is slow on a CPU.
         picked = jnp.take(x, thin.inputs.ravel(), axis=-1, mode="clip")
@@ -141,7 +155,8 @@ def predict(
         # What follows does not fuse with it, for the same reason.
         return apply(member[0], lax.optimization_barrier(picked), *rest)
 
-    return stacking.map(one, tuple(thin), x, *rest, batch_size=batch_size)
+    members = thin.params, thin.inputs
+    return stacking.map(one, members, x, *rest, batch_size=batch_size)
 
 
 def _masks(params: Params, stack: Mask, *, fn: str) -> list[tuple[Path, np.ndarray]]:

@@ -213,6 +213,32 @@ def test_risks_are_the_mean_of_all_orders(kind, every_transform):
         close(metrics.aurc(confidence, losses), wanted.mean(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("odd", [[np.inf], [-np.inf], [np.nan], [np.inf, -np.inf]])
+def test_risks_of_losses_without_end_are_so_from_where_they_may_be(
+    odd, every_transform
+):
+    rng = np.random.default_rng(1)
+    find = every_transform(metrics.risk_coverage)
+    seen = set()
+    for values in (1, 2, 4, 100, 100):
+        confidence = np.float32(rng.integers(values, size=6) / 128)
+        losses = np.float32(rng.integers(8, size=6))
+        losses[rng.permutation(6)[: len(odd)]] = odd
+        risk = find(confidence, losses).risk
+        with np.errstate(invalid="ignore"):
+            wanted = reference.risk_coverage(confidence, losses)
+        close(risk, wanted, rtol=1e-6)
+        close(metrics.aurc(confidence, losses), wanted.mean(), rtol=1e-6)
+        seen |= {int(np.isfinite(wanted).sum())}
+    assert len(seen) > 1  # at the beginning, and later
+
+
+def test_one_loss_without_end_by_hand():
+    sure = jnp.array([0.9, 0.8, 0.8, 0.7])
+    curve = metrics.risk_coverage(sure, jnp.array([1.0, jnp.inf, 2.0, 3.0]))
+    np.testing.assert_array_equal(curve.risk, [1, np.inf, np.inf, np.inf])
+
+
 def test_losses_and_errors_of_zero_and_one_are_the_same(every_transform):
     confidence, wrong = drawn(lead=(3,))
     find = every_transform(metrics.aurc)

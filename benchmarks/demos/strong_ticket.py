@@ -6,6 +6,7 @@ in seconds. Here: a trained network made of a random one, in the four ways to ma
 weight; how errors fall with width; and what can't be made of whole neurons.
 """
 
+import dataclasses
 import functools
 import resource
 import time
@@ -293,7 +294,7 @@ def _make(data: Data, target: Any, params: Any, **how: Any) -> Made:
     with jax.enable_x64(True):  # so that rounding does not count as error
         double = jax.tree.map(np.float64, (ticket.params, target))
         images = np.float64(data.x_test)
-        off = _said(ticket._replace(params=double[0]), images)
+        off = _said(dataclasses.replace(ticket, params=double[0]), images)
         off = off - np.asarray(strong_ticket.forward(double[1], images))
     radius = float(np.linalg.norm(images, axis=1).max())
     return Made(
@@ -307,7 +308,7 @@ def _make(data: Data, target: Any, params: Any, **how: Any) -> Made:
 
 def _said(ticket: strong_ticket.Ticket, x: np.ndarray) -> np.ndarray:
     """What the pruned network says, some images at a time for memory's sake."""
-    ticket = jax.tree.map(jnp.asarray, ticket._replace(report=None))
+    ticket = jax.tree.map(jnp.asarray, dataclasses.replace(ticket, report=None))
     predict = jax.jit(strong_ticket.predict)
     parts = (x[i : i + 250] for i in range(0, len(x), 250))
     return np.concatenate([predict(ticket, part) for part in parts])

@@ -1,8 +1,8 @@
 """Wide random networks in pairs of layers, of which strong tickets are made.
 
 A pair {"inner": [i, k], "outer": [i, k, o]} is a layer from each of i inputs to its own
-block of k hidden neurons, ReLU, and a layer from all of these to o outputs. If i is one
-more than there are inputs, the last block is that of a constant 1.
+block of k hidden neurons, ReLU, and a layer from all of these to o outputs. With a bias
+the last block is that of a constant 1, and i is one more than there are inputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from maskjax import _checks, initializer
+from maskjax import _checks, _tree, initializer
 from maskjax._tree import Array, Mask, Params
 
 
@@ -70,12 +71,13 @@ def init(
     return layers
 
 
-def forward(layers: Params, x: Array) -> Array:
+def forward(layers: Params, x: Array, *, bias: bool = False) -> Array:
     """What a ReLU network says, dense or in pairs of layers, masked or not.
 
     Args:
         layers: A list of layers, as above, with ReLU between them.
         x: [..., n].
+        bias: Of pairs as in `init`. Dense layers say themselves whether they have one.
 
     Returns:
         [..., o].
@@ -90,22 +92,23 @@ def forward(layers: Params, x: Array) -> Array:
         Array([[3.],
                [2.]], dtype=float32)
     """
-    fn = "maskjax.theory.strong_ticket.forward"
+    return run(layers, x, bias=bias, fn="maskjax.theory.strong_ticket.forward")
+
+
+def run(layers: Params, x: Array, *, bias: bool, fn: str) -> Array:
+    """As `forward`, for a public function to blame."""
     for i, layer in enumerate(layers):
         x = jax.nn.relu(x) if i else x
         if isinstance(layer, Mapping) and "kernel" in layer:
+            _fed(x, layer["kernel"].shape[-2], i, bias="bias" in layer, fn=fn)
             x = x @ layer["kernel"]
             if "bias" in layer:
                 x = x + jnp.broadcast_to(layer["bias"], x.shape)
             continue
         pair(layer, i, fn=fn)
         v, u = layer["inner"], layer["outer"]
-        if len(v) not in (x.shape[-1], x.shape[-1] + 1):
-            raise ValueError(
-                f"`{fn}` needs {len(v)} inputs for layer {i}, or 1 less, got "
-                f"{x.shape[-1]}."
-            )
-        if len(v) == x.shape[-1] + 1:
+        _fed(x, len(v) - bias, i, bias=bias, fn=fn)
+        if bias:
             x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
         hidden = jax.nn.relu(jnp.einsum("...i,ik->...ik", x, v))
         x = hidden.reshape(*x.shape[:-1], -1) @ u.reshape(-1, u.shape[-1])
@@ -124,7 +127,7 @@ def dense(
 
     Args:
         params: A wide network of L pairs, from `init`.
-        mask: A mask of it.
+        mask: A mask of it; a leaf that is `None` keeps all.
         key: A typed key, for the weights between blocks.
         bias: As in `init`.
         inner: As in `init`.
@@ -136,7 +139,7 @@ def dense(
 
     Raises:
         TypeError: If the key is not a typed key.
-        ValueError: If the mask does not fit.
+        ValueError: If a layer is no pair, or the mask does not fit.
 
     Example:
         >>> wide = strong_ticket.init((2, 1), k=3, key=jax.random.key(0))
@@ -147,17 +150,23 @@ def dense(
     """
     fn = "maskjax.theory.strong_ticket.dense"
     _checks.typed_key(key, fn=fn)
+    for i, layer in enumerate(params):
+        pair(layer, i, fn=fn)
     _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
     layers, masks = [], []
-    for i, (pair, kept) in enumerate(zip(params, mask, strict=True)):
-        (rows, k), o = pair["inner"].shape, pair["outer"].shape[-1]
-        drawn = inner(jax.random.fold_in(key, i), (rows, rows * k), pair["inner"].dtype)
+    for i, (layer, kept) in enumerate(zip(params, mask, strict=True)):
+        v, u = layer["inner"], layer["outer"]
+        kept_v, kept_u = (
+            _whole(kept[name], layer[name]) for name in ("inner", "outer")
+        )
+        (rows, k), o = v.shape, u.shape[-1]
+        drawn = inner(jax.random.fold_in(key, i), (rows, rows * k), v.dtype)
         own = jnp.arange(rows * k)[None] // k == jnp.arange(rows)[:, None]
-        first = jnp.where(own, pair["inner"].reshape(1, -1), drawn)
-        keep = own & kept["inner"].reshape(1, -1)
+        first = jnp.where(own, v.reshape(1, -1), drawn)
+        keep = own & kept_v.reshape(1, -1)
         n = rows - bias
-        layers += [{"kernel": first[:n]}, {"kernel": pair["outer"].reshape(-1, o)}]
-        masks += [{"kernel": keep[:n]}, {"kernel": kept["outer"].reshape(-1, o)}]
+        layers += [{"kernel": first[:n]}, {"kernel": u.reshape(-1, o)}]
+        masks += [{"kernel": keep[:n]}, {"kernel": kept_u.reshape(-1, o)}]
         if bias:
             layers[-2]["bias"], masks[-2]["bias"] = first[n], keep[n]
     return layers, masks
@@ -174,3 +183,34 @@ def pair(layer: Any, i: int, *, fn: str) -> None:
             f"`{fn}` needs layer {i} with 'inner' [i, k] and 'outer' [i, k, o], got "
             f"{has or _checks.kind_of(layer)}."
         )
+
+
+def finite(layers: Params, *, fn: str, name: str) -> None:
+    """Complain of weights, whose values are known, that are inf or nan."""
+
+    def complaint(path: str, leaf: Any) -> str | None:
+        array = np.asarray(leaf)
+        wrong = np.argwhere(~np.isfinite(array))
+        if not len(wrong):
+            return None
+        at = tuple(wrong[0].tolist())
+        return f"{path}: {len(wrong):,} are not, the first {array[at]} at {at}"
+
+    _checks.raise_all(
+        (complaint(*each) for each in _tree.named_leaves(layers)),
+        f"`{fn}` needs every weight of `{name}` finite",
+    )
+
+
+def _fed(x: Array, n: int, i: int, *, bias: bool, fn: str) -> None:
+    """Complain unless a layer gets as many inputs as it has weights for."""
+    if x.shape[-1:] != (n,):
+        has = "with a bias" if bias else "without a bias"
+        raise ValueError(
+            f"`{fn}` needs inputs [..., {n}] for layer {i}, {has}, got {x.shape}."
+        )
+
+
+def _whole(kept: Any, weights: Array) -> Array:
+    """A leaf of a mask in the shape of the weights."""
+    return jnp.broadcast_to(True if kept is None else kept, weights.shape)

@@ -27,6 +27,7 @@ count, but in "factor"; sums of many products; a constant 1 for biases; no bound
 norms: the error's bound is computed from the weights.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -74,7 +75,9 @@ class Report(NamedTuple):
     bound: tuple[float, ...]
 
 
-class Ticket(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ticket:
     """A wide network, and what is left of it; a pytree.
 
     Attributes:
@@ -82,12 +85,14 @@ class Ticket(NamedTuple):
         mask: Which of its weights are kept, for `maskjax.apply`.
         nonnegative: Whether it is for inputs that are never negative only.
         report: What pruning found.
+        bias: Whether the target has biases; known while tracing.
     """
 
     params: Params
     mask: Mask
     nonnegative: Any
     report: Report
+    bias: bool = dataclasses.field(metadata={"static": True})
 
 
 def prune(
@@ -126,8 +131,9 @@ def prune(
 
     Raises:
         TypeError: If a layer is not one, or a weight is traced.
-        ValueError: If `target` does not fit `params`, some layers only have a bias,
-            `activation` is not ReLU, a weight is missed, or as in `gadget.choose`.
+        ValueError: If `target` does not fit `params`, some layers only have a bias, a
+            weight is inf or nan, `activation` is not ReLU, a weight is missed, or as in
+            `gadget.choose`.
 
     Example:
         >>> target = [{"kernel": jnp.array([[0.25]]), "bias": jnp.array([0.5])}]
@@ -174,7 +180,7 @@ def prune(
     size = tuple(pair["outer"].size for pair in params)
     size_of_error = bound(target, errors)
     report = Report(tuple(errors), tuple(out), kept, neurons, size, size_of_error)
-    return Ticket(params, masks, nonnegative, report)
+    return Ticket(params, masks, nonnegative, report, "bias" in target[0])
 
 
 def predict(ticket: Ticket, x: Array) -> Array:
@@ -189,7 +195,8 @@ def predict(ticket: Ticket, x: Array) -> Array:
         that can't be an error since they are traced: nan for these.
 
     Raises:
-        ValueError: If the ticket is for inputs that are never negative, and some are.
+        ValueError: If the ticket is for another number of inputs, or for inputs that
+            are never negative, and some are.
 
     Example:
         >>> wide = strong_ticket.init((1, 1), k=32, key=jax.random.key(0))
@@ -199,15 +206,17 @@ def predict(ticket: Ticket, x: Array) -> Array:
         Array([[ 1.],
                [-2.]], dtype=float32)
     """
-    out = forward(masking.apply(ticket.params, ticket.mask), x)
+    fn = "maskjax.theory.strong_ticket.predict"
+    layers = masking.apply(ticket.params, ticket.mask)
+    out = _wide.run(layers, x, bias=ticket.bias, fn=fn)
     wrong = jnp.any(x < 0, -1, keepdims=True) & ticket.nonnegative
     if isinstance(wrong, Tracer):
         return jnp.where(wrong, jnp.nan, out)
     if wrong.any():
         raise ValueError(
-            "`maskjax.theory.strong_ticket.predict` needs inputs that are never "
-            f"negative, as the ticket was promised, but {int((x < 0).sum())} of "
-            f"{x.size:,} are. Prune with `nonnegative=False`."
+            f"`{fn}` needs inputs that are never negative, as the ticket was promised, "
+            f"but {int((x < 0).sum())} of {x.size:,} are. Prune with "
+            "`nonnegative=False`."
         )
     return out
 
@@ -238,7 +247,7 @@ def bound(
 
     Raises:
         TypeError: If a layer is not one.
-        ValueError: If the errors do not fit.
+        ValueError: If the errors do not fit, or some number is inf or nan.
 
     Example:
         >>> target = [{"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 1))}]
@@ -266,6 +275,9 @@ def bound(
                 f"`{fn}` needs `errors` of layer {i} as a number, or {shape}, got "
                 f"{wrong.shape}."
             )
+        if not np.isfinite(wrong).all():
+            first = wrong[~np.isfinite(wrong)][0]
+            raise ValueError(f"`{fn}` needs `errors` of layer {i} finite, got {first}.")
         norm = np.linalg.norm(kernel, 2)
         off = np.linalg.norm(np.broadcast_to(wrong, shape), 2)
         e = norm * e + off * np.sqrt((r + e) ** 2 + ("bias" in layer))
@@ -327,6 +339,7 @@ def _target(target: Any, *, fn: str) -> None:
             f"`{fn}` needs a `target` of at least one layer, with a bias in all or "
             f"none, got {[sorted(has) for has in names if has]}."
         )
+    _wide.finite(target, fn=fn, name="target")
 
 
 def _weights(params: Params, target: Params, *, fn: str) -> list[Array]:
@@ -346,6 +359,7 @@ def _weights(params: Params, target: Params, *, fn: str) -> list[Array]:
             f"`{fn}` needs `params` for the target's weights, biases as one more row: "
             f"{[w.shape for w in weights]}, got {have}."
         )
+    _wide.finite(params, fn=fn, name="params")
     return weights
 
 
@@ -360,7 +374,7 @@ def _missed(
     """Complain of weights that a ticket does not have, layer by layer."""
     complaints = []
     for i, (layer, error, out) in enumerate(zip(target, errors, beyond, strict=True)):
-        missed = out if tolerance is None else out | (error > tolerance)
+        missed = out if tolerance is None else out | ~(error <= tolerance)
         if not missed.any():
             continue
         row, column = np.unravel_index(

@@ -31,6 +31,7 @@ __all__ = ["Subsets", "greedy", "nearest", "smallest"]
 _MEMORY = 2**30
 _LANES = 2**13  # targets at a time in `greedy`,
 _SORTED = 4  # and for how many coefficients had better be sorted
+_LEAST = -(2**15)  # below the exponents of all floats
 # Of a few targets, known by their numbers [L]: subsets [L, n], and what is left, [L].
 _Some = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -147,7 +148,8 @@ def greedy(targets: Any, coefficients: Any, *, bins: int = 14) -> Subsets:
 
     Coefficients are put into bins by their magnitude: the first from the power of two
     below the largest of its row, each next one from half of that, the last with all
-    that is smaller. Bin by bin, each coefficient joins if that brings the sum nearer.
+    that is smaller. Bin by bin, each coefficient joins if that brings the sum nearer: 0
+    never does, and counts for no bin.
 
     If every bin has a coefficient of each sign (the last: of at least half its upper
     end) and the target is within the first bin's upper end 2**e, then the error is at
@@ -191,8 +193,10 @@ def greedy(targets: Any, coefficients: Any, *, bins: int = 14) -> Subsets:
 @functools.partial(jax.jit, static_argnames="bins")
 def _walk(t: jax.Array, c: jax.Array, *, bins: int) -> Subsets:
     (rows, many), n = t.shape, c.shape[1]
-    # 2**(exponent - 1) <= |c| < 2**exponent, exactly.
-    exponent = jnp.frexp(jnp.abs(c))[1]
+    # 2**(exponent - 1) <= |c| < 2**exponent, exactly. Of 0, which never joins, `frexp`
+    # says exponent 0, and it must not be the largest of its row.
+    mantissa, exponent = jnp.frexp(jnp.abs(c))
+    exponent = jnp.where((mantissa >= 0.5) & (mantissa < 1), exponent, _LEAST)
     place = jnp.clip(exponent.max(1, keepdims=True) - exponent, 0, bins - 1)
     some = _in_order(t, c, place) if many >= _SORTED else _by_bins(t, c, place, bins)
     size = min(_LANES, t.size)

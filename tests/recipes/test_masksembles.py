@@ -1,5 +1,6 @@
 """Fixed masks that never fail: exact counts, overlap, thin members; and NumPy."""
 
+import dataclasses
 import itertools
 import math
 
@@ -156,6 +157,7 @@ def test_a_member_is_the_network_of_its_thin_slice(params, stack, x):
     every = stacking.predict(network, params, stack, x)
     thin = masksembles.thin(params, stack, links=LINKS)
     assert thin.inputs is None
+    assert thin.features is None
     assert thin.params["a"].shape == (N, 6, masksembles.plan(16).ones)
     np.testing.assert_allclose(
         masksembles.predict(network, thin, x), every, rtol=1e-5, atol=1e-5
@@ -177,6 +179,7 @@ def test_members_share_the_first_layer(params, stack, x, batch_size):
     masks = {k: v for k, v in stack.items() if k[0] != "a"}
     thin = masksembles.thin(rest, masks, links={"c": ["b", "b_bias"]})
     assert thin.inputs.shape == (N, masksembles.plan(16).ones)
+    assert thin.features == 16
 
     @jax.jit
     def predict(params, thin, x):
@@ -185,6 +188,48 @@ def test_members_share_the_first_layer(params, stack, x, batch_size):
 
     every = stacking.predict(network, params, stack, x)
     np.testing.assert_allclose(predict(params, thin, x), every, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_features_of_another_number_are_refused(params, stack, transform, batch_size):
+    rest = {k: v for k, v in params.items() if k[0] != "a"}
+    masks = {k: v for k, v in stack.items() if k[0] != "a"}
+    thin = lambda p: masksembles.thin(p, masks, links={"c": ["b", "b_bias"]})  # noqa: E731
+    some = jax.tree.map(lambda leaf: leaf[1:3], thin(rest))
+    predict = transform(
+        lambda thin, h: masksembles.predict(body, thin, h, batch_size=batch_size)
+    )
+    for members in (thin(rest), jax.jit(thin)(rest), some):
+        assert members.features == 16
+        for width in (6, 15, 17, 40):
+            message = (
+                r"`maskjax.recipes.masksembles.predict` needs `x` \[..., 16\], the "
+                rf"features of which members pick theirs, got \(9, {width}\)"
+            )
+            with pytest.raises(ValueError, match=message):
+                predict(members, jnp.ones((9, width)))
+        out = predict(members, jnp.ones((9, 16)))
+        assert out.shape == (len(members.inputs), 9, 3)
+
+
+def test_thin_members_are_mapped_over_and_keep_the_number_of_features(params, stack):
+    rest = {k: v for k, v in params.items() if k[0] != "a"}
+    masks = {k: v for k, v in stack.items() if k[0] != "a"}
+    thin = masksembles.thin(rest, masks, links={"c": ["b", "b_bias"]})
+    h = jnp.asarray(np.random.default_rng(4).normal(size=(2, 9, 16)), "float32")
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + leaf]), thin.params)
+    twice = dataclasses.replace(thin, params=both)
+    axes = dataclasses.replace(thin, params=0, inputs=None)
+    predict = jax.vmap(lambda m, h: masksembles.predict(body, m, h), (axes, 0))
+    for i, out in enumerate(predict(twice, h)):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], both)
+        one = dataclasses.replace(thin, params=one)
+        alone = masksembles.predict(body, one, h[i])
+        np.testing.assert_allclose(out, alone, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"`x` \[..., 16\], .* got \(9, 15\)"):
+        predict(twice, h[..., :15])
+    with pytest.raises(ValueError, match=r"`x` \[..., 16\], .* got \(\)"):
+        masksembles.predict(body, thin, jnp.float32(1))
 
 
 def test_a_flattened_feature_is_masked_at_each_place():

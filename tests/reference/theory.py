@@ -82,11 +82,11 @@ def network(layers, x):
     return x
 
 
-def pairs(layers, mask, x):
+def pairs(layers, mask, x, *, bias):
     """A pruned wide network, block by block."""
     for i, (pair, kept) in enumerate(zip(layers, mask, strict=True)):
         x = np.maximum(x, 0) if i else x
-        if len(pair["inner"]) > x.shape[1]:
+        if bias:
             x = np.concatenate([x, np.ones((len(x), 1))], 1)
         out = 0.0
         for j in range(x.shape[1]):

@@ -271,3 +271,35 @@ def test_the_walk_of_a_block_is_that_of_its_products():
     terms = jnp.where(v[0, :, None] > 0, v[0, :, None] * u[0], 0).T
     walked = subset_sum.greedy(w[0][:, None], terms)
     trees.assert_same(found[0].T, walked.mask[:, 0])
+
+
+def test_neurons_that_never_fire_do_not_count_as_large():
+    # By hand, in bins from 2**-5, 2**-6, and less: the second alone is the weight.
+    v = jnp.array([[1.0, 1.0, -1.0]])
+    u = jnp.array([[[2.0**-8], [2.0**-5], [0.0]]])
+    w = jnp.array([[2.0**-5]])
+    how = {"construction": "greedy", "nonnegative": True, "bins": 3}
+    found = gadget.choose(v, u, w, **how)
+    np.testing.assert_array_equal(found.ravel(), [False, True, False])
+    assert off(v, u, w, found, nonnegative=True) == 0
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_the_walk_is_as_near_where_all_is_small(nonnegative, transform):
+    v, u, w = drawn(3, 40, 4)
+    choose = transform(
+        functools.partial(
+            gadget.choose, construction="greedy", nonnegative=nonnegative, bins=5
+        )
+    )
+    plain = choose(v, u, w)
+    for power in (-30, -8, 8):
+        scale = jnp.float32(2.0**power)
+        trees.assert_same(choose(v, u * scale, w * scale), plain)
+    for i, o in np.ndindex(w.shape):  # as without those that do not fire
+        for sign in (1, -1)[: 1 if nonnegative else 2]:
+            (h,) = np.nonzero(sign * np.asarray(v[i]) > 0)
+            small = np.float32(2.0**-8) * np.asarray(v[i, h] * u[i, h, o])
+            target = np.float32([[w[i, o]]]) * np.float32(2.0**-8)
+            alone = subset_sum.greedy(target, small[None], bins=5).mask[0, 0]
+            np.testing.assert_array_equal(plain[i, h, o], alone)

@@ -1,6 +1,8 @@
 """A random network pruned until it is another: by its bound, and as a real network."""
 
+import dataclasses
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -58,7 +60,8 @@ def ball(n, *, count=2_000, seed=0, radius=1.0):
 
 def run(ticket, x):
     """What the ticket says, by NumPy in float64."""
-    return reference.pairs(doubled(ticket.params), doubled(ticket.mask), x)
+    layers = doubled(ticket.params), doubled(ticket.mask)
+    return reference.pairs(*layers, x, bias=ticket.bias)
 
 
 prune = functools.partial(strong_ticket.prune, misses="report")
@@ -103,8 +106,8 @@ def test_errors_never_exceed_the_bound(construction, bias, nonnegative):
         x = np.abs(x) if nonnegative else x
         for depth in range(1, len(widths)):
             # Each layer's output, too, not only the last one's.
-            part = ticket._replace(
-                params=ticket.params[:depth], mask=ticket.mask[:depth]
+            part = dataclasses.replace(
+                ticket, params=ticket.params[:depth], mask=ticket.mask[:depth]
             )
             off = run(part, x) - reference.network(doubled(target[:depth]), x)
             worst = np.linalg.norm(off, axis=1).max()
@@ -188,7 +191,7 @@ def test_the_real_network_of_twice_the_depth_says_the_same(bias, every_transform
     assert algebra.count(mask) == algebra.count(ticket.mask)
 
     x = jnp.asarray(ball(5, count=50))
-    forward = every_transform(strong_ticket.forward)
+    forward = every_transform(functools.partial(strong_ticket.forward, bias=bias))
     said = forward(maskjax.apply(layers, mask), x)
     short = forward(maskjax.apply(params, ticket.mask), x)
     np.testing.assert_allclose(said, short, rtol=1e-12, atol=1e-14)
@@ -374,6 +377,45 @@ def test_networks_that_do_not_fit_the_target_are_refused():
         prune(wide, network(), construction="product")
 
 
+@pytest.mark.parametrize("construction", CONSTRUCTIONS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("misses", ["raise", "report"])
+def test_weights_that_are_not_finite_are_named(construction, value, misses):
+    call = functools.partial(
+        strong_ticket.prune, construction=construction, misses=misses, tolerance=0.1
+    )
+    places = {  # of a leaf of either layer
+        "target": (("kernel", (2, 1)), ("bias", (1,))),
+        "params": (("inner", (2, 1)), ("outer", (3, 2, 1))),
+    }
+    for name, ((first, at), (second, there)) in places.items():
+        given = {"target": network(), "params": drawn()}
+        one, other = given[name]
+        one[first] = one[first].at[at].set(value)
+        other[second] = other[second].at[(*there[:-1], jnp.array([1, 2]))].set(value)
+        message = (
+            f"{FN}.prune` needs every weight of `{name}` finite, got:\n"
+            f"  0/{first}: 1 are not, the first {value} at {at}\n"
+            f"  1/{second}: 2 are not, the first {value} at {there}"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(given["params"], given["target"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bounds_are_of_finite_numbers(value):
+    target = network()
+    target[1]["kernel"] = target[1]["kernel"].at[0, 0].set(value)
+    message = f"{FN}.bound` needs every weight of `target` finite, got:\n  1/kernel: 1"
+    with pytest.raises(ValueError, match=message):
+        strong_ticket.bound(target, [0.1, 0.1])
+    message = f"{FN}.bound` needs `errors` of layer 1 finite, got {value}"
+    with pytest.raises(ValueError, match=message):
+        strong_ticket.bound(network(), [0.1, value])
+    with pytest.raises(ValueError, match=message):
+        strong_ticket.bound(network(), [0.1, np.full((7, 3), value)])
+
+
 def test_traced_networks_are_refused():
     with pytest.raises(TypeError, match="whose weights are known, got traced ones"):
         jax.jit(functools.partial(prune, construction="product"))(drawn(), network())
@@ -410,13 +452,66 @@ def test_what_is_drawn_is_checked():
         strong_ticket.dense(drawn(), drawn(), key=0)
     with pytest.raises(ValueError, match="needs every leaf of `mask` shaped like"):
         strong_ticket.dense(drawn(), drawn(k=3), key=key)
+    with pytest.raises(ValueError, match=r"dense` needs layer 0 with 'inner' \[i, k\]"):
+        strong_ticket.dense(network(), network(), key=key)
 
 
-def test_inputs_of_another_width_are_refused():
+@pytest.mark.parametrize("bias", [True, False])
+def test_leaves_without_a_mask_are_kept(bias):
+    params = drawn(bias=bias)
+    dense = functools.partial(
+        strong_ticket.dense, params, key=jax.random.key(0), bias=bias
+    )
+    mask = prune(params, network(bias=bias), construction="product").mask
+    for name in ("inner", "outer"):
+        every = [kept | {name: jnp.ones_like(kept[name])} for kept in mask]
+        trees.assert_same(dense([kept | {name: None} for kept in mask]), dense(every))
+        shared = [
+            kept | {name: jnp.ones((1,) * kept[name].ndim, bool)} for kept in mask
+        ]
+        trees.assert_same(dense(shared), dense(every))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_inputs_of_another_width_are_refused(n, bias, transform):
+    target, params = network((n, 6, 3), bias=bias), drawn((n, 6, 3), bias=bias)
+    ticket = prune(params, target, construction="product")
+    ticket = jax.tree.map(jnp.asarray, ticket)  # what is static stays
+    assert ticket.bias is bias
+    forward = functools.partial(strong_ticket.forward, bias=bias)
+    calls = {
+        "predict": lambda x: transform(strong_ticket.predict)(ticket, x),
+        "forward": lambda x: transform(forward)(params, x),
+    }
+    has = "with" if bias else "without"
+    for width in (n - 1, n + 1):
+        got = f"for layer 0, {has} a bias, got (2, {width})."
+        for name, call in calls.items():
+            message = f"{FN}.{name}` needs inputs [..., {n}] {got}"
+            with pytest.raises(ValueError, match=re.escape(message)):
+                call(jnp.ones((2, width)))
+        with pytest.raises(ValueError, match=re.escape(got)):
+            transform(strong_ticket.forward)(target, jnp.ones((2, width)))
+    for call in calls.values():
+        assert call(jnp.ones((2, n))).shape == (2, 3)
+
+
+def test_a_bias_is_not_guessed():
     with pytest.raises(
-        ValueError, match="needs 6 inputs for layer 0, or 1 less, got 4"
+        ValueError, match=r"\[..., 6\] for layer 0, without a bias, got"
     ):
-        strong_ticket.forward(drawn(), jnp.ones((2, 4)))
+        strong_ticket.forward(drawn(), jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"\[..., 4\] for layer 0, with a bias, got"):
+        strong_ticket.forward(drawn(bias=False), jnp.ones((2, 5)), bias=True)
+    layers = [network()[0], network((5, 3))[0]]
+    with pytest.raises(
+        ValueError, match=r"\[..., 5\] for layer 1, with a bias, got \(2"
+    ):
+        strong_ticket.forward(layers, jnp.ones((2, 5)))
+
+
+def test_layers_are_of_one_kind_or_the_other():
     with pytest.raises(ValueError, match=r"needs layer 0 with 'inner' \[i, k\] and"):
         strong_ticket.forward([jnp.ones(2)], jnp.ones((2, 4)))
     with pytest.raises(ValueError, match=r"needs layer 0 with 'inner' .*got \{'bias"):

@@ -17,6 +17,8 @@ EXACT = {
     "smallest": functools.partial(subset_sum.smallest, tolerance=0.03),
 }
 METHODS = EXACT | {"greedy": subset_sum.greedy}
+# Few targets are walked to bin by bin, many in order.
+over_shapes = pytest.mark.parametrize(("rows", "many"), [(6, 1), (2, 5)])
 
 
 def drawn(rows, many, n, *, seed=0, scale=0.5):
@@ -132,8 +134,8 @@ def test_targets_beyond_reach_are_reported_and_get_the_most_there_is(method):
     np.testing.assert_array_equal(found.error[1, 1::2], [0.125, 0.125])
 
 
+@over_shapes
 @pytest.mark.parametrize("bins", [1, 3, 14])
-@pytest.mark.parametrize(("rows", "many"), [(6, 1), (2, 5)])
 def test_the_walk_agrees_with_the_reference(bins, rows, many, every_transform):
     t, c = drawn(rows, many, 20, seed=6, scale=0.9)
     found = every_transform(functools.partial(subset_sum.greedy, bins=bins))(
@@ -155,17 +157,70 @@ def test_the_walk_goes_lane_by_lane_whatever_their_number(monkeypatch):
         assert found.error[at] == error
 
 
+@pytest.mark.parametrize("zeros", [0, 3])
 @pytest.mark.parametrize("bins", [1, 4, 9])
-def test_full_bins_halve_what_is_left(bins):
+def test_full_bins_halve_what_is_left(bins, zeros):
     # Bins of one coefficient of each sign, the worst of which the promise speaks.
     rng = np.random.default_rng(bins)
     sizes = rng.uniform(0.5, 1, (2, bins)) * 2.0 ** -np.arange(bins)
-    c = np.concatenate([sizes[0], -sizes[1]])[None].astype(np.float32)
-    c = rng.permuted(c, axis=1)
+    c = np.concatenate([sizes[0], -sizes[1], np.zeros(zeros)])[None]
+    c = rng.permuted(c.astype(np.float32), axis=1)
     t = rng.uniform(-1, 1, (1, 5_000)).astype(np.float32)
-    error = subset_sum.greedy(t, c, bins=bins).error
-    assert error.max() <= 2.0**-bins
-    assert error.max() > 2.0**-bins / 8  # no empty promise
+    for power in (-8, 0, 6):
+        scaled = np.ldexp(t, power), np.ldexp(c, power)
+        error = subset_sum.greedy(*scaled, bins=bins).error
+        assert error.max() <= 2.0 ** (power - bins)
+        assert error.max() > 2.0 ** (power - bins) / 8  # no empty promise
+
+
+@over_shapes
+def test_coefficients_of_zero_change_nothing(rows, many, every_transform):
+    walk = every_transform(functools.partial(subset_sum.greedy, bins=6))
+    plain = drawn(rows, many, 20, seed=9, scale=0.9)
+    for power in (-20, -8, 0, 8):
+        t, c = (np.ldexp(x, power) for x in plain)
+        without = walk(jnp.asarray(t), jnp.asarray(c))
+        places = [0, 7, 20]  # at either end and in between
+        found = walk(jnp.asarray(t), jnp.asarray(np.insert(c, places, 0, axis=1)))
+        new = np.array(places) + np.arange(3)
+        assert not found.mask[..., new].any()
+        others = found._replace(mask=np.delete(found.mask, new, axis=-1))
+        trees.assert_same(others, without)
+        for at, target, coefficients in pairs(t, c):
+            kept, error = reference.greedy(target, [*coefficients, 0.0], 6)
+            assert set(np.flatnonzero(without.mask[at]).tolist()) == kept
+            assert found.error[at] == error
+
+
+@over_shapes
+def test_powers_of_two_scale_errors_and_change_no_subset(rows, many):
+    t, c = drawn(rows, many, 20, seed=10, scale=0.9)
+    c[:, 5] = 0
+    plain = subset_sum.greedy(t, c, bins=6)
+    for power in (-60, -20, -3, -1, 1, 4, 60):
+        found = subset_sum.greedy(np.ldexp(t, power), np.ldexp(c, power), bins=6)
+        error = np.ldexp(np.asarray(plain.error), power)
+        trees.assert_same(found, plain._replace(error=error))
+
+
+@over_shapes
+def test_of_nothing_but_zeros_none_is_chosen(rows, many, every_transform):
+    t, c = drawn(rows, many, 5)
+    walk = every_transform(functools.partial(subset_sum.greedy, bins=6))
+    found = walk(jnp.asarray(t), jnp.zeros_like(c))
+    assert not found.mask.any()
+    np.testing.assert_array_equal(found.error, abs(t))
+
+
+def test_numbers_without_an_exponent_come_last():
+    # None is the largest of its row: infinity, nan, what is subnormal in bfloat16.
+    c = np.float32([[2.0**-8, 2.0**-5, 0]])
+    for odd in (np.inf, -np.inf, np.nan, 1e-40):
+        c[0, 2] = odd
+        for dtype in (jnp.float32, jnp.bfloat16):
+            t = jnp.full((1, 1), 2.0**-5, dtype)
+            found = subset_sum.greedy(t, jnp.asarray(c, dtype), bins=3)
+            np.testing.assert_array_equal(found.mask[0, 0], [False, True, False])
 
 
 def test_the_walk_is_within_a_thousandth_where_magnitudes_are_of_every_size():
