@@ -13,7 +13,6 @@ numbers of like size are exact; XLA's CPU backend takes longer for the same sear
 """
 
 import functools
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -255,7 +254,7 @@ def _name(function: str) -> str:
 
 
 def _number(tolerance: Any, *, fn: str) -> None:
-    if isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real):
+    if not _checks.is_number(tolerance):
         raise TypeError(
             f"`{fn}` needs `tolerance` as a number, got {_checks.kind_of(tolerance)}."
         )
