@@ -203,7 +203,8 @@ def allotment(
                 if not mine
             ),
         ],
-        f"`{fn}` needs `rates` that leave every task weights",
+        f"`{fn}` needs `rates` that leave every task weights, and the first some of "
+        "every leaf",
     )
     return tuple(owned)
 

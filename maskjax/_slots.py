@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maskjax import _checks
@@ -28,6 +29,16 @@ def require_single(learned: Array, *, fn: str) -> None:
             f"`{fn}` needs a single state, got a stack of {learned.shape}. Map over it "
             "with `jax.vmap`."
         )
+
+
+def in_range(index: ArrayLike, size: int, *, fn: str, name: str) -> None:
+    """Complain of indices, from the end too, that are known to be of nothing."""
+    if isinstance(index, Tracer):
+        return
+    known = np.asarray(index)
+    wrong = known[(known < -size) | (known >= size)]
+    if wrong.size:
+        raise ValueError(f"`{fn}` needs `{name}` in [-{size}, {size}), got {wrong[0]}.")
 
 
 def find(

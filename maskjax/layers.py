@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, serialization
 
-from maskjax import _checks, _tree, masking, packing, stacking
+from maskjax import _checks, _slots, _tree, masking, packing, stacking
 from maskjax._packed import PackedMask
 from maskjax._tree import Array
 
@@ -170,7 +170,7 @@ def assign(masks: Any, members: Array) -> Any:
                [False,  True]], dtype=bool)
     """
     fn = "maskjax.layers.assign"
-    _checks.members(masks, fn=fn)
+    size = _checks.members(masks, fn=fn)
     masks = _tree.map_mask(packing.unpack_leaf, masks)
     leaves, _ = _tree.mask_leaves(masks)
     _checks.raise_all(
@@ -182,6 +182,7 @@ def assign(masks: Any, members: Array) -> Any:
             f"`{fn}` needs `members` [B], for at least one sample, got shape "
             f"{jnp.shape(members)}."
         )
+    _slots.in_range(members, size, fn=fn, name="members")
     return jax.tree.map(lambda leaf: leaf[:, None], stacking.take(masks, members))
 
 

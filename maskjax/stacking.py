@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _tree, masking, packing
+from maskjax import _checks, _slots, _tree, masking, packing
 from maskjax._packed import PackedMask
 from maskjax._tree import Array, Mask, Params, SoftMask
 
@@ -112,11 +111,7 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
     k = _checks.members(stack, fn=fn)
     if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
         raise TypeError(f"`{fn}` needs `i` as an integer, got {_checks.kind_of(i)}.")
-    if not isinstance(i, Tracer):
-        known = np.asarray(i)
-        wrong = known[(known < -k) | (known >= k)]
-        if wrong.size:
-            raise ValueError(f"`{fn}` needs `i` in [-{k}, {k}), got {wrong[0]}.")
+    _slots.in_range(i, k, fn=fn, name="i")
     index = jnp.asarray(i)
     if index.dtype.itemsize < 4:  # K may be more than it holds
         index = index.astype(jnp.int32)

@@ -20,6 +20,8 @@ from maskjax.structure import Block, NofM, Units
 from tests import trees
 from tests.reference import optim as reference
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 
 

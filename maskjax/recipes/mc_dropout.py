@@ -212,8 +212,8 @@ def log_likelihood(
         [...], for each sample: the shape of the targets without the last `event_ndim`.
 
     Raises:
-        TypeError: As in `metrics.mixture_nll`, of members [T, ...].
-        ValueError: As in `metrics.mixture_nll`.
+        TypeError: If the outputs or the targets are not floating.
+        ValueError: If the shapes differ but for T, or as in `metrics.mixture_nll`.
 
     Example:
         >>> outputs, targets = jnp.zeros((5, 1)), jnp.zeros(1)
@@ -223,8 +223,13 @@ def log_likelihood(
     References:
         Gal & Ghahramani, arXiv:1506.02142, equation 8 of the appendix.
     """
-    _checks.floating(outputs, fn=f"{_FN}.log_likelihood", name="outputs")
+    fn = f"{_FN}.log_likelihood"
+    _checks.floating(outputs, fn=fn, name="outputs")
+    _checks.floating(targets, fn=fn, name="targets")
+    wanted = *outputs.shape[:1], *targets.shape
+    _checks.of_shape(outputs, wanted, fn=fn, name="outputs")
     variance = (1 / jnp.asarray(precision)).astype(outputs.dtype)
+    variance = jnp.broadcast_to(variance, outputs.shape)
     return -metrics.mixture_nll(outputs, variance, targets, event_ndim=event_ndim)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import _checks, _tree, initializer
+from maskjax import _checks, _tree, initializer, packing
 from maskjax._tree import Array, Mask, Params
 
 
@@ -153,6 +153,7 @@ def dense(
     for i, layer in enumerate(params):
         pair(layer, i, fn=fn)
     _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    mask = packing.unpack(mask)
     layers, masks = [], []
     for i, (layer, kept) in enumerate(zip(params, mask, strict=True)):
         v, u = layer["inner"], layer["outer"]

@@ -13,6 +13,8 @@ from maskjax.recipes import hopsupsup
 from tests import trees
 from tests.reference import hopsupsup as reference
 
+pytestmark = pytest.mark.optimized
+
 RULES = ("hebbian", "storkey")
 FN = "`maskjax.recipes.hopsupsup"
 

@@ -12,6 +12,8 @@ from maskjax import initializer, masking, packing
 from maskjax.recipes import edge_popup, iterand
 from tests import trees
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 SIZE = (40, 50)
 

@@ -133,6 +133,9 @@ def test_moments_and_likelihood_agree_with_numpy(tau, transform):
         )
         exact = reference.log_likelihood(outputs, targets, tau, axes)
         np.testing.assert_allclose(found_of_samples, exact, rtol=1e-5)
+    each = jnp.array([tau, 2 * tau])  # a precision for each of two numbers
+    of_both = mc_dropout.log_likelihood(jnp.asarray(outputs), targets, precision=each)
+    np.testing.assert_allclose(of_both[:, 0], found[:, 0], rtol=1e-6)
     alone = [
         mc_dropout.log_likelihood(o[None], targets, precision=tau)
         for o in jnp.asarray(outputs)
@@ -295,11 +298,12 @@ def test_other_bad_input_is_refused():
         mc_dropout.masks(UNITS, rate=0.5, examples=0, key=key)
     with pytest.raises(TypeError, match="`key` as a typed key"):
         mc_dropout.masks(UNITS, rate=0.5, key=jax.random.PRNGKey(0))
-    for shape in ((3, 5), (4,), (0, 4)):
-        with pytest.raises(
-            ValueError, match=r"M members of `targets`' \(4,\), not emp"
-        ):
+    for shape, wanted in (((3, 5), r"\(3, 4\)"), ((4,), r"\(4, 4\)")):
+        needs = f"log_likelihood` needs `outputs` of shape {wanted}, got"
+        with pytest.raises(ValueError, match=needs):
             mc_dropout.log_likelihood(jnp.ones(shape), jnp.ones(4), precision=1.0)
+    with pytest.raises(ValueError, match="not empty"):
+        mc_dropout.log_likelihood(jnp.ones((0, 4)), jnp.ones(4), precision=1.0)
     whole = jnp.ones((3, 4), int)
     with pytest.raises(TypeError, match="log_likelihood` needs `outputs` as a float"):
         mc_dropout.log_likelihood(whole, jnp.ones(4), precision=1.0)

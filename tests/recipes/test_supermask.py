@@ -14,6 +14,8 @@ from maskjax.recipes import supermask
 from tests import trees
 from tests.reference import supermask as reference
 
+pytestmark = pytest.mark.optimized
+
 SHAPES = {"a": (6, 10), "b": (10, 8), "c": (8, 3)}
 RATE = 0.5
 KEY = jax.random.key(11)

@@ -11,6 +11,8 @@ from maskjax.theory import gadget, subset_sum
 from tests import trees
 from tests.reference import theory as reference
 
+pytestmark = pytest.mark.optimized
+
 NAMES = ("factor", "greedy", "product", "subset_sum")
 SINGLE = ("factor", "product")
 TRACEABLE = ("factor", "greedy", "product")

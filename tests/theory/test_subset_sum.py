@@ -12,6 +12,8 @@ from maskjax.theory import _halves, subset_sum
 from tests import trees
 from tests.reference import theory as reference
 
+pytestmark = pytest.mark.optimized
+
 EXACT = {
     "nearest": subset_sum.nearest,
     "smallest": functools.partial(subset_sum.smallest, tolerance=0.03),
