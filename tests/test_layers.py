@@ -324,9 +324,7 @@ def test_bad_assignments_are_refused():
             layers.assign(masks, members)
     with pytest.raises(TypeError, match="needs `i` as an integer"):
         layers.assign(masks, jnp.zeros(2))
-    with pytest.raises(
-        ValueError, match=r"assign` needs `members` in \[-4, 4\), g"
-    ):
+    with pytest.raises(ValueError, match=r"assign` needs `members` in \[-4, 4\), g"):
         layers.assign(masks, jnp.arange(8))  # for eight members, but there are four
     with pytest.raises(ValueError, match=r"(?s)as a stack \[N, C\], got.*a: \(3,\)"):
         layers.assign({"a": jnp.ones(3, bool)}, jnp.zeros(2, int))
