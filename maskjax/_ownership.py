@@ -185,18 +185,22 @@ def allotment(
             f"`{fn}` needs `rates` for {len(state.counts)} tasks at most, got "
             f"{len(rates)}."
         )
-    found, owned, cut = [], [], []
+    found, owned = [], []
     for rate in rates:
         _checks.unit_interval(rate, fn=fn, name="rates")
         left = [quota(rate, n) for n in free]
-        if not owned and scope == "leaf":
-            cut = [p for p, n, k in zip(sizes, free, left, strict=True) if n == k > 0]
         found.append(sum(free))
         owned.append(sum(free) - sum(left))
         free = left
+    first = rates[:1] if scope == "leaf" else ()
     _checks.raise_all(
         [
-            *(f"task 0: none of the {sizes[path]:,} of {path}" for path in cut),
+            *(
+                f"task 0: none of the {n:,} of {path}"
+                for rate in first
+                for path, n in sizes.items()
+                if n and quota(rate, n) == n
+            ),
             *(
                 f"task {task}: {mine} of the {n:,} that are free"
                 for task, (mine, n) in enumerate(zip(owned, found, strict=True))

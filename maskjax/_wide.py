@@ -59,6 +59,12 @@ def wide(params: Params, *, inputs: Predicate) -> Wide:
         (f"{path}: {_checks.kind_of(leaf)}" for path, leaf in named if leaf.ndim < 2),
         f"`{fn}` needs leaves with an axis besides that of members",
     )
+    first = {path for path, leaf in named if leaf.ndim > 2 and inputs(path, leaf[0])}
+    if not first:
+        raise ValueError(
+            f"`{fn}` needs `inputs` to choose at least one kernel, but {inputs!r} "
+            f"chooses none of: {', '.join(path for path, _ in named)}."
+        )
     own = jnp.eye(size, dtype=bool)
 
     def of_leaf(path: _tree.Path, leaf: Array) -> tuple[Array, Array | None, Array]:
@@ -67,7 +73,7 @@ def wide(params: Params, *, inputs: Predicate) -> Wide:
         columns = jnp.repeat(own, leaf.shape[-1], axis=1)
         if leaf.ndim == 2:
             return leaf.ravel(), None, columns
-        if inputs(path, leaf[0]):
+        if path in first:
             side = jnp.moveaxis(leaf, 0, -2)
             side = side.reshape(*side.shape[:-2], columns.shape[1])
             return side, None, columns.reshape(size, *ones, 1, -1)
@@ -79,11 +85,6 @@ def wide(params: Params, *, inputs: Predicate) -> Wide:
         kept = jnp.where(block, square, jnp.zeros((), leaf.dtype))
         return kept, block, rows.reshape(size, *ones, -1, 1)
 
-    if not any(leaf.ndim > 2 and inputs(path, leaf[0]) for path, leaf in named):
-        raise ValueError(
-            f"`{fn}` needs `inputs` to choose at least one kernel, but {inputs!r} "
-            f"chooses none of: {', '.join(path for path, _ in named)}."
-        )
     made = [of_leaf(path, leaf) for path, leaf in named]
     tree = jax.tree.structure(params)
     return Wide(*(tree.unflatten(part) for part in zip(*made, strict=True)))

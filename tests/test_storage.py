@@ -463,7 +463,7 @@ def half(tensors, filename, metadata=None):
 
 
 def crash(*args, **kwargs):
-    raise Crash
+    raise Crash("killed")
 
 
 def no_space(*args, **kwargs):
@@ -478,6 +478,7 @@ FAILURES = {
     "replace": (os, "replace", no_space, StorageError),
     "replace, killed": (os, "replace", crash, Crash),
 }
+SAYS = {StorageError: "No space left on device", Crash: "killed"}
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -486,9 +487,9 @@ def test_a_failed_save_leaves_the_old_file_whole(failure, path, monkeypatch):
     storage.save(path, a_mask())
     before = contents(path.parent)
     monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(kind):
+    with pytest.raises(kind, match=SAYS[kind]):
         storage.save(path, a_bank())
-    with pytest.raises(kind):
+    with pytest.raises(kind, match=SAYS[kind]):
         storage.save(path.parent / "new.safetensors", a_bank())
     assert contents(path.parent) == before
 
@@ -503,7 +504,7 @@ def test_a_failed_append_leaves_the_bank_as_it_was(failure, tmp_path, monkeypatc
     if name == "replace":
         monkeypatch.setattr(os, "link", no_space if kind is StorageError else crash)
     for folder in (old, new):
-        with pytest.raises(kind):
+        with pytest.raises(kind, match=SAYS[kind]):
             storage.append(folder, a_mask())
     assert contents(tmp_path) == before
     assert not new.exists()

@@ -93,16 +93,13 @@ def masks(
         f"`{fn}` needs every leaf of `units` with a shape and a dtype, or None",
         TypeError,
     )
-    rates = [rate] * len(leaves)
-    if _tree.is_single(rate):
-        _below_one(rate, fn=fn)
-    else:
+    rates, single = [rate] * len(leaves), _tree.is_single(rate)
+    if not single:
         how = {"names": ("units", "rate"), "is_leaf": _tree.is_mask_leaf}
-        pairs = _checks.matched(units, rate, fn=fn, **how)
-        rates = [rate for *_, rate in pairs]
-        for path, unit, each in pairs:
-            if unit is not None:
-                _below_one(each, fn=fn, name=f"rate of {path}")
+        rates = [each for *_, each in _checks.matched(units, rate, fn=fn, **how)]
+    for (path, unit), each in zip(leaves, rates, strict=True):
+        if unit is not None:
+            _below_one(each, fn=fn, name="rate" if single else f"rate of {path}")
 
     def of_leaf(leaf: Any, rate: Any, key: Array) -> Array | None:
         if leaf is None:

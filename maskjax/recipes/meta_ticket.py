@@ -48,10 +48,10 @@ from maskjax.where import kernels, matching
 __all__ = ["MetaTicketState", "adapt", "init", "mask", "step"]
 
 _FN = "maskjax.recipes.meta_ticket"
-_LAST: Any = matching(  # a classifier by its name; and biases, of rank 2 in attention
+_SPARED: Any = matching(  # a classifier by its name; and biases, of rank 2 in attention
     "(^|/)(classifier|head|logits|output|bias)(/|$)|^(params/)?out(/|$)"
 )
-_HIDDEN = kernels & ~_LAST
+_HIDDEN = kernels & ~_SPARED
 
 
 class MetaTicketState(NamedTuple):

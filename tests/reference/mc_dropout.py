@@ -24,10 +24,10 @@ def log_likelihood(
     found = np.empty(targets.shape[: targets.ndim - event_ndim])
     for at in np.ndindex(*found.shape):
         sample = targets[at].ravel()
-        logs = [
-            sum(normal_log_density(y, m, tau) for y, m in zip(sample, o[at].ravel()))  # noqa: B905
-            for o in outputs
-        ]
+        logs = []
+        for o in outputs:
+            each = zip(sample, o[at].ravel(), strict=True)
+            logs.append(sum(normal_log_density(y, mean, tau) for y, mean in each))
         most = max(logs)
         found[at] = most + math.log(sum(math.exp(v - most) for v in logs) / len(logs))
     return found
