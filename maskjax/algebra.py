@@ -19,9 +19,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import _checks, _dtypes, _tree, packing
-from maskjax._packed import PackedMask
-from maskjax._tree import Array, Mask, Params
+from maskjax import packing
+from maskjax._core import checks, dtypes, trees
+from maskjax._core.packed import PackedMask
+from maskjax._core.trees import Array, Mask, Params
 
 __all__ = [
     "complement",
@@ -121,7 +122,7 @@ def complement(m: Mask) -> Mask:
             return PackedMask(bits, leaf.shape)
         return ~leaf
 
-    return _tree.map_mask(flip, m)
+    return trees.map_mask(flip, m)
 
 
 def count(m: Mask, params: Params | None = None) -> Array:
@@ -202,8 +203,8 @@ def overlap(a: Mask, b: Mask) -> Array:
 
 
 def _check(mask: Mask, *, fn: str, name: str = "mask") -> None:
-    _checks.boolean(mask, fn=fn, name=name)
-    _checks.packed(mask, fn=fn, stacked=None)
+    checks.boolean(mask, fn=fn, name=name)
+    checks.packed(mask, fn=fn, stacked=None)
 
 
 def _combine(op: Callable, masks: tuple[Mask, ...], *, fn: str) -> Mask:
@@ -212,28 +213,28 @@ def _combine(op: Callable, masks: tuple[Mask, ...], *, fn: str) -> Mask:
     for i, mask in enumerate(masks):
         _check(mask, fn=fn, name=f"mask {i}")
     for i, mask in enumerate(masks[1:], start=1):
-        _checks.same_shapes(masks[0], mask, fn=fn, names=("mask 0", f"mask {i}"))
+        checks.same_shapes(masks[0], mask, fn=fn, names=("mask 0", f"mask {i}"))
 
     def pair(x: Array | PackedMask, y: Array | PackedMask) -> Array | PackedMask:
         if isinstance(x, PackedMask) and isinstance(y, PackedMask):
             return PackedMask(op(x.bits, y.bits), x.shape)
         return op(packing.unpack(x), packing.unpack(y))
 
-    return functools.reduce(lambda a, b: _tree.map_mask(pair, a, b), masks)
+    return functools.reduce(lambda a, b: trees.map_mask(pair, a, b), masks)
 
 
 def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Array, int]:
     _check(mask, fn=fn)
     if params is None:
-        named, _ = _tree.mask_leaves(mask)
+        named, _ = trees.mask_leaves(mask)
         leaves = [
             (leaf, _unpacked_shape(leaf)) for _, leaf in named if leaf is not None
         ]
     else:
-        pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+        pairs = checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
         leaves = [(leaf, np.shape(p)) for _, p, leaf in pairs if leaf is not None]
     size = sum(math.prod(shape) for _, shape in leaves)
-    wide = _dtypes.wide_integers()
+    wide = dtypes.wide_integers()
     if size >= 2**31 and not wide:
         raise ValueError(
             f"`{fn}` needs 64-bit integers to count {size} entries. Set "

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import _checks, _tree
-from maskjax._tree import Density, Params, Predicate, Scores
+from maskjax._core import checks, trees
+from maskjax._core.trees import Density, Params, Predicate, Scores
 from maskjax.where import kernels
 from maskjax.where import matching as by_name
 
@@ -41,9 +41,9 @@ def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> 
         {'b': None, 'w': 0.5}
     """
     fn = "maskjax.allocation.uniform"
-    _checks.unit_interval(density, fn=fn, name="density")
-    leaves = _checks.chosen_leaves(params, where, fn=fn)
-    return _tree.map_mask(lambda _: density, leaves)
+    checks.unit_interval(density, fn=fn, name="density")
+    leaves = checks.chosen_leaves(params, where, fn=fn)
+    return trees.map_mask(lambda _: density, leaves)
 
 
 def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:
@@ -76,8 +76,8 @@ def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scor
         Sparse Connectivity". arXiv:1707.04780.
     """
     fn = "maskjax.allocation.erk"
-    _checks.unit_interval(density, fn=fn, name="density")
-    picks = _checks.chosen(params, where, fn=fn)
+    checks.unit_interval(density, fn=fn, name="density")
+    picks = checks.chosen(params, where, fn=fn)
     leaves, treedef = jax.tree.flatten(params)
     shapes = [leaf.shape for leaf, pick in zip(leaves, picks, strict=True) if pick]
     sizes = np.array([math.prod(shape) for shape in shapes], np.float64)
@@ -133,13 +133,13 @@ def matching(
         {'hidden': 0.1, 'out': 0.5}
     """
     fn = "maskjax.allocation.matching"
-    _checks.unit_interval(density, fn=fn, name="density")
-    picks = _checks.chosen(params, where, fn=fn)
-    named = _tree.named_leaves(params)
+    checks.unit_interval(density, fn=fn, name="density")
+    picks = checks.chosen(params, where, fn=fn)
+    named = trees.named_leaves(params)
     paths = [path for (path, _), pick in zip(named, picks, strict=True) if pick]
     by_path: dict[str, list[str]] = {path: [] for path in paths}
     for regex, value in densities.items():
-        _checks.unit_interval(value, fn=fn, name=f"densities[{regex!r}]")
+        checks.unit_interval(value, fn=fn, name=f"densities[{regex!r}]")
         predicate = by_name(regex)
         hits = [path for path in paths if predicate(path, None)]
         if not hits:
@@ -149,7 +149,7 @@ def matching(
             )
         for path in hits:
             by_path[path].append(regex)
-    _checks.raise_all(
+    checks.raise_all(
         (f"{path}: {', '.join(r)}" for path, r in by_path.items() if len(r) > 1),
         f"`{fn}` needs one expression for a leaf",
     )

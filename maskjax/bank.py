@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _slots, _tree, packing
-from maskjax._packed import PackedMask
-from maskjax._tree import Array, Mask, Params, Predicate, SoftMask
+from maskjax import packing
+from maskjax._core import checks, slots, trees
+from maskjax._core.packed import PackedMask
+from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
 from maskjax.where import kernels
 
 __all__ = [
@@ -74,16 +75,16 @@ def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskB
         10000
     """
     fn = "maskjax.bank.empty"
-    _checks.at_least(capacity, 1, fn=fn, name="capacity")
-    leaves = _checks.chosen_leaves(params, where, fn=fn)
+    checks.at_least(capacity, 1, fn=fn, name="capacity")
+    leaves = checks.chosen_leaves(params, where, fn=fn)
 
     def bits(leaf: Array) -> PackedMask:
         words = PackedMask.words(leaf.shape)
         return PackedMask(jnp.zeros((capacity, words), jnp.uint32), leaf.shape)
 
     return MaskBank(
-        _tree.map_mask(bits, leaves),
-        _tree.map_mask(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), leaves),
+        trees.map_mask(bits, leaves),
+        trees.map_mask(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), leaves),
         jnp.int32(0),
         jnp.int32(0),
     )
@@ -113,14 +114,14 @@ def from_stack(
         {'w': Array([[1]], dtype=int32)}
     """
     fn = "maskjax.bank.from_stack"
-    _checks.boolean(stack, fn=fn, name="stack")
-    members = _checks.members(stack, fn=fn)
+    checks.boolean(stack, fn=fn, name="stack")
+    members = checks.members(stack, fn=fn)
     size = members if capacity is None else capacity
-    _checks.at_least(size, members, fn=fn, name="capacity")
+    checks.at_least(size, members, fn=fn, name="capacity")
     packed = _packed_stack(stack)
-    _checks.packed_stack(packed, fn=fn)
+    checks.packed_stack(packed, fn=fn)
     used = jnp.asarray(members if learned is None else learned)
-    _checks.counter(used, members, fn=fn, name="learned")
+    checks.counter(used, members, fn=fn, name="learned")
     used = jnp.clip(used, 0, members).astype(jnp.int32)
     room = ((0, size - members), (0, 0))
 
@@ -134,8 +135,8 @@ def from_stack(
             )
         return PackedMask(jnp.pad(bits, room), leaf.shape)
 
-    masks = _tree.map_mask(filled, packed)
-    counts = _tree.map_mask(lambda m: packing.tally_leaf(m, used), masks)
+    masks = trees.map_mask(filled, packed)
+    counts = trees.map_mask(lambda m: packing.tally_leaf(m, used), masks)
     return MaskBank(masks, counts, used, jnp.int32(0))
 
 
@@ -186,10 +187,10 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
         Array(2, dtype=int32)
     """
     fn = "maskjax.bank.extend"
-    _checks.boolean(stack, fn=fn, name="stack")
-    members = _checks.members(stack, fn=fn)
+    checks.boolean(stack, fn=fn, name="stack")
+    members = checks.members(stack, fn=fn)
     packed = _packed_stack(stack)
-    _checks.packed_stack(packed, fn=fn)
+    checks.packed_stack(packed, fn=fn)
     _fitting(bank, jax.tree.map(lambda bits: bits[0], packed), fn)
     require_room(bank, members, fn=fn)
     return lax.scan(lambda b, mask: (_append(b, mask), None), bank, packed)[0]
@@ -209,8 +210,8 @@ def grow(bank: MaskBank, capacity: int) -> MaskBank:
         >>> bank.capacity(bank.grow(bank.from_stack(jnp.ones((2, 1), bool)), 5))
         5
     """
-    size = _checks.members(bank.masks, fn="maskjax.bank.grow")
-    _checks.at_least(capacity, size, fn="maskjax.bank.grow", name="capacity")
+    size = checks.members(bank.masks, fn="maskjax.bank.grow")
+    checks.at_least(capacity, size, fn="maskjax.bank.grow", name="capacity")
     room = ((0, capacity - size), (0, 0))
     masks = jax.tree.map(lambda bits: jnp.pad(bits, room), bank.masks)
     return bank._replace(masks=masks)
@@ -270,7 +271,7 @@ def take(bank: MaskBank, task: ArrayLike) -> Mask:
         bits = lax.dynamic_index_in_dim(packed.bits, index, keepdims=False)
         return PackedMask(jnp.where(exists, bits, nothing), packed.shape)
 
-    return _tree.map_mask(leaf, bank.masks)
+    return trees.map_mask(leaf, bank.masks)
 
 
 def capacity(bank: MaskBank) -> int:
@@ -286,7 +287,7 @@ def capacity(bank: MaskBank) -> int:
         >>> bank.capacity(bank.empty({"w": jnp.ones((1, 1))}, capacity=7))
         7
     """
-    return _checks.members(bank.masks, fn="maskjax.bank.capacity")
+    return checks.members(bank.masks, fn="maskjax.bank.capacity")
 
 
 def learned(bank: MaskBank) -> Array:
@@ -320,33 +321,33 @@ def mean(bank: MaskBank) -> SoftMask:
         {'w': Array([1. , 0.5], dtype=float32)}
     """
     many = jnp.maximum(bank.learned, 1).astype(jnp.float32)
-    return _tree.map_mask(lambda count: count.astype(jnp.float32) / many, bank.counts)
+    return trees.map_mask(lambda count: count.astype(jnp.float32) / many, bank.counts)
 
 
 def _packed_stack(stack: Mask) -> Mask:
     """A stack with its boolean leaves packed; a packed leaf has its K already."""
-    return _tree.map_mask(
+    return trees.map_mask(
         lambda m: m if isinstance(m, PackedMask) else jax.vmap(packing.pack)(m), stack
     )
 
 
 def _fitting(bank: MaskBank, mask: Mask, fn: str) -> Mask:
     """The mask, packed, if it is one of this bank's."""
-    _checks.boolean(mask, fn=fn)
-    _checks.packed(mask, fn=fn, stacked=False)
-    _checks.same_shapes(bank.masks, mask, fn=fn, names=("bank", "mask"))
+    checks.boolean(mask, fn=fn)
+    checks.packed(mask, fn=fn, stacked=False)
+    checks.same_shapes(bank.masks, mask, fn=fn, names=("bank", "mask"))
     return packing.pack(mask)
 
 
 def require_room(bank: MaskBank, wanted: int, *, fn: str) -> None:
     """Complain if there is no room, as far as that is known."""
     hint = " `bank.grow` makes room."
-    _slots.require_room(bank.learned, capacity(bank), wanted, fn=fn, hint=hint)
+    slots.require_room(bank.learned, capacity(bank), wanted, fn=fn, hint=hint)
 
 
 def _slot(bank: MaskBank, task: ArrayLike, fn: str) -> tuple[Array, Array]:
     """Where a task is, and whether it is learned."""
-    index, exists = _slots.find(task, bank.learned, capacity(bank), fn=fn)
+    index, exists = slots.find(task, bank.learned, capacity(bank), fn=fn)
     return jnp.where(exists, index, 0).astype(jnp.int32), exists
 
 
@@ -375,6 +376,6 @@ def _write(bank: MaskBank, packed: Mask, index: Array, allowed: Array) -> Any:
         return count + jnp.where(allowed, gain, 0)
 
     return {
-        "masks": _tree.map_mask(bits, bank.masks, packed),
-        "counts": _tree.map_mask(counts, bank.counts, bank.masks, packed),
+        "masks": trees.map_mask(bits, bank.masks, packed),
+        "counts": trees.map_mask(counts, bank.counts, bank.masks, packed),
     }

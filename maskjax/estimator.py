@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _tree, packing, select
-from maskjax._packed import PackedMask
-from maskjax._tree import Array, Density, Scores, SoftMask
+from maskjax import packing, select
+from maskjax._core import checks, trees
+from maskjax._core.packed import PackedMask
+from maskjax._core.trees import Array, Density, Scores, SoftMask
 from maskjax.structure import Entries, Structure
 
 __all__ = ["bernoulli", "straight_through", "threshold", "top_k"]
@@ -48,10 +49,10 @@ def straight_through(hard: Any, soft: Any) -> SoftMask:
         for Conditional Computation". arXiv:1308.3432, section 4.
     """
     fn = "maskjax.estimator.straight_through"
-    _checks.floating_scores(soft, fn=fn, name="soft")
-    hard = _tree.map_mask(_unpacked, hard)
-    _checks.same_shapes(soft, hard, fn=fn, names=("soft", "hard"))
-    return _tree.map_mask(lambda s, h: _pass_through(h, s), soft, hard)
+    checks.floating_scores(soft, fn=fn, name="soft")
+    hard = trees.map_mask(_unpacked, hard)
+    checks.same_shapes(soft, hard, fn=fn, names=("soft", "hard"))
+    return trees.map_mask(lambda s, h: _pass_through(h, s), soft, hard)
 
 
 def top_k(
@@ -87,7 +88,7 @@ def top_k(
         Ramanujan et al., arXiv:1911.13299, section 3.
     """
     hard = select.top_k(scores, density=density, scope=scope, structure=structure)
-    soft = _tree.map_mask(
+    soft = trees.map_mask(
         lambda s: structure.spread(structure.pool(s)).astype(s.dtype), scores
     )
     return straight_through(hard, soft)
@@ -113,7 +114,7 @@ def threshold(scores: Scores, *, at: ArrayLike = 0.0) -> SoftMask:
     References:
         Mallya et al., "Piggyback", ECCV 2018. arXiv:1801.06519, section 3.
     """
-    _checks.floating_scores(scores, fn="maskjax.estimator.threshold")
+    checks.floating_scores(scores, fn="maskjax.estimator.threshold")
     return straight_through(select.threshold(scores, at=at), scores)
 
 
@@ -140,9 +141,9 @@ def bernoulli(logits: Scores, *, key: Array) -> SoftMask:
         Zhou et al., arXiv:1905.01067, section 5.1.
     """
     fn = "maskjax.estimator.bernoulli"
-    _checks.typed_key(key, fn=fn)
-    _checks.floating_scores(logits, fn=fn, name="logits")
-    soft = _tree.map_mask(jax.nn.sigmoid, logits)
+    checks.typed_key(key, fn=fn)
+    checks.floating_scores(logits, fn=fn, name="logits")
+    soft = trees.map_mask(jax.nn.sigmoid, logits)
     hard = select.bernoulli(jax.lax.stop_gradient(soft), key=key)
     return straight_through(hard, soft)
 

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _dtypes, _tree, packing
+from maskjax import packing
+from maskjax._core import checks, dtypes, trees
 from maskjax.where import kernels
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "uniform_scores",
 ]
 
-Initializer = Callable[..., _tree.Array]
+Initializer = Callable[..., trees.Array]
 
 
 def signed_constant(density: float = 1.0) -> Initializer:
@@ -58,7 +59,7 @@ def signed_constant(density: float = 1.0) -> Initializer:
     """
     _positive_density(density, fn="maskjax.initializer.signed_constant")
 
-    def init(key: _tree.Array, shape: Any, dtype: Any = jnp.float32) -> _tree.Array:
+    def init(key: trees.Array, shape: Any, dtype: Any = jnp.float32) -> trees.Array:
         size = _deviation(shape, density, fn="maskjax.initializer.signed_constant")
         # A coin, not the sign of a normal draw, which could be exactly 0.
         signs = jax.random.bernoulli(key, 0.5, shape)
@@ -89,7 +90,7 @@ def scaled_normal(density: float = 1.0) -> Initializer:
     """
     _positive_density(density, fn="maskjax.initializer.scaled_normal")
 
-    def init(key: _tree.Array, shape: Any, dtype: Any = jnp.float32) -> _tree.Array:
+    def init(key: trees.Array, shape: Any, dtype: Any = jnp.float32) -> trees.Array:
         size = _deviation(shape, density, fn="maskjax.initializer.scaled_normal")
         return (jax.random.normal(key, shape) * size).astype(dtype)
 
@@ -120,7 +121,7 @@ def uniform(low: float = -1.0, high: float = 1.0) -> Initializer:
             f"{low} and {high}."
         )
 
-    def init(key: _tree.Array, shape: Any, dtype: Any = jnp.float32) -> _tree.Array:
+    def init(key: trees.Array, shape: Any, dtype: Any = jnp.float32) -> trees.Array:
         return jax.random.uniform(key, shape, dtype, low, high)
 
     return init
@@ -156,7 +157,7 @@ def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
             f"`high`, got {low} and {high}."
         )
 
-    def init(key: _tree.Array, shape: Any, dtype: Any = jnp.float32) -> _tree.Array:
+    def init(key: trees.Array, shape: Any, dtype: Any = jnp.float32) -> trees.Array:
         coin, size = jax.random.split(key)
         signs = jax.random.bernoulli(coin, 0.5, shape)
         exponent = jax.random.uniform(size, shape, dtype, math.log(low), math.log(high))
@@ -167,12 +168,12 @@ def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
 
 
 def redraw(
-    params: _tree.Params,
+    params: trees.Params,
     initializer: Initializer,
     *,
-    where: _tree.Predicate = kernels,
-    key: _tree.Array,
-) -> _tree.Params:
+    where: trees.Predicate = kernels,
+    key: trees.Array,
+) -> trees.Params:
     """The same parameters with some of them drawn anew.
 
     Args:
@@ -197,8 +198,8 @@ def redraw(
         (Array([1., 1.], dtype=float32), Array([0.], dtype=float32))
     """
     fn = "maskjax.initializer.redraw"
-    _checks.typed_key(key, fn=fn)
-    picks = _checks.chosen(params, where, fn=fn)
+    checks.typed_key(key, fn=fn)
+    picks = checks.chosen(params, where, fn=fn)
     leaves, treedef = jax.tree.flatten(params)
     drawn = [
         initializer(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
@@ -210,12 +211,12 @@ def redraw(
 
 
 def uniform_scores(
-    params: _tree.Params,
+    params: trees.Params,
     *,
     gain: float = 3**-0.5,
-    where: _tree.Predicate = kernels,
-    key: _tree.Array,
-) -> _tree.Scores:
+    where: trees.Predicate = kernels,
+    key: trees.Array,
+) -> trees.Scores:
     """Scores to train, uniform in +-gain * sqrt(3 / fan_in) (Kaiming uniform).
 
     Args:
@@ -242,11 +243,11 @@ def uniform_scores(
         2.2; with this gain in the code of arXiv:1911.13299 and arXiv:2006.14769.
     """
     fn = "maskjax.initializer.uniform_scores"
-    _checks.typed_key(key, fn=fn)
-    picks = _checks.chosen(params, where, fn=fn)
-    named = list(zip(_tree.named_leaves(params), picks, strict=True))
+    checks.typed_key(key, fn=fn)
+    picks = checks.chosen(params, where, fn=fn)
+    named = list(zip(trees.named_leaves(params), picks, strict=True))
     flat = [path for (path, leaf), pick in named if pick and leaf.ndim < 2]
-    _checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
+    checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
     scores = []
     for i, ((_, leaf), pick) in enumerate(named):
         bound = gain * (3 / max(math.prod(leaf.shape[:-1]), 1)) ** 0.5 if pick else 0.0
@@ -256,8 +257,8 @@ def uniform_scores(
 
 
 def scores_of(
-    mask: _tree.Mask, *, gain: float = 3**-0.5, dtype: Any = jnp.float32
-) -> _tree.Scores:
+    mask: trees.Mask, *, gain: float = 3**-0.5, dtype: Any = jnp.float32
+) -> trees.Scores:
     """Scores to train that begin with a mask: it is where they are at least 0.
 
     Args:
@@ -281,23 +282,23 @@ def scores_of(
         Wortsman et al., arXiv:2006.14769, appendix on transfer: the mean of the masks,
         here centered, since scores of at least 0 are kept.
     """
-    named, _ = _tree.mask_leaves(mask)
-    _checks.raise_all(
+    named, _ = trees.mask_leaves(mask)
+    checks.raise_all(
         (path for path, leaf in named if leaf is not None and len(leaf.shape) < 2),
         "`maskjax.initializer.scores_of` needs leaves of 2 axes or more, for a fan-in",
     )
 
-    def of_leaf(leaf: Any) -> _tree.Array:
+    def of_leaf(leaf: Any) -> trees.Array:
         size = gain * max(math.prod(leaf.shape[:-1]), 1) ** -0.5
         centered = 2 * packing.unpack_leaf(leaf).astype(jnp.float32) - 1
         return (centered * size).astype(dtype)
 
-    return _tree.map_mask(of_leaf, mask)
+    return trees.map_mask(of_leaf, mask)
 
 
 def signed_deviation(
-    params: _tree.Params, *, where: _tree.Predicate = kernels
-) -> _tree.Params:
+    params: trees.Params, *, where: trees.Predicate = kernels
+) -> trees.Params:
     """The same parameters with some of them at plus or minus their leaf's deviation.
 
     Args:
@@ -320,11 +321,11 @@ def signed_deviation(
         Zhou et al., "Deconstructing Lottery Tickets", NeurIPS 2019. arXiv:1905.01067,
         section 4 ("signed constant").
     """
-    picks = _checks.chosen(params, where, fn="maskjax.initializer.signed_deviation")
+    picks = checks.chosen(params, where, fn="maskjax.initializer.signed_deviation")
     leaves, treedef = jax.tree.flatten(params)
 
-    def constant(leaf: Any) -> _tree.Array:
-        deviation = jnp.std(leaf.astype(_dtypes.at_least_float32(leaf.dtype)))
+    def constant(leaf: Any) -> trees.Array:
+        deviation = jnp.std(leaf.astype(dtypes.at_least_float32(leaf.dtype)))
         return jnp.copysign(deviation.astype(leaf.dtype), leaf)
 
     chosen = zip(leaves, picks, strict=True)
@@ -332,7 +333,7 @@ def signed_deviation(
 
 
 def _positive_density(density: float, *, fn: str) -> None:
-    _checks.unit_interval(density, fn=fn, name="density")
+    checks.unit_interval(density, fn=fn, name="density")
     if not isinstance(density, jax.Array) and density == 0:
         raise ValueError(f"`{fn}` needs `density` above 0, got {density}.")
 

@@ -37,9 +37,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, serialization
 
-from maskjax import _checks, _slots, _tree, masking, packing, stacking
-from maskjax._packed import PackedMask
-from maskjax._tree import Array
+from maskjax import masking, packing, stacking
+from maskjax._core import checks, slots, trees
+from maskjax._core.packed import PackedMask
+from maskjax._core.trees import Array
 
 __all__ = ["LinenFeatureMask", "Mask", "NNXFeatureMask", "assign"]
 
@@ -170,10 +171,10 @@ def assign(masks: Any, members: Array) -> Any:
                [False,  True]], dtype=bool)
     """
     fn = "maskjax.layers.assign"
-    size = _checks.members(masks, fn=fn)
-    masks = _tree.map_mask(packing.unpack_leaf, masks)
-    leaves, _ = _tree.mask_leaves(masks)
-    _checks.raise_all(
+    size = checks.members(masks, fn=fn)
+    masks = trees.map_mask(packing.unpack_leaf, masks)
+    leaves, _ = trees.mask_leaves(masks)
+    checks.raise_all(
         (f"{path}: {leaf.shape}" for path, leaf in leaves if leaf.ndim != 2),
         f"`{fn}` needs every leaf of `masks` as a stack [N, C]",
     )
@@ -182,7 +183,7 @@ def assign(masks: Any, members: Array) -> Any:
             f"`{fn}` needs `members` [B], for at least one sample, got shape "
             f"{jnp.shape(members)}."
         )
-    _slots.in_range(members, size, fn=fn, name="members")
+    slots.in_range(members, size, fn=fn, name="members")
     return jax.tree.map(lambda leaf: leaf[:, None], stacking.take(masks, members))
 
 
@@ -194,7 +195,7 @@ def _drawn(draw: _Draw | None, x: Any, make_key: Callable[[], Array]) -> Array:
     if draw is None:
         return jnp.ones(channels, bool)
     key = make_key()
-    if not _checks.is_typed_key(key):
+    if not checks.is_typed_key(key):
         key = jax.random.wrap_key_data(key)
     masks = draw(channels, key=key)
     if masks.ndim != 2 or masks.shape[1] != channels:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _dtypes, _tree, algebra, packing
-from maskjax._packed import PackedMask
-from maskjax._tree import Array, Mask, Params, Path, Predicate, SoftMask
+from maskjax import algebra, packing
+from maskjax._core import checks, dtypes, trees
+from maskjax._core.packed import PackedMask
+from maskjax._core.trees import Array, Mask, Params, Path, Predicate, SoftMask
 from maskjax.where import kernels
 
 __all__ = ["apply", "everything", "rescale"]
@@ -58,7 +59,7 @@ def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> 
     pairs = _pairs(params, mask, fn=fn)
     fills = [None] * len(pairs)
     if fill is not None:
-        filled = _checks.mask_of(fill, params, fn=fn, names=("params", "fill"))
+        filled = checks.mask_of(fill, params, fn=fn, names=("params", "fill"))
         fills = [value for _, _, value in filled]
     leaves = [
         _apply_leaf(param, leaf, value)
@@ -85,8 +86,8 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
         >>> masking.everything({"w": jnp.ones((1, 2)), "b": jnp.ones(2)})
         {'b': None, 'w': Array([[ True,  True]], dtype=bool)}
     """
-    leaves = _checks.chosen_leaves(params, where, fn="maskjax.masking.everything")
-    return _tree.map_mask(lambda leaf: jnp.ones(leaf.shape, bool), leaves)
+    leaves = checks.chosen_leaves(params, where, fn="maskjax.masking.everything")
+    return trees.map_mask(lambda leaf: jnp.ones(leaf.shape, bool), leaves)
 
 
 def rescale(
@@ -124,9 +125,9 @@ def rescale(
     fn = "maskjax.masking.rescale"
     pairs = _pairs(params, mask, fn=fn)
     masked = [(path, param) for path, param, m in pairs if m is not None]
-    wrong = [(path, p) for path, p in masked if not _checks.is_floating(p)]
-    _checks.raise_all(
-        (f"{path}: {_checks.kind_of(param)}" for path, param in wrong),
+    wrong = [(path, p) for path, p in masked if not checks.is_floating(p)]
+    checks.raise_all(
+        (f"{path}: {checks.kind_of(param)}" for path, param in wrong),
         f"`{fn}` needs every leaf of `params` that has a mask to be floating",
         TypeError,
     )
@@ -138,9 +139,9 @@ def rescale(
 
 
 def _pairs(params: Params, mask: Any, *, fn: str) -> list[tuple[Path, Any, Any]]:
-    pairs = _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
-    _checks.packed(mask, fn=fn, stacked=False)
-    _checks.boolean(mask, fn=fn, or_soft=True)
+    pairs = checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    checks.packed(mask, fn=fn, stacked=False)
+    checks.boolean(mask, fn=fn, or_soft=True)
     return pairs
 
 
@@ -164,7 +165,7 @@ def _rescale_leaf(
 ) -> Array:
     if mask is None:
         return param
-    dtype = _dtypes.at_least_float32(param.dtype)
+    dtype = dtypes.at_least_float32(param.dtype)
     if isinstance(mask, PackedMask) or mask.dtype == bool:
         kept = algebra.count(mask).astype(dtype)
     else:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _dtypes, _tree
-from maskjax._packed import WORD, PackedMask
-from maskjax._tree import Array, Mask, SoftMask
+from maskjax._core import checks, dtypes, trees
+from maskjax._core.packed import WORD, PackedMask
+from maskjax._core.trees import Array, Mask, SoftMask
 
 __all__ = ["PackedMask", "dot", "mix", "pack", "unpack"]
 
@@ -46,8 +46,8 @@ def pack(mask: Mask) -> Mask:
         >>> jax.vmap(packing.pack)(stack)["w"].bits.shape
         (3, 2)
     """
-    _checks.boolean(mask, fn="maskjax.packing.pack")
-    return _tree.map_mask(_pack_leaf, mask)
+    checks.boolean(mask, fn="maskjax.packing.pack")
+    return trees.map_mask(_pack_leaf, mask)
 
 
 def unpack(mask: Mask) -> Mask:
@@ -70,9 +70,9 @@ def unpack(mask: Mask) -> Mask:
         {'w': Array([ True, False,  True], dtype=bool)}
     """
     fn = "maskjax.packing.unpack"
-    _checks.boolean(mask, fn=fn)
-    _checks.packed(mask, fn=fn, stacked=None)
-    return _tree.map_mask(unpack_leaf, mask)
+    checks.boolean(mask, fn=fn)
+    checks.packed(mask, fn=fn, stacked=None)
+    return trees.map_mask(unpack_leaf, mask)
 
 
 def mix(stack: Mask, weights: Array) -> SoftMask:
@@ -100,12 +100,12 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
         section 3.3, equation 2.
     """
     fn = "maskjax.packing.mix"
-    _checks.packed_stack(stack, fn=fn)
-    _checks.weights(weights, stack, fn=fn)
-    return _tree.map_mask(lambda leaf: mix_leaf(leaf, weights), stack)
+    checks.packed_stack(stack, fn=fn)
+    checks.weights(weights, stack, fn=fn)
+    return trees.map_mask(lambda leaf: mix_leaf(leaf, weights), stack)
 
 
-def dot(stack: Mask, tree: _tree.Params) -> Array:
+def dot(stack: Mask, tree: trees.Params) -> Array:
     """The inner product of each of a stack's masks with a tree, sum of m_k * tree.
 
     With `tree` the product of weights and their gradients at the mixed mask, this is
@@ -134,13 +134,13 @@ def dot(stack: Mask, tree: _tree.Params) -> Array:
         algorithm.
     """
     fn = "maskjax.packing.dot"
-    _checks.packed_stack(stack, fn=fn)
-    pairs = _checks.mask_of(stack, tree, fn=fn, names=("tree", "stack"))
-    _checks.raise_all(
+    checks.packed_stack(stack, fn=fn)
+    pairs = checks.mask_of(stack, tree, fn=fn, names=("tree", "stack"))
+    checks.raise_all(
         (
-            f"{path}: {_checks.kind_of(values)}"
+            f"{path}: {checks.kind_of(values)}"
             for path, values, leaf in pairs
-            if leaf is not None and not _checks.is_floating(values)
+            if leaf is not None and not checks.is_floating(values)
         ),
         f"`{fn}` needs a floating array in `tree` for every mask",
         TypeError,
@@ -199,7 +199,7 @@ def mix_leaf(
         used: How many of them; the time taken is for these only.
     """
     words, dtype = leaf.bits.shape[1], weights.dtype
-    weights = weights.astype(_dtypes.at_least_float32(dtype))
+    weights = weights.astype(dtypes.at_least_float32(dtype))
     members, size, rounds = _rounds(leaf, rows, used)
     shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
 
@@ -262,7 +262,7 @@ def dot_leaf(
         for axis, (a, b) in enumerate(zip(leaf.shape, values.shape, strict=True))
         if a != b
     )
-    values = values.astype(_dtypes.at_least_float32(values.dtype))
+    values = values.astype(dtypes.at_least_float32(values.dtype))
     planes = _planes(jnp.sum(values, axis=shared, keepdims=True), padding=0)
     ones = jnp.ones(planes.shape[1:], planes.dtype)
     members, size, rounds = _rounds(leaf, rows, used)

@@ -15,9 +15,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax import _checks, _slots, _tree, masking, packing
-from maskjax._packed import PackedMask
-from maskjax._tree import Array, Mask, Params, SoftMask
+from maskjax import masking, packing
+from maskjax._core import checks, slots, trees
+from maskjax._core.packed import PackedMask
+from maskjax._core.trees import Array, Mask, Params, SoftMask
 
 __all__ = [
     "map",
@@ -55,8 +56,8 @@ def stack(masks: Sequence[Mask]) -> Mask:
         raise ValueError(f"`{fn}` needs at least one mask, got none.")
     for i, mask in enumerate(masks[1:], start=1):
         names = ("mask 0", f"mask {i}")
-        pairs = _checks.same_shapes(masks[0], mask, fn=fn, names=names)
-        _checks.raise_all(
+        pairs = checks.same_shapes(masks[0], mask, fn=fn, names=names)
+        checks.raise_all(
             (
                 f"{path}: {_kind(a)} and {_kind(b)}"
                 for path, a, b in pairs
@@ -83,7 +84,7 @@ def unstack(stack: Mask) -> list[Mask]:
         >>> stacking.unstack({"w": jnp.array([[True], [False]])})[1]
         {'w': Array([False], dtype=bool)}
     """
-    k = _checks.members(stack, fn="maskjax.stacking.unstack")
+    k = checks.members(stack, fn="maskjax.stacking.unstack")
     return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(k)]
 
 
@@ -108,10 +109,10 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
         {'w': Array([False], dtype=bool)}
     """
     fn = "maskjax.stacking.take"
-    k = _checks.members(stack, fn=fn)
+    k = checks.members(stack, fn=fn)
     if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
-        raise TypeError(f"`{fn}` needs `i` as an integer, got {_checks.kind_of(i)}.")
-    _slots.in_range(i, k, fn=fn, name="i")
+        raise TypeError(f"`{fn}` needs `i` as an integer, got {checks.kind_of(i)}.")
+    slots.in_range(i, k, fn=fn, name="i")
     index = jnp.asarray(i)
     if index.dtype.itemsize < 4:  # K may be more than it holds
         index = index.astype(jnp.int32)
@@ -135,7 +136,7 @@ def size(stack: Mask) -> int:
         >>> stacking.size({"w": jnp.ones((5, 2, 3), bool)})
         5
     """
-    return _checks.members(stack, fn="maskjax.stacking.size")
+    return checks.members(stack, fn="maskjax.stacking.size")
 
 
 def predict(
@@ -222,7 +223,7 @@ def _map(
     batch_size: int | None,
     fn: str,
 ) -> Any:
-    members = _checks.members(stack, fn=fn)
+    members = checks.members(stack, fn=fn)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`{fn}` needs `batch_size` of at least 1, got {batch_size}.")
 
@@ -277,8 +278,8 @@ def predict_each(
         Array([ 1., 11.,  1.], dtype=float32)
     """
     fn = "maskjax.stacking.predict_each"
-    _checks.at_least(group, 1, fn=fn, name="group")
-    last = _checks.members(stack, fn=fn) - 1
+    checks.at_least(group, 1, fn=fn, name="group")
+    last = checks.members(stack, fn=fn) - 1
     size = _samples(members, inputs, fn)
     members = jnp.clip(jnp.asarray(members), 0, last).astype(jnp.int32)
     order = jnp.argsort(members, stable=True).astype(jnp.int32)
@@ -302,10 +303,10 @@ def predict_each(
         )
 
     outputs = jax.eval_shape(of_group, rows[0])
-    _checks.raise_all(
+    checks.raise_all(
         (
             f"{path or 'output'}: shape {leaf.shape}"
-            for path, leaf in _tree.named_leaves(outputs)
+            for path, leaf in trees.named_leaves(outputs)
             if leaf.shape[:1] != (group,)
         ),
         f"`{fn}` needs `apply` to return a leading axis of {group} samples",
@@ -339,36 +340,36 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
         Wortsman et al., arXiv:2006.14769, section 3.3, equation 2.
     """
     fn = "maskjax.stacking.mix"
-    _checks.boolean(stack, fn=fn, name="stack")
-    _checks.weights(weights, stack, fn=fn)
-    _checks.packed(stack, fn=fn, stacked=True)
+    checks.boolean(stack, fn=fn, name="stack")
+    checks.weights(weights, stack, fn=fn)
+    checks.packed(stack, fn=fn, stacked=True)
 
     def of_leaf(leaf: Array | PackedMask) -> Array:
         if isinstance(leaf, PackedMask):
             return packing.mix_leaf(leaf, weights)
         return jnp.tensordot(weights, leaf.astype(weights.dtype), 1)
 
-    return _tree.map_mask(of_leaf, stack)
+    return trees.map_mask(of_leaf, stack)
 
 
 def _samples(members: Array, inputs: Any, fn: str) -> int:
     """How many samples there are; every input must have as many."""
     if not (
-        _checks.shaped(members)
+        checks.shaped(members)
         and members.ndim == 1
         and jnp.issubdtype(members.dtype, jnp.integer)
     ):
         raise TypeError(
             f"`{fn}` needs `members` as integers of shape (B,), got "
-            f"{_checks.kind_of(members)}."
+            f"{checks.kind_of(members)}."
         )
     size = members.shape[0]
     if not size:
         raise ValueError(f"`{fn}` needs at least one sample, got none.")
-    _checks.raise_all(
+    checks.raise_all(
         (
-            f"{path}: {_checks.kind_of(leaf)}"
-            for path, leaf in _tree.named_leaves(inputs)
+            f"{path}: {checks.kind_of(leaf)}"
+            for path, leaf in trees.named_leaves(inputs)
             if np.shape(leaf)[:1] != (size,)
         ),
         f"`{fn}` needs every input with a leading axis of {size}, one for each member",

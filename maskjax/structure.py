@@ -13,8 +13,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from maskjax import _dtypes
-from maskjax._tree import Array
+from maskjax._core import dtypes
+from maskjax._core.trees import Array
 
 __all__ = ["Block", "Entries", "NofM", "Structure", "Units"]
 
@@ -244,7 +244,7 @@ def _mean(
     keepdims: bool = False,
 ) -> Array:
     """Mean over axes of what is alive, in float32 at least."""
-    wide = _dtypes.at_least_float32(scores.dtype)
+    wide = dtypes.at_least_float32(scores.dtype)
     if alive is None:
         return jnp.mean(scores, axis=axes, dtype=wide, keepdims=keepdims)
     total = jnp.sum(

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _dtypes, _tree, masking, packing, stacking
-from maskjax._tree import Array, Mask, Params, SoftMask
+from maskjax import masking, packing, stacking
+from maskjax._core import checks, dtypes, trees
+from maskjax._core.trees import Array, Mask, Params, SoftMask
 from maskjax.bank import MaskBank, capacity, learned, mean
 
 __all__ = [
@@ -62,7 +63,7 @@ def entropy(logits: Array) -> Array:
         section 3.3.
     """
     _outputs(logits, "maskjax.superposition.entropy")
-    log = jax.nn.log_softmax(logits.astype(_dtypes.at_least_float32(logits.dtype)))
+    log = jax.nn.log_softmax(logits.astype(dtypes.at_least_float32(logits.dtype)))
     chance = jnp.exp(log)
     # An output of no chance adds nothing: its logarithm may be -inf.
     return -jnp.sum(chance * jnp.where(chance > 0, log, 0), axis=-1).mean()
@@ -95,7 +96,7 @@ def superfluous(logits: Array, *, labels: int) -> Array:
     """
     fn = "maskjax.superposition.superfluous"
     outputs = _outputs(logits, fn)
-    _checks.at_least(labels, 1, fn=fn, name="labels")
+    checks.at_least(labels, 1, fn=fn, name="labels")
     if labels > outputs:
         raise ValueError(
             f"`{fn}` needs at most as many `labels` as outputs, got {labels} of "
@@ -140,8 +141,8 @@ def gradient(
         Wortsman et al., arXiv:2006.14769, section 3.3: the gradient by alpha.
     """
     fn = "maskjax.superposition.gradient"
-    _checks.packed_stack(stack, fn=fn)
-    _checks.weights(weights, stack, fn=fn)
+    checks.packed_stack(stack, fn=fn)
+    checks.weights(weights, stack, fn=fn)
     _fit(stack, params, fn)
     mixed = packing.mix(stack, weights)
     return packing.dot(stack, _by_mask(objective, params, mixed, data))
@@ -190,9 +191,9 @@ def infer(
         Wortsman et al., arXiv:2006.14769, section 3.3.
     """
     fn = "maskjax.superposition.infer"
-    _checks.one_of(method, tuple(_METHODS), fn=fn, name="method")
-    _checks.one_of(per, ("image", "batch"), fn=fn, name="per")
-    _checks.at_least(batch_size, 1, fn=fn, name="batch_size")
+    checks.one_of(method, tuple(_METHODS), fn=fn, name="method")
+    checks.one_of(per, ("image", "batch"), fn=fn, name="per")
+    checks.at_least(batch_size, 1, fn=fn, name="batch_size")
     if not jnp.ndim(images) or not len(images):
         raise ValueError(
             f"`{fn}` needs at least one image, got an array of shape "
@@ -277,7 +278,7 @@ def binary(
         Wortsman et al., arXiv:2006.14769, section 3.3, "Binary", and algorithm 1.
     """
     fn = "maskjax.superposition.binary"
-    _checks.at_least(base, 2, fn=fn, name="base")
+    checks.at_least(base, 2, fn=fn, name="base")
     _ready(bank, params, fn)
     size = capacity(bank)
     first = _by_mask(objective, params, mean(bank), data)  # the first mean is known
@@ -290,7 +291,7 @@ def binary(
         rows, left = carry
         alive = jnp.arange(rows.shape[0], dtype=jnp.int32) < left
         weights = alive.astype(jnp.float32) / jnp.maximum(left, 1).astype(jnp.float32)
-        mixed = _tree.map_mask(
+        mixed = trees.map_mask(
             lambda m: packing.mix_leaf(m, weights, rows=rows, used=left), bank.masks
         )
         by_mask = _by_mask(objective, params, mixed, data)
@@ -334,7 +335,7 @@ def exhaustive(
         Array(1, dtype=int32)
     """
     fn = "maskjax.superposition.exhaustive"
-    _checks.at_least(batch_size, 1, fn=fn, name="batch_size")
+    checks.at_least(batch_size, 1, fn=fn, name="batch_size")
     _ready(bank, params, fn)
     side_by_side = min(batch_size, capacity(bank))
     values = stacking.predict(
@@ -360,7 +361,7 @@ def _at_mean(
 
 def _dots(bank: MaskBank, tree: SoftMask, **which: Any) -> Array:
     """Inner products with some of a bank's masks, as many as are used."""
-    sums = _tree.map_mask(
+    sums = trees.map_mask(
         lambda m, v: packing.dot_leaf(m, v, **which), bank.masks, tree
     )
     return functools.reduce(jnp.add, jax.tree.leaves(sums))
@@ -389,11 +390,11 @@ def _outputs(logits: Array, fn: str) -> int:
 
 
 def _ready(bank: MaskBank, params: Params, fn: str) -> None:
-    _checks.packed_stack(bank.masks, fn=fn)
+    checks.packed_stack(bank.masks, fn=fn)
     _fit(bank.masks, params, fn)
-    if _checks.known(bank.learned) == 0:
+    if checks.known(bank.learned) == 0:
         raise ValueError(f"`{fn}` needs a bank with at least one learned task.")
 
 
 def _fit(stack: Mask, params: Params, fn: str) -> None:
-    _checks.mask_of(stack, params, fn=fn, names=("params", "stack"))
+    checks.mask_of(stack, params, fn=fn, names=("params", "stack"))

@@ -15,8 +15,8 @@ import dataclasses
 import re
 from typing import Any
 
-from maskjax import _checks
-from maskjax._tree import Predicate
+from maskjax._core import checks
+from maskjax._core.trees import Predicate
 
 __all__ = [
     "everything",
@@ -70,7 +70,7 @@ def _either(a: Predicate, b: Predicate) -> _Where:
 #: Floating leaves of rank 2 or more: dense and convolution kernels, embeddings. What
 #: every library of the field prunes by default.
 kernels: Predicate = _Where(
-    "where.kernels", lambda _, leaf: _checks.is_floating(leaf) and len(leaf.shape) >= 2
+    "where.kernels", lambda _, leaf: checks.is_floating(leaf) and len(leaf.shape) >= 2
 )
 
 #: Every leaf. An integer leaf among them is an error where a mask is made, since it
@@ -78,9 +78,7 @@ kernels: Predicate = _Where(
 everything: Predicate = _Where("where.everything", lambda _, leaf: True)
 
 #: Every floating leaf, of any rank.
-floating: Predicate = _Where(
-    "where.floating", lambda _, leaf: _checks.is_floating(leaf)
-)
+floating: Predicate = _Where("where.floating", lambda _, leaf: checks.is_floating(leaf))
 
 
 #: Running statistics of normalization, by the names that Flax gives them: the whole
@@ -136,5 +134,5 @@ def ndim_at_least(n: int) -> Predicate:
     """
     return _Where(
         f"where.ndim_at_least({n})",
-        lambda _, leaf: _checks.shaped(leaf) and len(leaf.shape) >= n,
+        lambda _, leaf: checks.shaped(leaf) and len(leaf.shape) >= n,
     )

@@ -9,7 +9,8 @@ import pytest
 from scipy import optimize
 from sklearn import calibration
 
-from maskjax import _calibration, metrics
+from maskjax import metrics
+from maskjax.metrics import _calibration
 from tests.predictions import B, C, close, drawn_labels, raises, sixteenths, smooth
 from tests.reference import uncertainty as reference
 

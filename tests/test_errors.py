@@ -26,8 +26,8 @@ from maskjax import (
     stacking,
     where,
 )
-from maskjax._count import fold
 from maskjax.recipes import edge_popup
+from maskjax.select._count import fold
 from maskjax.structure import Block, NofM, Units
 from tests import trees
 

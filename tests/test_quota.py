@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax._quota import quota
+from maskjax.select._quota import quota
 from tests.reference.selection import quota as reference
 
 SIZES = [0, 1, 2, 3, 7, 10, 99, 1000, 266_200, 2**24 - 1, 2**24 + 1, 2**31 - 2]

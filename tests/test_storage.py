@@ -14,10 +14,10 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from maskjax import _disk, bank, packing, storage
+from maskjax import bank, packing, storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
-from maskjax.storage import StorageError
+from maskjax.storage import StorageError, _disk
 from tests import trees
 from tests.reference import packing as reference
 

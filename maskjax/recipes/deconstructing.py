@@ -29,8 +29,9 @@ Departures from the paper:
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _dtypes, masking, packing, score
-from maskjax._tree import Array, Mask, Params, Scores, map_mask
+from maskjax import masking, packing, score
+from maskjax._core import checks, dtypes
+from maskjax._core.trees import Array, Mask, Params, Scores, map_mask
 from maskjax.where import floating
 
 __all__ = ["restart", "scores"]
@@ -79,7 +80,7 @@ def scores(
         (Array([[4., 3.]], dtype=float32), Array([[0., 5.]], dtype=float32))
     """
     fn = "maskjax.recipes.deconstructing.scores"
-    _checks.typed_key(key, fn=fn)
+    checks.typed_key(key, fn=fn)
     alive, w_i, w_f = _masked(initial, final, mask, fn=fn)
     size_i, size_f = (score.magnitude(w, where=floating) for w in (w_i, w_f))
     less_i, less_f = (map_mask(jnp.negative, size) for size in (size_i, size_f))
@@ -148,12 +149,12 @@ def restart(
         {'w': Array([[ 0., -2.]], dtype=float32)}
     """
     fn = "maskjax.recipes.deconstructing.restart"
-    _checks.typed_key(key, fn=fn)
-    _checks.one_of(kept, _KEPT, fn=fn, name="kept")
-    _checks.one_of(sign, ("original", "random"), fn=fn, name="sign")
-    _checks.one_of(removed, _REMOVED, fn=fn, name="removed")
+    checks.typed_key(key, fn=fn)
+    checks.one_of(kept, _KEPT, fn=fn, name="kept")
+    checks.one_of(sign, ("original", "random"), fn=fn, name="sign")
+    checks.one_of(removed, _REMOVED, fn=fn, name="removed")
     leaves, treedef = jax.tree.flatten(initial)
-    trees = map(treedef.flatten_up_to, _masked(initial, final, mask, fn=fn))
+    others = map(treedef.flatten_up_to, _masked(initial, final, mask, fn=fn))
 
     def of_leaf(i: int, w: Array, m: Array | None, w_i: Array, w_f: Array) -> Array:
         if m is None:
@@ -163,7 +164,7 @@ def restart(
         zero = _zero(jnp.abs(w_f) < jnp.abs(w_i), m, removed, keys[1])
         return jnp.where(zero, 0.0, value).astype(w.dtype)  # 4.
 
-    matched = enumerate(zip(leaves, *trees, strict=True))
+    matched = enumerate(zip(leaves, *others, strict=True))
     return treedef.unflatten([of_leaf(i, *leaf) for i, leaf in matched])
 
 
@@ -208,13 +209,13 @@ def _masked(
     initial: Params, other: Params, mask: Mask, *, fn: str, name: str = "final"
 ) -> tuple[Mask, Params, Params]:
     """The mask in full, and the weights that have one in a dtype that they share."""
-    _checks.same_shapes(initial, other, fn=fn, names=("initial", name), is_leaf=None)
-    _checks.boolean(mask, fn=fn)
+    checks.same_shapes(initial, other, fn=fn, names=("initial", name), is_leaf=None)
+    checks.boolean(mask, fn=fn)
     mask = packing.unpack(mask)
-    _checks.mask_of(mask, initial, fn=fn, names=("initial", "mask"))
-    trees = [map_mask(lambda _, w: w, mask, tree) for tree in (initial, other)]
-    for tree, of in zip(trees, ("initial", name), strict=True):
-        _checks.floating_scores(tree, fn=fn, name=f"{of}` under `mask")
+    checks.mask_of(mask, initial, fn=fn, names=("initial", "mask"))
+    pair = [map_mask(lambda _, w: w, mask, tree) for tree in (initial, other)]
+    for tree, of in zip(pair, ("initial", name), strict=True):
+        checks.floating_scores(tree, fn=fn, name=f"{of}` under `mask")
     mask = map_mask(lambda m, w: jnp.broadcast_to(m, w.shape), mask, initial)
-    trees = jax.tree.map(lambda w: w.astype(_dtypes.at_least_float32(w.dtype)), trees)
-    return mask, *trees
+    pair = jax.tree.map(lambda w: w.astype(dtypes.at_least_float32(w.dtype)), pair)
+    return mask, *pair

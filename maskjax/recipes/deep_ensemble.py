@@ -35,9 +35,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _keys, stacking
-from maskjax._tree import Array, Params
-from maskjax._wide import Wide, blocks, wide
+from maskjax import stacking
+from maskjax._core import checks
+from maskjax._core.trees import Array, Params
+from maskjax.recipes._wide import Wide, blocks, wide
 
 __all__ = [
     "Wide",
@@ -78,7 +79,7 @@ def init(draw: Callable[[Array], Params], *, keys: Array) -> Params:
         >>> deep_ensemble.init(draw, keys=keys)["w"].shape
         (3, 2, 2)
     """
-    _keys.own(keys, fn=f"{_FN}.init")
+    checks.own_keys(keys, fn=f"{_FN}.init")
     return jax.vmap(draw)(keys)
 
 
@@ -115,7 +116,7 @@ def train(
         >>> deep_ensemble.train(fit, jnp.zeros((2, 3)), x, keys=keys).sum(1)
         Array([3., 3.], dtype=float32)
     """
-    _keys.own(keys, fn=f"{_FN}.train")
+    checks.own_keys(keys, fn=f"{_FN}.train")
 
     def member(each: dict[str, Any], *data: Any) -> Any:
         return fit(each["params"], *data, key=each["keys"])
@@ -146,9 +147,9 @@ def order(samples: int, *, size: int, epochs: int = 1, key: Array) -> Array:
         Array([0, 1, 2, 3, 4, 5], dtype=int32)
     """
     fn = f"{_FN}.order"
-    _checks.typed_key(key, fn=fn)
+    checks.typed_key(key, fn=fn)
     for value, name in ((samples, "samples"), (size, "size"), (epochs, "epochs")):
-        _checks.at_least(value, 1, fn=fn, name=name)
+        checks.at_least(value, 1, fn=fn, name=name)
     if size > samples:
         raise ValueError(f"`{fn}` needs `size` of at most {samples}, got {size}.")
     steps = samples // size
@@ -230,7 +231,7 @@ def gaussian_loss(outputs: Array, targets: Array, *, floor: float = 1e-6) -> Arr
         Lakshminarayanan et al., arXiv:1612.01474, equation 1.
     """
     mean, variance = gaussian(outputs, floor=floor)
-    _checks.of_shape(targets, mean.shape, fn=f"{_FN}.gaussian_loss", name="targets")
+    checks.of_shape(targets, mean.shape, fn=f"{_FN}.gaussian_loss", name="targets")
     return 0.5 * jnp.log(variance) + (targets - mean) ** 2 / (2 * variance)
 
 
@@ -251,7 +252,7 @@ def mixture(means: Array, variances: Array) -> tuple[Array, Array]:
         >>> deep_ensemble.mixture(jnp.array([1.0, 3.0]), jnp.array([0.5, 1.5]))
         (Array(2., dtype=float32), Array(2., dtype=float32))
     """
-    _checks.of_shape(variances, means.shape, fn=f"{_FN}.mixture", name="variances")
+    checks.of_shape(variances, means.shape, fn=f"{_FN}.mixture", name="variances")
     # As a sum of two that are not negative: mean squares cancel where means are large.
     return jnp.mean(means, 0), jnp.mean(variances, 0) + jnp.var(means, 0)
 

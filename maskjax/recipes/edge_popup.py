@@ -34,8 +34,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, _tree, estimator, initializer, masking, select
-from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
+from maskjax import estimator, initializer, masking, select
+from maskjax._core import checks, trees
+from maskjax._core.trees import (
+    Array,
+    Density,
+    Mask,
+    Params,
+    Predicate,
+    Scores,
+    map_mask,
+)
 from maskjax.where import kernels
 
 __all__ = ["EdgePopupState", "init", "mask", "predict", "step"]
@@ -88,16 +97,14 @@ def init(
         {'w': Array(0.25, dtype=float32)}
     """
     fn = "maskjax.recipes.edge_popup.init"
-    _checks.typed_key(key, fn=fn)
-    chosen = _checks.chosen_leaves(weights, where, fn=fn)
-    if _tree.is_single(density):
+    checks.typed_key(key, fn=fn)
+    chosen = checks.chosen_leaves(weights, where, fn=fn)
+    if trees.is_single(density):
         density = map_mask(lambda _, d=density: d, chosen)
-    for _, _, d in _checks.matched(
-        chosen, density, fn=fn, names=("weights", "density")
-    ):
-        _checks.unit_interval(d, fn=fn, name="density")
-    flat = [p for p, w in _tree.mask_leaves(chosen)[0] if w is not None and w.ndim < 2]
-    _checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
+    for _, _, d in checks.matched(chosen, density, fn=fn, names=("weights", "density")):
+        checks.unit_interval(d, fn=fn, name="density")
+    flat = [p for p, w in trees.mask_leaves(chosen)[0] if w is not None and w.ndim < 2]
+    checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
     scores = initializer.uniform_scores(weights, where=where, key=key)  # 1.
     roots = map_mask(lambda w: max(math.prod(w.shape[:-1]), 1) ** 0.5, chosen)
     cuts = map_mask(

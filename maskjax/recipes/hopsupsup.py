@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, estimator, masking, packing, select
-from maskjax._tree import Array, Mask, Params, Scores, SoftMask, map_mask
+from maskjax import estimator, masking, packing, select
+from maskjax._core import checks
+from maskjax._core.trees import Array, Mask, Params, Scores, SoftMask, map_mask
 
 __all__ = ["Memory", "Recovery", "energy", "init", "recover", "store"]
 
@@ -81,7 +82,7 @@ def init(mask: Mask) -> Memory:
         (3, 3)
     """
     fn = "maskjax.recipes.hopsupsup.init"
-    _checks.boolean(mask, fn=fn)
+    checks.boolean(mask, fn=fn)
     if not jax.tree.leaves(mask):
         raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")
     psi = map_mask(lambda m: jnp.zeros((m.size, m.size), jnp.float32), mask)
@@ -113,8 +114,8 @@ def store(
         Array([ 0.5, -0.5], dtype=float32)
     """
     fn = "maskjax.recipes.hopsupsup.store"
-    _checks.one_of(rule, ("storkey", "hebbian"), fn=fn, name="rule")
-    _checks.boolean(mask, fn=fn)
+    checks.one_of(rule, ("storkey", "hebbian"), fn=fn, name="rule")
+    checks.boolean(mask, fn=fn)
 
     def learned(z: Array, psi: Array) -> Array:  # 2.
         new = jnp.outer(z, z)
@@ -188,7 +189,7 @@ def recover(
         (3,)
     """
     fn = "maskjax.recipes.hopsupsup.recover"
-    _checks.mask_of(memory.sums, params, fn=fn, names=("params", "memory"))
+    checks.mask_of(memory.sums, params, fn=fn, names=("params", "memory"))
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
     if len({s[:1] for s in shapes}) != 1 or any(s == () or 0 in s for s in shapes):
         raise ValueError(f"`{fn}` needs batches [T, B, ...], not empty, got {shapes}.")
@@ -215,6 +216,6 @@ def recover(
 
 
 def _signs(memory: Memory, mask: Any, fn: str) -> Any:
-    _checks.same_shapes(memory.sums, mask, fn=fn, names=("memory", "mask"))
-    _checks.packed(mask, fn=fn, stacked=False)
+    checks.same_shapes(memory.sums, mask, fn=fn, names=("memory", "mask"))
+    checks.packed(mask, fn=fn, stacked=False)
     return map_mask(lambda m: 2 * packing.unpack_leaf(m).astype(jnp.float32) - 1, mask)

@@ -21,8 +21,9 @@ It goes with any recipe that learns a mask on random weights: edge_popup, meta_t
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, initializer, masking, packing, select
-from maskjax._tree import Array, Density, Mask, Params, map_mask
+from maskjax import initializer, masking, packing, select
+from maskjax._core import checks
+from maskjax._core.trees import Array, Density, Mask, Params, map_mask
 
 __all__ = ["redraw"]
 
@@ -64,16 +65,16 @@ def redraw(
         {'w': Array([[0., 3., 0.]], dtype=float32)}
     """
     fn = "maskjax.recipes.iterand.redraw"
-    _checks.typed_key(key, fn=fn)
-    _checks.unit_interval(probability, fn=fn, name="probability")
-    _checks.unit_interval(mix, fn=fn, name="mix")
-    _checks.boolean(mask, fn=fn)
-    pairs = _checks.mask_of(mask, weights, fn=fn, names=("weights", "mask"))
+    checks.typed_key(key, fn=fn)
+    checks.unit_interval(probability, fn=fn, name="probability")
+    checks.unit_interval(mix, fn=fn, name="mix")
+    checks.boolean(mask, fn=fn)
+    pairs = checks.mask_of(mask, weights, fn=fn, names=("weights", "mask"))
     masked = {path for path, _, leaf in pairs if leaf is not None}
     if not masked:
         raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")
     masked_weights = map_mask(lambda _, w: w, mask, weights)
-    _checks.floating_scores(masked_weights, fn=fn, name="weights")
+    checks.floating_scores(masked_weights, fn=fn, name="weights")
     kept = packing.unpack(mask)
     drawing, chance = jax.random.split(key)
     chosen = lambda path, _: path in masked  # noqa: E731

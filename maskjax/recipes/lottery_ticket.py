@@ -32,9 +32,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, _tree, algebra, masking, packing, score, select, stacking
-from maskjax._choice import everything
-from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores
+from maskjax import algebra, masking, packing, score, select, stacking
+from maskjax._core import checks, trees
+from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
+from maskjax.select._choice import everything
 from maskjax.structure import Entries, Structure
 from maskjax.where import kernels
 
@@ -107,8 +108,8 @@ def search(
         Array([8, 4, 2, 1], dtype=int32)
     """
     fn = "maskjax.recipes.lottery_ticket.search"
-    _checks.typed_key(key, fn=fn)
-    _checks.at_least(rounds, 1, fn=fn, name="rounds")
+    checks.typed_key(key, fn=fn)
+    checks.at_least(rounds, 1, fn=fn, name="rounds")
     params = jax.tree.map(jnp.asarray, params)
 
     def prune(params: Params, mask: Mask) -> Mask:
@@ -157,10 +158,10 @@ def retrain(
         Array([1, 0], dtype=int32)
     """
     fn = "maskjax.recipes.lottery_ticket.retrain"
-    _checks.typed_key(key, fn=fn)
-    _checks.boolean(masks, fn=fn, name="masks")
-    _checks.at_least(batch_size, 1, fn=fn, name="batch_size")
-    _checks.members(masks, fn=fn)
+    checks.typed_key(key, fn=fn)
+    checks.boolean(masks, fn=fn, name="masks")
+    checks.at_least(batch_size, 1, fn=fn, name="batch_size")
+    checks.members(masks, fn=fn)
     one = functools.partial(_trained, train, params, key=key, fn=fn)
     return stacking.map(one, masks, batch_size=batch_size)
 
@@ -187,15 +188,15 @@ def random_masks(masks: Mask, *, mode: _Mode, key: Array) -> Mask:
         2
     """
     fn = "maskjax.recipes.lottery_ticket.random_masks"
-    _checks.typed_key(key, fn=fn)
-    _checks.one_of(mode, ("layerwise", "global", "even"), fn=fn, name="mode")
-    keys = jax.random.split(key, _checks.members(masks, fn=fn))
+    checks.typed_key(key, fn=fn)
+    checks.one_of(mode, ("layerwise", "global", "even"), fn=fn, name="mode")
+    keys = jax.random.split(key, checks.members(masks, fn=fn))
 
     def one(mask: Mask, key: Array) -> Mask:
         if mode != "even":
             scope = "leaf" if mode == "layerwise" else "global"
             return select.random_like(mask, scope=scope, key=key)
-        blank = _tree.map_mask(lambda m: jnp.zeros(m.shape), mask)
+        blank = trees.map_mask(lambda m: jnp.zeros(m.shape), mask)
         share = algebra.density(mask)
         return select.random(blank, density=share, where=lambda *_: True, key=key)
 
@@ -213,8 +214,8 @@ def _trained(train: _Train, start: Params, mask: Mask, key: Array, fn: str) -> A
 
 def _alike(result: Params, params: Params, name: str, fn: str) -> Params:
     """What a user's training returned, if it is of the parameters' kind."""
-    pairs = _checks.matched(params, result, fn=fn, names=("params", name))
-    kinds = [(path, *map(_checks.kind_of, pair)) for path, *pair in pairs]
+    pairs = checks.matched(params, result, fn=fn, names=("params", name))
+    kinds = [(path, *map(checks.kind_of, pair)) for path, *pair in pairs]
     wrong = (f"{path}: {new}, given {old}" for path, old, new in kinds if new != old)
-    _checks.raise_all(wrong, f"`{fn}` needs `{name}` to keep every shape and dtype")
+    checks.raise_all(wrong, f"`{fn}` needs `{name}` to keep every shape and dtype")
     return result

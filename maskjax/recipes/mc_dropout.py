@@ -33,8 +33,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _keys, _tree, metrics, stacking
-from maskjax._tree import Array, SoftMask
+from maskjax import metrics, stacking
+from maskjax._core import checks, trees
+from maskjax._core.trees import Array, SoftMask
 
 __all__ = [
     "log_likelihood",
@@ -81,22 +82,22 @@ def masks(
         (2, 1, 3)
     """
     fn = f"{_FN}.masks"
-    _checks.typed_key(key, fn=fn)
+    checks.typed_key(key, fn=fn)
     if examples is not None:
-        _checks.at_least(examples, 1, fn=fn, name="examples")
-    leaves, treedef = _tree.mask_leaves(units)
+        checks.at_least(examples, 1, fn=fn, name="examples")
+    leaves, treedef = trees.mask_leaves(units)
     given = [(path, leaf) for path, leaf in leaves if leaf is not None]
     if not given:
         raise ValueError(f"`{fn}` needs `units` with at least one leaf, got none.")
-    _checks.raise_all(
-        (f"{p}: {_checks.kind_of(u)}" for p, u in given if not _checks.shaped(u)),
+    checks.raise_all(
+        (f"{p}: {checks.kind_of(u)}" for p, u in given if not checks.shaped(u)),
         f"`{fn}` needs every leaf of `units` with a shape and a dtype, or None",
         TypeError,
     )
-    rates, single = [rate] * len(leaves), _tree.is_single(rate)
+    rates, single = [rate] * len(leaves), trees.is_single(rate)
     if not single:
-        how = {"names": ("units", "rate"), "is_leaf": _tree.is_mask_leaf}
-        rates = [each for *_, each in _checks.matched(units, rate, fn=fn, **how)]
+        how = {"names": ("units", "rate"), "is_leaf": trees.is_mask_leaf}
+        rates = [each for *_, each in checks.matched(units, rate, fn=fn, **how)]
     for (path, unit), each in zip(leaves, rates, strict=True):
         if unit is not None:
             _below_one(each, fn=fn, name="rate" if single else f"rate of {path}")
@@ -104,7 +105,7 @@ def masks(
     def of_leaf(leaf: Any, rate: Any, key: Array) -> Array | None:
         if leaf is None:
             return None
-        dtype = leaf.dtype if _checks.is_floating(leaf) else jnp.dtype("float32")
+        dtype = leaf.dtype if checks.is_floating(leaf) else jnp.dtype("float32")
         shape = leaf.shape if examples is None else (examples, 1, *leaf.shape)
         keep = 1 - jnp.asarray(rate, "float32")
         kept = jax.random.bernoulli(key, keep, shape)
@@ -155,7 +156,7 @@ def predict(
         >>> mc_dropout.predict(net, jnp.ones(3), x, **how).shape
         (2, 4, 3)
     """
-    _keys.own(keys, fn=f"{_FN}.predict")
+    checks.own_keys(keys, fn=f"{_FN}.predict")
 
     def member(key: Array, *inputs: Any) -> Any:
         return apply(masks(units, rate=rate, examples=examples, key=key), *inputs)
@@ -185,7 +186,7 @@ def moments(outputs: Array, *, precision: Any) -> tuple[Array, Array]:
     References:
         Gal & Ghahramani, arXiv:1506.02142, section 4, equations 6 and following.
     """
-    _checks.floating(outputs, fn=f"{_FN}.moments", name="outputs")
+    checks.floating(outputs, fn=f"{_FN}.moments", name="outputs")
     noise = (1 / jnp.asarray(precision)).astype(outputs.dtype)
     return jnp.mean(outputs, 0), noise + jnp.var(outputs, 0)
 
@@ -221,10 +222,10 @@ def log_likelihood(
         Gal & Ghahramani, arXiv:1506.02142, equation 8 of the appendix.
     """
     fn = f"{_FN}.log_likelihood"
-    _checks.floating(outputs, fn=fn, name="outputs")
-    _checks.floating(targets, fn=fn, name="targets")
+    checks.floating(outputs, fn=fn, name="outputs")
+    checks.floating(targets, fn=fn, name="targets")
     wanted = *outputs.shape[:1], *targets.shape
-    _checks.of_shape(outputs, wanted, fn=fn, name="outputs")
+    checks.of_shape(outputs, wanted, fn=fn, name="outputs")
     variance = (1 / jnp.asarray(precision)).astype(outputs.dtype)
     variance = jnp.broadcast_to(variance, outputs.shape)
     return -metrics.mixture_nll(outputs, variance, targets, event_ndim=event_ndim)
@@ -257,7 +258,7 @@ def precision(*, rate: Any, length_scale: Any, samples: int, weight_decay: Any) 
     """
     fn = f"{_FN}.precision"
     _below_one(rate, fn=fn)
-    _checks.at_least(samples, 1, fn=fn, name="samples", traceable=True)
+    checks.at_least(samples, 1, fn=fn, name="samples", traceable=True)
     return (1 - rate) * length_scale**2 / (2 * samples * weight_decay)
 
 
@@ -284,12 +285,12 @@ def weight_decay(*, rate: Any, length_scale: Any, samples: int, precision: Any) 
     """
     fn = f"{_FN}.weight_decay"
     _below_one(rate, fn=fn)
-    _checks.at_least(samples, 1, fn=fn, name="samples", traceable=True)
+    checks.at_least(samples, 1, fn=fn, name="samples", traceable=True)
     return (1 - rate) * length_scale**2 / (2 * samples * precision)
 
 
 def _below_one(rate: Any, *, fn: str, name: str = "rate") -> None:
     """A rate in [0, 1), as far as that is known."""
-    _checks.unit_interval(rate, fn=fn, name=name)
-    if _checks.is_number(rate) and rate == 1:
+    checks.unit_interval(rate, fn=fn, name=name)
+    if checks.is_number(rate) and rate == 1:
         raise ValueError(f"`{fn}` needs `{name}` below 1, got {rate}.")

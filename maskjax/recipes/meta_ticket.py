@@ -39,10 +39,19 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from maskjax import _checks, _tree, estimator, initializer, masking, stacking
-from maskjax._choice import choose_count
-from maskjax._quota import quota
-from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
+from maskjax import estimator, initializer, masking, stacking
+from maskjax._core import checks, trees
+from maskjax._core.trees import (
+    Array,
+    Density,
+    Mask,
+    Params,
+    Predicate,
+    Scores,
+    map_mask,
+)
+from maskjax.select._choice import choose_count
+from maskjax.select._quota import quota
 from maskjax.where import kernels, matching
 
 __all__ = ["MetaTicketState", "adapt", "init", "mask", "step"]
@@ -75,7 +84,7 @@ class MetaTicketState(NamedTuple):
     def weights(self) -> Params:
         """Where every task begins."""
         pick = lambda f, t: t if f is None else f  # noqa: E731
-        return jax.tree.map(pick, self.fixed, self.trained, is_leaf=_tree.is_mask_leaf)
+        return jax.tree.map(pick, self.fixed, self.trained, is_leaf=trees.is_mask_leaf)
 
 
 def init(
@@ -113,13 +122,13 @@ def init(
         >>> meta_ticket.init(w, optax.sgd(1.0), key=jax.random.key(0)).scores["head"]
     """
     fn = f"{_FN}.init"
-    _checks.typed_key(key, fn=fn)
-    _checks.unit_interval(density, fn=fn, name="density")
+    checks.typed_key(key, fn=fn)
+    checks.unit_interval(density, fn=fn, name="density")
     if where is None and trained is None:
         raise ValueError(f"`{fn}` needs `where` or `trained`, for something to train.")
     scores = thresholds = chosen = jax.tree.map(lambda _: None, weights)
     if trained is not None:
-        chosen = _checks.chosen_leaves(weights, trained, fn=fn, name="trained")
+        chosen = checks.chosen_leaves(weights, trained, fn=fn, name="trained")
     if where is not None:
         scores = initializer.uniform_scores(weights, gain=2**0.5, where=where, key=key)
         sizes = [s.size for s in jax.tree.leaves(scores)]  # 1.
@@ -186,15 +195,15 @@ def adapt(
         {'w': Array([0.5, 0. ], dtype=float32)}
     """
     fn = f"{_FN}.adapt"
-    _checks.at_least(steps, 0, fn=fn, name="steps")
-    _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
-    _checks.boolean(mask, fn=fn, or_soft=True)
+    checks.at_least(steps, 0, fn=fn, name="steps")
+    checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    checks.boolean(mask, fn=fn, or_soft=True)
     _not_empty({"support": support}, fn=fn)
-    if _tree.is_single(rates):
+    if trees.is_single(rates):
         rates = jax.tree.map(lambda _, r=rates: r, params)
-    pairs = _checks.matched(params, rates, fn=fn, names=("params", "rates"))
-    _checks.raise_all(
-        (f"{path}: {_checks.kind_of(r)}" for path, _, r in pairs if not _is_rate(r)),
+    pairs = checks.matched(params, rates, fn=fn, names=("params", "rates"))
+    checks.raise_all(
+        (f"{path}: {checks.kind_of(r)}" for path, _, r in pairs if not _is_rate(r)),
         f"`{fn}` needs every rate as a number, a floating scalar or None",
         TypeError,
     )
@@ -258,7 +267,7 @@ def step(
     how = {"rates": rates, "steps": steps, "first_order": first_order}
     learned: Any = state.scores, state.trained
     if batch_size is not None:
-        _checks.at_least(batch_size, 1, fn=f"{_FN}.step", name="batch_size")
+        checks.at_least(batch_size, 1, fn=f"{_FN}.step", name="batch_size")
     _not_empty({"support": support, "query": query}, fn=f"{_FN}.step", axes=2)
 
     def of_task(task: tuple) -> Any:
@@ -281,12 +290,12 @@ def step(
 
 
 def _is_rate(rate: Any) -> bool:
-    scalar = _checks.is_floating(rate) and not rate.shape
-    return rate is None or scalar or _checks.is_number(rate)
+    scalar = checks.is_floating(rate) and not rate.shape
+    return rate is None or scalar or checks.is_number(rate)
 
 
 def _pace(w: Array, m: Any, inner: Any, rate: Any) -> Array | None:
-    if rate is None or not _checks.is_floating(w):
+    if rate is None or not checks.is_floating(w):
         return None
     rate = jnp.asarray(rate).astype(w.dtype)
     if m is None:
@@ -295,6 +304,6 @@ def _pace(w: Array, m: Any, inner: Any, rate: Any) -> Array | None:
 
 
 def _not_empty(data: Any, *, fn: str, axes: int = 1) -> None:
-    found = [(p, x) for p, x in _tree.named_leaves(data) if 0 in jnp.shape(x)[:axes]]
-    lines = [f"{path}: {_checks.kind_of(x)}" for path, x in found]
-    _checks.raise_all(lines, f"`{fn}` needs at least one sample, and one task")
+    found = [(p, x) for p, x in trees.named_leaves(data) if 0 in jnp.shape(x)[:axes]]
+    lines = [f"{path}: {checks.kind_of(x)}" for path, x in found]
+    checks.raise_all(lines, f"`{fn}` needs at least one sample, and one task")

@@ -33,8 +33,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, _slots, algebra, masking, select
-from maskjax._ownership import (
+from maskjax import algebra, masking, select
+from maskjax._core import checks, slots
+from maskjax._core.trees import Array, Density, Mask, Params, Scores, map_mask
+from maskjax.recipes._ownership import (
     PackNetState,
     active,
     allotment,
@@ -45,7 +47,6 @@ from maskjax._ownership import (
     params_of,
     settled,
 )
-from maskjax._tree import Array, Density, Mask, Params, Scores, map_mask
 
 __all__ = [
     "PackNetState",
@@ -112,15 +113,15 @@ def begin(
     """
     fn = "maskjax.recipes.packnet.begin"
     in_phase(state, PackNetState, fn=fn, order=_ORDER)
-    _checks.one_of(reinit_free, ("zero", "init"), fn=fn, name="reinit_free")
+    checks.one_of(reinit_free, ("zero", "init"), fn=fn, name="reinit_free")
     capacity = len(state.counts)
-    _slots.require_room(state.learned, capacity, 1, fn=fn)
+    slots.require_room(state.learned, capacity, 1, fn=fn)
     if fresh is None and reinit_free == "init":
         raise ValueError(f"`{fn}` needs `fresh`, with `reinit_free` as 'init'.")
     if fresh is not None and reinit_free == "zero":
         of_use(state.slots, fn=fn, hint=", or free weights by `reinit_free`")
     new = state.params if fresh is None else fresh
-    _checks.alike(state.params, new, fn=fn, name="fresh")
+    checks.alike(state.params, new, fn=fn, name="fresh")
     room = state.learned < capacity
 
     def trains(w: Array, owner: Array | None, slot: Array | None) -> Array:
@@ -240,7 +241,7 @@ def _weights(training: Training) -> Mask:
 def _remark(state: PackNetState, had: Mask, kept: Mask, *, fn: str) -> None:
     """Warn of a task without weights, or without any for those to come."""
     counts = state.learned, algebra.count(had), algebra.count(kept)
-    task, n, left = map(_checks.known, counts)
+    task, n, left = map(checks.known, counts)
     if task is None or n is None or left is None or not n:
         return
     if not left:

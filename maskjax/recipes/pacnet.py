@@ -37,11 +37,20 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maskjax import _checks, algebra, masking, select
-from maskjax._ownership import emptied, in_phase, refreshed, roles, settled
-from maskjax._penalty import l2_sp
-from maskjax._quota import quota
-from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
+from maskjax import algebra, masking, select
+from maskjax._core import checks
+from maskjax._core.trees import (
+    Array,
+    Density,
+    Mask,
+    Params,
+    Predicate,
+    Scores,
+    map_mask,
+)
+from maskjax.recipes._ownership import emptied, in_phase, refreshed, roles, settled
+from maskjax.recipes._penalty import l2_sp
+from maskjax.select._quota import quota
 from maskjax.where import kernels
 from maskjax.where import statistics as _statistics
 
@@ -180,7 +189,7 @@ def allocate(
     """
     fn = f"{_FN}.allocate"
     in_phase(pruned, Pruned, fn=fn, order=_ORDER)
-    _checks.one_of(start, ("zero", "source"), fn=fn, name="start")
+    checks.one_of(start, ("zero", "source"), fn=fn, name="start")
     params = settled(pruned, params, fn=fn)  # 2.
     new = params if fresh is None else refreshed(params, pruned.own, fresh, fn=fn)
     own = map_mask(lambda _, w: w, pruned.own, params)
@@ -279,7 +288,7 @@ def _either(leaf: Array, own: Array | None, other: Any) -> Any:
 def _remark(kept: Mask, density: Any, scope: str, *, fn: str) -> None:
     """Warn where a task has no weights, or the source none of a leaf."""
     sizes = [leaf.size for leaf in jax.tree.leaves(kept)]
-    number = _checks.known(algebra.count(kept))
+    number = checks.known(algebra.count(kept))
     if isinstance(density, (int, float)):  # known though the mask be traced
         ranked = sizes if scope == "leaf" else [sum(sizes)]
         number = sum(quota(density, n) for n in ranked)

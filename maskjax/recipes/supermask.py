@@ -33,8 +33,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, estimator, masking, select
-from maskjax._tree import Array, Density, Mask, Params, Predicate, Scores, map_mask
+from maskjax import estimator, masking, select
+from maskjax._core import checks
+from maskjax._core.trees import (
+    Array,
+    Density,
+    Mask,
+    Params,
+    Predicate,
+    Scores,
+    map_mask,
+)
 from maskjax.where import kernels
 
 __all__ = ["SupermaskState", "density", "init", "mask", "predict", "step"]
@@ -83,9 +92,9 @@ def init(
     """
     fn = "maskjax.recipes.supermask.init"
     if logits is None:  # 1.
-        logits = map_mask(jnp.zeros_like, _checks.chosen_leaves(weights, where, fn=fn))
-    _checks.mask_of(logits, weights, fn=fn, names=("weights", "logits"))
-    _checks.floating_scores(logits, fn=fn, name="logits")
+        logits = map_mask(jnp.zeros_like, checks.chosen_leaves(weights, where, fn=fn))
+    checks.mask_of(logits, weights, fn=fn, names=("weights", "logits"))
+    checks.floating_scores(logits, fn=fn, name="logits")
     return SupermaskState(weights, logits, optimizer.init(logits))
 
 
@@ -110,7 +119,7 @@ def mask(state: SupermaskState, *, key: Array | None) -> Mask:
     soft = map_mask(jax.nn.sigmoid, state.logits)
     if key is None:
         return select.threshold(soft, at=0.5)
-    _checks.typed_key(key, fn="maskjax.recipes.supermask.mask")
+    checks.typed_key(key, fn="maskjax.recipes.supermask.mask")
     return select.bernoulli(soft, key=key)
 
 
@@ -170,8 +179,8 @@ def step(
         Array([[-0.25, -0.25]], dtype=float32)
     """
     fn = "maskjax.recipes.supermask.step"
-    _checks.typed_key(key, fn=fn)
-    _checks.unit_interval(rounded, fn=fn, name="rounded")
+    checks.typed_key(key, fn=fn)
+    checks.unit_interval(rounded, fn=fn, name="rounded")
 
     def mean(p: Array) -> Array:  # of an entry, over whether it is rounded too
         share = jnp.asarray(rounded, p.dtype)
@@ -221,12 +230,12 @@ def predict(
         >>> supermask.predict(net, state, jnp.ones((1, 4)), key=None)
         Array([[4.]], dtype=float32)
     """
-    _checks.at_least(samples, 1, fn="maskjax.recipes.supermask.predict", name="samples")
+    checks.at_least(samples, 1, fn="maskjax.recipes.supermask.predict", name="samples")
 
     def under(key: Array | None) -> Any:
         return apply(masked(state.weights, mask(state, key=key)), *inputs)
 
     if key is None:
         return under(key)
-    _checks.typed_key(key, fn="maskjax.recipes.supermask.predict")
+    checks.typed_key(key, fn="maskjax.recipes.supermask.predict")
     return jax.vmap(under)(jax.random.split(key, samples))  # 4.

@@ -40,8 +40,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maskjax import _checks, estimator, initializer, masking, packing, select, stacking
-from maskjax._tree import Array, Mask, Params, Predicate, Scores
+from maskjax import estimator, initializer, masking, packing, select, stacking
+from maskjax._core import checks
+from maskjax._core.trees import Array, Mask, Params, Predicate, Scores
 from maskjax.bank import MaskBank, extend, require_room
 from maskjax.where import kernels
 
@@ -183,8 +184,8 @@ def learn(
         Array([2, 1], dtype=int32)
     """
     fn = "maskjax.recipes.supsup.learn"
-    _checks.typed_key(key, fn=fn)
-    _checks.at_least(batch_size, 1, fn=fn, name="batch_size")
+    checks.typed_key(key, fn=fn)
+    checks.at_least(batch_size, 1, fn=fn, name="batch_size")
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(

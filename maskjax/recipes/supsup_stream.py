@@ -37,7 +37,6 @@ import jax.numpy as jnp
 import optax
 
 from maskjax import (
-    _checks,
     bank,
     estimator,
     initializer,
@@ -46,7 +45,8 @@ from maskjax import (
     select,
     superposition,
 )
-from maskjax._tree import Array, Mask, Params, Predicate, Scores, map_mask
+from maskjax._core import checks
+from maskjax._core.trees import Array, Mask, Params, Predicate, Scores, map_mask
 from maskjax.where import kernels
 
 __all__ = ["StreamState", "allocate", "init", "masks", "step"]
@@ -106,8 +106,8 @@ def init(
         (3, 4, 2)
     """
     fn = "maskjax.recipes.supsup_stream.init"
-    _checks.typed_key(key, fn=fn)
-    _checks.at_least(capacity, 1, fn=fn, name="capacity")
+    checks.typed_key(key, fn=fn)
+    checks.at_least(capacity, 1, fn=fn, name="capacity")
 
     def draw(key: Array) -> Scores:
         return initializer.uniform_scores(weights, where=where, key=key)
@@ -160,10 +160,10 @@ def allocate(
         Array(0, dtype=int32)
     """
     fn = "maskjax.recipes.supsup_stream.allocate"
-    _checks.one_of(start, _STARTS, fn=fn, name="start")
-    _checks.at_least(least, 1, fn=fn, name="least")
+    checks.one_of(start, _STARTS, fn=fn, name="start")
+    checks.at_least(least, 1, fn=fn, name="least")
     state = _committed(state)
-    size = _checks.members(state.packed, fn=fn)
+    size = checks.members(state.packed, fn=fn)
     learned = jnp.arange(size, dtype=jnp.int32) < state.learned
 
     k = jnp.maximum(state.learned, min(least, size))

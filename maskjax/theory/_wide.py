@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import _checks, _tree, initializer, packing
-from maskjax._tree import Array, Mask, Params
+from maskjax import initializer, packing
+from maskjax._core import checks, trees
+from maskjax._core.trees import Array, Mask, Params
 
 
 def init(
@@ -54,13 +55,13 @@ def init(
         [{'inner': (4, 5), 'outer': (4, 5, 2)}]
     """
     fn = "maskjax.theory.strong_ticket.init"
-    _checks.typed_key(key, fn=fn)
-    _checks.at_least(k, 1, fn=fn, name="k")
+    checks.typed_key(key, fn=fn)
+    checks.at_least(k, 1, fn=fn, name="k")
     widths = tuple(widths)
     if len(widths) < 2:
         raise ValueError(f"`{fn}` needs `widths` of 2 numbers or more, got {widths}.")
     for width in widths:
-        _checks.at_least(width, 1, fn=fn, name="widths")
+        checks.at_least(width, 1, fn=fn, name="widths")
     layers = []
     for i, (n, o) in enumerate(zip(widths, widths[1:], strict=False)):
         one, other = jax.random.split(jax.random.fold_in(key, i))
@@ -149,10 +150,10 @@ def dense(
         [{'kernel': (2, 6)}, {'kernel': (6, 1)}]
     """
     fn = "maskjax.theory.strong_ticket.dense"
-    _checks.typed_key(key, fn=fn)
+    checks.typed_key(key, fn=fn)
     for i, layer in enumerate(params):
         pair(layer, i, fn=fn)
-    _checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
     mask = packing.unpack(mask)
     layers, masks = [], []
     for i, (layer, kept) in enumerate(zip(params, mask, strict=True)):
@@ -182,7 +183,7 @@ def pair(layer: Any, i: int, *, fn: str) -> None:
     if has.keys() != {"inner", "outer"} or len(inner) != 2 or outer[:-1] != inner:
         raise ValueError(
             f"`{fn}` needs layer {i} with 'inner' [i, k] and 'outer' [i, k, o], got "
-            f"{has or _checks.kind_of(layer)}."
+            f"{has or checks.kind_of(layer)}."
         )
 
 
@@ -197,8 +198,8 @@ def finite(layers: Params, *, fn: str, name: str) -> None:
         at = tuple(wrong[0].tolist())
         return f"{path}: {len(wrong):,} are not, the first {array[at]} at {at}"
 
-    _checks.raise_all(
-        (complaint(*each) for each in _tree.named_leaves(layers)),
+    checks.raise_all(
+        (complaint(*each) for each in trees.named_leaves(layers)),
         f"`{fn}` needs every weight of `{name}` finite",
     )
 

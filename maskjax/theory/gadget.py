@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from maskjax import _checks
-from maskjax._tree import Array
+from maskjax._core import checks
+from maskjax._core.trees import Array
 from maskjax.theory import subset_sum
 
 __all__ = ["Construction", "beyond", "block_size", "choose", "gains"]
@@ -86,7 +86,7 @@ def choose(
         arXiv:2006.07990 (subset sums). Orseau et al., arXiv:2006.12156 (greedy).
     """
     fn = "maskjax.theory.gadget.choose"
-    _checks.one_of(construction, _CONSTRUCTIONS, fn=fn, name="construction")
+    checks.one_of(construction, _CONSTRUCTIONS, fn=fn, name="construction")
     never = _fit(inner, outer, target, nonnegative, fn=fn)
     if tolerance is not None and construction != "subset_sum":
         raise ValueError(
@@ -162,7 +162,7 @@ def beyond(
         [True, False]
     """
     fn = "maskjax.theory.gadget.beyond"
-    _checks.one_of(construction, _CONSTRUCTIONS, fn=fn, name="construction")
+    checks.one_of(construction, _CONSTRUCTIONS, fn=fn, name="construction")
     never = np.asarray(_fit(inner, outer, target, nonnegative, fn=fn))
     reduce = np.sum if construction in _SUMS else np.max
     v, w = (np.asarray(a).astype(np.float64) for a in (inner, target))
@@ -216,7 +216,7 @@ def block_size(
     """
     fn = "maskjax.theory.gadget.block_size"
     known = tuple(name for name in _CONSTRUCTIONS if name != "subset_sum")
-    _checks.one_of(construction, known, fn=fn, name="construction")
+    checks.one_of(construction, known, fn=fn, name="construction")
     if not 0 < epsilon <= 0.5 or not 0 < delta < 1:
         raise ValueError(
             f"`{fn}` needs `epsilon` in (0, 0.5] and `delta` in (0, 1), got {epsilon} "
@@ -313,11 +313,11 @@ def _fit(
 ) -> np.ndarray:
     """For each input whether it is never negative, if all arrays fit."""
     named = {"inner": inner, "outer": outer, "target": target}
-    _checks.raise_all(
+    checks.raise_all(
         (
-            f"{name}: {_checks.kind_of(array)}"
+            f"{name}: {checks.kind_of(array)}"
             for name, array in named.items()
-            if not _checks.is_floating(array)
+            if not checks.is_floating(array)
         ),
         f"`{fn}` needs floating arrays",
         TypeError,
@@ -333,6 +333,6 @@ def _fit(
     if never.dtype != bool or never.shape not in ((), (i,)):
         raise ValueError(
             f"`{fn}` needs `nonnegative` as a boolean, or {i} of them, got "
-            f"{_checks.kind_of(nonnegative)}."
+            f"{checks.kind_of(nonnegative)}."
         )
     return np.broadcast_to(never, (i,))

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import _checks, estimator, initializer
-from maskjax._tree import Array
+from maskjax import estimator, initializer
+from maskjax._core import checks
+from maskjax._core.trees import Array
 
 __all__ = ["error", "greedy", "learned", "ridge", "scale"]
 
@@ -101,7 +102,7 @@ def greedy(outputs: Array, y: Array, *, budget: int) -> Array:
         Array([ True,  True, False], dtype=bool)
     """
     fn = _fit(None, outputs, y, fn="greedy")
-    _checks.at_least(budget, 1, fn=fn, name="budget")
+    checks.at_least(budget, 1, fn=fn, name="budget")
     return _greedy(outputs, y, budget=budget)
 
 
@@ -144,9 +145,9 @@ def learned(
         Ramanujan et al., arXiv:1911.13299, section 3.
     """
     fn = _fit(None, outputs, y, fn="learned")
-    _checks.typed_key(key, fn=fn)
-    _checks.at_least(budget, 1, fn=fn, name="budget")
-    _checks.at_least(steps, 1, fn=fn, name="steps")
+    checks.typed_key(key, fn=fn)
+    checks.at_least(budget, 1, fn=fn, name="budget")
+    checks.at_least(steps, 1, fn=fn, name="steps")
     n = outputs.shape[1]
     if budget > n:
         raise ValueError(f"`{fn}` needs `budget` of at most {n} neurons, got {budget}.")
@@ -225,7 +226,7 @@ def _ratio(above: Array, below: Array) -> Array:
 def _fit(mask: Any, outputs: Any, y: Any, *, fn: str) -> str:
     fn = f"maskjax.theory.neuron.{fn}"
     for name, array in (("outputs", outputs), ("y", y)):
-        _checks.floating(array, fn=fn, name=name)
+        checks.floating(array, fn=fn, name=name)
     shapes = [tuple(a.shape) for a in (outputs, y)]
     if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1] or 0 in shapes[0]:
         raise ValueError(

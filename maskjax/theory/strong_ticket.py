@@ -36,8 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from maskjax import _checks, masking
-from maskjax._tree import Array, Mask, Params
+from maskjax import masking
+from maskjax._core import checks
+from maskjax._core.trees import Array, Mask, Params
 from maskjax.theory import _wide, gadget
 from maskjax.theory._wide import dense, forward, init
 
@@ -145,7 +146,7 @@ def prune(
         np.True_
     """
     fn = "maskjax.theory.strong_ticket.prune"
-    _checks.one_of(misses, ("raise", "report"), fn=fn, name="misses")
+    checks.one_of(misses, ("raise", "report"), fn=fn, name="misses")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((params, target))):
         raise TypeError(
             f"`{fn}` needs networks whose weights are known, got traced ones. Call it "
@@ -291,7 +292,7 @@ def _relu(activation: Any, *, fn: str) -> None:
     if not callable(activation):
         raise TypeError(
             f"`{fn}` needs `activation` as a function, got "
-            f"{_checks.kind_of(activation)}."
+            f"{checks.kind_of(activation)}."
         )
     z = np.linspace(-16, 16, 65, dtype=np.float32)
     with jax.ensure_compile_time_eval():  # wherever it is called
@@ -309,9 +310,9 @@ def _relu(activation: Any, *, fn: str) -> None:
 def _target(target: Any, *, fn: str) -> None:
     """Complain unless a target is a list of dense layers, and fit one another."""
     names = [set(layer) if isinstance(layer, Mapping) else None for layer in target]
-    _checks.raise_all(
+    checks.raise_all(
         (
-            f"{i}: {_checks.kind_of(layer) if has is None else sorted(has)}"
+            f"{i}: {checks.kind_of(layer) if has is None else sorted(has)}"
             for i, (layer, has) in enumerate(zip(target, names, strict=True))
             if has not in ({"kernel"}, {"kernel", "bias"})
         ),
@@ -324,12 +325,12 @@ def _target(target: Any, *, fn: str) -> None:
     for i, layer in enumerate(target):
         w, b = layer["kernel"], layer.get("bias")
         shapes = np.shape(w), np.shape(b) if b is not None else np.shape(w)[1:]
-        fits = _checks.is_floating(w) and (b is None or _checks.is_floating(b))
+        fits = checks.is_floating(w) and (b is None or checks.is_floating(b))
         fits &= len(shapes[0]) == 2 and shapes[0][1:] == shapes[1]
         if not fits or width not in (None, shapes[0][0]):
-            complaints.append(f"{i}: {_checks.kind_of(w)}, after {width}")
+            complaints.append(f"{i}: {checks.kind_of(w)}, after {width}")
         width = shapes[0][-1] if shapes[0] else None
-    _checks.raise_all(
+    checks.raise_all(
         complaints,
         f"`{fn}` needs every kernel of `target` floating, [n, o], n as many as the "
         "layer before has outputs, and biases [o]",
@@ -388,7 +389,7 @@ def _missed(
             f"out of reach; the worst {name} = {w:.4g}, off by {error[row, column]:.4g}"
         )
     within = "" if tolerance is None else f", and within {tolerance:g}"
-    _checks.raise_all(
+    checks.raise_all(
         complaints,
         f"`{fn}` needs blocks that reach every weight{within} (try a larger `k`, or a "
         "wider range of outer weights; `misses='report'` makes do)",

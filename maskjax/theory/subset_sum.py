@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from maskjax import _checks
+from maskjax._core import checks
 from maskjax.theory import _halves
 
 __all__ = ["Subsets", "greedy", "nearest", "smallest"]
@@ -179,7 +179,7 @@ def greedy(targets: Any, coefficients: Any, *, bins: int = 14) -> Subsets:
     """
     fn = _name("greedy")
     _fit(targets, coefficients, fn=fn)
-    _checks.at_least(bins, 1, fn=fn, name="bins")
+    checks.at_least(bins, 1, fn=fn, name="bins")
     t, c = jnp.asarray(targets), jnp.asarray(coefficients)
     if t.dtype != c.dtype:
         raise TypeError(
@@ -254,9 +254,9 @@ def _name(function: str) -> str:
 
 
 def _number(tolerance: Any, *, fn: str) -> None:
-    if not _checks.is_number(tolerance):
+    if not checks.is_number(tolerance):
         raise TypeError(
-            f"`{fn}` needs `tolerance` as a number, got {_checks.kind_of(tolerance)}."
+            f"`{fn}` needs `tolerance` as a number, got {checks.kind_of(tolerance)}."
         )
     if not float(tolerance) >= 0:
         raise ValueError(f"`{fn}` needs `tolerance` of at least 0, got {tolerance}.")
@@ -264,7 +264,7 @@ def _number(tolerance: Any, *, fn: str) -> None:
 
 def _fit(targets: Any, coefficients: Any, *, fn: str) -> None:
     for name, array in (("targets", targets), ("coefficients", coefficients)):
-        _checks.floating(array, fn=fn, name=name)
+        checks.floating(array, fn=fn, name=name)
     shapes = np.shape(targets), np.shape(coefficients)
     if any(len(s) != 2 for s in shapes) or shapes[0][0] != shapes[1][0]:
         raise ValueError(

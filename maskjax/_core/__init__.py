@@ -1,0 +1,1 @@
+"""What every module stands on: trees, checks, dtypes, packed bits, the jaxpr walk."""

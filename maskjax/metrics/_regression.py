@@ -1,0 +1,234 @@
+"""How good predicted numbers are, and how sure: normal distributions and mixtures."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.special import erf
+from jax.typing import ArrayLike
+
+from maskjax._core import checks
+from maskjax._core.trees import Array
+from maskjax.metrics import _predicted
+
+
+def gaussian_nll(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Array:
+    """The negative log-likelihood of targets under normal distributions, in nats.
+
+    It is of a density and may be below 0. It depends on the targets' unit: of targets
+    that were divided by a number it is less by the logarithm of the number, which is to
+    be added for the likelihood of the targets as they were.
+
+    Args:
+        mean: [...], floating.
+        variance: [...] or a scalar, above 0.
+        targets: [...], floating.
+
+    Returns:
+        [...], float32, for each target: take the mean over a data set. nan where a
+        number is nan or, if traced, a variance not above 0.
+
+    Raises:
+        TypeError: If an argument is not floating.
+        ValueError: If the shapes differ, there are no targets, or a variance that is
+            known is not above 0.
+
+    Example:
+        >>> nll = metrics.gaussian_nll(jnp.zeros(2), 1.0, jnp.array([0.0, 2.0]))
+        >>> print(nll)
+        [0.9189385 2.9189386]
+        >>> print(nll + jnp.log(10.0))  # if targets were divided by 10
+        [3.2215...
+    """
+    fn = "maskjax.metrics.gaussian_nll"
+    return _gaussian_nll(*_gaussians(mean, variance, targets, fn=fn))
+
+
+def mixture_nll(
+    means: ArrayLike, variances: ArrayLike, targets: ArrayLike, *, event_ndim: int = 0
+) -> Array:
+    """The negative log-likelihood of targets under equal mixtures of normals, in nats.
+
+    At most the mean of the members'. With a constant variance, the inverse of the
+    precision, it is that of MC-dropout (arXiv:1506.02142).
+
+    Args:
+        means: [M, ...], floating.
+        variances: [M, ...] or a scalar, above 0.
+        targets: [...], floating.
+        event_ndim: How many of the last axes are the numbers of one target. A member
+            has them independent, the mixture has not: one member is right about all.
+
+    Returns:
+        [...], float32, for each target: without the last `event_ndim` axes. nan as in
+        `gaussian_nll`.
+
+    Raises:
+        TypeError: As in `gaussian_nll`, or if `event_ndim` is no whole number.
+        ValueError: As in `gaussian_nll`, or if there are not so many axes.
+
+    Example:
+        >>> means, variances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1))
+        >>> print(metrics.mixture_nll(means, variances, jnp.array([0.0])))
+        [1.4189385]
+    """
+    fn = "maskjax.metrics.mixture_nll"
+    given = _gaussians(means, variances, targets, fn=fn, members=True)
+    checks.at_least(event_ndim, 0, fn=fn, name="event_ndim")
+    if event_ndim > given[2].ndim:
+        raise ValueError(
+            f"`{fn}` needs `event_ndim` of at most {given[2].ndim}, the axes of "
+            f"`targets`, got {event_ndim}."
+        )
+    return _mixture_nll(*given, event_ndim=event_ndim)
+
+
+def gaussian_crps(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Array:
+    """The continuous ranked probability score of targets under normal distributions.
+
+    The integral of the squared difference between the distribution functions of what
+    was predicted and what came. In the targets' unit; with no variance it would be the
+    absolute error.
+
+    Args:
+        mean: As in `gaussian_nll`.
+        variance: As in `gaussian_nll`.
+        targets: As in `gaussian_nll`.
+
+    Returns:
+        [...], float32, for each target, at least 0. nan as in `gaussian_nll`.
+
+    Raises:
+        TypeError: As in `gaussian_nll`.
+        ValueError: As in `gaussian_nll`.
+
+    Example:
+        >>> print(metrics.gaussian_crps(jnp.zeros(2), 1.0, jnp.array([0.0, 2.0])))
+        [0.2336... 1.4527...]
+
+    References:
+        Gneiting & Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation",
+        JASA 102, 2007, equation 21 (its negative is given there).
+    """
+    fn = "maskjax.metrics.gaussian_crps"
+    return _gaussian_crps(*_gaussians(mean, variance, targets, fn=fn))
+
+
+def mixture_crps(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> Array:
+    """The continuous ranked probability score of targets under mixtures of normals.
+
+    Args:
+        means: As in `mixture_nll`.
+        variances: As in `mixture_nll`.
+        targets: As in `mixture_nll`.
+
+    Returns:
+        [...], float32, for each target, at least 0. nan as in `gaussian_nll`.
+
+    Raises:
+        TypeError: As in `gaussian_nll`.
+        ValueError: As in `gaussian_nll`.
+
+    Example:
+        >>> means, variances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1))
+        >>> print(metrics.mixture_crps(means, variances, jnp.array([0.0])))
+        [0.3594...]
+
+    References:
+        Grimit et al., "The continuous ranked probability score for circular variables
+        and its application to mesoscale forecast ensemble verification", QJRMS 132,
+        2006, equation 5.
+    """
+    fn = "maskjax.metrics.mixture_crps"
+    return _mixture_crps(*_gaussians(means, variances, targets, fn=fn, members=True))
+
+
+@jax.jit
+def _gaussian_nll(mean: Array, variance: Array, targets: Array) -> Array:
+    return _nll(*_shaped(mean, variance, targets))
+
+
+@functools.partial(jax.jit, static_argnames="event_ndim")
+def _mixture_nll(
+    means: Array, variances: Array, targets: Array, *, event_ndim: int
+) -> Array:
+    nll = _nll(*_shaped(means, variances, targets))
+    nll = nll.sum(tuple(range(nll.ndim - event_ndim, nll.ndim)))
+    return float(np.log(len(nll))) - jax.nn.logsumexp(-nll, axis=0)
+
+
+@jax.jit
+def _gaussian_crps(mean: Array, variance: Array, targets: Array) -> Array:
+    mean, variance, targets = _shaped(mean, variance, targets)
+    # Half the mean distance of two draws, each of the variance, is sd / sqrt(pi).
+    within = jnp.sqrt(variance) * float(1 / np.sqrt(np.pi))
+    return _distance(targets - mean, variance) - within
+
+
+@jax.jit
+def _mixture_crps(means: Array, variances: Array, targets: Array) -> Array:
+    means, variances, targets = _shaped(means, variances, targets)
+
+    def to_others(member: tuple[Array, Array]) -> Array:
+        mean, variance = (value[None] for value in member)
+        return _distance(means - mean, variances + variance).mean(0)
+
+    # One at a time: memory for M pairs, not for M * M.
+    within = lax.map(to_others, (means, variances)).mean(0)
+    return _distance(targets - means, variances).mean(0) - within / 2
+
+
+def _nll(mean: Array, variance: Array, targets: Array) -> Array:
+    constant = float(np.log(2 * np.pi))
+    return (constant + jnp.log(variance) + (targets - mean) ** 2 / variance) / 2
+
+
+def _distance(mean: Array, variance: Array) -> Array:
+    """The mean of |X| for normal X."""
+    deviation = jnp.sqrt(variance)
+    z = mean / deviation * float(np.sqrt(0.5))
+    return mean * erf(z) + deviation * jnp.exp(-(z**2)) * float(np.sqrt(2 / np.pi))
+
+
+def _gaussians(
+    mean: ArrayLike,
+    variance: ArrayLike,
+    targets: ArrayLike,
+    *,
+    fn: str,
+    members: bool = False,
+) -> tuple[Array, Array, Array]:
+    """Arrays that fit; known variances are above 0."""
+    names = ("means", "variances") if members else ("mean", "variance")
+    mu = _predicted.floating(mean, names[0], fn=fn)
+    var = _predicted.floating(variance, names[1], fn=fn)
+    y = _predicted.floating(targets, "targets", fn=fn)
+    lead = f"[M, ...], M members of `targets`' {y.shape}" if members else f"{y.shape}"
+    own = mu.shape[1:] if members and mu.ndim else mu.shape
+    if own != y.shape or mu.ndim != y.ndim + members or not mu.size:
+        raise ValueError(
+            f"`{fn}` needs `{names[0]}` of shape {lead}, not empty, got {mu.shape}."
+        )
+    if var.shape not in ((), mu.shape):
+        raise ValueError(
+            f"`{fn}` needs `{names[1]}` of shape {mu.shape}, like `{names[0]}`, or a "
+            f"scalar, got {var.shape}."
+        )
+    # Not a number is no complaint: it stays.
+    _predicted.settled(
+        ~(var <= 0),
+        lambda: f"`{fn}` needs `{names[1]}` above 0, got {float(var.min()):g}.",
+    )
+    return mu, var, y
+
+
+def _shaped(mean: Array, variance: Array, targets: Array) -> tuple[Array, ...]:
+    """In the means' shape, members of the targets as 1, and the wider of two dtypes."""
+    dtype = jnp.promote_types(mean.dtype, targets.dtype)
+    variance = _predicted.valid(variance, ~(variance <= 0))
+    variance = jnp.broadcast_to(variance, mean.shape)
+    if targets.ndim < mean.ndim:
+        targets = targets[None]
+    return tuple(array.astype(dtype) for array in (mean, variance, targets))

@@ -1,0 +1,168 @@
+"""How many of n entries a density keeps: `round_half_up(density * n)`, exactly.
+
+float32 loses integers past 2**24 and int32 overflows long before density * n is
+formed, so the product is taken in whole numbers.
+"""
+
+import fractions
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskjax._core import dtypes
+from maskjax._core.trees import Array, Density
+
+# Numerators and denominators below this leave room for `2 * p * b + q` in 32 bits.
+_SMALL = 2**15
+
+
+class Ratio(NamedTuple):
+    """A density that a small fraction of whole numbers says exactly."""
+
+    numerator: Any
+    denominator: Any
+
+
+class Keep(NamedTuple):
+    """To keep round_half_up(share * n) of n: an operand of a compiled search."""
+
+    share: Any
+
+    def of(self, n: int | Array) -> Array | int:
+        """The number to keep of n."""
+        return quota(self.share, n)
+
+
+class Leave(NamedTuple):
+    """To remove round_half_up(share * n) of n, and keep the others."""
+
+    share: Any
+
+    def of(self, n: int | Array) -> Array | int:
+        """The number to keep of n."""
+        return n - quota(self.share, n)
+
+
+class Count(NamedTuple):
+    """To keep so many, or all there are."""
+
+    number: Any
+
+    def of(self, n: int | Array) -> Array | int:
+        """The number to keep of n."""
+        return jnp.minimum(self.number, n)
+
+
+Quota = Keep | Leave | Count
+
+
+def operand(rule: Keep | Leave, n: int | None) -> Quota:
+    """The rule with arrays for numbers, so that no new number compiles a new search.
+
+    Args:
+        rule: With a share as its user gave it.
+        n: How many entries there are, or None if that depends on data.
+    """
+    share = rule.share
+    if isinstance(share, jax.Array):
+        return rule
+    if n is not None:
+        return Count(np.asarray(rule.of(n), "int64" if n >= 2**31 else "int32"))
+    exact = fractions.Fraction(str(share))
+    if exact.denominator < _SMALL:
+        return rule._replace(
+            share=Ratio(np.int32(exact.numerator), np.int32(exact.denominator))
+        )
+    return rule._replace(share=jnp.asarray(share, jnp.float32))
+
+
+def quota(density: Density | Ratio, n: int | Array) -> Array | int:
+    """The number of entries to keep, in [0, n].
+
+    A Python number is read as the decimal it is written as, so that 0.35 of 10 is 4
+    though the float64 nearest 0.35 lies below it. An array is read as the number it
+    holds, up to half a unit in its last place (at most 1/256 of an entry).
+
+    Args:
+        density: Fraction to keep, a Python number or a scalar array, maybe traced.
+        n: How many entries there are; traced when it depends on data.
+
+    Returns:
+        A Python integer when both arguments are, else a scalar integer array.
+    """
+    if isinstance(density, Ratio):
+        return _of_fraction(density, jnp.asarray(n))
+    if isinstance(density, jax.Array):
+        if not jnp.issubdtype(density.dtype, jnp.floating):
+            density = density.astype(jnp.float32)
+    else:
+        if not isinstance(n, int):
+            return operand(Keep(density), None).of(n)
+        exact = fractions.Fraction(str(density))
+        return math.floor(exact * n + fractions.Fraction(1, 2))
+    if dtypes.wide_integers():
+        return _of_float64(density, jnp.asarray(n, jnp.int64))
+    return _of_float32(density, jnp.asarray(n, jnp.int32))
+
+
+def _of_fraction(exact: Ratio, n: Array) -> Array:
+    """P * n / q, split so that nothing exceeds 32 bits: n = a * q + b."""
+    p, q = (jnp.asarray(x).astype(n.dtype) for x in exact)
+    whole, rest = n // q, n % q
+    p_, q_, rest = (x.astype(jnp.uint32) for x in (p, q, rest))
+    partial = (2 * p_ * rest + q_) // (2 * q_)
+    return p * whole + partial.astype(n.dtype)
+
+
+def _of_float64(density: Array, n: Array) -> Array:
+    eps = float(jnp.finfo(density.dtype).eps)
+    real = n.astype(jnp.float64)
+    product = jnp.clip(density.astype(jnp.float64), 0.0, 1.0) * real
+    slack = jnp.minimum(eps / 2 * product, 1 / 256)
+    count = jnp.floor(product + 0.5 + slack).astype(jnp.int64)
+    return jnp.minimum(count, n)
+
+
+def _of_float32(density: Array, n: Array) -> Array:
+    """A significand of at most 31 bits times the count, in limbs, shifted back."""
+    eps = float(jnp.finfo(density.dtype).eps)
+    density = jnp.clip(density.astype(jnp.float32), 0.0, 1.0)
+    slack = jnp.minimum(eps / 2 * density * n.astype(jnp.float32), 1 / 256)
+    # density = fixed * 2**-shift, with every bit that could matter.
+    shift = jnp.clip(31 - jnp.frexp(density)[1], 31, 62)
+    high, low = _product(
+        jnp.ldexp(density, shift).astype(jnp.uint32), n.astype(jnp.uint32)
+    )
+    # One half and the slack, in the same units, so that halves go up.
+    extra = jnp.ldexp(slack, shift)
+    extra_high = jnp.floor(extra * 2.0**-32)
+    extra_low = (extra - extra_high * 2.0**32).astype(jnp.uint32)
+    high, low = _add(high, low, extra_high.astype(jnp.uint32), extra_low)
+    one, bits = jnp.uint32(1), shift.astype(jnp.uint32)
+    high, low = _add(
+        high,
+        low,
+        jnp.where(bits > 32, one << (jnp.maximum(bits, 33) - 33), 0),
+        jnp.where(bits > 32, 0, one << (jnp.minimum(bits, 32) - 1)),
+    )
+    small = (high << 1) | (low >> 31)
+    count = jnp.where(bits == 31, small, high >> (jnp.maximum(bits, 32) - 32))
+    return jnp.minimum(count.astype(jnp.int32), n)
+
+
+def _product(x: Array, y: Array) -> tuple[Array, Array]:
+    """The 64 bits of a product, high and low, from 16-bit halves."""
+    a, b = x >> 16, x & 0xFFFF
+    c, d = y >> 16, y & 0xFFFF
+    middle = ((b * d) >> 16) + ((a * d) & 0xFFFF) + ((b * c) & 0xFFFF)
+    high = a * c + ((a * d) >> 16) + ((b * c) >> 16) + (middle >> 16)
+    return high, (middle << 16) | ((b * d) & 0xFFFF)
+
+
+def _add(high: Array, low: Array, other: Array, less: Array) -> tuple[Array, Array]:
+    """The sum of two 64-bit numbers, each in two words."""
+    total = low + less
+    return high + other + (total < low).astype(jnp.uint32), total

@@ -1,0 +1,196 @@
+"""Masks from masks: what rounds of pruning, and of growing, do to one.
+
+Part of `maskjax.select`, which exports what is here.
+
+>>> mask = {"w": jnp.array([True, True, True, False])}
+>>> select.drop({"w": jnp.array([3.0, 1.0, 2.0, 9.0])}, mask, rate=1 / 3)
+{'w': Array([ True, False,  True, False], dtype=bool)}
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maskjax import masking
+from maskjax._core import checks
+from maskjax._core.trees import Density, Mask, Params, Scores
+from maskjax.select._choice import Scope, choose, everything
+from maskjax.select._quota import Keep, Leave
+from maskjax.structure import Entries, Structure
+
+
+def drop(
+    scores: Scores,
+    mask: Mask,
+    *,
+    rate: Density | Scores,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+) -> Mask:
+    """What is left of a mask without the lowest scores: one round of pruning.
+
+    Args:
+        scores: As in `top_k`.
+        mask: What is alive, a mask with a leaf for every leaf of scores.
+        rate: The fraction of what is alive that is removed, in [0, 1]: exactly
+            `round(rate * alive)` go, halves rounded up. A number, a scalar array that
+            may be traced, or, with scope "leaf", a tree of them like `scores`.
+        scope: "leaf" ranks each leaf on its own, "global" all of them together.
+        structure: What is decided together; of decisions, those count of which at least
+            one entry is alive.
+
+    Returns:
+        A mask shaped like `scores`, within `mask`: True keeps.
+
+    Raises:
+        TypeError: If a leaf of `scores` is not floating, or the rate is not a number.
+        ValueError: If the rate is outside [0, 1] or nan, the scope unknown, a leaf does
+            not fit the structure, or the mask or a tree of rates the scores.
+
+    Example:
+        >>> mask = {"w": jnp.array([True, True, True, False])}
+        >>> select.drop({"w": jnp.array([3.0, 1.0, 2.0, 9.0])}, mask, rate=1 / 3)
+        {'w': Array([ True, False,  True, False], dtype=bool)}
+
+    References:
+        Frankle & Carbin, ICLR 2019. arXiv:1803.03635, section 1 ("iterative pruning").
+    """
+    fn = "maskjax.select.drop"
+    return choose(
+        scores, Leave, rate, scope, structure, fn=fn, name="rate", within=mask
+    )[0]
+
+
+def shrink(
+    scores: Scores,
+    mask: Mask,
+    *,
+    density: Density | Scores,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+) -> Mask:
+    """A mask cut down to a density: what is removed stays removed.
+
+    Args:
+        scores: As in `top_k`.
+        mask: What is alive, a mask with a leaf for every leaf of scores.
+        density: As in `top_k`, a fraction of all entries, alive or not.
+        scope: As in `top_k`.
+        structure: As in `top_k`.
+
+    Returns:
+        A mask within `mask`, True keeps: the highest scores, exactly
+        `round(density * n)` of all n, or as many as are alive if they are fewer.
+
+    Raises:
+        TypeError: As in `top_k`.
+        ValueError: As in `top_k`.
+
+    Example:
+        >>> mask = {"w": jnp.array([True, True, True, False])}
+        >>> select.shrink({"w": jnp.array([3.0, 1.0, 2.0, 9.0])}, mask, density=0.25)
+        {'w': Array([ True, False, False, False], dtype=bool)}
+
+    References:
+        Zhu & Gupta, "To prune, or not to prune". arXiv:1710.01878, section 3.
+    """
+    fn = "maskjax.select.shrink"
+    return choose(
+        scores, Keep, density, scope, structure, fn=fn, within=mask, of_all=True
+    )[0]
+
+
+def grow(
+    scores: Scores,
+    mask: Mask,
+    *,
+    density: Density | Scores,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+) -> Mask:
+    """A mask filled up to a density with the highest-scored others.
+
+    Args:
+        scores: As in `top_k`. Those of entries that are alive do not matter.
+        mask: What is alive, a mask with a leaf for every leaf of scores.
+        density: As in `top_k`, a fraction of all entries, alive or not.
+        scope: As in `top_k`.
+        structure: As in `top_k`.
+
+    Returns:
+        A mask that holds `mask`, True keeps: exactly `round(density * n)` entries of
+        all n, or `mask` itself if it has more.
+
+    Raises:
+        TypeError: As in `top_k`.
+        ValueError: As in `top_k`.
+
+    Example:
+        >>> mask = {"w": jnp.array([True, False, False, False])}
+        >>> select.grow({"w": jnp.array([0.0, 1.0, 3.0, 2.0])}, mask, density=0.5)
+        {'w': Array([ True, False,  True, False], dtype=bool)}
+
+    References:
+        Evci et al., "Rigging the Lottery", ICML 2020. arXiv:1911.11134, section 3.
+    """
+    fn = "maskjax.select.grow"
+    return choose(
+        scores, Keep, density, scope, structure, fn=fn, holding=mask, of_all=True
+    )[0]
+
+
+def iterative_top_k(
+    score: Callable[[Params], Scores],
+    params: Params,
+    *,
+    density: Density,
+    rounds: int,
+    scope: Scope = "global",
+    structure: Structure = Entries(),
+) -> Mask:
+    """A density reached in rounds, each scoring what the last one left.
+
+    Round i of n shrinks the mask to `density ** (i / n)` by the scores of the masked
+    parameters, all in one `lax.scan`. Criteria that look at the whole network, such as
+    `score.synflow`, need it: in one shot they may remove a whole layer.
+
+    Args:
+        score: From parameters to scores.
+        params: Tree of arrays.
+        density: The fraction to keep in the end, in [0, 1]. May be traced.
+        rounds: How many rounds, at least 1.
+        scope: As in `top_k`.
+        structure: As in `top_k`.
+
+    Returns:
+        A mask: True keeps, `None` where there are no scores.
+
+    Raises:
+        TypeError: As in `top_k`.
+        ValueError: As in `top_k`, or if `rounds` is less than 1.
+
+    Example:
+        >>> params = {"w": jnp.array([[3.0, -1.0], [0.5, -2.0]])}
+        >>> select.iterative_top_k(score.magnitude, params, density=0.25, rounds=2)
+        {'w': Array([[ True, False],
+               [False, False]], dtype=bool)}
+
+    References:
+        Tanaka et al., "Pruning neural networks without any data by iteratively
+        conserving synaptic flow", NeurIPS 2020. arXiv:2006.05467, algorithm 1.
+    """
+    fn = "maskjax.select.iterative_top_k"
+    checks.unit_interval(density, fn=fn, name="density")
+    checks.at_least(rounds, 1, fn=fn, name="rounds")
+
+    def shrunk(mask: Mask, to: Density) -> Mask:
+        scores = score(masking.apply(params, mask))
+        return shrink(scores, mask, density=to, scope=scope, structure=structure)
+
+    mask = everything(jax.eval_shape(score, params), structure, fn=fn)
+    fractions = jnp.arange(1, rounds, dtype=jnp.float32) / jnp.float32(rounds)
+    steps = jnp.asarray(density, jnp.float32) ** fractions
+    mask, _ = lax.scan(lambda m, to: (shrunk(m, to), None), mask, steps)
+    return shrunk(mask, density)  # apart, for a count that is exact whatever the size
