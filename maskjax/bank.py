@@ -30,7 +30,7 @@ __all__ = [
     "extend",
     "from_stack",
     "grow",
-    "learned",
+    "is_used",
     "mean",
     "put",
     "take",
@@ -290,7 +290,7 @@ def capacity(bank: MaskBank) -> int:
     return checks.members(bank.masks, fn="maskjax.bank.capacity")
 
 
-def learned(bank: MaskBank) -> Array:
+def is_used(bank: MaskBank) -> Array:
     """Which slots hold a learned task's mask.
 
     Args:
@@ -300,7 +300,7 @@ def learned(bank: MaskBank) -> Array:
         [C], boolean.
 
     Example:
-        >>> bank.learned(bank.empty({"w": jnp.ones((1, 1))}, capacity=2))
+        >>> bank.is_used(bank.empty({"w": jnp.ones((1, 1))}, capacity=2))
         Array([False, False], dtype=bool)
     """
     return jnp.arange(capacity(bank), dtype=jnp.int32) < bank.learned
@@ -343,6 +343,15 @@ def require_room(bank: MaskBank, wanted: int, *, fn: str) -> None:
     """Complain if there is no room, as far as that is known."""
     hint = " `bank.grow` makes room."
     slots.require_room(bank.learned, capacity(bank), wanted, fn=fn, hint=hint)
+
+
+def require_bank(bank: object, *, fn: str) -> None:
+    """Raise if something else, such as a raw stack, is passed as a bank."""
+    if not isinstance(bank, MaskBank):
+        raise TypeError(
+            f"`{fn}` needs `bank` as a bank, got {type(bank).__name__}. Of a stack of "
+            "masks write `bank.from_stack(stack)`."
+        )
 
 
 def _slot(bank: MaskBank, task: ArrayLike, fn: str) -> tuple[Array, Array]:
