@@ -1,0 +1,86 @@
+"""Every complaint about arguments, made while tracing.
+
+Array values are not read, except counters that are not traced (`known`). Functions take
+`fn`, the public name to blame. A complaint about leaves names all of them by path; the
+paths are made into strings only then.
+"""
+
+from maskjax._core.checks._kinds import (
+    fits,
+    is_floating,
+    is_number,
+    is_typed_key,
+    kind_of,
+    listing,
+    raise_all,
+    shaped,
+)
+from maskjax._core.checks._leaves import (
+    alike,
+    boolean,
+    chosen,
+    chosen_leaves,
+    coefficients,
+    floating_scores,
+    floating_where_masked,
+    mask_of,
+    masked,
+    matched,
+    members,
+    packed,
+    packed_stack,
+    rows,
+    same_kinds,
+    same_shapes,
+    shaped_like,
+)
+from maskjax._core.checks._values import (
+    at_least,
+    counter,
+    floating,
+    known,
+    not_negative,
+    of_shape,
+    one_of,
+    own_keys,
+    typed_key,
+    unit_interval,
+)
+
+__all__ = [
+    "alike",
+    "at_least",
+    "boolean",
+    "chosen",
+    "chosen_leaves",
+    "coefficients",
+    "counter",
+    "fits",
+    "floating",
+    "floating_scores",
+    "floating_where_masked",
+    "is_floating",
+    "is_number",
+    "is_typed_key",
+    "kind_of",
+    "known",
+    "listing",
+    "mask_of",
+    "masked",
+    "matched",
+    "members",
+    "not_negative",
+    "of_shape",
+    "one_of",
+    "own_keys",
+    "packed",
+    "packed_stack",
+    "raise_all",
+    "rows",
+    "same_kinds",
+    "same_shapes",
+    "shaped",
+    "shaped_like",
+    "typed_key",
+    "unit_interval",
+]
