@@ -1,6 +1,8 @@
 """Strict promotion for every test, and the ways in which a test is run."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 
@@ -18,14 +20,23 @@ def _eager(function):
 def _vmap(function):
     """Run as the only member of a batch."""
 
+    compiled = jax.jit(jax.vmap(function))
+
     def mapped(*args):
-        batch = jax.tree.map(lambda x: x[None], args)
-        return jax.tree.map(lambda x: x[0], jax.vmap(function)(*batch))
+        batch = jax.tree.map(lambda x: np.asarray(x)[None], args)
+        out = compiled(*jax.tree.map(jnp.asarray, batch))
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), out)
 
     return mapped
 
 
 _TRANSFORMS = {"eager": _eager, "jit": jax.jit, "vmap": _vmap}
+
+
+@pytest.fixture
+def transforms():
+    """The ways in which a function is run, by name."""
+    return _TRANSFORMS
 
 
 @pytest.fixture(params=["eager", "jit"])
