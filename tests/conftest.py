@@ -19,12 +19,14 @@ def _eager(function):
 
 def _vmap(function):
     """Run as the only member of a batch."""
-
     compiled = jax.jit(jax.vmap(function))
 
+    def lead(x):
+        keys = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+        return x[None] if keys else jnp.asarray(np.asarray(x)[None])
+
     def mapped(*args):
-        batch = jax.tree.map(lambda x: np.asarray(x)[None], args)
-        out = compiled(*jax.tree.map(jnp.asarray, batch))
+        out = compiled(*jax.tree.map(lead, args))
         return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), out)
 
     return mapped

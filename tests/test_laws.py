@@ -268,9 +268,7 @@ def test_permuting_entries_permutes_the_mask(scope):
         )
 
     def choose(scores):
-        return select.top_k(
-            jax.tree.map(jnp.asarray, scores), density=0.3, scope=scope
-        )
+        return select.top_k(jax.tree.map(jnp.asarray, scores), density=0.3, scope=scope)
 
     trees.assert_same(choose(shuffled(scores)), shuffled(choose(scores)))
 

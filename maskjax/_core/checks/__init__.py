@@ -43,6 +43,8 @@ from maskjax._core.checks._values import (
     of_shape,
     one_of,
     own_keys,
+    predicate,
+    structure,
     typed_key,
     unit_interval,
 )
@@ -75,12 +77,14 @@ __all__ = [
     "own_keys",
     "packed",
     "packed_stack",
+    "predicate",
     "raise_all",
     "rows",
     "same_kinds",
     "same_shapes",
     "shaped",
     "shaped_like",
+    "structure",
     "typed_key",
     "unit_interval",
 ]

@@ -19,7 +19,7 @@ from maskjax._core.checks._kinds import (
     listing,
     shaped,
 )
-from maskjax._core.checks._values import floating
+from maskjax._core.checks._values import floating, predicate
 from maskjax._core.packed import PackedMask
 
 Rule = Callable[..., str | None]
@@ -74,6 +74,7 @@ def chosen(
     params: trees.Params, where: trees.Predicate, *, fn: str, name: str = "where"
 ) -> list[bool]:
     """Whether `where` chooses each leaf; those must be floating, and at least one."""
+    predicate(where, fn=fn, name=name)
     named = trees.named_leaves(params)
     picks = [bool(where(path, leaf)) for path, leaf in named]
 
