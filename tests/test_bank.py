@@ -180,7 +180,7 @@ def test_the_mean_is_that_of_learned_masks():
         np.testing.assert_allclose(mean[name], expected, rtol=1e-6)
     nothing = bank.mean(bank.empty(PARAMS, capacity=C))
     assert not nothing["a"].any()
-    np.testing.assert_array_equal(bank.is_used(tasks), [True] * 3 + [False] * 2)
+    np.testing.assert_array_equal(bank.learned(tasks), [True] * 3 + [False] * 2)
 
 
 def test_a_bank_can_be_donated():

@@ -66,6 +66,7 @@ def internal(module):
         "maskjax.packing": {
             "dot_leaf",
             "mix_leaf",
+            "pack_leaf",
             "population",
             "tally_leaf",
             "unpack_leaf",

@@ -54,9 +54,9 @@ def gradient(
     """
     fn = "maskjax.superposition.gradient"
     checks.packed_stack(stack, fn=fn)
-    checks.weights(coefficients, stack, fn=fn)
+    checks.coefficients(coefficients, stack, fn=fn)
     checks.mask_of(stack, params, fn=fn, names=("params", "stack"))
-    mixed = packing.mix(stack, coefficients)
+    mixed = stacking.mix(stack, coefficients)
     return packing.dot(stack, _by_mask(objective, params, mixed, data))
 
 
