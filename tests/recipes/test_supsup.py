@@ -75,14 +75,14 @@ def say(tasks, i):
     return network(maskjax.apply(WEIGHTS, bank.take(tasks, i)), X)
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def empty():
     return bank.empty(WEIGHTS, capacity=MORE)
 
 
-@pytest.fixture(scope="module")
-def learned(empty):
-    return learn(empty, ORDERS[:TASKS])
+@functools.cache
+def learned():
+    return learn(empty(), ORDERS[:TASKS])
 
 
 def test_a_step_by_hand():
@@ -162,8 +162,8 @@ def test_a_users_loop_moves_scores_to_the_same_bits():
     assert step._cache_size() == 1
 
 
-def test_tasks_are_learned_told_apart_and_run_each_under_its_mask(learned):
-    tasks, losses = learned
+def test_tasks_are_learned_told_apart_and_run_each_under_its_mask():
+    tasks, losses = learned()
     assert losses.shape == (TASKS, STEPS)
     x = np.concatenate([X[:40, order] for order in ORDERS[:TASKS]])
     true, y = np.repeat(np.arange(TASKS), 40), np.tile(Y[:40], TASKS)
@@ -191,26 +191,26 @@ def test_tasks_are_learned_told_apart_and_run_each_under_its_mask(learned):
     np.testing.assert_array_equal(of_batches, 2)
 
 
-def test_tasks_may_be_learned_together_or_in_turn_and_none_changes(empty, learned):
-    tasks, outputs = empty, []
+def test_tasks_may_be_learned_together_or_in_turn_and_none_changes():
+    tasks, outputs = empty(), []
     for order in ORDERS:
         tasks, _ = learn(tasks, order[None])
         outputs.append(np.asarray(say(tasks, len(outputs))))
         if len(outputs) == TASKS:
-            trees.assert_same(tasks, learned[0])
+            trees.assert_same(tasks, learned()[0])
     for i, logits in enumerate(outputs):  # after all the others were learned
         np.testing.assert_array_equal(say(tasks, i), logits)
     assert say._cache_size() == 1
     assert learn._cache_size() <= 2  # one for each number of tasks
 
 
-def test_what_was_learned_can_be_where_a_new_task_begins(learned):
+def test_what_was_learned_can_be_where_a_new_task_begins():
     @jax.jit
     def begin(tasks):
         last = bank.take(tasks, TASKS - 1)
         return supsup.mask(initializer.scores_of(last)), packing.unpack(last)
 
-    trees.assert_same(*begin(learned[0]))
+    trees.assert_same(*begin(learned()[0]))
 
 
 def test_statistics_of_normalization_are_a_tasks_own():
@@ -251,7 +251,7 @@ def test_statistics_of_normalization_are_a_tasks_own():
     assert (outputs[0] != outputs[1]).any()
 
 
-def test_bad_tasks_are_errors_before_anything_is_trained(empty):
+def test_bad_tasks_are_errors_before_anything_is_trained():
     calls, key = [], jax.random.key(0)
     every = {n: np.ones(s, bool) for n, s in SHAPES.items()}
 
@@ -259,9 +259,9 @@ def test_bad_tasks_are_errors_before_anything_is_trained(empty):
         jax.debug.callback(lambda: calls.append(1))
         return every, task
 
-    def refused(kind, match, *, train=train, tasks=empty, each=np.ones(2), **how):
+    def refused(kind, match, *, train=train, tasks=None, each=np.ones(2), **how):
         with pytest.raises(kind, match=match):
-            supsup.learn(train, tasks, each, **{"key": key, **how})
+            supsup.learn(train, tasks or empty(), each, **{"key": key, **how})
 
     fn = r"supsup\.learn` needs "
     shaped = fn + "`tasks` with one leading axis"
@@ -277,7 +277,9 @@ def test_bad_tasks_are_errors_before_anything_is_trained(empty):
     refused(ValueError, "`batch_size` of at least 1", batch_size=0)
     refused(TypeError, fn + "`key` as a typed key", key=0)
     stack = {n: m[None] for n, m in every.items()}
-    hint = r"`bank` as a bank, got dict\. .*write `bank\.from_stack\(stack\)`"
+    hint = (
+        r"`bank` as a `maskjax\.bank\.MaskBank`, got dict\. `maskjax\.bank\.from_stack"
+    )
     refused(TypeError, fn + hint, tasks=stack)
     jax.effects_barrier()
     assert not calls
