@@ -159,7 +159,7 @@ def optimizer():
 
 
 def entropy(params, x):
-    return superposition.entropy((x * params["scale"][None]) @ params["w"])
+    return superposition.logit_entropy((x * params["scale"][None]) @ params["w"])
 
 
 @pytest.fixture(scope="module")
