@@ -338,5 +338,5 @@ def _drawn(
     if refused:
         paths = [path for path, _ in trees.named_leaves(params)]
         lines = (f"{paths[i]}: {text}" for i, text in refused.items())
-        checks.raise_all(lines, f"`{fn}` needs leaves of shapes that `draw` takes")
+        checks.raise_all(lines, f"`{fn}` needs leaves whose shapes can be drawn")
     return drawn
