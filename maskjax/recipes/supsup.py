@@ -46,7 +46,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import estimator, initializer, packing, select, stacking
-from maskjax._core import checks
+from maskjax._core import blame, checks
 from maskjax._core.trees import Array, Mask, Params, Predicate, Scores, SoftMask
 from maskjax.bank import MaskBank, extend, require_bank, require_room
 from maskjax.where import kernels
@@ -79,9 +79,8 @@ def init(weights: Params, *, where: Predicate = kernels, key: Array) -> Scores:
         True
     """
     fn = "maskjax.recipes.supsup.init"
-    checks.typed_key(key, fn=fn)
-    checks.chosen(weights, where, fn=fn)
-    return initializer.uniform_scores(weights, where=where, key=key)  # 1.
+    with blame.instead_of("maskjax.initializer.scores", fn):
+        return initializer.scores(weights, where=where, key=key)  # 1.
 
 
 def soft_mask(scores: Scores) -> SoftMask:

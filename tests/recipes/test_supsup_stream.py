@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import maskjax
-from maskjax import packing, stacking, superposition
+from maskjax import packing, stacking, superposition, where
 from maskjax.recipes import supsup_stream as stream
 from tests import networks, trees
 from tests.reference import superposition as by_hand
@@ -264,6 +264,10 @@ def test_bad_arguments():
     room = fn("init") + "`capacity` of at least 1"
     refused(ValueError, room, init, WEIGHTS, capacity=0, key=KEY)
     refused(TypeError, fn("init") + "`key`", init, WEIGHTS, capacity=1, key=0)
+    flat = "(?s)" + fn("init") + ".*b: Can"
+    wrong = {"a": np.ones((2, 2), "float32"), "b": np.ones(2, "float32")}
+    every = where.matching("")
+    refused(ValueError, flat, init, wrong, capacity=1, where=every, key=KEY)
     x, _ = data(0)
     start = fn("allocate") + "`start` as 'random' or"
     refused(ValueError, start, allocate, WEIGHTS, fresh(), x, start="mean")

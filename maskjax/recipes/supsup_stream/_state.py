@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import bank, estimator, initializer, packing, select
-from maskjax._core import checks, trees
+from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Mask, Params, Scores
 from maskjax.where import kernels
 
@@ -63,18 +63,18 @@ def init(
     fn = "maskjax.recipes.supsup_stream.init"
     checks.typed_key(key, fn=fn)
     checks.at_least(capacity, 1, fn=fn, name="capacity")
-    checks.chosen(weights, where, fn=fn)
 
     @jax.jit
     def draw(keys: Array) -> tuple[Scores, Scores, Mask]:
         stored = jax.vmap(
-            lambda key: initializer.uniform_scores(weights, where=where, key=key)
+            lambda key: initializer.scores(weights, where=where, key=key)
         )(keys)
         return member(stored, 0), stored, jax.vmap(_packed)(stored)
 
     # Each an array of its own, or the state could not be donated.
     counters = (jnp.array(i, jnp.int32) for i in (0, -1, 0))
-    drawn = draw(jax.random.split(key, capacity))
+    with blame.instead_of("maskjax.initializer.scores", fn):
+        drawn = draw(jax.random.split(key, capacity))
     return StreamState(*drawn, *counters, switched=jnp.array(False))
 
 
