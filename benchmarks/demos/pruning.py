@@ -66,7 +66,7 @@ def run(context: Context) -> Outcome:
             if name == "dense":
                 return adam
             last = _sparse(name, density, key, steps=steps, every=every)
-            return optim.rewired(optax.chain(adam, last))
+            return optim.with_gradients(optax.chain(adam, last))
 
         def start(density: jax.Array, params: Any, key: jax.Array) -> Member:
             opt_state = optimizer(density, key).init(params)

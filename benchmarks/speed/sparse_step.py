@@ -59,7 +59,7 @@ def _with_mask(kind: str, every: int) -> optax.GradientTransformationExtraArgs:
         ),
     }[kind]()
     chain = optax.chain(adam, last)
-    return optim.rewired(chain) if kind == "rigl" else chain
+    return optim.with_gradients(chain) if kind == "rigl" else chain
 
 
 def _case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> Case:

@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from maskjax._core import checks, trees
 from maskjax._core.trees import Density, Mask, Scores
-from maskjax.select._choice import Scope, choose
+from maskjax.select._choice import choose
+from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep
 from maskjax.structure import Entries, Structure
 
