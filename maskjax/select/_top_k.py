@@ -174,5 +174,5 @@ def _fits(scores: Array, level: Any) -> bool:
 
 
 @jax.jit
-def _reaches(scores: Array, level: ArrayLike) -> Array:
-    return scores >= jnp.asarray(level).astype(scores.dtype)
+def _reaches(s: Array, level: ArrayLike) -> Array:
+    return s >= jnp.asarray(level).astype(s.dtype)
