@@ -78,7 +78,7 @@ def run(context: Context) -> Outcome:
             if name == "dense":
                 return adam
             last = _sparse(name, density, key, steps=steps, every=every)
-            return optim.rewired(optax.chain(adam, last))
+            return optim.with_gradients(optax.chain(adam, last))
 
         def start(density: Any, params: Any, key: jax.Array) -> _train.Member:
             member = _train.begin(optimizer(density, key), params, density)
