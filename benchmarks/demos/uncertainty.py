@@ -28,6 +28,7 @@ from benchmarks._members import (
 )
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows, said
+from benchmarks.speed import _case
 from maskjax import metrics, report
 from maskjax.recipes import deep_ensemble, masksembles
 
@@ -41,6 +42,7 @@ BATCH_SIZES = {"mnist": (64, 128, 128), "digits": (64, 64, 64)}
 NUMBERS = tuple(Training(epochs, 32, 1e-2, 0.1) for epochs in (10, 20, 40))
 CURVE = tuple(Training(epochs, 20, 1e-2, 0.1) for epochs in (100, 300, 1_000))
 SPLITS = 3, 3, 10
+RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 1), (30, 2)))
 ANGLES = tuple(range(0, 91, 15))
 TOLD = (0, 30, 60)  # of these, in the table
 TURNED = ("turned_nll", "turned_ece")
@@ -404,19 +406,16 @@ def _times(
     fns = {way: asked(way) for way in (SINGLE, DROPOUT, ENSEMBLE)}
     fns[LAYERED] = asked(MASKSEMBLES)
     fns[MASKSEMBLES] = _members.ask_thin, (first, members, x)
-    contestants = []
-    for name, (fn, given) in fns.items():
-        call, seconds = _timing.compiled(fn, *given)
-        ready = functools.partial(call, *given)
-        contestants.append(_timing.Contestant(name, ready, seconds))
+    contestants = [
+        _case.contestant(name, fn, *given) for name, (fn, given) in fns.items()
+    ]
     agreed = []
 
     def agree(results: Any) -> None:
         close = np.allclose(results[LAYERED], results[MASKSEMBLES], 1e-4, 1e-4)
         agreed.append(bool(close))
 
-    how = {"repeats": 10 if context.quick else 30, "seconds": 2.0}
-    raced = _timing.race(contestants, agree, **how)
+    raced = _timing.race(contestants, agree, **context.pick(RACES))
     base = raced[SINGLE].median_s
     times = {
         name: {"relative": timing.median_s / base, **timing._asdict()}

@@ -179,8 +179,7 @@ def _stub(context):
 
 
 @pytest.mark.parametrize(
-    ("size", "steps", "seeds"),
-    [("quick", 2, 10), ("default", 3, 3), ("full", 4, 10)],
+    ("size", "steps", "seeds"), [("quick", 2, 10), ("default", 3, 3), ("full", 4, 10)]
 )
 def test_results_say_what_was_done_and_found(
     size, steps, seeds, tmp_path, capsys, monkeypatch
