@@ -56,11 +56,13 @@ def run(context: Context) -> Outcome:
     optimizer = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
     start, step = _train.under_masks(_apply, optimizer)
     start = jax.jit(jax.vmap(start))
+    epoch = _train.epoch_of(step, data.x_train, data.y_train)
+    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
 
     def trained(name: str, states: _train.Member) -> tuple[_train.Member, np.ndarray]:
         track = context.track(f"criteria: {name}", epochs)
-        states, curve = _train.fit(step, _logits, states, data, track, key=order)
-        return states, curve[-1]
+        states = _train.epochs_by(epoch, states, track, key=order)
+        return states, np.asarray(accuracy(states))
 
     params = _train.draw(
         lambda key: MODEL.init(key, data.x_train[:1])["params"],
@@ -69,7 +71,6 @@ def run(context: Context) -> Outcome:
     keys = jax.random.split(chance, seeds)
     everything = jax.vmap(masking.everything)(params)
     dense, dense_accuracy = trained("dense networks", start(params, everything))
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
 
     @jax.jit
     def masks_of(params: Any, density: jax.Array) -> Any:
