@@ -24,10 +24,10 @@ from benchmarks.demos.strong_ticket import _pictures
 from benchmarks.demos.strong_ticket._errors import (
     BUDGETS,
     NEURONS,
-    WIDTHS,
     errors_of,
     missed_by_neurons,
     slope,
+    widths_of,
 )
 from maskjax import initializer
 from maskjax.theory import strong_ticket
@@ -48,7 +48,6 @@ SETTINGS = {
     "batch_size": BATCH_SIZE,
     "epochs": EPOCHS,
     "inputs": "from 0 to 1",
-    "widths": WIDTHS,
     "budgets": BUDGETS,
 }
 ROWS = {
@@ -111,7 +110,7 @@ def run(context: Context) -> Outcome:
     made = _published(context, data, target, fresh=large or context.quick)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ways = {} if large else _constructions(context, data, target)
-    errors = errors_of(context)
+    widths, errors = widths_of(context), errors_of(context)
     missed = missed_by_neurons(context)
     both = {name: one.numbers() for name, one in (made | ways).items()}
     numbers = {
@@ -120,7 +119,7 @@ def run(context: Context) -> Outcome:
         "peak_gib": peak,
         "within_bound": all(x["output_error"] <= x["bound"] for x in both.values()),
         "error_by_width": errors,
-        "slopes": {name: slope(name, values) for name, values in errors.items()},
+        "slopes": {name: slope(name, widths[name], e) for name, e in errors.items()},
         "missed_by_neurons": missed,
     }
     filled = rows(
@@ -148,6 +147,7 @@ def run(context: Context) -> Outcome:
             "network": "-".join(map(str, _widths(target))),
             "biases": "bias" in target[0],
             "weights": weights,
+            "widths": widths,
         },
         numbers=numbers,
         pictures=[

@@ -29,14 +29,20 @@ DIMENSIONS, NEURONS, SAMPLES, BUDGETS = 8, 300, 600, (1, 10, 100)
 FINDS = ("greedy", "learned", "regression")
 
 
+def widths_of(context: Context) -> dict[str, tuple[int, ...]]:
+    """Blocks of how many neurons; by default every other one, at half of the time."""
+    return {name: ks[:: context.pick((1, 2, 1))] for name, ks in WIDTHS.items()}
+
+
 def errors_of(context: Context) -> dict[str, np.ndarray]:
     """Mean errors of weights in [-1/2, 1/2] by width, [X, S], inputs not negative."""
     rng, seeds = np.random.default_rng(0), context.pick(ERROR_SEEDS)
-    found = {name: np.zeros((len(widths), seeds)) for name, widths in WIDTHS.items()}
-    turns = [(name, i) for name, widths in WIDTHS.items() for i in range(len(widths))]
+    widths = widths_of(context)
+    found = {name: np.zeros((len(ks), seeds)) for name, ks in widths.items()}
+    turns = [(name, i) for name, ks in widths.items() for i in range(len(ks))]
     for name, i in context.track("strong_ticket: errors by width", turns):
         for seed in range(seeds):
-            v, u, w = block(rng, name, WIDTHS[name][i], INPUTS, OUTPUTS)
+            v, u, w = block(rng, name, widths[name][i], INPUTS, OUTPUTS)
             mask = gadget.choose(v, u, w, construction=name, nonnegative=True)
             error = np.abs(gadget.gains(v, u, mask)[0] - np.asarray(w))
             # The mean of sums is that of the few targets that are out of reach.
@@ -58,9 +64,9 @@ def block(rng: Any, name: str, k: int, inputs: int, outputs: int) -> Any:
     return v, u, w
 
 
-def slope(name: str, errors: np.ndarray) -> np.ndarray:
+def slope(name: str, ks: tuple[int, ...], errors: np.ndarray) -> np.ndarray:
     """Powers of k, or bits a neuron, [S], by a line through the logarithms."""
-    x = np.asarray(WIDTHS[name]) if is_sum(name) else np.log2(WIDTHS[name])
+    x = np.asarray(ks) if is_sum(name) else np.log2(ks)
     return np.polyfit(x, np.log2(errors), 1)[0]
 
 

@@ -16,9 +16,9 @@ from benchmarks.demos.strong_ticket._errors import (
     FINDS,
     LABELS,
     NEURONS,
-    WIDTHS,
     block,
     is_sum,
+    widths_of,
 )
 from maskjax.theory import gadget
 
@@ -31,7 +31,7 @@ def draw_errors(
     for name, values in errors.items():
         axes, unit = (bits, "bits a neuron") if is_sum(name) else (powers, "power")
         label = f"{LABELS[name]} ({unit}: {slopes[name].mean():.2f})"
-        _pictures.band(axes, WIDTHS[name], values, label)
+        _pictures.band(axes, widths_of(context)[name], values, label)
     powers.set(xscale="log", ylabel="mean error of weights in [-1/2, 1/2]")
     bits.set(ylabel="median error of weights in [-1/2, 1/2]")
     for axes in (powers, bits):
