@@ -120,7 +120,7 @@ def mean_over_tasks(
     fn = f"{_FN}.mean_over_tasks"
     if batch_size is not None:
         checks.at_least(batch_size, 1, fn=fn, name="batch_size")
-    _not_empty({"tasks": tasks}, fn=fn, axes=2)
+    _as_many({"tasks": tasks}, fn=fn)
     each = lambda task: function(params, *task)  # noqa: E731
     of_all = stacking.map(each, tasks, batch_size=batch_size)
     checks.floating_scores(of_all, fn=fn, name="function(...)")
@@ -158,6 +158,20 @@ def _pace(w: Array, m: Any, inner: Any, rate: Any) -> Array | None:
     if m is None:
         return rate
     return masking.apply(masking.apply(jnp.full_like(w, rate), inner), m)
+
+
+def _as_many(tasks: Any, *, fn: str) -> None:
+    _not_empty(tasks, fn=fn, axes=2)
+    sizes = {
+        path: next(iter(np.shape(x)), None) for path, x in trees.named_leaves(tasks)
+    }
+    if not sizes:
+        raise ValueError(f"`{fn}` needs a task, got no arrays.")
+    same = None not in sizes.values() and len(set(sizes.values())) == 1
+    checks.raise_all(
+        () if same else (f"{path}: {size}" for path, size in sizes.items()),
+        f"`{fn}` needs every leaf of `tasks` with the same number of tasks",
+    )
 
 
 def _not_empty(data: Any, *, fn: str, axes: int = 1) -> None:
