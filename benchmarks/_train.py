@@ -1,10 +1,10 @@
 """Shared pieces of training: K networks side by side, one program for all of them.
 
-A *member* is one network with whatever differs between networks: parameters, mask,
-density, optimizer state. `states` are members stacked along a leading axis [K, ...].
+A *member* is one network in training. `states` are members stacked along a leading axis
+[K, ...].
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,9 +19,23 @@ from benchmarks._data import Data
 from maskjax import algebra, score
 
 Array = jax.Array
-Step = Callable[[Any, Array, Array], tuple[Any, Array]]
+Step = Callable[..., tuple[Any, Array]]
 
 BATCH_SIZE = 128
+
+
+class Member(NamedTuple):
+    """One network in training.
+
+    Attributes:
+        params: What is learned: parameters, or the scores of masks.
+        opt_state: Of its optimizer.
+        rest: What else belongs to this network: its mask, weights, density, key.
+    """
+
+    params: Any
+    opt_state: Any
+    rest: Any = None
 
 
 class MLP(nn.Module):
@@ -53,13 +67,35 @@ def draw(init: Callable[..., Any], *args: Any) -> Any:
     return jax.jit(lambda args: lax.map(lambda one: init(*one), args))(args)
 
 
+def glorot(
+    rng: np.random.Generator, widths: Sequence[int], *lead: int
+) -> dict[str, dict[str, Array]]:
+    """Parameters of an `MLP`: Glorot's uniform kernels, and biases of 0, [*lead, ...].
+
+    By NumPy: `jax.random` takes longer to compile than training small networks takes.
+
+    Args:
+        rng: Where the kernels come from.
+        widths: Of the inputs and of every layer.
+        lead: How many networks.
+    """
+    params = {}
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        bound = (6 / (a + b)) ** 0.5
+        kernel = rng.uniform(-bound, bound, (*lead, a, b)).astype(np.float32)
+        bias = np.zeros((*lead, b), np.float32)
+        params[f"Dense_{i}"] = jax.tree.map(
+            jnp.asarray, {"kernel": kernel, "bias": bias}
+        )
+    return params
+
+
 def orders(
     networks: int, samples: int, *, epochs: int, size: int, seed: int
 ) -> np.ndarray:
     """Rows of samples, [K, epochs, steps, size], shuffled in every epoch.
 
-    By NumPy: `jax.random` takes longer to compile than training small networks takes.
-    What is left over of an epoch is left out.
+    By NumPy, for the reason in `glorot`. What is left over of an epoch is left out.
     """
     steps = samples // size
     rows = np.tile(np.arange(samples, dtype=np.int32), (networks, epochs, 1))
@@ -67,9 +103,61 @@ def orders(
     return rows[..., : steps * size].reshape(networks, epochs, steps, size)
 
 
-def steps_per_epoch(x: Array) -> int:
+def begin(
+    optimizer: optax.GradientTransformation, params: Any, rest: Any = None
+) -> Member:
+    """A member before its first step."""
+    return Member(params, optimizer.init(params), rest)
+
+
+def descend(
+    loss: Callable[..., Any],
+    optimizer: optax.GradientTransformation
+    | Callable[[Any], optax.GradientTransformation],
+    *,
+    has_aux: bool = False,
+) -> Step:
+    """The training step: one of gradient descent on a loss.
+
+    Args:
+        loss: `(params, rest, *batch) -> scalar`.
+        optimizer: Of what is learned; or a function that makes it of `rest`.
+        has_aux: The loss returns `(scalar, rest)`, the `rest` of the next step.
+
+    Returns:
+        `(member, *batch) -> (member, loss)`, of one network.
+    """
+
+    def step(member: Member, *batch: Any) -> tuple[Member, Array]:
+        params, opt_state, rest = member
+        update = optimizer(rest).update if callable(optimizer) else optimizer.update
+        valued = jax.value_and_grad(loss, has_aux=has_aux)
+        value, gradients = valued(params, rest, *batch)
+        value, rest = value if has_aux else (value, rest)
+        updates, opt_state = update(gradients, opt_state, params)
+        return Member(optax.apply_updates(params, updates), opt_state, rest), value
+
+    return step
+
+
+def scan(step: Step, member: Any, rows: Array, *data: Array) -> tuple[Any, Array]:
+    """Many steps of one network.
+
+    Args:
+        step: From `descend`.
+        member: To begin with.
+        rows: [steps, B], which samples are in the batch of each step.
+        data: Arrays [N, ...] of all samples.
+
+    Returns:
+        The trained member, and the losses [steps].
+    """
+    return lax.scan(lambda m, rows: step(m, *(x[rows] for x in data)), member, rows)
+
+
+def steps_per_epoch(x: Array, size: int = BATCH_SIZE) -> int:
     """How many minibatches an epoch has; what is left over waits for the next one."""
-    return max(len(x) // BATCH_SIZE, 1)
+    return max(len(x) // size, 1)
 
 
 def epochs_of(steps: int, x: Array) -> int:
@@ -77,39 +165,64 @@ def epochs_of(steps: int, x: Array) -> int:
     return -(-steps // steps_per_epoch(x))
 
 
-def epoch_of(step: Step, x: Array, y: Array) -> Callable[..., tuple[Any, Array]]:
+def cosine(rate: float, epochs: int, x: Array) -> optax.Schedule:
+    """A learning rate that falls to 0 over so many epochs."""
+    return optax.cosine_decay_schedule(rate, epochs * steps_per_epoch(x))
+
+
+def epoch_of(
+    step: Step, x: Array, y: Array, *, size: int = BATCH_SIZE, groups: int = 1
+) -> Callable[..., tuple[Any, Array]]:
     """One epoch of shuffled minibatches for all members, compiled once.
 
     Args:
-        step: `(member, x, y) -> (member, loss)`, of one network and one batch.
+        step: From `descend`.
         x: [N, ...], the training images.
         y: [N], their labels.
+        size: Of a batch.
+        groups: The members are so many groups, one after the other, that see the same
+            images in the same order; within a group every member has its own order.
 
     Returns:
         A function `(states, key) -> (states, losses [K])`, the losses averaged over the
-        epoch. Every member sees the images in an order of its own.
+        epoch.
     """
-    steps = steps_per_epoch(x)
-    size = min(BATCH_SIZE, len(x))
+    steps, size = steps_per_epoch(x, size), min(size, len(x))
 
     def of_member(member: Any, key: Array, x: Array, y: Array) -> tuple[Any, Array]:
         order = jax.random.permutation(key, len(x))[: steps * size]
-        member, losses = lax.scan(
-            lambda member, batch: step(member, x[batch], y[batch]),
-            member,
-            order.reshape(steps, size),
-        )
+        member, losses = scan(step, member, order.reshape(steps, size), x, y)
         return member, losses.mean()
 
     of_all = jax.jit(jax.vmap(of_member, in_axes=(0, 0, None, None)))
     x, y = jnp.asarray(x), jnp.asarray(y)
 
     def epoch(states: Any, key: Array) -> tuple[Any, Array]:
-        keys = jax.random.split(key, jax.tree.leaves(states)[0].shape[0])
+        each = jax.random.split(key, len(jax.tree.leaves(states)[0]) // groups)
         # Waiting keeps the progress bar honest.
-        return jax.block_until_ready(of_all(states, keys, x, y))
+        return jax.block_until_ready(of_all(states, jnp.tile(each, groups), x, y))
 
     return epoch
+
+
+def epochs_by(
+    epoch: Callable[..., tuple[Any, Array]],
+    states: Any,
+    epochs: Iterable[int],
+    *,
+    key: Array,
+) -> Any:
+    """Members after several epochs.
+
+    Args:
+        epoch: From `epoch_of`.
+        states: Members to begin with.
+        epochs: Their numbers, as from `Context.track`.
+        key: For the order of the images.
+    """
+    for i in epochs:
+        states, _ = epoch(states, jax.random.fold_in(key, i))
+    return states
 
 
 def accuracy_of(
@@ -134,17 +247,9 @@ def accuracy_of(
     return lambda states: of_all(states, x, y)
 
 
-class Masked(NamedTuple):
-    """A member that trains under a mask."""
-
-    params: Any
-    mask: Any
-    opt_state: optax.OptState
-
-
 def under_masks(
     logits: Callable[[Any, Array], Array], optimizer: optax.GradientTransformation
-) -> tuple[Callable[..., Masked], Step]:
+) -> tuple[Callable[..., Member], Step]:
     """What makes a member of parameters and a mask, and what trains it a step.
 
     Args:
@@ -152,24 +257,18 @@ def under_masks(
         optimizer: Of the parameters.
 
     Returns:
-        Functions `(params, mask) -> member` and `(member, x, y) -> (member, loss)`; the
-        members' parameters are exactly masked.
+        Functions `(params, mask) -> member`, whose `rest` is the mask, and
+        `(member, x, y) -> (member, loss)`; the parameters are exactly masked, before
+        and after.
     """
 
-    def start(params: Any, mask: Any) -> Masked:
-        return Masked(maskjax.apply(params, mask), mask, optimizer.init(params))
+    def start(params: Any, mask: Any) -> Member:
+        return begin(optimizer, maskjax.apply(params, mask), mask)
 
-    def step(member: Masked, x: Array, y: Array) -> tuple[Masked, Array]:
-        def loss(params: Any) -> Array:
-            return cross_entropy(logits(maskjax.apply(params, member.mask), x), y)
+    def loss(params: Any, mask: Any, x: Array, y: Array) -> Array:
+        return cross_entropy(logits(maskjax.apply(params, mask), x), y)
 
-        value, gradients = jax.value_and_grad(loss)(member.params)
-        updates, opt_state = optimizer.update(gradients, member.opt_state)
-        params = optax.apply_updates(member.params, updates)
-        params = maskjax.apply(params, member.mask)
-        return Masked(params, member.mask, opt_state), value
-
-    return start, step
+    return start, descend(loss, optimizer)
 
 
 def largest_removed(params: Any, mask: Any) -> Array:
@@ -177,6 +276,12 @@ def largest_removed(params: Any, mask: Any) -> Array:
     rest = maskjax.apply(params, algebra.complement(mask))
     kernels = jax.tree.leaves(score.magnitude(rest))  # not biases, which have no mask
     return jnp.stack([leaf.max() for leaf in kernels]).max()
+
+
+def same_bits(before: Any, after: Any) -> bool:
+    """Whether two trees have the same leaves, to the bit."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
 def fit(
@@ -191,8 +296,8 @@ def fit(
     """Train, with a look at the test images before, and after every epoch.
 
     Args:
-        step: As in `epoch_of`.
-        predict: As in `accuracy_of`.
+        step: From `descend`.
+        predict: `(member, x) -> logits`, of one network.
         states: Members to begin with.
         data: What to learn.
         epochs: Their numbers, as from `Context.track`.

@@ -141,7 +141,7 @@ def _demonstration(name: str, data: str, **settings: Any) -> Line:
     lines = [x for x in _lines("demonstrations") if x["demo"] == name]
     lines = [x for x in lines if x["data"]["name"] == data]
     lines = [x for x in lines if settings.items() <= x["settings"].items()]
-    return [x for x in lines if not x["quick"]][-1]
+    return [x for x in lines if x["size"] == "full"][-1]
 
 
 def _lines(name: str) -> list[Line]:

@@ -380,8 +380,8 @@ def test_nothing_recompiles_when_a_density_moves():
 def test_nothing_recompiles_when_a_tree_of_densities_or_a_guess_moves():
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def choose(scores, density, near):
-        return select.top_k_and_cutoff(scores, density=density, near=near)
+    def choose(scores, density, guess):
+        return select.top_k(scores, density=density, guess=guess, return_cutoff=True)
 
     chex.clear_trace_counter()
     scores = score.magnitude(trees.make("nested_dict"))

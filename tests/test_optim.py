@@ -131,7 +131,7 @@ def test_a_hundred_steps_of_every_optimizer_hold_to_the_bit(name):
     still = {"a": {"kernel": None, "bias": None}, "b": {"kernel": None, "bias": None}}
     still["b"]["kernel"] = half(params)["b"]["kernel"]
     chain = optax.chain(make_optimizer(name), rigl, optim.mask_updates(still))
-    trained, state = run(optim.rewired(chain), params, steps=100)
+    trained, state = run(optim.with_gradients(chain), params, steps=100)
     mask = optim.mask_of(state)
 
     alive = np.asarray(mask["a"]["kernel"])
@@ -295,7 +295,7 @@ def test_erdos_renyi_densities_in_training():
 
 def test_rigl_drops_and_grows_as_the_reference():
     params = {"w": make_params()["a"]["kernel"]}
-    optimizer = optim.rewired(
+    optimizer = optim.with_gradients(
         optax.chain(
             optax.sgd(0.1), optim.rigl(0.25, rate=0.3, every=2, scope="leaf", key=KEY)
         )
@@ -317,7 +317,7 @@ def test_rigl_drops_and_grows_as_the_reference():
 
 def test_grown_weights_start_at_zero_and_dropped_ones_end_there():
     params = {"w": make_params()["a"]["kernel"]}
-    optimizer = optim.rewired(
+    optimizer = optim.with_gradients(
         optax.chain(
             optax.adamw(0.1), optim.rigl(0.5, rate=0.5, every=1, key=KEY, regrow=False)
         )
@@ -371,7 +371,7 @@ def test_a_loop_without_jit_scores_only_when_a_change_is_due():
 
 def test_no_second_compilation():
     params = make_params()
-    optimizer = optim.rewired(
+    optimizer = optim.with_gradients(
         optax.chain(
             optax.adam(0.1),
             optim.rigl(0.3, rate=0.3, every=2, scope="global", key=KEY),
@@ -393,7 +393,7 @@ def test_no_second_compilation():
 
 def test_vmap_over_seeds_and_densities_equals_a_loop():
     def train(params, density, key):
-        optimizer = optim.rewired(
+        optimizer = optim.with_gradients(
             optax.chain(
                 optax.sgd(0.1, momentum=0.9),
                 optim.rigl(density, rate=0.5, every=2, scope="global", key=key),
@@ -440,7 +440,7 @@ def test_members_in_step_share_one_branch():
 def wrapped(kind):
     """An optimizer in one of optax's wrappers."""
     chain = optax.chain(optax.adamw(0.1), optim.prune(0.5, every=2))
-    rigl = optim.rewired(
+    rigl = optim.with_gradients(
         optax.chain(optax.adam(0.1), optim.rigl(0.5, rate=0.3, every=2, key=KEY))
     )
     labels = {"a": "left", "b": {"kernel": "right", "bias": "rest"}}
@@ -452,7 +452,7 @@ def wrapped(kind):
         "inject_hyperparams, directly": lambda: optax.inject_hyperparams(
             optim.prune, static_args=("score", "where")
         )(0.5, every=2),
-        "inject_hyperparams, rigl": lambda: optim.rewired(
+        "inject_hyperparams, rigl": lambda: optim.with_gradients(
             optax.inject_hyperparams(optim.rigl, static_args=("score", "where"))(
                 0.5, rate=0.3, every=2, key=KEY
             )
@@ -460,7 +460,7 @@ def wrapped(kind):
         "multi_transform": lambda: optax.multi_transform(
             {"left": chain, "right": rigl, "rest": optax.sgd(0.1)}, labels
         ),
-        "rewired multi_transform": lambda: optim.rewired(
+        "multi_transform in with_gradients": lambda: optim.with_gradients(
             optax.multi_transform(
                 {
                     "left": optax.sgd(0.1, momentum=0.9),
@@ -486,7 +486,7 @@ def wrapped(kind):
         "inject_hyperparams, directly",
         "inject_hyperparams, rigl",
         "multi_transform",
-        "rewired multi_transform",
+        "multi_transform in with_gradients",
         "masked",
         "apply_if_finite",
         "named_chain",
@@ -502,7 +502,9 @@ def test_masks_hold_inside_wrappers(kind):
     )
     assert_zero_outside(trained, mask)
     masked = [k for k in "ab" if mask[k]["kernel"] is not None]
-    expected = {"masked": ["a"], "rewired multi_transform": ["b"]}.get(kind, ["a", "b"])
+    expected = {"masked": ["a"], "multi_transform in with_gradients": ["b"]}.get(
+        kind, ["a", "b"]
+    )
     assert masked == expected
     assert all(
         int(mask[k]["kernel"].sum()) * 2 == mask[k]["kernel"].size for k in masked
@@ -522,7 +524,7 @@ def test_apply_if_finite_leaves_the_mask_alone_when_it_rejects():
 def test_a_train_state_of_flax():
     model = nn.Dense(4)
     x = jnp.ones((2, 6))
-    optimizer = optim.rewired(
+    optimizer = optim.with_gradients(
         optax.chain(optax.adamw(0.1), optim.rigl(0.25, rate=0.5, every=2, key=KEY))
     )
     variables = model.init(KEY, x)
@@ -547,7 +549,7 @@ def test_a_train_state_of_flax():
 def test_an_optimizer_of_nnx(bias):
     model = nnx.Linear(6, 4, use_bias=bias, rngs=nnx.Rngs(0))
     chain = optax.chain(optax.adamw(0.1), optim.rigl(0.25, rate=0.5, every=2, key=KEY))
-    optimizer = nnx.Optimizer(model, optim.rewired(chain), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optim.with_gradients(chain), wrt=nnx.Param)
     x = jnp.ones((2, 6))
 
     @nnx.jit
@@ -587,7 +589,7 @@ def test_extra_arguments_pass_through():
         optim.set_(0.5, rate=0.1, every=9, key=KEY),
     ]
     for transformation in last:
-        optimizer = optim.rewired(optax.chain(transformation, spy))
+        optimizer = optim.with_gradients(optax.chain(transformation, spy))
         optimizer.update(slope(params), optimizer.init(params), params, value=3.0)
     assert seen == [(3.0, ["gradients"])] * 4
 
@@ -601,7 +603,7 @@ def test_scores_name_the_arguments_they_need():
         )
 
     chain = optax.chain(optax.sgd(0.0), optim.prune(0.5, score=saliency))
-    optimizer = optim.rewired(chain)
+    optimizer = optim.with_gradients(chain)
     gradients = jax.tree.map(
         lambda p: p.size - jnp.arange(p.size).reshape(p.shape) * 1.0, params
     )
@@ -614,10 +616,10 @@ def test_scores_name_the_arguments_they_need():
         chain.update(gradients, chain.init(params), params)
 
 
-def test_rewired_restarts_moments_where_the_mask_changes():
+def test_moments_restart_moments_where_the_mask_changes():
     params = {"w": make_params()["a"]["kernel"], "b": jnp.ones(8)}
     chain = optax.chain(optax.adam(0.1), optim.rigl(0.5, rate=0.5, every=2, key=KEY))
-    optimizer = optim.rewired(chain)
+    optimizer = optim.with_gradients(chain)
     state = optimizer.init(params)
     for n in (1, 2):
         before = optim.mask_of(state)["w"]
@@ -672,7 +674,7 @@ def test_moments_restart_where_only_the_mask_is_wrapped():
     chain = optax.chain(
         optax.sgd(0.1, momentum=0.9), optax.masked(rigl, {"a": True, "c": False})
     )
-    optimizer = optim.rewired(chain)
+    optimizer = optim.with_gradients(chain)
     state = optimizer.init(params)
     before = optim.mask_of(state)["a"]
     _, state = optimizer.update(slope(params), state, params)
@@ -686,7 +688,7 @@ def test_moments_restart_where_only_the_mask_is_wrapped():
 def test_what_grows_back_at_once_was_never_away():
     params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
     rigl = optim.rigl(0.5, rate=0.5, every=1, key=KEY)
-    optimizer = optim.rewired(optax.chain(optax.sgd(0.1, momentum=0.9), rigl))
+    optimizer = optim.with_gradients(optax.chain(optax.sgd(0.1, momentum=0.9), rigl))
     state = optimizer.init(params)
     mask = optim.mask_of(state)["w"]
     steep = {"w": jnp.where(mask, 10.0, 0.1)}

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
 from maskjax import initializer
 from maskjax.theory import gadget, neuron, strong_ticket
 
@@ -46,10 +46,45 @@ LABELS = {
     "subset_sum": "subset sum",
 }
 INPUTS, OUTPUTS = 12, 20  # weights whose errors are averaged
+ERROR_SEEDS, NEURON_SEEDS = (3, 3, 10), (2, 2, 5)
 DIMENSIONS, NEURONS, SAMPLES, BUDGETS = 8, 300, 600, (1, 10, 100)
-
-
 FINDS = ("greedy", "learned", "regression")
+SETTINGS = {
+    "coefficients": COEFFICIENTS,
+    "tolerance": TOLERANCE,
+    "optimizer": "sgd, cosine",
+    "learning_rate": RATE,
+    "momentum": MOMENTUM,
+    "weight_decay": DECAY,
+    "batch_size": BATCH_SIZE,
+    "epochs": EPOCHS,
+    "inputs": "from 0 to 1",
+    "widths": WIDTHS,
+    "budgets": BUDGETS,
+}
+ROWS = {
+    "subset sums of 21 random numbers make every weight to 0.01 (Pensia et al., "
+    "784-500-10, all of MNIST: 97.19% before and after, 77,266 s, 3,725,871 of "
+    "8,337,000 kept)": "{target:.2%} before, {near[accuracy]:.2%} after, "
+    "{near[seconds]:.1f} s and {peak_gib:.1f} GiB in all; errors up to "
+    "{near[largest_error]:.1e}, {near[missed]} missed; {near[kept]:,} of "
+    "{near[size]:,} kept",
+    "few are enough": "the fewest within 0.01: {few[kept]:,} ({few_each:.2f} a weight)"
+    ", {few[accuracy]:.2%}, {few[seconds]:.1f} s",
+    "any ReLU network is in a wide enough random one, whose weights are all random": (
+        "{ways}"
+    ),
+    "the pruned network stays within the bound": "outputs off by at most {off}; "
+    "{within_bound:all|NOT all} within",
+    "errors fall as 1 / k (product), 1 / sqrt(k) (factor), exponentially (sums)": "as "
+    "k to the power {slopes[product]:.2f} (product), {slopes[factor]:.2f} (factor); by "
+    "{bits[subset_sum]:.2f} bits (subset sum) and {bits[greedy]:.2f} bits (greedy) a "
+    "neuron",
+    "whole neurons can't be a ReLU neuron, unless there are very many": f"of "
+    f"{NEURONS:,} random neurons the best {BUDGETS[-1]} found miss "
+    "{missed[greedy]:.1%} of it (learned: {missed[learned]:.1%}), ridge regression on "
+    "all {missed[ridge]:.1%}",
+}
 
 
 class Made(NamedTuple):
@@ -88,99 +123,46 @@ def run(context: Context) -> Outcome:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ways = {} if large else _constructions(context, data, target)
     errors = _errors(context)
-    slopes = {name: _slope(name, values) for name, values in errors.items()}
     missed = _neurons(context)
-    near, few = made["nearest"].numbers(), made["fewest"].numbers()
-    both = made | ways
-    held = all(one.measured <= one.bound for one in both.values())
-
-    def kept(numbers: dict[str, Any]) -> str:
-        return f"{numbers['kept']:,} of {numbers['size']:,}"
-
+    both = {name: one.numbers() for name, one in (made | ways).items()}
+    numbers = {
+        "target": accuracy,
+        "made": both,
+        "peak_gib": peak,
+        "within_bound": all(x["output_error"] <= x["bound"] for x in both.values()),
+        "error_by_width": errors,
+        "slopes": {name: _slope(name, values) for name, values in errors.items()},
+        "missed_by_neurons": missed,
+    }
+    filled = rows(
+        ROWS,
+        **numbers,
+        near=both["nearest"],
+        few=both["fewest"],
+        bits={name: -slope for name, slope in numbers["slopes"].items()},
+        few_each=both["fewest"]["kept"] / weights,
+        ways={
+            f"{name}, {WAYS[name]} neurons an input:": f"{both[name]['accuracy']:.2%}, "
+            f"{both[name]['kept']:,} of {both[name]['size']:,} kept"
+            for name in ways
+        },
+        off=", ".join(
+            f"{x['output_error']:.1e} ({name}; bound {x['bound']:.1e})"
+            for name, x in both.items()
+        ),
+        missed={n: x if n == "ridge" else x[-1] for n, x in missed.items()},
+    )
     return Outcome(
-        rows=[
-            Row(
-                "subset sums of 21 random numbers make every weight to 0.01 (Pensia et "
-                "al., 784-500-10, all of MNIST: 97.19% before and after, 77,266 s, "
-                "3,725,871 of 8,337,000 kept)",
-                f"{accuracy:.2%} before, {near['accuracy']:.2%} after, "
-                f"{near['seconds']:.1f} s and {peak:.1f} GiB in all; errors up to "
-                f"{near['largest_error']:.1e}, {near['missed']} missed; "
-                f"{kept(near)} kept",
-            ),
-            Row(
-                "few are enough",
-                f"the fewest within 0.01: {few['kept']:,} "
-                f"({few['kept'] / weights:.2f} a weight), {few['accuracy']:.2%}, "
-                f"{few['seconds']:.1f} s",
-            ),
-            *(
-                [
-                    Row(
-                        "any ReLU network is in a wide enough random one, all weights "
-                        "of which are random",
-                        ", ".join(
-                            f"{name}, {WAYS[name]} neurons an input: "
-                            f"{one.accuracy:.2%}, {kept(one.numbers())} kept"
-                            for name, one in ways.items()
-                        ),
-                    )
-                ]
-                if ways
-                else []
-            ),
-            Row(
-                "the pruned network stays within the bound",
-                "outputs off by at most "
-                + ", ".join(
-                    f"{one.measured:.1e} ({name}; bound {one.bound:.1e})"
-                    for name, one in both.items()
-                )
-                + ("" if held else ": NOT within"),
-            ),
-            Row(
-                "errors fall as 1 / k (product), 1 / sqrt(k) (factor), exponentially "
-                "(sums)",
-                f"as k to the power {slopes['product'].mean():.2f} (product), "
-                f"{slopes['factor'].mean():.2f} (factor); by "
-                f"{-slopes['subset_sum'].mean():.2f} bits (subset sum) and "
-                f"{-slopes['greedy'].mean():.2f} bits (greedy) a neuron",
-            ),
-            Row(
-                "whole neurons can't be a ReLU neuron, unless there are very many",
-                f"of {NEURONS:,} random neurons the best "
-                f"{BUDGETS[-1]} found miss {missed['greedy'][-1].mean():.1%} of it "
-                f"(learned: {missed['learned'][-1].mean():.1%}), ridge regression on "
-                f"all {missed['ridge'].mean():.1%}",
-            ),
-        ],
-        settings={
+        rows=[row for row in filled if row.measured],  # without constructions on MNIST
+        settings=SETTINGS
+        | {
             "network": "-".join(map(str, _widths(target))),
             "biases": "bias" in target[0],
             "weights": weights,
-            "coefficients": COEFFICIENTS,
-            "tolerance": TOLERANCE,
-            "optimizer": "sgd, cosine",
-            "learning_rate": RATE,
-            "momentum": MOMENTUM,
-            "weight_decay": DECAY,
-            "batch_size": BATCH_SIZE,
-            "epochs": EPOCHS,
-            "inputs": "from 0 to 1",
-            "widths": WIDTHS,
-            "budgets": BUDGETS,
         },
-        numbers={
-            "target": accuracy,
-            "made": {name: one.numbers() for name, one in both.items()},
-            "peak_gib": peak,
-            "within_bound": held,
-            "error_by_width": errors,
-            "slopes": slopes,
-            "missed_by_neurons": missed,
-        },
+        numbers=numbers,
         pictures=[
-            _draw_errors(context, errors, slopes),
+            _draw_errors(context, errors, numbers["slopes"]),
             _draw_weight(context),
             _draw_neurons(context, target, made),
             _draw_missed(context, missed),
@@ -208,21 +190,16 @@ def _target(context: Context, data: Data, *, large: bool) -> tuple[Any, float]:
         optax.sgd(optax.cosine_decay_schedule(RATE, EPOCHS * steps), MOMENTUM),
     )
 
-    def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
-        params, state = carry
+    def loss(params: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
+        return _train.cross_entropy(strong_ticket.forward(params, x), y)
 
-        def loss(params: Any) -> jax.Array:
-            return _train.cross_entropy(strong_ticket.forward(params, x[rows]), y[rows])
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    epoch = jax.jit(lambda carry, rows: lax.scan(step, carry, rows)[0])
-    carry = start, optimizer.init(start)
+    step = _train.descend(loss, optimizer)
+    epoch = jax.jit(lambda member, rows: _train.scan(step, member, rows, x, y)[0])
+    member = _train.begin(optimizer, start)
     for _ in context.track("strong_ticket: training", EPOCHS):
         order = rng.permutation(len(x))[: steps * BATCH_SIZE]
-        carry = epoch(carry, jnp.asarray(order.reshape(steps, -1)))
-    target = jax.block_until_ready(carry[0])
+        member = epoch(member, jnp.asarray(order.reshape(steps, -1)))
+    target = jax.block_until_ready(member.params)
     return target, _accuracy(strong_ticket.forward(target, data.x_test), data)
 
 
@@ -244,23 +221,22 @@ def _published(
     if fresh:
         runs["nearest, a set for each weight"] = (False, how)
     found = {}
-    names = list(runs)
-    for i in context.track("strong_ticket: subset sums", len(names)):
-        shared, how = runs[names[i]]
+    for name in context.track("strong_ticket: subset sums", runs):
+        shared, how = runs[name]
         params = _draw(target, COEFFICIENTS, shared=shared, **wide)
-        found[names[i]] = _make(data, target, params, **how)
+        found[name] = _make(data, target, params, **how)
     return found
 
 
 def _constructions(context: Context, data: Data, target: Any) -> dict[str, Made]:
     """The four ways, out of networks with all weights random."""
-    found, names = {}, list(WAYS)
-    for i in context.track("strong_ticket: constructions", len(names)):
-        sizes = {"log": names[i] == "greedy"}  # of every size, where it walks
+    found = {}
+    for name in context.track("strong_ticket: constructions", WAYS):
+        sizes = {"log": name == "greedy"}  # of every size, where it walks
         drawn = {"inner": _uniform(), "outer": _uniform(RANGE, **sizes)}
-        params = _draw(target, WAYS[names[i]], **drawn)
-        how = {"construction": names[i], "misses": "report"}
-        found[names[i]] = _make(data, target, params, **how)
+        params = _draw(target, WAYS[name], **drawn)
+        how = {"construction": name, "misses": "report"}
+        found[name] = _make(data, target, params, **how)
     return found
 
 
@@ -316,12 +292,10 @@ def _said(ticket: strong_ticket.Ticket, x: np.ndarray) -> np.ndarray:
 
 def _errors(context: Context) -> dict[str, np.ndarray]:
     """Mean errors of weights in [-1/2, 1/2] by width, [X, S], inputs not negative."""
-    rng = np.random.default_rng(0)
-    seeds = 3 if context.quick else context.seeds
+    rng, seeds = np.random.default_rng(0), context.pick(ERROR_SEEDS)
     found = {name: np.zeros((len(widths), seeds)) for name, widths in WIDTHS.items()}
     turns = [(name, i) for name, widths in WIDTHS.items() for i in range(len(widths))]
-    for turn in context.track("strong_ticket: errors by width", len(turns)):
-        name, i = turns[turn]
+    for name, i in context.track("strong_ticket: errors by width", turns):
         for seed in range(seeds):
             v, u, w = _block(rng, name, WIDTHS[name][i], INPUTS, OUTPUTS)
             mask = gadget.choose(v, u, w, construction=name, nonnegative=True)
@@ -352,7 +326,7 @@ def _slope(name: str, errors: np.ndarray) -> np.ndarray:
 
 def _neurons(context: Context) -> dict[str, np.ndarray]:
     """What neuron subnetworks miss of a ReLU neuron on new inputs, [budgets, S]."""
-    seeds = 2 if context.quick else 5
+    seeds = context.pick(NEURON_SEEDS)
     found = {name: np.zeros((len(BUDGETS), seeds)) for name in FINDS}
     found["ridge"] = np.zeros(seeds)
     rng = np.random.default_rng(0)

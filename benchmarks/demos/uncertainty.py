@@ -26,7 +26,8 @@ from benchmarks._members import (
     WAYS,
     Training,
 )
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows, said
 from maskjax import metrics, report
 from maskjax.recipes import deep_ensemble, masksembles
 
@@ -35,19 +36,28 @@ HIDDEN = {"mnist": (200, 200, 200), "digits": (100, 100, 100)}
 # What MC-dropout drops: as Gal & Ghahramani do on MNIST, and about what a member of
 # Masksembles lacks.
 RATE = 0.5
-TRAINING = {
-    "mnist": Training(20, 128, 1e-3, RATE),
-    "digits": Training(40, 64, 1e-3, RATE),
-    "quick": Training(10, 64, 1e-3, RATE),
-}
+EPOCHS = {"mnist": (10, 5, 20), "digits": (10, 15, 40)}
+BATCH_SIZES = {"mnist": (64, 128, 128), "digits": (64, 64, 64)}
+NUMBERS = tuple(Training(epochs, 32, 1e-2, 0.1) for epochs in (10, 20, 40))
+CURVE = tuple(Training(epochs, 20, 1e-2, 0.1) for epochs in (100, 300, 1_000))
+SPLITS = 3, 3, 10
 ANGLES = tuple(range(0, 91, 15))
 TOLD = (0, 30, 60)  # of these, in the table
+TURNED = ("turned_nll", "turned_ece")
 ELSEWHERE = 2_000  # at most so many images that are turned, or unknown
 VALIDATION_SHARE = 0.1
 TEMPERED = "one network, temperature fitted"
-SPLITS, QUICK_SPLITS = 10, 3
-NUMBERS, QUICK_NUMBERS = Training(40, 32, 1e-2, 0.1), Training(10, 32, 1e-2, 0.1)
-CURVE, QUICK_CURVE = Training(1_000, 20, 1e-2, 0.1), Training(100, 20, 1e-2, 0.1)
+LAYERED = f"{MASKSEMBLES}, as layers"
+SETTINGS = {
+    "seeds": SEEDS,
+    "members": MEMBERS,
+    "scale": _members.SCALE,
+    "masks_follow": "every hidden layer",
+    "optimizer": "adam",
+    "ece": "15 bins of equal width, top label",
+    "temperature": "fitted to the validation images, which nothing else uses",
+    "inputs": "standardized",
+}
 PROMISES = {
     SINGLE: "what the others are to improve on",
     TEMPERED: "calibrated by one number (Guo et al., 2017)",
@@ -58,6 +68,26 @@ PROMISES = {
     ENSEMBLE: "likelihood and calibration improve much (published, LeNet-5 on all of "
     "MNIST, 10 members: NLL .037 to .016, 99.1% to 99.4%, ECE .005; dense 3 x 200, 15 "
     "members: error about 1.7% to 1.25%)",
+}
+ROWS = {
+    **{
+        f"{way}: {promise}": f"{{found[{way}][told]}}accuracy "
+        f"{{found[{way}][accuracy]:.2%+-}}, NLL {{found[{way}][nll]:.4f+-}}, ECE "
+        f"{{found[{way}][ece]:.4f+-}}, AUROC of {{what}} "
+        f"{{found[{way}][auroc]:.3f+-}}; {{found[{way}][params]:,}} parameters, "
+        f"predicts in {{found[{way}][slow]}} times one network's time"
+        for way, promise in PROMISES.items()
+    },
+    "an ensemble's likelihood is better than one network's, and Masksembles' between "
+    "them": "NLL, best first: {ordered} (means of {seeds} seeds; {images:,} images to "
+    "learn, so that published figures are not to be reached)",
+    f"images turned by {said(TOLD)} degrees are answered less surely": "NLL and ECE: "
+    "{turned:.3f}",
+    "numbers with how sure they are (published, Boston housing, RMSE / log-likelihood: "
+    "MC-dropout 2.97 / -2.46, deep ensemble 3.28 / -2.41; not at hand)": "diabetes of "
+    "scikit-learn, {splits} splits: {regression:.2f+-}",
+    "laws: an ensemble's NLL is at most its members' mean; mutual information is what "
+    "entropy loses; masks are exact, and stay; thin members agree": "{laws:yes|NO}",
 }
 
 
@@ -87,7 +117,7 @@ class Problem(NamedTuple):
     training: Training
 
 
-class Said(NamedTuple):
+class Told(NamedTuple):
     """Probabilities [M, S, N, C] of members, for each part of a problem."""
 
     test: jax.Array
@@ -98,69 +128,86 @@ class Said(NamedTuple):
 def run(context: Context) -> Outcome:
     """Learn, ask, and compare."""
     problem = _problem(context)
-    bars = context.track("uncertainty", len(WAYS) + 3)
     variables, logits = {}, {}
-    for way in (ENSEMBLE, SINGLE, DROPOUT, MASKSEMBLES):
-        next(bars)
+    ways = (ENSEMBLE, SINGLE, DROPOUT, MASKSEMBLES)
+    for way in context.track("uncertainty: networks", ways):
         variables[way] = _learned(problem, way, variables)
         logits[way] = _asked(problem, way, variables[way])
-    said, temperatures = _said(problem, {way: logits[way] for way in WAYS})
-    found = {way: _measured(problem, each) for way, each in said.items()}
-    next(bars)
+    told, temperatures = _told(problem, {way: logits[way] for way in WAYS})
+    found = {way: _measured(problem, each) for way, each in told.items()}
     times, thin_agree = _times(context, problem, variables)
-    next(bars)
     regression = _diabetes(context)
-    next(bars)
-    curve, numbers = _cubic(context)
-    next(bars, None)
-    laws = _laws(problem, said, found, variables) | {"thin_members_agree": thin_agree}
-    params = _sizes(variables)
+    curve, points = _cubic(context)
+    numbers = {
+        "ways": found,
+        "params": _sizes(variables),
+        "predict": times,
+        "temperatures": temperatures,
+        "angles": ANGLES,
+        "diabetes": regression,
+        "laws": _laws(problem, told, found, variables)
+        | {"thin_members_agree": thin_agree},
+    }
     return Outcome(
-        rows=_rows(problem, found, params, times, temperatures, regression, laws),
+        rows=rows(ROWS, **_for_rows(problem, numbers)),
         settings=_settings(context, problem),
-        numbers={
-            "ways": found,
-            "params": params,
-            "predict": times,
-            "temperatures": temperatures,
-            "angles": ANGLES,
-            "diabetes": regression,
-            "laws": laws,
-        },
+        numbers=numbers,
         pictures=[
-            _draw_reliability(context, problem, said),
-            _draw_risk(context, problem, said),
+            _draw_reliability(context, problem, told),
+            _draw_risk(context, problem, told),
             _draw_turned(context, found),
-            _draw_entropies(context, problem, said),
-            _draw_cubic(context, curve, numbers),
+            _draw_entropies(context, problem, told),
+            _draw_cubic(context, curve, points),
         ],
     )
 
 
-def _settings(context: Context, problem: Problem) -> dict[str, Any]:
-    diabetes, cubic = _numbers_training(context)
+def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What the table says, by the names of `ROWS`."""
+    found, times = numbers["ways"], numbers["predict"]
+    temperature = f"temperature {said(numbers['temperatures'], '.3f+-')}, "
+    at = [ANGLES.index(angle) for angle in TOLD]
+
+    def of_way(way: str) -> dict[str, Any]:
+        kind, count = (SINGLE, 1) if way == TEMPERED else (way, MEMBERS[way])
+        told = temperature if way == TEMPERED else f"{count} members, " * (count > 1)
+        slow = f"{times[kind]['relative']:.1f}"
+        if way == MASKSEMBLES:
+            slow += f" ({times[LAYERED]['relative']:.1f} as layers)"
+        more = {"told": told, "params": numbers["params"][kind], "slow": slow}
+        return found[way] | more
+
     return {
-        "network": "-".join(map(str, (problem.x.shape[1], *problem.widths))),
+        "found": {way: of_way(way) for way in found},
+        "what": problem.what,
+        "ordered": sorted(found, key=lambda way: found[way]["nll"].mean()),
         "seeds": SEEDS,
-        "members": MEMBERS,
-        "scale": _members.SCALE,
+        "images": len(problem.x),
+        "turned": {
+            way: [list(each[name].mean(-1)[at]) for name in TURNED]
+            for way, each in found.items()
+        },
+        "splits": len(numbers["diabetes"][SINGLE]["rmse"]),
+        "regression": numbers["diabetes"],
+        "laws": list(numbers["laws"].values()),
+    }
+
+
+def _settings(context: Context, problem: Problem) -> dict[str, Any]:
+    return SETTINGS | {
+        "network": "-".join(map(str, (problem.x.shape[1], *problem.widths))),
         "ones": [plan.ones for plan in _plans(problem)],
-        "masks_follow": "every hidden layer",
-        "optimizer": "adam",
         **problem.training._asdict(),
         "train": len(problem.x),
         "validation": len(problem.validation[0]),
         "test": len(problem.test[0]),
         "turned": len(problem.turned) // len(ANGLES),
         "unknown": f"{len(problem.unknown)} images: {problem.what}",
-        "ece": "15 bins of equal width, top label",
-        "temperature": "fitted to the validation images, which nothing else uses",
-        "inputs": "standardized",
         "regression": {
             "hidden": _regression.WIDTHS[0],
-            "diabetes": diabetes._asdict(),
-            "cubic": cubic._asdict(),
-            "splits": QUICK_SPLITS if context.quick else SPLITS,
+            "diabetes": context.pick(NUMBERS)._asdict(),
+            "cubic": context.pick(CURVE)._asdict(),
+            "splits": context.pick(SPLITS),
         },
     }
 
@@ -172,7 +219,7 @@ def _plans(problem: Problem) -> list[masksembles.Plan]:
 
 def _laws(
     problem: Problem,
-    said: dict[str, Said],
+    told: dict[str, Told],
     found: dict[str, Any],
     variables: dict[str, Any],
 ) -> dict[str, bool]:
@@ -192,7 +239,7 @@ def _laws(
     return {
         "ensemble_nll_at_most_mean_of_members": all(map(np.all, jensen)),
         "mutual_information_is_what_entropy_loses": all(
-            informed(each.unknown) for each in said.values()
+            informed(each.unknown) for each in told.values()
         ),
         "masks_exact": all(exact),
         "masks_unchanged_by_training": all(map(np.array_equal, masks, began)),
@@ -220,6 +267,7 @@ def _problem(context: Context) -> Problem:
     held = round(VALIDATION_SHARE * len(data.x_train))
     x, y = rows(data.x_train), jnp.asarray(data.y_train)
     kind = "mnist" if large else "digits"
+    how = (context.pick(each[kind]) for each in (EPOCHS, BATCH_SIZES))
     return Problem(
         x[:-held],
         y[:-held],
@@ -229,7 +277,7 @@ def _problem(context: Context) -> Problem:
         rows(unknown),
         what,
         (*HIDDEN[kind], int(data.y_train.max()) + 1),
-        TRAINING["quick" if context.quick else kind],
+        Training(*how, 1e-3, RATE),
     )
 
 
@@ -248,7 +296,8 @@ def _learned(problem: Problem, way: str, others: dict[str, Any]) -> Any:
         first = jax.tree.map(lambda w: w[:, 0], others[ENSEMBLE]["params"])
         return {"params": first, "masks": masks}
     count = SEEDS * NETWORKS
-    params = _members.start(count, problem.x.shape[1], problem.widths, seed=0)
+    widths = (problem.x.shape[1], *problem.widths)
+    params = _train.glorot(np.random.default_rng(0), widths, count)
     rows = _members.orders(count, len(problem.x), problem.training, seed=1)
     every = masks
     if way == ENSEMBLE:
@@ -283,7 +332,7 @@ def _asked(problem: Problem, way: str, variables: Any) -> np.ndarray:
     return np.moveaxis(np.asarray(ask((variables, keys), jnp.concatenate(parts))), 0, 1)
 
 
-def _said(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Said], Any]:
+def _told(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Told], Any]:
     """Probabilities, and the temperatures [S] that are fitted to one network."""
     held = len(problem.validation[0])
     ends = np.cumsum([len(problem.test[0]), len(problem.turned)])
@@ -293,22 +342,22 @@ def _said(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Said], An
     order = {SINGLE: logits[SINGLE]} | tempered | logits
     softmax = jax.jit(jax.nn.softmax)
     return {
-        way: Said(*jnp.split(softmax(jnp.asarray(each[:, :, held:])), ends, axis=2))
+        way: Told(*jnp.split(softmax(jnp.asarray(each[:, :, held:])), ends, axis=2))
         for way, each in order.items()
     }, np.asarray(fitted)
 
 
-def _measured(problem: Problem, said: Said) -> dict[str, Any]:
+def _measured(problem: Problem, told: Told) -> dict[str, Any]:
     """Numbers [S]; of turned images [A, S]."""
     y = problem.test[1]
-    test, unknown = said.test.mean(0), said.unknown.mean(0)
+    test, unknown = told.test.mean(0), told.unknown.mean(0)
     odd = np.arange(test.shape[1] + unknown.shape[1]) >= test.shape[1]
     both = jnp.concatenate([test, unknown], axis=1)
     unsure = {"entropy": metrics.entropy(both)}
-    if len(said.test) > 1:
-        every = jnp.concatenate([said.test, said.unknown], axis=2)
+    if len(told.test) > 1:
+        every = jnp.concatenate([told.test, told.unknown], axis=2)
         unsure["mutual_information"] = metrics.mutual_information(every)
-    turned = jnp.split(said.turned.mean(0), len(ANGLES), axis=1)
+    turned = jnp.split(told.turned.mean(0), len(ANGLES), axis=1)
     labels = y[: turned[0].shape[1]]
 
     def by_angle(metric: Callable[..., Any]) -> np.ndarray:
@@ -321,7 +370,7 @@ def _measured(problem: Problem, said: Said) -> dict[str, Any]:
         "accuracy": metrics.accuracy(test, y),
         "nll": metrics.negative_log_likelihood(test, y),
         "members_nll": np.mean(
-            [metrics.negative_log_likelihood(probs, y) for probs in said.test], axis=0
+            [metrics.negative_log_likelihood(probs, y) for probs in told.test], axis=0
         ),
         "ece": metrics.expected_calibration_error(test, y),
         "auroc": {name: metrics.auroc(each, odd) for name, each in unsure.items()},
@@ -346,7 +395,6 @@ def _times(
     x = jnp.resize(x, (1_024, x.shape[1]))
     one = {way: jax.tree.map(lambda v: v[0], each) for way, each in variables.items()}
     first, members = _members.thin(one[MASKSEMBLES])
-    layered, thinned = f"{MASKSEMBLES}, as layers", MASKSEMBLES
     key = jax.random.key(3)
 
     def asked(way: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -354,18 +402,17 @@ def _times(
         return lambda variables, x, key: ask(variables, x, key=key), (one[way], x, key)
 
     fns = {way: asked(way) for way in (SINGLE, DROPOUT, ENSEMBLE)}
-    fns[layered] = asked(MASKSEMBLES)
-    fns[thinned] = _members.ask_thin, (first, members, x)
+    fns[LAYERED] = asked(MASKSEMBLES)
+    fns[MASKSEMBLES] = _members.ask_thin, (first, members, x)
     contestants = []
     for name, (fn, given) in fns.items():
         call, seconds = _timing.compiled(fn, *given)
-        role = "baseline" if name == SINGLE else "ours"
         ready = functools.partial(call, *given)
-        contestants.append(_timing.Contestant(name, role, ready, seconds))
+        contestants.append(_timing.Contestant(name, ready, seconds))
     agreed = []
 
     def agree(results: Any) -> None:
-        close = np.allclose(results[layered], results[thinned], rtol=1e-4, atol=1e-4)
+        close = np.allclose(results[LAYERED], results[MASKSEMBLES], 1e-4, 1e-4)
         agreed.append(bool(close))
 
     how = {"repeats": 10 if context.quick else 30, "seconds": 2.0}
@@ -384,16 +431,11 @@ def _sizes(variables: dict[str, Any]) -> dict[str, int]:
     return {way: count(each["params"]) for way, each in variables.items()}
 
 
-def _numbers_training(context: Context) -> tuple[Training, Training]:
-    """Of diabetes and of the curve."""
-    return (QUICK_NUMBERS, QUICK_CURVE) if context.quick else (NUMBERS, CURVE)
-
-
 def _diabetes(context: Context) -> dict[str, dict[str, np.ndarray]]:
     """RMSE and log-likelihood [splits], each way."""
-    splits = range(QUICK_SPLITS if context.quick else SPLITS)
+    splits = range(context.pick(SPLITS))
     problems = [_shift.diabetes(seed=seed).standardized() for seed in splits]
-    found = _regression.learn(problems, _numbers_training(context)[0])
+    found = _regression.learn(problems, context.pick(NUMBERS))
     return _regression.scores(found, problems)
 
 
@@ -402,7 +444,7 @@ def _cubic(context: Context) -> tuple[dict[str, Any], _shift.Numbers]:
     raw = _shift.cubic(seed=0)
     numbers = raw.standardized()
     precision = (numbers.deviation / _shift.CUBIC_NOISE) ** 2
-    training = _numbers_training(context)[1]
+    training = context.pick(CURVE)
     found = _regression.learn([numbers], training, precision=precision)
 
     def spread(normals: _regression.Normals) -> tuple[np.ndarray, np.ndarray]:
@@ -416,90 +458,12 @@ def _cubic(context: Context) -> tuple[dict[str, Any], _shift.Numbers]:
     return {way: spread(normals) for way, normals in found.items()}, raw
 
 
-def _rows(
-    problem: Problem,
-    found: dict[str, Any],
-    params: dict[str, int],
-    times: dict[str, Any],
-    temperatures: np.ndarray,
-    regression: dict[str, Any],
-    laws: dict[str, bool],
-) -> list[Row]:
-    def of_way(way: str) -> str:
-        each, kind = found[way], SINGLE if way == TEMPERED else way
-        auroc = ", ".join(
-            f"{_said_of(values)} by {name.replace('_', ' ')}"
-            for name, values in each["auroc"].items()
-        )
-        told = f"{MEMBERS[kind]} members, " if MEMBERS[kind] > 1 else ""
-        if way == TEMPERED:
-            told = f"temperature {_said_of(temperatures)}, "
-        slow = f"{times[kind]['relative']:.1f}"
-        if way == MASKSEMBLES:
-            slow += f" ({times[f'{way}, as layers']['relative']:.1f} as layers)"
-        return (
-            f"{told}accuracy {_said_of(100 * each['accuracy'], 2)}%, "
-            f"NLL {_said_of(each['nll'], 4)}, ECE {_said_of(each['ece'], 4)}, "
-            f"AUROC of {problem.what} {auroc}; {params[kind]:,} parameters, predicts "
-            f"in {slow} times one network's time"
-        )
-
-    def turned(way: str) -> str:
-        at = [ANGLES.index(angle) for angle in TOLD]
-        nll, ece = (found[way][name].mean(-1)[at] for name in TURNED)
-        return f"{way} NLL {_listed(nll, 2)}, ECE {_listed(ece, 3)}"
-
-    def numbers(way: str) -> str:
-        rmse, likelihood = (regression[way][n] for n in ("rmse", "log_likelihood"))
-        return f"{way} {_said_of(rmse, 1)} / {_said_of(likelihood, 2)}"
-
-    ordered = " < ".join(sorted(found, key=lambda way: found[way]["nll"].mean()))
-    splits = len(regression[SINGLE]["rmse"])
-    return [
-        *(Row(f"{way}: {PROMISES[way]}", of_way(way)) for way in found),
-        Row(
-            "an ensemble's likelihood is better than one network's, and Masksembles' "
-            "between them",
-            f"NLL: {ordered} (means of {SEEDS} seeds; {len(problem.x):,} images to "
-            "learn, so that published figures are not to be reached)",
-        ),
-        Row(
-            f"images turned by {_listed(TOLD, 0)} degrees are answered less surely",
-            "; ".join(map(turned, found)),
-        ),
-        Row(
-            "numbers with how sure they are (published, Boston housing, RMSE / "
-            "log-likelihood: MC-dropout 2.97 / -2.46, deep ensemble 3.28 / -2.41; not "
-            "at hand)",
-            f"diabetes of scikit-learn, {splits} splits: "
-            + "; ".join(map(numbers, regression)),
-        ),
-        Row(
-            "laws: an ensemble's NLL is at most its members' mean; mutual information "
-            "is what entropy loses; masks are exact, and stay; thin members agree",
-            ", ".join("yes" if true else "NO" for true in laws.values()),
-        ),
-    ]
-
-
-TURNED = ("turned_nll", "turned_ece")
-
-
-def _said_of(values: np.ndarray, digits: int = 3) -> str:
-    """The mean and the deviation over seeds."""
-    return f"{values.mean():.{digits}f} +- {values.std():.{digits}f}"
-
-
-def _listed(values: Any, digits: int) -> str:
-    return "/".join(f"{value:.{digits}f}" for value in values)
-
-
-def _draw_reliability(context: Context, problem: Problem, said: dict[str, Said]) -> str:
+def _draw_reliability(context: Context, problem: Problem, told: dict[str, Told]) -> str:
     """Of all seeds together."""
     y = jnp.tile(problem.test[1], SEEDS)
     pooled = {
         way: each.test.mean(0).reshape(-1, each.test.shape[-1])
-        for way, each in said.items()
+        for way, each in told.items()
     }
     bins = {way: metrics.reliability(probs, y) for way, probs in pooled.items()}
     drawn = report.plot_reliability(bins)
@@ -507,10 +471,10 @@ def _draw_reliability(context: Context, problem: Problem, said: dict[str, Said])
     return _pictures.save(drawn, context.out / "uncertainty_reliability.png")
 
 
-def _draw_risk(context: Context, problem: Problem, said: dict[str, Said]) -> str:
+def _draw_risk(context: Context, problem: Problem, told: dict[str, Told]) -> str:
     """Of all seeds together; unknown images can't be right."""
     curves = {}
-    for way, each in said.items():
+    for way, each in told.items():
         test, unknown = each.test.mean(0), each.unknown.mean(0)
         wrong = test.argmax(-1) != problem.test[1]
         gone = jnp.concatenate([wrong, jnp.ones(unknown.shape[:2], bool)], axis=1)
@@ -536,11 +500,11 @@ def _draw_turned(context: Context, found: dict[str, Any]) -> str:
     return _pictures.save(drawn, context.out / "uncertainty_turned.png")
 
 
-def _draw_entropies(context: Context, problem: Problem, said: dict[str, Said]) -> str:
-    drawn = Figure(figsize=(3.2 * len(said), 3.2), layout="constrained")
+def _draw_entropies(context: Context, problem: Problem, told: dict[str, Told]) -> str:
+    drawn = Figure(figsize=(3.2 * len(told), 3.2), layout="constrained")
     bins = np.linspace(0, np.log(problem.widths[-1]), 31)
-    panels = drawn.subplots(1, len(said), sharey=True)
-    for axes, (way, each) in zip(panels, said.items(), strict=True):
+    panels = drawn.subplots(1, len(told), sharey=True)
+    for axes, (way, each) in zip(panels, told.items(), strict=True):
         for images, label in ((each.test, "learned"), (each.unknown, "unknown")):
             entropy = np.asarray(metrics.entropy(images.mean(0))).ravel()
             axes.hist(entropy, bins, density=True, alpha=0.6, label=label)

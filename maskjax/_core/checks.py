@@ -7,6 +7,7 @@ so that one error names all of them by path.
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def chosen(
     params: trees.Params, where: trees.Predicate, *, fn: str, name: str = "where"
 ) -> list[bool]:
     """For each leaf whether `where` chooses it; they must be floating, and some."""
+    predicate(where, fn=fn, name=name)
     named = trees.named_leaves(params)
     picks = [bool(where(path, leaf)) for path, leaf in named]
     picked = [each for each, pick in zip(named, picks, strict=True) if pick]
@@ -285,6 +287,39 @@ def one_of(value: Any, options: Sequence[str], *, fn: str, name: str) -> None:
     if value not in options:
         words = " or ".join(repr(option) for option in options)
         raise ValueError(f"`{fn}` needs `{name}` as {words}, got {value!r}.")
+
+
+def predicate(where: Any, *, fn: str, name: str = "where") -> None:
+    """A function that chooses leaves, and not a name of theirs."""
+    if callable(where):
+        return
+    hint = "Write `where.kernels`, for example."
+    if isinstance(where, str):
+        hint = f"Write `where.matching({where!r})`."
+    raise TypeError(
+        f"`{fn}` needs `{name}` as a function `(path, leaf) -> bool`, got "
+        f"{kind_of(where)}. {hint}"
+    )
+
+
+def structure(value: Any, *, fn: str, name: str = "structure") -> None:
+    """A value of `maskjax.structure`, and neither its class nor a name for it."""
+    parts = ("complaint", "pool", "spread")
+    if not isinstance(value, type) and all(hasattr(value, part) for part in parts):
+        return
+    written = {"Block": "Block((4, 4))", "NofM": "NofM(2, 4)"}
+    instead = "structure.Units()`, `structure.Block((4, 4))` or `structure.NofM(2, 4)"
+    got = kind_of(value)
+    if isinstance(value, type):
+        got = f"the class `{value.__name__}`"
+        own = "structure." if value.__module__ == "maskjax.structure" else ""
+        instead = own + written.get(value.__name__, f"{value.__name__}()")
+    elif pattern := re.fullmatch(r"(\d+):(\d+)", str(value)):
+        instead = f"structure.NofM({pattern[1]}, {pattern[2]})"
+    raise TypeError(
+        f"`{fn}` needs `{name}` as a value of `maskjax.structure`, got {got}. Write "
+        f"`{instead}`."
+    )
 
 
 def is_typed_key(value: Any) -> bool:

@@ -40,7 +40,7 @@ from maskjax.recipes.lottery_ticket._controls import (
     retrain,
     trained,
 )
-from maskjax.select._choice import everything
+from maskjax.select._choice import full
 from maskjax.structure import Entries, Structure
 from maskjax.where import kernels
 
@@ -123,7 +123,7 @@ def search(
         scores = score.magnitude(params, where=where)
         return select.drop(scores, mask, rate=rate, scope=scope, structure=structure)
 
-    mask = everything(score.magnitude(params, where=where), structure, fn=fn)
+    mask = full(score.magnitude(params, where=where), structure, fn=fn)
     jax.eval_shape(prune, params, mask)  # refuses bad arguments before any training
     rewound = params
     if warm_up is not None:
