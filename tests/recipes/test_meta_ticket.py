@@ -329,16 +329,18 @@ def test_a_mask_that_keeps_everything_is_maml_and_a_rate_of_none_is_zero():
     (scores, thresholds), sets = start(), episodes()
     low = {k: t if t is None else np.float32(-9) for k, t in thresholds.items()}
     head = {"body": None, "bias": None, "head": 0.1}
-    ways = {"inner_learning_rates": 0.1}, {"first_order": True}, {}
-    ways = [{"inner_learning_rates": 0.1} | way for way in ways]
-    ways[2] = {"inner_learning_rates": head}
+    ways = [
+        ({"inner_learning_rates": 0.1}, rates_of()),
+        ({"inner_learning_rates": 0.1, "first_order": True}, rates_of()),
+        ({"inner_learning_rates": head}, rates_of(body=0, bias=0)),
+    ]
 
     @jax.jit
     def maml(weights):
-        return [meta((None, weights), {}, None, sets, steps=3, **how) for how in ways]
+        data = (None, weights), {}, None, sets
+        return [meta(*data, steps=3, **how) for how, _ in ways]
 
-    for how, (value, slope) in zip(ways, maml(weights_of()), strict=True):
-        rates = rates_of(body=0, bias=0) if how is ways[2] else rates_of()
+    for (how, rates), (value, slope) in zip(ways, maml(weights_of()), strict=True):
         run = gradients(first_order="first_order" in how)
         found, (_, by_weights) = run(scores, low, weights_of(), rates, sets)
         near((found, by_weights), (value, slope[1]), atol=1e-5)
@@ -364,18 +366,16 @@ def test_first_and_second_order_differ():
     assert abs(first[0]["body"] - second[0]["body"]).max() > 1e-3
 
 
-def first_of(weights, density):
-    return jax.device_get(_first(weights, np.float32(density)))
-
-
-_first = jax.jit(lambda w, d: meta_ticket.init(w, density=d, key=KEY))
-WIDE = {"a": (7, 9), "b": (3, 3, 2, 4), "head": (9, 2)}
-WIDE = {k: np.ones(shape, np.float32) for k, shape in WIDE.items()}
+@jax.jit
+def first_of(density):
+    shapes = {"a": (7, 9), "b": (3, 3, 2, 4), "head": (9, 2)}
+    weights = {k: jnp.ones(shape) for k, shape in shapes.items()}
+    return meta_ticket.init(weights, density=density, key=KEY)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 0.95, 1.0])
 def test_the_first_mask_has_an_exact_count_and_then_drifts(density):
-    scores, thresholds = first_of(WIDE, density)
+    scores, thresholds = jax.device_get(first_of(np.float32(density)))
     assert scores["head"] is thresholds["head"] is None
     for name in ("a", "b"):
         n, cut = scores[name].size, thresholds[name]
@@ -397,7 +397,7 @@ def test_the_mask_is_where_scores_reach_their_thresholds():
 
 
 def test_scores_start_uniform_within_the_bound_of_the_fan_in():
-    scores, _ = first_of(WIDE, 1.0)
+    scores, _ = jax.device_get(first_of(np.float32(1)))
     for name, fan_in in (("a", 7), ("b", 18)):
         size, bound = abs(scores[name]), (6 / fan_in) ** 0.5
         assert 0.9 * bound < size.max() <= bound
