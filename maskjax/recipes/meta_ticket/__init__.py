@@ -112,7 +112,7 @@ def init(
     fn = f"{_FN}.init"
     checks.typed_key(key, fn=fn)
     checks.unit_interval(density, fn=fn, name="density")
-    draw = jax.nn.initializers.variance_scaling(2, "fan_in", "uniform")
+    draw = jax.nn.initializers.he_uniform()
     with blame.instead_of("maskjax.initializer.scores", fn):
         scores = initializer.scores(weights, draw=draw, where=where, key=key)
     sizes = [s.size for s in jax.tree.leaves(scores)]  # 1.
