@@ -31,7 +31,9 @@ def rows(templates: Mapping[str, str], **found: Any) -> list[Row]:
 def said(value: Any, how: str = "") -> str:
     """A value in words, as the module's docstring tells."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {said(each, how)}" for name, each in value.items())
+        nested = any(isinstance(x, Mapping | list | tuple) for x in value.values())
+        each = (f"{name} {said(x, how)}" for name, x in value.items())
+        return ("; " if nested else ", ").join(each)
     if isinstance(value, list | tuple):
         return ", ".join(said(each, how) for each in value)
     if "|" in how:

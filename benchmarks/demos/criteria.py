@@ -23,9 +23,10 @@ LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 AT_START = (0.1, 0.02)
 SEEDS = 5
-STEPS = 200, 500, 1_000
+STEPS = 200, 300, 1_000
 ROUNDS = 100  # of synflow, as in its paper
 TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
+NAMES = ("magnitude", "snip", "fisher", "grasp", "synflow", "wanda", "random")
 IMAGES = 1_000  # that scores see: 100 a class, about ten times what SNIP asks for
 MODEL = _train.MLP()
 SETTINGS = {
@@ -55,11 +56,13 @@ def run(context: Context) -> Outcome:
     optimizer = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
     start, step = _train.under_masks(_apply, optimizer)
     start = jax.jit(jax.vmap(start))
+    epoch = _train.epoch_of(step, data.x_train, data.y_train)
+    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
 
     def trained(name: str, states: _train.Member) -> tuple[_train.Member, np.ndarray]:
         track = context.track(f"criteria: {name}", epochs)
-        states, curve = _train.fit(step, _logits, states, data, track, key=order)
-        return states, curve[-1]
+        states = _train.epochs_by(epoch, states, track, key=order)
+        return states, np.asarray(accuracy(states))
 
     params = _train.draw(
         lambda key: MODEL.init(key, data.x_train[:1])["params"],
@@ -68,40 +71,36 @@ def run(context: Context) -> Outcome:
     keys = jax.random.split(chance, seeds)
     everything = jax.vmap(masking.everything)(params)
     dense, dense_accuracy = trained("dense networks", start(params, everything))
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
-    names = list(
-        jax.eval_shape(_masks, jax.tree.map(lambda p: p[0], params), x, y, 0.5, keys[0])
-    )
 
     @jax.jit
     def masks_of(params: Any, density: jax.Array) -> Any:
         """Stacked: [criteria, seeds, ...]."""
         found = jax.vmap(_masks, (0, None, None, None, 0))(params, x, y, density, keys)
         # By name: a dict comes out of `vmap` in the order of its keys.
-        return jax.tree.map(lambda *m: jnp.stack(m), *(found[name] for name in names))
+        return jax.tree.map(lambda *m: jnp.stack(m), *(found[name] for name in NAMES))
 
     after, kept = [], []
     for density in context.track("criteria: masks after training", DENSITIES):
         masks = masks_of(dense.params, jnp.float32(density))
         kept.append(_kept(masks))
         after.append(
-            [accuracy(dense._replace(rest=_at(masks, i))) for i in range(len(names))]
+            [accuracy(dense._replace(rest=_at(masks, i))) for i in range(len(NAMES))]
         )
     before = {}
     for density in AT_START:
         masks = masks_of(params, jnp.float32(density))
-        again = jax.tree.map(lambda p: np.concatenate([p] * len(names)), params)
+        again = jax.tree.map(lambda p: np.concatenate([p] * len(NAMES)), params)
         masks = jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), masks)
         _, found = trained(f"density {density:g}", start(again, masks))
         before[f"{density:g}"] = dict(
-            zip(names, found.reshape(len(names), seeds), strict=True)
+            zip(NAMES, found.reshape(len(NAMES), seeds), strict=True)
         )
 
-    after = dict(zip(names, np.swapaxes(after, 0, 1), strict=True))
+    after = dict(zip(NAMES, np.swapaxes(after, 0, 1), strict=True))
     at20 = {name: found[DENSITIES.index(0.2)] for name, found in after.items()}
     numbers = {
         "densities": DENSITIES,
-        "kept": dict(zip(names, np.transpose(kept), strict=True)),
+        "kept": dict(zip(NAMES, np.transpose(kept), strict=True)),
         "dense": dense_accuracy,
         "after_training": after,
         "before_training": before,

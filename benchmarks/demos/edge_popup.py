@@ -22,12 +22,12 @@ from maskjax.recipes import edge_popup
 
 DENSITY = 0.5
 ALL = (0.02, 0.1, 0.3, 0.7, 0.9, 1.0)
-OTHERS = ALL, (0.02, 0.1, 0.9, 1.0), ALL
+OTHERS = ALL, (0.02, 0.1, 1.0), ALL
 OTHER_MASKS = "global", "thresholds frozen", "sampled"
 FEW = 3  # seeds of other densities and of other masks
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
 SAMPLED_RATE = 100.0  # of Zhou et al., whose masks these are
-EPOCHS = 5, 10, 30
+EPOCHS = 5, 8, 30
 MODEL = _train.MLP(use_bias=False)
 START = optax.sgd(optax.constant_schedule(0.0), MOMENTUM)  # whose state is any rate's
 SETTINGS = {
