@@ -17,7 +17,7 @@ from flax import nnx
 from maskjax import bank, packing, storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
-from maskjax.storage import StorageError, _disk
+from maskjax.storage import StorageError, _disk, _header, _loading
 from tests import trees
 from tests.reference import packing as reference
 
@@ -699,7 +699,7 @@ def rewritten(path, change, *, tensors=None, version="1", sha256=None):
     change(facts)
     deep = '{"list":[' * 5000 + "0" + "]}" * 5000
     text = json.dumps(facts).replace('"DEEP"', deep)
-    sha256 = sha256 or _disk.checksum(text.encode())
+    sha256 = sha256 or _header.checksum(text.encode())
     new = {"maskjax.mask": f"{version} {sha256} {text}"}
     found = safetensors.numpy.load_file(path) if tensors is None else tensors
     safetensors.numpy.save_file(found, path, new)
@@ -773,7 +773,7 @@ def test_bits_past_the_entries_are_refused(path):
     bits = np.array([[15]], np.uint32)
 
     def sign(facts):
-        facts["leaves"][0][2] = _disk.checksum(bits)
+        facts["leaves"][0][2] = _header.checksum(bits)
 
     rewritten(path, sign, tensors={"0:w": bits})
     with raises(f"without bits past their entries in {path}.*w"):
@@ -847,7 +847,7 @@ def test_a_file_that_never_stays_is_not_read_for_ever(path, monkeypatch):
         return found
 
     monkeypatch.setattr(_disk, "read_headers", replacing)
-    monkeypatch.setattr(storage, "_TRIES", 3)
+    monkeypatch.setattr(_loading, "_TRIES", 3)
     with raises("replaced again and again"):
         storage.load(path)
 
