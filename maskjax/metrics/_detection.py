@@ -297,7 +297,7 @@ def _curve(array: Array, lost: Array) -> RiskCoverage:
     size = array.shape[-1]
     answered = jnp.arange(1, size + 1, dtype=begin.dtype)
     number = jnp.broadcast_to(answered, array.shape)
-    # Any `number - begin` of the `end - begin` samples of equal confidence are answered.
+    # Of `end - begin` equally confident samples, any `number - begin` are answered.
     drawn, equal, rest = (
         x.astype(array.dtype) for x in (number - begin, end - begin, loss)
     )
