@@ -29,11 +29,10 @@ def floating(values: ArrayLike, name: str, *, fn: str) -> Array:
     return array.astype(dtypes.at_least_float32(array.dtype))
 
 
-def settled(ok: Array, complaint: Callable[[], str]) -> Array:
-    """The flags; an error if they have values and one is False."""
-    if not isinstance(ok, Tracer) and not ok.all():
+def require(fine: Array, complaint: Callable[[], str]) -> None:
+    """Raise if a flag has a value, and it is False."""
+    if not isinstance(fine, Tracer) and not fine:
         raise ValueError(complaint())
-    return ok
 
 
 def valid(value: Array, ok: Array) -> Array:
@@ -57,7 +56,7 @@ def probabilities(
     """Probabilities [..., C] or their logarithms, and flags [...]; nan may pass."""
     array = outputs(values, "probs", fn=fn)
     slack = max(_SLACK, float(jnp.finfo(jnp.asarray(values).dtype).eps) ** 0.5)
-    ok, sums, least = _sums(array, logs=logs, slack=slack)
+    ok, fine, sums, least = _sums(array, logs=logs, slack=slack)
 
     def complaint() -> str:
         at = np.unravel_index(int(jnp.argmin(ok)), ok.shape)
@@ -69,15 +68,17 @@ def probabilities(
             f"{float(least[at]):g}. Of logits take {cure}."
         )
 
-    return array, settled(ok, complaint)
+    require(fine, complaint)
+    return array, ok
 
 
 @functools.partial(jax.jit, static_argnames=("logs", "slack"))
-def _sums(array: Array, *, logs: bool, slack: float) -> tuple[Array, Array, Array]:
-    """Whether they are probabilities, their sum and their minimum, [...] each."""
+def _sums(array: Array, *, logs: bool, slack: float) -> tuple[Array, ...]:
+    """Flags [...], whether all are True, and the sums and minima of probabilities."""
     plain = jnp.exp(array) if logs else array
     sums, least = plain.sum(-1), plain.min(-1)
-    return ~((abs(sums - 1) > slack) | (least < 0)), sums, least
+    ok = ~((abs(sums - 1) > slack) | (least < 0))
+    return ok, ok.all(), sums, least
 
 
 def labels(
@@ -93,7 +94,7 @@ def labels(
             f"`{fn}` needs `labels` as an integer array, got {checks.kind_of(array)}."
         )
     _fit(array, lead, "labels", fn=fn)
-    clipped, ok = _clipped(array, lead, classes=classes)
+    clipped, ok, fine = _clipped(array, lead, classes=classes)
 
     def complaint() -> str:
         return (
@@ -101,19 +102,21 @@ def labels(
             f"to {array.max()}."
         )
 
-    return clipped, settled(ok, complaint)
+    require(fine, complaint)
+    return clipped, ok
 
 
 @functools.partial(jax.jit, static_argnames=("lead", "classes"))
 def _clipped(
     array: Array, lead: tuple[int, ...], *, classes: int
-) -> tuple[Array, Array]:
-    """Labels of shape `lead` as the nearest classes, and whether that changed none."""
+) -> tuple[Array, Array, Array]:
+    """The nearest classes of shape `lead`, flags, and whether all are True."""
     if array.dtype.itemsize < 4:  # it may be too narrow for the number of classes
         array = array.astype(jnp.int32)
     array = jnp.broadcast_to(array, lead)
     clipped = jnp.clip(array, 0, classes - 1)
-    return clipped.astype(jnp.int32), clipped == array
+    ok = clipped == array
+    return clipped.astype(jnp.int32), ok, ok.all()
 
 
 def winner(outputs: Array) -> Array:

@@ -223,11 +223,16 @@ def _gaussians(
             f"scalar, got {var.shape}."
         )
     # A variance of nan is no error; the result is nan.
-    _predicted.settled(
-        ~(var <= 0),
+    _predicted.require(
+        _none_below(var),
         lambda: f"`{fn}` needs `{names[1]}` above 0, got {float(var.min()):g}.",
     )
     return mu, var, y
+
+
+@jax.jit
+def _none_below(variance: Array) -> Array:
+    return ~(variance <= 0).any()
 
 
 def _shaped(mean: Array, variance: Array, targets: Array) -> tuple[Array, ...]:

@@ -42,9 +42,9 @@ _SUMS = ("greedy", "subset_sum")
 
 
 def choose(
-    inner: Array,
-    outer: Array,
-    target: Array,
+    inner: Any,
+    outer: Any,
+    target: Any,
     *,
     construction: Construction,
     nonnegative: Any = False,
