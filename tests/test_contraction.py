@@ -53,13 +53,13 @@ def linen(params, x):
 
 
 def nnx_net(params, x):
-    return nnx.merge(nnx.split(trees._NnxNet(nnx.Rngs(0)))[0], params)(x)
+    graph = nnx.split(nnx.eval_shape(lambda: trees._NnxNet(nnx.Rngs(0))))[0]
+    model = nnx.merge(graph, params)
+    return model.out(nnx.relu(model.hidden(x)))
 
 
 def equinox(params, x):
-    model = eqx.nn.MLP(6, 5, 8, 1, key=jax.random.key(0))
-    model = eqx.combine(params, eqx.filter(model, eqx.is_array, inverse=True))
-    return jax.vmap(model)(x)
+    return jax.vmap(lambda x: params.out(nn.relu(params.hidden(x))))(x)
 
 
 def nested_dict(params, x):
@@ -73,6 +73,20 @@ NETWORKS = {
     "equinox": equinox,
     "nested_dict": nested_dict,
 }
+
+
+def made(name, *args, **options):
+    """The tree of that name; that of Equinox with kernels (out, in) that fit."""
+    params = trees.make(name, *args, **options)
+    if name == "equinox":
+        params = eqx.tree_at(
+            lambda p: (p.hidden.weight, p.out.weight, p.hidden.bias, p.out.bias),
+            params,
+            (normal(8, 6), normal(5, 8, seed=1), normal(8), normal(5)),
+        )
+    return params
+
+
 over_networks = pytest.mark.parametrize("name", NETWORKS)
 dense = where.kernels & ~where.matching("conv")
 
@@ -103,7 +117,7 @@ def assert_norms(name, params, x, norms, *, rtol=1e-5):
 
 @over_networks
 def test_norms_of_dense_layers(name):
-    params = trees.make(name)
+    params = made(name)
     assert_norms(name, params, X, norms_of(NETWORKS[name], params, X, where=dense))
 
 
@@ -455,7 +469,7 @@ def test_norms_do_not_change_what_is_computed():
 
 @over_networks
 def test_flops_of_dense_layers(name):
-    params = trees.make(name)
+    params = made(name)
     counts = report.flops(NETWORKS[name], params, X)
     for w, count in trees.pairs(params, counts):
         is_met = w.size in (48, 40)
