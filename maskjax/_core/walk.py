@@ -69,13 +69,14 @@ def squares(
 ) -> dict[int, Array]:
     """`Found.squares` for each picked leaf, or an error that names those without."""
     found = _find(apply, params, inputs, picks, fn=fn, evaluate=True)
-    paths = [path for path, _ in trees.named_leaves(params)]
-    checks.raise_all(
-        (
-            f"{path}: {found.obstacles.get(i, found.ends.get(i, 'is not used'))}"
-            for i, (path, pick) in enumerate(zip(paths, picks, strict=True))
-            if pick and (i in found.obstacles or i not in found.squares)
-        ),
+    ends = {
+        i: found.obstacles.get(i, found.ends.get(i, "is not used"))
+        for i, pick in enumerate(picks)
+        if pick and (i in found.obstacles or i not in found.squares)
+    }
+    _raise(
+        ends,
+        params,
         f"`{fn}` needs `where` to choose kernels, which meet the inputs in dot "
         "products or convolutions (`& ~where.matching('bias')`, say, leaves others "
         "alone)",
@@ -87,14 +88,19 @@ def flops(
     apply: Callable[..., Any], params: Params, inputs: Sequence[Any], *, fn: str
 ) -> dict[int, int]:
     """`Found.flops` for each leaf that is part of a contraction."""
-    named = trees.named_leaves(params)
-    every = [True] * len(named)
+    every = [True] * len(jax.tree.leaves(params))
     found = _find(apply, params, inputs, every, fn=fn, evaluate=False)
-    checks.raise_all(
-        (f"{named[i][0]}: {why}" for i, why in sorted(found.obstacles.items())),
-        f"`{fn}` needs dot products and convolutions that can be counted",
-    )
+    needs = f"`{fn}` needs dot products and convolutions that can be counted"
+    _raise(found.obstacles, params, needs)
     return found.flops
+
+
+def _raise(faults: dict[int, str], params: Params, needs: str) -> None:
+    """Raise if there are faults, and name the leaves by their paths."""
+    if faults:
+        paths = trees.paths(params)
+        lines = (f"{paths[i]}: {why}" for i, why in sorted(faults.items()))
+        raise checks.listing(lines, needs)
 
 
 # The walk.

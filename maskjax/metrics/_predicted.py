@@ -204,8 +204,7 @@ def ties(ordered: Array) -> tuple[Array, Array]:
 
 def before(values: Array, dtype: Any) -> Array:
     """Sums of all values before each index, from [..., n] to [..., n + 1]."""
-    sums = jnp.cumsum(values, axis=-1, dtype=dtype)
-    return jnp.concatenate([jnp.zeros((*values.shape[:-1], 1), dtype), sums], -1)
+    return jnp.cumulative_sum(values, axis=-1, dtype=dtype, include_initial=True)
 
 
 def at(values: Array, index: Array) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import erf
+from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
 from maskjax._core import checks
@@ -187,8 +188,7 @@ def _mixture_crps(means: Array, variances: Array, targets: Array) -> Array:
 
 
 def _nll(mean: Array, variance: Array, targets: Array) -> Array:
-    constant = float(np.log(2 * np.pi))
-    return (constant + jnp.log(variance) + (targets - mean) ** 2 / variance) / 2
+    return -norm.logpdf(targets, mean, jnp.sqrt(variance))
 
 
 def _distance(mean: Array, variance: Array) -> Array:
