@@ -105,17 +105,17 @@ def test_an_ensemble_is_no_worse_than_its_members_on_average():
 
 def test_counts_past_the_reach_of_float32_are_exact():
     size = 2**24 + 3
-    halves = np.full((size, 2), 0.5, jnp.bfloat16)
+    certain = np.ones((size, 1), jnp.bfloat16)
 
     @jax.jit
     def find(p, y):
         return metrics.accuracy(p, y), metrics.reliability(p, y, bins=2)
 
-    accuracy, bins = find(halves, np.zeros(size, np.int8))
+    accuracy, bins = find(certain, np.zeros(size, np.int8))
     close(accuracy, 1, rtol=1e-7)  # a sum that stops is 2e-7 short
-    np.testing.assert_array_equal(bins.count, [size, 0])
-    close(bins.confidence, [0.5, np.nan], rtol=1e-6)
-    close(bins.accuracy, [1, np.nan], rtol=1e-7)
+    np.testing.assert_array_equal(bins.count, [0, size])
+    close(bins.confidence, [np.nan, 1], rtol=1e-6)
+    close(bins.accuracy, [np.nan, 1], rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "reliability", "auroc", "aurc"])
