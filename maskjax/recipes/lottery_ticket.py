@@ -35,7 +35,7 @@ from jax import lax
 from maskjax import algebra, masking, packing, score, select, stacking
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
-from maskjax.select._choice import everything
+from maskjax.select._choice import full
 from maskjax.structure import Entries, Structure
 from maskjax.where import kernels
 
@@ -116,7 +116,7 @@ def search(
         scores = score.magnitude(params, where=where)
         return select.drop(scores, mask, rate=rate, scope=scope, structure=structure)
 
-    mask = everything(score.magnitude(params, where=where), structure, fn=fn)
+    mask = full(score.magnitude(params, where=where), structure, fn=fn)
     jax.eval_shape(prune, params, mask)  # complains before anything is trained
     rewound = params
     if warm_up is not None:

@@ -130,7 +130,9 @@ def init(
     if trained is not None:
         chosen = checks.chosen_leaves(weights, trained, fn=fn, name="trained")
     if where is not None:
-        scores = initializer.uniform_scores(weights, gain=2**0.5, where=where, key=key)
+        scores = initializer.scores(
+            weights, draw=jax.nn.initializers.he_uniform(), where=where, key=key
+        )
         sizes = [s.size for s in jax.tree.leaves(scores)]  # 1.
         counts = [1 + jnp.asarray(quota(density, max(n - 1, 0))) for n in sizes]
         kept = choose_count(scores, counts, "leaf", fn=fn)
