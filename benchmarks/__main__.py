@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tasks",
         type=_at_least_two,
         metavar="N",
-        help="how many tasks one network learns in supsup (default: 50; 5 with --data) "
-        "and in packnet (default: 10)",
+        help="how many tasks one network learns in supsup and in packnet (default: "
+        "fewer or more, by the size and the data)",
     )
     parser.add_argument(
         "--omniglot",

@@ -94,7 +94,7 @@ def fit(
     key: jax.Array,
     penalty: Callable[[Any], Any] = lambda params: 0.0,
 ) -> dict[str, Any]:
-    """One network, trained.
+    """Parameters and masks of one network, trained.
 
     Args:
         way: Of `WAYS`; networks of an ensemble are trained like one.
@@ -105,9 +105,6 @@ def fit(
         y: [N, ...].
         key: For fresh masks.
         penalty: Of parameters, added to the loss.
-
-    Returns:
-        Parameters and masks like those given.
     """
     variables, rows = begun
     optimizer, size = optax.adam(training.learning_rate), rows.shape[1]
@@ -146,9 +143,9 @@ def ask(
         way: Of `WAYS`.
         variables: From `fit`; parameters [M, ...] of an ensemble.
         x: [B, D].
-        rate: What MC-dropout drops.
-        key: For masks of MC-dropout.
-        members: How many masks of MC-dropout.
+        rate: What MC-dropout drops, by masks of `key`, as many as `members`.
+        key: For these.
+        members: How many these are.
         batch_size: How many members at a time.
     """
     params, masks = variables["params"], variables["masks"]
@@ -173,8 +170,7 @@ def ask(
 def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
     """Of Masksembles the first layer, which members share, and what they are after it.
 
-    Args:
-        variables: From `fit`, with concrete masks.
+    The variables are from `fit`, with concrete masks.
     """
     params = variables["params"]
     names = list(params)

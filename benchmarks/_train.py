@@ -20,6 +20,7 @@ from maskjax import algebra, score
 
 Array = jax.Array
 Step = Callable[..., tuple[Any, Array]]
+Predict = Callable[[Any, Array], Array]
 
 BATCH_SIZE = 128
 
@@ -29,7 +30,7 @@ class Member(NamedTuple):
 
     Attributes:
         params: What is learned: parameters, or the scores of masks.
-        opt_state: Of its optimizer.
+        opt_state: The optimizer's state.
         rest: What else belongs to this network: its mask, weights, density, key.
     """
 
@@ -61,8 +62,8 @@ def cross_entropy(logits: Array, y: Array) -> Array:
 def draw(init: Callable[..., Any], *args: Any) -> Any:
     """Members at random, one for each entry [K] of the arguments, keys among them.
 
-    It is `vmap`, but one after the other: random bits for many keys at once take twice
-    as long to compile, which is more than drawing them takes.
+    One after the other, unlike `vmap`: random bits for many keys at once take twice as
+    long to compile, which is more than drawing them takes.
     """
     return jax.jit(lambda args: lax.map(lambda one: init(*one), args))(args)
 
@@ -70,32 +71,25 @@ def draw(init: Callable[..., Any], *args: Any) -> Any:
 def glorot(
     rng: np.random.Generator, widths: Sequence[int], *lead: int
 ) -> dict[str, dict[str, Array]]:
-    """Parameters of an `MLP`: Glorot's uniform kernels, and biases of 0, [*lead, ...].
+    """Parameters [*lead, ...] of an `MLP`: Glorot's uniform kernels, and biases of 0.
 
     By NumPy: `jax.random` takes longer to compile than training small networks takes.
-
-    Args:
-        rng: Where the kernels come from.
-        widths: Of the inputs and of every layer.
-        lead: How many networks.
     """
     params = {}
     for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
         bound = (6 / (a + b)) ** 0.5
-        kernel = rng.uniform(-bound, bound, (*lead, a, b)).astype(np.float32)
-        bias = np.zeros((*lead, b), np.float32)
-        params[f"Dense_{i}"] = jax.tree.map(
-            jnp.asarray, {"kernel": kernel, "bias": bias}
-        )
+        kernel = np.float32(rng.uniform(-bound, bound, (*lead, a, b)))
+        layer = {"kernel": kernel, "bias": np.zeros((*lead, b), np.float32)}
+        params[f"Dense_{i}"] = jax.tree.map(jnp.asarray, layer)
     return params
 
 
 def orders(
     networks: int, samples: int, *, epochs: int, size: int, seed: int
 ) -> np.ndarray:
-    """Rows of samples, [K, epochs, steps, size], shuffled in every epoch.
+    """Rows of samples, [K, epochs, steps, size], shuffled in every epoch, by NumPy.
 
-    By NumPy, for the reason in `glorot`. What is left over of an epoch is left out.
+    What is left over of an epoch is left out.
     """
     steps = samples // size
     rows = np.tile(np.arange(samples, dtype=np.int32), (networks, epochs, 1))
@@ -141,16 +135,9 @@ def descend(
 
 
 def scan(step: Step, member: Any, rows: Array, *data: Array) -> tuple[Any, Array]:
-    """Many steps of one network.
+    """The member after many steps, and the losses [steps].
 
-    Args:
-        step: From `descend`.
-        member: To begin with.
-        rows: [steps, B], which samples are in the batch of each step.
-        data: Arrays [N, ...] of all samples.
-
-    Returns:
-        The trained member, and the losses [steps].
+    The batches are `rows` [steps, B] of `data`, arrays [N, ...] of all samples.
     """
     return lax.scan(lambda m, rows: step(m, *(x[rows] for x in data)), member, rows)
 
@@ -184,8 +171,7 @@ def epoch_of(
             images in the same order; within a group every member has its own order.
 
     Returns:
-        A function `(states, key) -> (states, losses [K])`, the losses averaged over the
-        epoch.
+        A function `(states, key) -> (states, mean losses [K])`.
     """
     steps, size = steps_per_epoch(x, size), min(size, len(x))
 
@@ -212,31 +198,16 @@ def epochs_by(
     *,
     key: Array,
 ) -> Any:
-    """Members after several epochs.
-
-    Args:
-        epoch: From `epoch_of`.
-        states: Members to begin with.
-        epochs: Their numbers, as from `Context.track`.
-        key: For the order of the images.
-    """
+    """Members after epochs of these numbers, as from `Context.track`."""
     for i in epochs:
         states, _ = epoch(states, jax.random.fold_in(key, i))
     return states
 
 
-def accuracy_of(
-    predict: Callable[[Any, Array], Array], x: Array, y: Array
-) -> Callable[[Any], Array]:
-    """How many of the images each member gets right, compiled once.
+def accuracy_of(predict: Predict, x: Array, y: Array) -> Callable[[Any], Array]:
+    """A function from states to accuracies [K] on these images, compiled once.
 
-    Args:
-        predict: `(member, x) -> logits`, of one network.
-        x: [N, ...], images.
-        y: [N], their labels.
-
-    Returns:
-        A function from states to accuracies [K].
+    What one network says is `predict(member, x)`, logits.
     """
 
     def of_member(member: Any, x: Array, y: Array) -> Array:
@@ -247,19 +218,31 @@ def accuracy_of(
     return lambda states: of_all(states, x, y)
 
 
+def fit(
+    step: Step,
+    predict: Predict,
+    states: Any,
+    data: Data,
+    epochs: Iterable[int],
+    *,
+    key: Array,
+) -> tuple[Any, np.ndarray]:
+    """Trained members, and accuracies [1 + epochs, K] before and after every epoch."""
+    epoch = epoch_of(step, data.x_train, data.y_train)
+    accuracy = accuracy_of(predict, data.x_test, data.y_test)
+    curve = [accuracy(states)]
+    for i in epochs:
+        states = epochs_by(epoch, states, [i], key=key)
+        curve.append(accuracy(states))
+    return states, np.stack(curve)
+
+
 def under_masks(
-    logits: Callable[[Any, Array], Array], optimizer: optax.GradientTransformation
+    logits: Predict, optimizer: optax.GradientTransformation
 ) -> tuple[Callable[..., Member], Step]:
-    """What makes a member of parameters and a mask, and what trains it a step.
+    """Functions `(params, mask) -> member` and `(member, x, y) -> (member, loss)`.
 
-    Args:
-        logits: `(params, x) -> logits`.
-        optimizer: Of the parameters.
-
-    Returns:
-        Functions `(params, mask) -> member`, whose `rest` is the mask, and
-        `(member, x, y) -> (member, loss)`; the parameters are exactly masked, before
-        and after.
+    A member's `rest` is its mask, and its parameters are exactly masked throughout.
     """
 
     def start(params: Any, mask: Any) -> Member:
@@ -282,34 +265,3 @@ def same_bits(before: Any, after: Any) -> bool:
     """Whether two trees have the same leaves, to the bit."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
-
-
-def fit(
-    step: Step,
-    predict: Callable[[Any, Array], Array],
-    states: Any,
-    data: Data,
-    epochs: Iterable[int],
-    *,
-    key: Array,
-) -> tuple[Any, np.ndarray]:
-    """Train, with a look at the test images before, and after every epoch.
-
-    Args:
-        step: From `descend`.
-        predict: `(member, x) -> logits`, of one network.
-        states: Members to begin with.
-        data: What to learn.
-        epochs: Their numbers, as from `Context.track`.
-        key: For the order of the images.
-
-    Returns:
-        The trained members, and accuracies [1 + epochs, K].
-    """
-    epoch = epoch_of(step, data.x_train, data.y_train)
-    accuracy = accuracy_of(predict, data.x_test, data.y_test)
-    curve = [accuracy(states)]
-    for i in epochs:
-        states, _ = epoch(states, jax.random.fold_in(key, i))
-        curve.append(accuracy(states))
-    return states, np.stack(curve)

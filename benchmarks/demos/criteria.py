@@ -23,7 +23,7 @@ LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 AT_START = (0.1, 0.02)
 SEEDS = 5
-STEPS = 200, 500, 1_000
+STEPS = 200, 300, 1_000
 ROUNDS = 100  # of synflow, as in its paper
 TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
 NAMES = ("magnitude", "snip", "fisher", "grasp", "synflow", "wanda", "random")
@@ -56,11 +56,13 @@ def run(context: Context) -> Outcome:
     optimizer = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
     start, step = _train.under_masks(_apply, optimizer)
     start = jax.jit(jax.vmap(start))
+    epoch = _train.epoch_of(step, data.x_train, data.y_train)
+    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
 
     def trained(name: str, states: _train.Member) -> tuple[_train.Member, np.ndarray]:
         track = context.track(f"criteria: {name}", epochs)
-        states, curve = _train.fit(step, _logits, states, data, track, key=order)
-        return states, curve[-1]
+        states = _train.epochs_by(epoch, states, track, key=order)
+        return states, np.asarray(accuracy(states))
 
     params = _train.draw(
         lambda key: MODEL.init(key, data.x_train[:1])["params"],
@@ -69,7 +71,6 @@ def run(context: Context) -> Outcome:
     keys = jax.random.split(chance, seeds)
     everything = jax.vmap(masking.everything)(params)
     dense, dense_accuracy = trained("dense networks", start(params, everything))
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
 
     @jax.jit
     def masks_of(params: Any, density: jax.Array) -> Any:

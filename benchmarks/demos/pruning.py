@@ -22,7 +22,7 @@ from maskjax import algebra, allocation, optim, score, select
 LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
-STEPS = 200, 500, 1_000
+STEPS = 200, 300, 1_000
 CHANGES = 40  # how often masks move
 METHODS = {
     "one-shot": "dense for half of the steps, then pruned at once",
@@ -68,6 +68,7 @@ def run(context: Context) -> Outcome:
         jax.random.split(draws, seeds),
     )
     keys = jax.random.split(chance, seeds)
+    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)  # of all methods
     # Every seed at every density; the dense ones are trained apart.
     every_seed = jax.tree.map(lambda p: np.concatenate([p] * many), params)
     sparse = np.repeat(np.float32(DENSITIES), seeds), every_seed, jnp.tile(keys, many)
@@ -88,16 +89,20 @@ def run(context: Context) -> Outcome:
             return member._replace(params=maskjax.apply(params, mask))
 
         states = _train.draw(start, densities, params, keys)
-        track = context.track(f"pruning: {name}", epochs)
         step = _train.descend(_loss, optimizer)
-        return _train.fit(step, _logits, states, data, track, key=order)
+        epoch = _train.epoch_of(step, data.x_train, data.y_train)
+        curve = [accuracy(states.params)]
+        for i in context.track(f"pruning: {name}", epochs):
+            states = _train.epochs_by(epoch, states, [i], key=order)
+            curve.append(accuracy(states.params))
+        return states, np.stack(curve)
 
     _, dense = train("dense", np.ones(seeds), params, keys)
     curves, exact, zero = {}, True, True
     for name in METHODS:
         states, curve = train(name, *sparse)
         curves[name] = curve.reshape(len(curve), many, seeds)
-        kept, rest = jax.jit(jax.vmap(_kept_and_removed))(states)
+        kept, rest = _kept_and_removed(states.params, optim.mask_of(states.opt_state))
         exact &= _is_exact(np.asarray(kept), every_seed)
         zero &= not np.asarray(rest).any()
     numbers = {
@@ -151,17 +156,18 @@ def _sparse(
 
 def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     del density
-    return _train.cross_entropy(MODEL.apply({"params": params}, x), y)
+    return _train.cross_entropy(_logits(params, x), y)
 
 
-def _logits(member: _train.Member, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": member.params}, x)
+def _logits(params: Any, x: jax.Array) -> jax.Array:
+    return MODEL.apply({"params": params}, x)
 
 
-def _kept_and_removed(member: _train.Member) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+@jax.vmap
+def _kept_and_removed(params: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
     """How many weights the mask keeps, and the largest of those that it does not."""
-    mask = optim.mask_of(member.opt_state)
-    return algebra.count(mask), _train.largest_removed(member.params, mask)
+    return algebra.count(mask), _train.largest_removed(params, mask)
 
 
 def _is_exact(kept: np.ndarray, params: Any) -> bool:

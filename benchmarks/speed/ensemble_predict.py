@@ -24,10 +24,7 @@ FULL = [
     ("Masksembles", (784, 512, 512, 10), 1024, 4),
     ("MC-dropout", (784, 512, 512, 10), 1024, 100),
 ]
-QUICK = [
-    ("Masksembles", (12, 16, 16, 3), 8, 4),
-    ("MC-dropout", (12, 16, 16, 3), 8, 5),
-]
+QUICK = [("Masksembles", (12, 16, 16, 3), 8, 4), ("MC-dropout", (12, 16, 16, 3), 8, 5)]
 REPEATS, SECONDS = 100, 10.0
 
 

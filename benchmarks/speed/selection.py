@@ -38,10 +38,7 @@ FULL = [
     ("20M", "normal", 0.1, "leaf", False),
     ("20M", "rounded", 0.5, "global", False),
 ]
-QUICK = [
-    ("2k", "normal", 0.1, "leaf", True),
-    ("2k", "rounded", 0.5, "global", True),
-]
+QUICK = [("2k", "normal", 0.1, "leaf", True), ("2k", "rounded", 0.5, "global", True)]
 
 Leaves = Sequence[Any]
 

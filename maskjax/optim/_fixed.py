@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax import packing
 from maskjax._core import checks
 from maskjax._core.trees import Mask, Params
 from maskjax.optim._state import MaskState, fitted
@@ -95,10 +94,7 @@ def _holding(mask: Mask | Callable[[Params], Mask], *, fn: str) -> Any:
 
     def init(params: Params) -> MaskState:
         given = fitted(params, mask(params) if is_function(mask) else mask)
-        checks.boolean(given, fn=fn)
-        checks.packed(given, fn=fn, stacked=False)
-        names = ("params", "mask")
-        checks.mask_of(packing.unpack(given), params, fn=fn, names=names)
+        checks.masked(params, given, fn=fn)
         # A copy, because a loop that donates the state would delete the user's mask.
         return MaskState(jax.tree.map(jnp.copy, given))
 

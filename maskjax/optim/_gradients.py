@@ -113,7 +113,6 @@ def reset_moments(
     before, after = packing.unpack(before), packing.unpack(after)
     names = ("before", "after")
     pairs = checks.same_shapes(before, after, fn=fn, names=names, is_leaf=is_leaf)
-    changed = [None if absent(a) else a != b for _, a, b in pairs]
     shape = jax.tree.structure(after, is_leaf=is_leaf)
 
     def like_params(node: Any) -> bool:
@@ -124,11 +123,11 @@ def reset_moments(
             return node
         return shape.unflatten(
             [
-                jnp.where(c, f, x) if c is not None and _entrywise(x, c) else x
-                for x, f, c in zip(
+                _reset(x, f, *masks) if _entrywise(x, masks[0]) else x
+                for x, f, masks in zip(
                     shape.flatten_up_to(node),
                     shape.flatten_up_to(first),
-                    changed,
+                    pairs,
                     strict=True,
                 )
             ]
@@ -137,5 +136,13 @@ def reset_moments(
     return jax.tree.map(renewed, opt_state, initial, is_leaf=like_params)
 
 
-def _entrywise(x: Any, changed: Array) -> bool:
-    return checks.is_floating(x) and checks.fits(changed.shape, x.shape)
+def _entrywise(x: Any, mask: Any) -> bool:
+    """Whether a leaf of the state has the entries of a parameter with a mask."""
+    if absent(mask) or not checks.is_floating(x):
+        return False
+    return checks.fits(mask.shape, x.shape)
+
+
+@jax.jit
+def _reset(x: Array, first: Array, before: Array, after: Array) -> Array:
+    return jnp.where(before != after, first, x)

@@ -96,7 +96,7 @@ def init(
         The state; `allocate` before the first step.
 
     Raises:
-        TypeError: As in `initializer.uniform_scores`, or if C is no whole number.
+        TypeError: As in `initializer.scores`, or if C is no whole number.
         ValueError: As there, or if C is below 1.
 
     Example:
@@ -110,7 +110,7 @@ def init(
     checks.at_least(capacity, 1, fn=fn, name="capacity")
 
     def draw(key: Array) -> Scores:
-        return initializer.uniform_scores(weights, where=where, key=key)
+        return initializer.scores(weights, where=where, key=key)
 
     scores = jax.vmap(draw)(jax.random.split(key, capacity))
     opt_state = optimizer.init(map_mask(lambda s: s[0], scores))
@@ -253,7 +253,7 @@ def masks(state: StreamState) -> bank.MaskBank:
     """
     state = _committed(state)
     tasks = bank.from_stack(state.packed, learned=state.learned)
-    return tasks._replace(refused=state.refused)
+    return tasks._replace(overflowed=state.refused)
 
 
 def _current(state: StreamState) -> Scores:
@@ -293,7 +293,7 @@ def _begun(start: _Start, state: StreamState, best: Array, drawn: Scores) -> Sco
     if start == "mean_masks":
         scores = initializer.scores_of(bank.mean(learned))
         return map_mask(lambda s, like: s.astype(like.dtype), scores, drawn)
-    weights = bank.learned(learned).astype(jnp.float32)
+    weights = bank.is_used(learned).astype(jnp.float32)
     weights /= jnp.maximum(state.learned, 1).astype(jnp.float32)
     return map_mask(
         lambda s: jnp.tensordot(weights.astype(s.dtype), s, 1), state.scores

@@ -1,6 +1,7 @@
 """The arguments of a selection, checked once and matched leaf by leaf."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -37,15 +38,7 @@ class Leaves:
         self.structure = structure
         self.joint = scope == "global"
         complaints = [structure.complaint(x.shape) for x in self.scores]
-        if any(complaints):
-            checks.raise_all(
-                (
-                    f"{p}: {c}"
-                    for p, c in zip(self.paths(), complaints, strict=True)
-                    if c
-                ),
-                f"`{fn}` needs every leaf to fit {structure}",
-            )
+        self._complain(complaints, f"every leaf to fit {structure}")
         pooled = [jax.eval_shape(structure.pool, x) for x in self.scores]
         sizes = [math.prod(x.shape) for x in pooled]
         self.sizes = [sum(sizes)] if self.joint else sizes
@@ -57,8 +50,8 @@ class Leaves:
 
     def paths(self) -> list[str]:
         """The paths of the leaves that have scores, for messages."""
-        named, _ = trees.mask_leaves(self.tree)
-        return [named[i][0] for i in self.scored]
+        paths = trees.paths(self.tree, trees.is_mask_leaf)
+        return [paths[i] for i in self.scored]
 
     def names(self) -> list[str]:
         """What each search is called in a message."""
@@ -74,14 +67,12 @@ class Leaves:
                 f'`{self.fn}` needs one `{name}` for scope="global", got a tree of '
                 'them. Use scope="leaf".'
             )
-        pairs = self._pairs(share, name=name)
-        checks.raise_all(
-            (f"{path}: None" for path, value in pairs if value is None),
-            f"`{self.fn}` needs a `{name}` for every leaf with scores",
-        )
-        for path, value in pairs:
-            checks.unit_interval(value, fn=self.fn, name=f"{name}[{path}]")
-        return [value for _, value in pairs]
+        shares = self._matched(share, name=name)
+        none = ["None" if one is None else None for one in shares]
+        self._complain(none, f"a `{name}` for every leaf with scores")
+        for path, one in zip(self.paths(), shares, strict=True):
+            checks.unit_interval(one, fn=self.fn, name=f"{name}[{path}]")
+        return shares
 
     def mask(self, mask: Mask | None, *, name: str) -> list[Array | None]:
         """The mask of each leaf, unpacked; all `None` without one."""
@@ -89,34 +80,29 @@ class Leaves:
             return [None] * len(self.scored)
         checks.boolean(mask, fn=self.fn, name=name)
         checks.packed(mask, fn=self.fn, stacked=False)
-        triples = checks.mask_of(
-            packing.unpack(mask),
+        pairs = checks.shaped_like(
             self.tree,
+            packing.unpack(mask),
             fn=self.fn,
             names=("scores", name),
             is_leaf=trees.is_mask_leaf,
         )
-        checks.raise_all(
-            (f"{triples[i][0]}: None" for i in self.scored if triples[i][2] is None),
-            f"`{self.fn}` needs a leaf of `{name}` for every leaf with scores",
-        )
-        return [triples[i][2] for i in self.scored]
+        masks = [pairs[i][1] for i in self.scored]
+        none = ["None" if one is None else None for one in masks]
+        self._complain(none, f"a leaf of `{name}` for every leaf with scores")
+        return masks
 
     def guesses(self, guess: Scores | None) -> list[Array] | None:
         """The guess of each search, or `None` without any."""
         if guess is None:
             return None
-        pairs = self._pairs(guess, name="guess")
-        checks.raise_all(
-            (
-                f"{path}: {checks.kind_of(one)}"
-                for path, one in pairs
-                if one is None or jnp.shape(one) != ()
-            ),
-            f"`{self.fn}` needs a scalar in `guess` for every leaf with scores",
-        )
-        guesses = [lax.stop_gradient(jnp.asarray(one)) for _, one in pairs]
-        return guesses[: len(self.sizes)]
+        guesses = self._matched(guess, name="guess")
+        no_scalar = [
+            checks.kind_of(one) if one is None or jnp.shape(one) else None
+            for one in guesses
+        ]
+        self._complain(no_scalar, "a scalar in `guess` for every leaf with scores")
+        return [lax.stop_gradient(jnp.asarray(g)) for g in guesses[: len(self.sizes)]]
 
     def whole(self, values: list[Array]) -> Any:
         """A tree like the scores, from a value for each leaf that has scores."""
@@ -125,9 +111,20 @@ class Leaves:
             found[i] = value
         return self.treedef.unflatten(found)
 
-    def _pairs(self, other: Any, *, name: str) -> list[tuple[str, Any]]:
-        names = ("scores", name)
-        triples = checks.matched(
-            self.tree, other, fn=self.fn, names=names, is_leaf=trees.is_mask_leaf
+    def _matched(self, other: Any, *, name: str) -> list[Any]:
+        """The leaves of another tree, for each leaf that has scores."""
+        rows = checks.rows(
+            self.tree,
+            other,
+            fn=self.fn,
+            names=("scores", name),
+            is_leaf=trees.is_mask_leaf,
         )
-        return [(triples[i][0], triples[i][2]) for i in self.scored]
+        return [rows[i][1] for i in self.scored]
+
+    def _complain(self, complaints: Sequence[str | None], needs: str) -> None:
+        """Raise one error for all leaves with scores that have a complaint."""
+        if any(complaints):
+            lines = zip(self.paths(), complaints, strict=True)
+            found = (f"{path}: {line}" for path, line in lines if line)
+            checks.raise_all(found, f"`{self.fn}` needs {needs}")

@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import estimator, initializer
-from maskjax._core import checks, trees
+from maskjax._core import blame, checks, trees
 from maskjax._core.trees import (
     Array,
     Density,
@@ -112,7 +112,9 @@ def init(
     fn = f"{_FN}.init"
     checks.typed_key(key, fn=fn)
     checks.unit_interval(density, fn=fn, name="density")
-    scores = initializer.uniform_scores(weights, gain=2**0.5, where=where, key=key)
+    draw = jax.nn.initializers.he_uniform()
+    with blame.instead_of("maskjax.initializer.scores", fn):
+        scores = initializer.scores(weights, draw=draw, where=where, key=key)
     sizes = [s.size for s in jax.tree.leaves(scores)]  # 1.
     counts = [1 + jnp.asarray(quota(density, max(n - 1, 0))) for n in sizes]
     kept = choose_count(scores, counts, "leaf", fn=fn)
