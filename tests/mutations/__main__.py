@@ -89,7 +89,7 @@ def attempt(fault: Fault) -> Result:
             return result(FAILED, f"its tests did not end in {LIMIT} s")
     if done.returncode == 0:
         return result(SURVIVED, f"all tests pass in {', '.join(fault.tests)}")
-    failed = re.search(r"^FAILED (.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or not failed:  # no test ran: a mistake in the data
         lines = (done.stdout + done.stderr).strip().splitlines()
         return result(FAILED, lines[-1] if lines else "pytest says nothing")

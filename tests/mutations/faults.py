@@ -139,6 +139,14 @@ FAULTS = (
         "jax.random.uniform(key, p.shape, jnp.float32)",
         ("test_select.py",),
     ),
+    Fault(
+        "shards-swap-their-ends",
+        "select.top_k: on several devices lowest and highest scores are mixed up.",
+        "select",
+        '"min": lax.pmin, "max": lax.pmax',
+        '"min": lax.pmax, "max": lax.pmin',
+        ("test_sharding.py",),
+    ),
     # Structures, allocation, predicates
     Fault(
         "block-score-is-a-sum",
@@ -163,6 +171,22 @@ FAULTS = (
         "where.py",
         "len(leaf.shape) >= 2",
         "len(leaf.shape) >= 1",
+        ("test_where.py",),
+    ),
+    Fault(
+        "predicates-never-equal",
+        "where.matching: two of one expression are not equal, so `jit` compiles anew.",
+        "where.py",
+        "dataclasses.field(compare=False)",
+        "dataclasses.field(compare=True)",
+        ("test_where.py",),
+    ),
+    Fault(
+        "paths-end-in-value",
+        "where: paths of an NNX model end in `value`, where those of Linen do not.",
+        "_core/trees.py",
+        'path[-1] == jax.tree_util.GetAttrKey("value")',
+        'path[-1] == jax.tree_util.GetAttrKey("")',
         ("test_where.py",),
     ),
     # Packed masks
@@ -249,6 +273,14 @@ FAULTS = (
         "kept = kept if through_count else lax.stop_gradient(kept)",
         "",
         ("test_masking.py",),
+    ),
+    Fault(
+        "checkpoint-is-not-restored",
+        "layers: restoring a Flax checkpoint leaves a packed mask as it was.",
+        "layers.py",
+        'return PackedMask(state["bits"], mask.shape)',
+        "return mask",
+        ("test_layers.py",),
     ),
     # Estimators
     Fault(
@@ -399,6 +431,14 @@ FAULTS = (
         "optim",
         "if grows <= free:",
         "if grows <= size:",
+        ("test_optim.py",),
+    ),
+    Fault(
+        "donation-takes-the-key",
+        "optim.rigl, optim.set_: a donated state takes the key of its caller along.",
+        "optim",
+        "jnp.copy(jax.random.key_data(key))",
+        "jax.random.key_data(key)",
         ("test_optim.py",),
     ),
     # Scores
