@@ -15,7 +15,7 @@ class Fault(NamedTuple):
     Attributes:
         name: What to pass to `--only`.
         breaks: The public behavior that goes wrong, in one sentence.
-        place: A file, or a folder with the one file that holds `old`, below `maskjax/`.
+        place: The module below `maskjax/` that holds `old`, in its file or its folder.
         old: The text to replace: short, and there exactly once.
         new: The text to put in its place.
         tests: The files below `tests/` of which at least one test has to fail.
@@ -35,7 +35,7 @@ FAULTS = (
         "ties-one-too-many",
         "select.top_k: one entry too many is kept where scores are equal.",
         "select",
-        "jnp.where(run.at_high == missing, run.high, run.low)",
+        "jnp.where(run.at_high == cut.missing, run.high, run.low)",
         "run.low",
         ("test_laws.py", "test_select.py"),
     ),
@@ -59,7 +59,7 @@ FAULTS = (
         "nan-is-the-best-score",
         "select.top_k: a score that is nan ranks above every number, not below.",
         "select",
-        "jnp.where(magnitude > infinity, _lowest(key) + 1, ordered)",
+        "jnp.where(magnitude > infinity, lowest(key) + 1, ordered)",
         "ordered",
         ("test_select.py",),
     ),
@@ -76,7 +76,7 @@ FAULTS = (
         "within-does-not-restrict",
         "select.top_k: entries outside of `within` compete with those inside.",
         "select",
-        "return ordered if alive is None else jnp.where(alive, ordered, _lowest(key))",
+        "return ordered if alive is None else jnp.where(alive, ordered, lowest(key))",
         "return ordered",
         ("test_select.py",),
     ),
@@ -118,8 +118,8 @@ FAULTS = (
         "grow-removes",
         "select.grow: entries of the mask are removed if it holds more than is asked.",
         "select",
-        "mask if hold is None else mask | hold",
-        "mask",
+        "m if h is None else m | h",
+        "m",
         ("test_rounds.py",),
     ),
     Fault(
@@ -127,16 +127,16 @@ FAULTS = (
         "select.threshold: a score equal to the threshold is removed. `supsup` and "
         "`hopsupsup` rely on it at 0.",
         "select",
-        "lambda s: s >= ",
-        "lambda s: s > ",
+        "s >= jnp.asarray(",
+        "s > jnp.asarray(",
         ("test_select.py", "recipes/test_supsup.py"),
     ),
     Fault(
         "one-key-for-all-leaves",
         "select.bernoulli: leaves of one shape are drawn with the same key.",
         "select",
-        "jax.random.uniform(jax.random.fold_in(key, i), p.shape, jnp.float32)",
-        "jax.random.uniform(key, p.shape, jnp.float32)",
+        "jax.random.fold_in(key, leaf), probabilities.shape",
+        "key, probabilities.shape",
         ("test_select.py",),
     ),
     Fault(
@@ -152,7 +152,7 @@ FAULTS = (
         "block-score-is-a-sum",
         "structure.Block, Units: within a mask the score is a sum over what is alive, "
         "not a mean.",
-        "structure.py",
+        "structure",
         "return total / jnp.maximum(count, 1).astype(wide)",
         "return total",
         ("test_structure.py",),
@@ -160,7 +160,7 @@ FAULTS = (
     Fault(
         "density-above-one",
         "allocation.erk: the share of a small leaf is not capped at 1.",
-        "allocation.py",
+        "allocation",
         "min(float(factor * rate), 1.0) for rate in rates",
         "float(factor * rate) for rate in rates",
         ("test_allocation.py",),
@@ -168,7 +168,7 @@ FAULTS = (
     Fault(
         "biases-are-kernels",
         "where.kernels: biases are chosen too.",
-        "where.py",
+        "where",
         "len(leaf.shape) >= 2",
         "len(leaf.shape) >= 1",
         ("test_where.py",),
@@ -176,7 +176,7 @@ FAULTS = (
     Fault(
         "predicates-never-equal",
         "where.matching: two of one expression are not equal, so `jit` compiles anew.",
-        "where.py",
+        "where",
         "dataclasses.field(compare=False)",
         "dataclasses.field(compare=True)",
         ("test_where.py",),
@@ -184,7 +184,7 @@ FAULTS = (
     Fault(
         "paths-end-in-value",
         "where: paths of an NNX model end in `value`, where those of Linen do not.",
-        "_core/trees.py",
+        "_core",
         'path[-1] == jax.tree_util.GetAttrKey("value")',
         'path[-1] == jax.tree_util.GetAttrKey("")',
         ("test_where.py",),
@@ -193,7 +193,7 @@ FAULTS = (
     Fault(
         "bits-in-reverse",
         "packing.pack: bits of a word are written in reverse order.",
-        "packing.py",
+        "packing",
         "planes[j].astype(jnp.uint32) << j",
         "planes[j].astype(jnp.uint32) << (WORD - 1 - j)",
         ("test_packing.py",),
@@ -201,7 +201,7 @@ FAULTS = (
     Fault(
         "padding-bits-are-set",
         "packing.pack: bits past the last entry are 1, and are counted.",
-        "packing.py",
+        "packing",
         "_planes(leaf, padding=0)",
         "_planes(leaf, padding=1)",
         ("test_packing.py", "test_algebra.py"),
@@ -209,7 +209,7 @@ FAULTS = (
     Fault(
         "complement-of-padding",
         "algebra.complement: of a packed mask the bits past the last entry flip too.",
-        "algebra.py",
+        "algebra",
         "leaf.bits ^ packing.valid_bits(leaf.shape)",
         "~leaf.bits",
         ("test_algebra.py",),
@@ -218,24 +218,24 @@ FAULTS = (
         "members-mixed-twice",
         "packing.mix: members at the seam of two chunks count twice if their number is "
         "no multiple of the chunk.",
-        "packing.py",
-        "jnp.where(again, jnp.zeros((), weight.dtype), weight)",
-        "weight",
+        "packing",
+        "jnp.where(again, jnp.zeros((), share.dtype), share)",
+        "share",
         ("test_packing.py",),
     ),
     # Banks
     Fault(
         "full-bank-overwrites",
         "bank.append: under `jit` a full bank overwrites its last mask.",
-        "bank.py",
-        "free = bank.learned < capacity(bank)",
-        "free = bank.learned <= capacity(bank)",
+        "bank",
+        "free = bank.learned < size",
+        "free = bank.learned <= size",
         ("test_bank.py",),
     ),
     Fault(
         "mean-of-what-was-not-stored",
         "bank.append, bank.put: the mean changes though the mask was not stored.",
-        "bank.py",
+        "bank",
         "return count + jnp.where(allowed, gain, 0)",
         "return count + gain",
         ("test_bank.py",),
@@ -243,7 +243,7 @@ FAULTS = (
     Fault(
         "tasks-from-the-end-of-the-room",
         "bank.take: -1 is the last slot, learned or not, rather than the last task.",
-        "_core/slots.py",
+        "_core",
         "index = jnp.where(index < 0, index + end, index)",
         "index = jnp.where(index < 0, index + capacity, index)",
         ("test_bank.py",),
@@ -252,24 +252,23 @@ FAULTS = (
     Fault(
         "apply-multiplies",
         "maskjax.apply: removed entries are 0 * parameter, so inf and nan stay nan.",
-        "masking.py",
-        "jnp.where(mask, param, jnp.zeros_like(param) if fill is None else fill)",
-        "param * mask.astype(param.dtype) if fill is None "
-        "else jnp.where(mask, param, fill)",
+        "masking",
+        "return jnp.where(mask, param, fill)",
+        "return soft(mask.astype(param.dtype))",
         ("test_laws.py",),
     ),
     Fault(
         "fill-is-added",
         "maskjax.apply: with a soft mask `fill` is added in full, not by what is left.",
-        "masking.py",
-        "mask * param + (1 - mask) * fill",
-        "mask * param + fill",
+        "masking",
+        "m * param + (1 - m) * fill",
+        "m * param + fill",
         ("test_masking.py",),
     ),
     Fault(
         "gradient-through-the-count",
         "masking.rescale: through_count=False lets the gradient through all the same.",
-        "masking.py",
+        "masking",
         "kept = kept if through_count else lax.stop_gradient(kept)",
         "",
         ("test_masking.py",),
@@ -277,7 +276,7 @@ FAULTS = (
     Fault(
         "checkpoint-is-not-restored",
         "layers: restoring a Flax checkpoint leaves a packed mask as it was.",
-        "layers.py",
+        "layers",
         'return PackedMask(state["bits"], mask.shape)',
         "return mask",
         ("test_layers.py",),
@@ -286,7 +285,7 @@ FAULTS = (
     Fault(
         "gradient-of-the-kept-only",
         "estimator.straight_through: scores of removed entries get no gradient.",
-        "estimator.py",
+        "estimator",
         "return _pass_through(hard, soft), tangents[1]",
         "return _pass_through(hard, soft), tangents[1] * hard.astype(soft.dtype)",
         ("test_estimator.py",),
@@ -295,7 +294,7 @@ FAULTS = (
     Fault(
         "answers-in-order-of-members",
         "stacking.predict_each: samples are grouped without sorting them by member.",
-        "stacking.py",
+        "stacking",
         "[number, place % group].set(order)",
         "[number, place % group].set(at)",
         ("test_stacking.py",),
@@ -303,7 +302,7 @@ FAULTS = (
     Fault(
         "from-the-end-is-the-first",
         "stacking.take: a negative index takes the first member.",
-        "stacking.py",
+        "stacking",
         "index = jnp.where(index < 0, index + k, index)",
         "",
         ("test_stacking.py",),
@@ -312,7 +311,7 @@ FAULTS = (
     Fault(
         "gradient-with-the-wrong-sign",
         "superposition.gradient, one_shot: the gradient has the wrong sign.",
-        "superposition.py",
+        "superposition",
         "lambda m: objective(",
         "lambda m: -objective(",
         ("test_superposition.py",),
@@ -320,7 +319,7 @@ FAULTS = (
     Fault(
         "unlearned-slot-is-inferred",
         "superposition.infer: a slot that holds no task can be the answer.",
-        "superposition.py",
+        "superposition",
         "jnp.where(comparable, values, jnp.inf)",
         "jnp.where(jnp.isnan(values), jnp.inf, values)",
         ("test_superposition.py",),
@@ -328,7 +327,7 @@ FAULTS = (
     Fault(
         "superfluous-pulls-real-outputs",
         "superposition.superfluous: the gradient reaches real outputs too.",
-        "superposition.py",
+        "superposition",
         "lax.stop_gradient(logits[..., :labels])",
         "logits[..., :labels]",
         ("test_superposition.py",),
@@ -336,7 +335,7 @@ FAULTS = (
     Fault(
         "binary-drops-one-too-many",
         "superposition.binary: of an odd number of tasks the smaller half goes on.",
-        "superposition.py",
+        "superposition",
         "return (rows, -(-left // base)), None",
         "return (rows, left // base), None",
         ("test_superposition.py",),
@@ -477,7 +476,7 @@ FAULTS = (
     Fault(
         "norms-along-the-wrong-axis",
         "score.input_norms: norms of a transposed kernel lie along its outputs.",
-        "_core/walk.py",
+        "_core",
         'tuple(axes[i] for i in params["permutation"])',
         "axes",
         ("test_contraction.py",),
@@ -485,7 +484,7 @@ FAULTS = (
     Fault(
         "scan-counts-once",
         "report.flops: the steps of a scan count as one.",
-        "_core/walk.py",
+        "_core",
         'params["length"] * inner.found.flops.get(i, 0)',
         "inner.found.flops.get(i, 0)",
         ("test_contraction.py",),
@@ -495,8 +494,8 @@ FAULTS = (
         "packnet-owner-off-by-one",
         "packnet.active: a task runs without the weights that are its own.",
         "recipes",
-        "last = jnp.where(exists, index + 1, 0)",
-        "last = jnp.where(exists, index, 0)",
+        "jnp.where(exists, index + 1, 0)",
+        "jnp.where(exists, index, 0)",
         ("recipes/test_packnet.py",),
     ),
     Fault(
@@ -519,7 +518,7 @@ FAULTS = (
         "pacnet-penalty-of-everything",
         "pacnet.l2_sp: the penalty counts weights that its mask leaves out.",
         "recipes",
-        "jnp.sum(jnp.square(masking.apply(d, m)))",
+        "jnp.sum(jnp.square(masking.apply(d, c)))",
         "jnp.sum(jnp.square(d))",
         ("recipes/test_pacnet.py",),
     ),
@@ -551,15 +550,15 @@ FAULTS = (
     Fault(
         "edge-popup-ranks-signed",
         "edge_popup: ranks scores by their value, not by their magnitude.",
-        "recipes/edge_popup.py",
-        "map_mask(jnp.abs, state.scores)",
-        "state.scores",
+        "recipes/edge_popup",
+        "map_mask(jnp.abs, scores)",
+        "scores",
         ("recipes/test_edge_popup.py",),
     ),
     Fault(
         "supermask-density-of-leaves",
         "supermask.density: leaves count alike, whatever their size.",
-        "recipes/supermask.py",
+        "recipes/supermask",
         "jnp.average(means, weights=jnp.array(sizes, jnp.float32))",
         "jnp.mean(means)",
         ("recipes/test_supermask.py",),
@@ -567,7 +566,7 @@ FAULTS = (
     Fault(
         "supsup-keys-begin-anew",
         "supsup.learn: later tasks get the keys of the first ones.",
-        "recipes/supsup.py",
+        "recipes/supsup",
         "bank.learned + jnp.arange(many, dtype=jnp.int32)",
         "jnp.arange(many, dtype=jnp.int32)",
         ("recipes/test_supsup.py",),
@@ -576,7 +575,7 @@ FAULTS = (
         "stream-allocates-when-certain",
         "supsup_stream.allocate: a new task is begun when a known one fits, and no "
         "other time.",
-        "recipes/supsup_stream.py",
+        "recipes/supsup_stream",
         "nu[best] < 1 + epsilon",
         "nu[best] > 1 + epsilon",
         ("recipes/test_supsup_stream.py",),
@@ -584,7 +583,7 @@ FAULTS = (
     Fault(
         "meta-ticket-first-order",
         "meta_ticket.adapt: gradients never flow through the inner gradients.",
-        "recipes/meta_ticket.py",
+        "recipes/meta_ticket",
         "lax.stop_gradient(gradients) if first_order else gradients",
         "lax.stop_gradient(gradients)",
         ("recipes/test_meta_ticket.py",),
@@ -592,7 +591,7 @@ FAULTS = (
     Fault(
         "meta-ticket-first-order-of-the-mask",
         "meta_ticket.adapt: first_order=True lets a second-order term of the mask in.",
-        "recipes/meta_ticket.py",
+        "recipes/meta_ticket",
         "lax.stop_gradient(mask) if first_order else mask",
         "mask",
         ("recipes/test_meta_ticket.py",),
@@ -600,7 +599,7 @@ FAULTS = (
     Fault(
         "hopsupsup-not-normalized",
         "hopsupsup.store: outer products are not divided by the number of entries.",
-        "recipes/hopsupsup.py",
+        "recipes/hopsupsup",
         "return psi + new / z.size",
         "return psi + new",
         ("recipes/test_hopsupsup.py",),
@@ -608,7 +607,7 @@ FAULTS = (
     Fault(
         "hopsupsup-schedule-reversed",
         "hopsupsup.recover: the energy counts at the start, the objective at the end.",
-        "recipes/hopsupsup.py",
+        "recipes/hopsupsup",
         "(1 - share) * value + share * strength * stored",
         "share * value + (1 - share) * strength * stored",
         ("recipes/test_hopsupsup.py",),
@@ -616,7 +615,7 @@ FAULTS = (
     Fault(
         "dropout-does-not-rescale",
         "mc_dropout.masks: kept units are not divided by the chance of being kept.",
-        "recipes/mc_dropout.py",
+        "recipes/mc_dropout",
         "jnp.where(kept, 1 / keep, 0.0)",
         "jnp.where(kept, 1.0, 0.0)",
         ("recipes/test_mc_dropout.py",),
@@ -624,7 +623,7 @@ FAULTS = (
     Fault(
         "mixture-without-spread",
         "deep_ensemble.mixture: the variance leaves out how far the means are apart.",
-        "recipes/deep_ensemble.py",
+        "recipes/deep_ensemble",
         "jnp.mean(variances, 0) + jnp.var(means, 0)",
         "jnp.mean(variances, 0)",
         ("recipes/test_deep_ensemble.py",),
@@ -632,7 +631,7 @@ FAULTS = (
     Fault(
         "iterand-mixes-linearly",
         "iterand.redraw: old weights are scaled by 1 - mix, so their variance shrinks.",
-        "recipes/iterand.py",
+        "recipes/iterand",
         "jnp.sqrt(1 - share**2) * old",
         "(1 - share) * old",
         ("recipes/test_iterand.py",),
@@ -684,8 +683,8 @@ FAULTS = (
         "forgetting-before-learning",
         "metrics.forgetting: accuracies from before a task was learned count too.",
         "metrics",
-        "jnp.where(since, matrix[..., :-1, :-1], -jnp.inf)",
-        "matrix[..., :-1, :-1]",
+        "max(-2, where=learned, initial=-jnp.inf)",
+        "max(-2)",
         ("test_metrics.py",),
     ),
     Fault(
@@ -700,15 +699,15 @@ FAULTS = (
     Fault(
         "error-without-a-path",
         "maskjax.apply: the error about a mask's shape does not name the leaf.",
-        "_core/checks.py",
-        'return f"{path}: {names[1]} {leaf.shape}, {names[0]} {np.shape(param)}"',
-        'return f"{names[1]} {leaf.shape}, {names[0]} {np.shape(param)}"',
+        "_core",
+        '(f"{path}: {fault}" for path, fault in named if fault)',
+        '(f"{fault}" for path, fault in named if fault)',
         ("test_errors.py",),
     ),
     Fault(
         "negative-density",
         "Every function with a density or rate: a negative one passes.",
-        "_core/checks.py",
+        "_core",
         "not 0.0 <= float(value) <= 1.0",
         "not float(value) <= 1.0",
         ("test_errors.py",),
@@ -716,7 +715,7 @@ FAULTS = (
     Fault(
         "keys-used-twice",
         "deep_ensemble.init, mc_dropout: a key that two members share passes.",
-        "_core/checks.py",
+        "_core",
         "if first[k] != i",
         "if first[k] > i",
         ("recipes/test_deep_ensemble.py",),
@@ -724,7 +723,7 @@ FAULTS = (
     Fault(
         "signs-without-density",
         "initializer.signed_constant: weights are not scaled by the density.",
-        "initializer.py",
+        "initializer",
         "(2 / (density * max(math.prod(shape[:-1]), 1))) ** 0.5",
         "(2 / max(math.prod(shape[:-1]), 1)) ** 0.5",
         ("test_initializer.py",),
