@@ -57,9 +57,7 @@ def place_of(fault: Fault, package: pathlib.Path) -> pathlib.Path:
         Stale: If the text is not there, or more than once.
     """
     place = package / fault.place
-    files = (
-        sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    )
+    files = [*place.rglob("*.py"), place.with_suffix(".py")]
     counts = {f: f.read_text().count(fault.old) for f in files if f.is_file()}
     found = [file for file, count in counts.items() if count]
     if len(found) != 1 or counts[found[0]] != 1:
