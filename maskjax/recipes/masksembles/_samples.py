@@ -1,8 +1,11 @@
 """Which member each sample of a batch passes through in training."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from maskjax._core import checks
 from maskjax._core.trees import Array
@@ -55,10 +58,14 @@ def at_random(batch: int, *, members: int, key: Array) -> Array:
     """
     fn = _FN + "at_random"
     checks.typed_key(key, fn=fn)
-    chunks = _in_chunks(batch, members, fn=fn)
+    return _permuted(_in_chunks(batch, members, fn=fn), key, members=members)
+
+
+@functools.partial(jax.jit, static_argnames="members")
+def _permuted(chunks: ArrayLike, key: Array, *, members: int) -> Array:
     order, names = jax.random.split(key)
     chunks = jax.random.permutation(order, chunks)
-    return jax.random.permutation(names, np.arange(members, dtype=np.int32))[chunks]
+    return jax.random.permutation(names, jnp.arange(members, dtype=jnp.int32))[chunks]
 
 
 def _in_chunks(batch: int, members: int, *, fn: str) -> np.ndarray:

@@ -125,9 +125,9 @@ def _draw(units: Any, rates: list[Any], examples: int | None, key: Array) -> Sof
 
 
 def _kind(leaf: Any, examples: int | None) -> jax.ShapeDtypeStruct:
-    dtype = leaf.dtype if checks.is_floating(leaf) else jnp.dtype("float32")
+    dtype = leaf.dtype if checks.is_floating(leaf) else "float32"
     shape = leaf.shape if examples is None else (examples, 1, *leaf.shape)
-    return jax.ShapeDtypeStruct(shape, dtype)
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
 
 
 @functools.partial(jax.jit, static_argnames="kind")
