@@ -1,7 +1,7 @@
 """Masks as sets of kept entries: unions, intersections, counts.
 
-Leaves are boolean, packed (which stay packed), or `None`. Masks that are combined have
-the same structure, the same leaves `None`, and the same shapes.
+Leaves are boolean, packed or `None`; results of packed leaves are packed. Masks that
+are combined have the same structure and shapes, and `None` at the same leaves.
 
     >>> a = {"w": jnp.array([True, True, False])}
     >>> b = {"w": jnp.array([True, False, False])}
@@ -15,7 +15,9 @@ import functools
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,11 +97,11 @@ def difference(a: Mask, b: Mask) -> Mask:
         >>> algebra.difference(a, {"w": jnp.array([True, False])})
         {'w': Array([False,  True], dtype=bool)}
     """
-    return _combine(lambda x, y: x & ~y, (a, b), fn="maskjax.algebra.difference")
+    return _combine(_minus, (a, b), fn="maskjax.algebra.difference")
 
 
 def complement(m: Mask) -> Mask:
-    """What the mask removes; leaves that are `None` stay so.
+    """The mask that keeps what `m` removes; `None` leaves stay `None`.
 
     Args:
         m: A mask.
@@ -115,14 +117,7 @@ def complement(m: Mask) -> Mask:
         {'b': None, 'w': Array([False,  True], dtype=bool)}
     """
     _check(m, fn="maskjax.algebra.complement")
-
-    def flip(leaf: Array | PackedMask) -> Array | PackedMask:
-        if isinstance(leaf, PackedMask):
-            bits = leaf.bits ^ packing.valid_bits(leaf.shape)
-            return PackedMask(bits, leaf.shape)
-        return ~leaf
-
-    return trees.map_mask(flip, m)
+    return trees.map_mask(_flip, m)
 
 
 def count(m: Mask, params: Params | None = None) -> Array:
@@ -130,8 +125,8 @@ def count(m: Mask, params: Params | None = None) -> Array:
 
     Args:
         m: A mask.
-        params: The parameters it is for. With them, a decision that several entries
-            share (an axis of 1) counts as many times. Parameters that are left alone
+        params: The parameters it is for. If given, a decision that several entries
+            share (an axis of 1) counts once for each of them. Parameters without a mask
             (`None`) are not counted.
 
     Returns:
@@ -153,12 +148,11 @@ def count(m: Mask, params: Params | None = None) -> Array:
 
 
 def density(m: Mask, params: Params | None = None) -> Array:
-    """The fraction that the mask keeps of the parameters that it covers.
+    """The fraction of the masked entries that the mask keeps.
 
     Args:
         m: A mask.
-        params: The parameters it is for, as in `count`. Parameters that are left alone
-            (`None`) do not enter.
+        params: As in `count`.
 
     Returns:
         A float32 scalar in [0, 1]; nan if the mask covers nothing.
@@ -183,8 +177,8 @@ def overlap(a: Mask, b: Mask) -> Array:
         b: A mask of the same structure and shapes.
 
     Returns:
-        A float32 scalar: 0 when they share nothing, 1 when they are equal (two masks
-        that keep nothing included).
+        A float32 scalar: 0 if they share nothing, 1 if they are equal, also if both
+        keep nothing.
 
     Raises:
         TypeError: If a leaf is neither boolean nor packed.
@@ -198,8 +192,7 @@ def overlap(a: Mask, b: Mask) -> Array:
     fn = "maskjax.algebra.overlap"
     both = count(_combine(operator.and_, (a, b), fn=fn))
     either = count(_combine(operator.or_, (a, b), fn=fn))
-    ratio = both.astype(jnp.float32) / jnp.maximum(either, 1).astype(jnp.float32)
-    return jnp.where(either == 0, jnp.float32(1), ratio)
+    return _jaccard(both, either)
 
 
 def _check(mask: Mask, *, fn: str, name: str = "mask") -> None:
@@ -214,25 +207,36 @@ def _combine(op: Callable, masks: tuple[Mask, ...], *, fn: str) -> Mask:
         _check(mask, fn=fn, name=f"mask {i}")
     for i, mask in enumerate(masks[1:], start=1):
         checks.same_shapes(masks[0], mask, fn=fn, names=("mask 0", f"mask {i}"))
-
-    def pair(x: Array | PackedMask, y: Array | PackedMask) -> Array | PackedMask:
-        if isinstance(x, PackedMask) and isinstance(y, PackedMask):
-            return PackedMask(op(x.bits, y.bits), x.shape)
-        return op(packing.unpack(x), packing.unpack(y))
-
+    pair = functools.partial(_pair, op)
     return functools.reduce(lambda a, b: trees.map_mask(pair, a, b), masks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pair(op: Callable, x: Array | PackedMask, y: Array | PackedMask) -> Any:
+    if isinstance(x, PackedMask) and isinstance(y, PackedMask):
+        return PackedMask(op(x.bits, y.bits), x.shape)
+    return op(packing.unpack_leaf(x), packing.unpack_leaf(y))
+
+
+def _minus(x: Array, y: Array) -> Array:
+    return x & ~y
+
+
+@jax.jit
+def _flip(leaf: Array | PackedMask) -> Array | PackedMask:
+    if isinstance(leaf, PackedMask):
+        return PackedMask(leaf.bits ^ packing.valid_bits(leaf.shape), leaf.shape)
+    return ~jnp.asarray(leaf)
 
 
 def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Array, int]:
     _check(mask, fn=fn)
     if params is None:
-        named, _ = trees.mask_leaves(mask)
-        leaves = [
-            (leaf, _unpacked_shape(leaf)) for _, leaf in named if leaf is not None
-        ]
+        found = checks.rows(mask, fn=fn, is_leaf=trees.is_mask_leaf)
+        leaves = [(m, _unpacked_shape(m)) for (m,) in found if m is not None]
     else:
-        pairs = checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
-        leaves = [(leaf, np.shape(p)) for _, p, leaf in pairs if leaf is not None]
+        pairs = checks.shaped_like(params, mask, fn=fn, names=("params", "mask"))
+        leaves = [(m, np.shape(p)) for p, m in pairs if m is not None]
     size = sum(math.prod(shape) for _, shape in leaves)
     wide = dtypes.wide_integers()
     if size >= 2**31 and not wide:
@@ -240,20 +244,30 @@ def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Arra
             f"`{fn}` needs 64-bit integers to count {size} entries. Set "
             "`jax_enable_x64`."
         )
-    dtype = jnp.dtype("int64" if wide else "int32")
+    shared = tuple(
+        math.prod(shape) // max(math.prod(_unpacked_shape(m)), 1) for m, shape in leaves
+    )
+    return _total([m for m, _ in leaves], shared, "int64" if wide else "int32"), size
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _total(leaves: list[Any], shared: tuple[int, ...], dtype: str) -> Array:
+    """The entries kept in all leaves, where each decision is shared by so many."""
     total = jnp.zeros((), dtype)
-    for leaf, shape in leaves:
-        if isinstance(leaf, PackedMask):
-            kept = jnp.sum(packing.population(leaf), dtype=dtype)
-        else:
-            kept = jnp.sum(leaf, dtype=dtype)
-        shared = math.prod(shape) // max(math.prod(_unpacked_shape(leaf)), 1)
-        total += kept * shared
-    return total, size
+    for leaf, times in zip(leaves, shared, strict=True):
+        kept = packing.population(leaf) if isinstance(leaf, PackedMask) else leaf
+        total += jnp.sum(kept, dtype=dtype) * times
+    return total
+
+
+@jax.jit
+def _jaccard(both: Array, either: Array) -> Array:
+    ratio = both.astype(jnp.float32) / jnp.maximum(either, 1).astype(jnp.float32)
+    return jnp.where(either == 0, jnp.float32(1), ratio)
 
 
 def _unpacked_shape(leaf: Array | PackedMask) -> tuple[int, ...]:
-    """The shape of a leaf; of a packed stack, with its members' axis."""
+    """The shape of a leaf, for a packed stack with its members' axis."""
     if isinstance(leaf, PackedMask):
         return (*leaf.bits.shape[:-1], *leaf.shape)
     return leaf.shape

@@ -1,14 +1,15 @@
-"""Masks of many tasks, one bit an entry, in a fixed space that fills up.
+"""The masks of many tasks, one bit an entry, in a fixed number of slots.
 
     >>> params = {"w": jnp.ones((2, 2))}
     >>> tasks = bank.empty(params, capacity=3)
     >>> bank.append(tasks, {"w": jnp.array([[True, False], [True, True]])}).learned
     Array(1, dtype=int32)
 
-A bank is a pytree of fixed shapes: it goes through `jit` and the carry of a scan, and
-appending compiles once. Where it is large donate it: appending then writes in place.
+A bank is a pytree of fixed shapes, so it passes through `jit` and the carry of a scan,
+and appending compiles once. Donate a large bank, and appending writes in place.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ __all__ = [
     "extend",
     "from_stack",
     "grow",
-    "learned",
+    "is_used",
     "mean",
     "put",
     "take",
@@ -38,35 +39,37 @@ __all__ = [
 
 
 class MaskBank(NamedTuple):
-    """Masks of the tasks learned so far; a pytree.
+    """The masks of the tasks learned so far; a pytree.
 
     Attributes:
-        masks: A packed stack [C, ...]; the slots not learned yet hold no bit.
-        counts: int32 in one mask's shapes: how many of the masks keep each entry.
-            Divided by `learned` they are the masks' mean, which need not be computed.
-        learned: int32, how many slots are.
-        refused: int32, how many masks came under `jit` when the bank was full.
+        masks: A packed stack of C slots; slots that are not used hold only zeros.
+        counts: int32, in one mask's shapes: how many of the masks keep each entry.
+            Divided by `learned` they are the mean of the masks.
+        learned: int32, the number of tasks learned so far.
+        overflowed: int32, how many masks were dropped under `jit` because the bank was
+            full.
     """
 
     masks: Mask
     counts: Any
     learned: Array
-    refused: Array
+    overflowed: Array
 
 
 def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskBank:
     """A bank without a mask.
 
     Args:
-        params: Tree of arrays, of which only the shapes are looked at.
-        capacity: C, how many tasks there will be room for.
+        params: Tree of arrays; only their shapes are used.
+        capacity: C, the number of slots: how many tasks can be learned.
         where: Which leaves carry a mask.
 
     Returns:
         The bank.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or the capacity no whole number.
+        TypeError: If a chosen leaf is not floating, or the capacity is not a whole
+            number.
         ValueError: If the capacity is below 1, or `where` chooses nothing.
 
     Example:
@@ -93,20 +96,21 @@ def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskB
 def from_stack(
     stack: Mask, *, capacity: int | None = None, learned: Array | None = None
 ) -> MaskBank:
-    """A bank that begins with the masks of a stack.
+    """A bank that starts with the masks of a stack.
 
     Args:
         stack: A stack of K masks, packed or not.
-        capacity: C, at least K. `None`: K.
-        learned: How many of the K count, clipped to that where traced; others are
-            cleared. `None`: all do.
+        capacity: C, the number of slots, at least K. `None` means K.
+        learned: How many of the K masks are learned; the others are cleared. A traced
+            number is clipped to [0, K]. `None` means all.
 
     Returns:
         The bank.
 
     Raises:
-        TypeError: If a leaf is no mask, or `learned` no integer.
-        ValueError: If there are more masks than room, none, or not `learned` of them.
+        TypeError: If a leaf is not a mask, or `learned` is not an integer.
+        ValueError: If there is no mask, more masks than slots, or `learned` is outside
+            [0, K].
 
     Example:
         >>> stack = {"w": jnp.array([[[True]], [[False]]])}
@@ -122,18 +126,20 @@ def from_stack(
     checks.packed_stack(packed, fn=fn)
     used = jnp.asarray(members if learned is None else learned)
     checks.counter(used, members, fn=fn, name="learned")
+    return _from_stack(packed, used, size, clear=learned is not None)
+
+
+@functools.partial(jax.jit, static_argnums=2, static_argnames="clear")
+def _from_stack(packed: Mask, used: Array, size: int, *, clear: bool) -> MaskBank:
+    members = next(iter(jax.tree.leaves(packed))).shape[0]
     used = jnp.clip(used, 0, members).astype(jnp.int32)
-    room = ((0, size - members), (0, 0))
 
     def filled(leaf: PackedMask) -> PackedMask:
         bits = leaf.bits
-        if learned is not None:
-            bits = jnp.where(
-                jnp.arange(members, dtype=jnp.int32)[:, None] < used,
-                bits,
-                jnp.uint32(0),
-            )
-        return PackedMask(jnp.pad(bits, room), leaf.shape)
+        if clear:
+            learned = jnp.arange(members, dtype=jnp.int32)[:, None] < used
+            bits = jnp.where(learned, bits, jnp.uint32(0))
+        return PackedMask(jnp.pad(bits, ((0, size - members), (0, 0))), leaf.shape)
 
     masks = trees.map_mask(filled, packed)
     counts = trees.map_mask(lambda m: packing.tally_leaf(m, used), masks)
@@ -145,14 +151,14 @@ def append(bank: MaskBank, mask: Mask) -> MaskBank:
 
     Args:
         bank: The bank.
-        mask: The new task's, packed or not, of the bank's shapes.
+        mask: The new task's mask, packed or not, in the bank's shapes.
 
     Returns:
-        The bank, `learned` one higher. Where `learned` is traced a full bank can't be
-        an error: it stays as it is, and `refused` is one higher.
+        The bank with `learned` one higher. Under `jit` a full bank cannot raise: its
+        masks stay as they are, and `overflowed` is one higher.
 
     Raises:
-        TypeError: If a leaf is no mask.
+        TypeError: If `bank` is not a bank, or a leaf is not a mask.
         ValueError: If the bank is full, or the mask does not fit it.
 
     Example:
@@ -174,12 +180,12 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
         stack: A stack of K masks, packed or not.
 
     Returns:
-        The bank, `learned` higher by K. Where `learned` is traced, the masks that there
-        is no room for are counted in `refused`.
+        The bank with `learned` higher by K. Under `jit` masks that do not fit in are
+        dropped and counted in `overflowed`.
 
     Raises:
-        TypeError: If a leaf is no mask.
-        ValueError: If there is no room for K, or the masks do not fit the bank.
+        TypeError: If `bank` is not a bank, or a leaf is not a mask.
+        ValueError: If there is no room for K masks, or they do not fit the bank.
 
     Example:
         >>> tasks = bank.empty({"w": jnp.ones((1, 1))}, capacity=2)
@@ -187,31 +193,38 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
         Array(2, dtype=int32)
     """
     fn = "maskjax.bank.extend"
+    require_bank(bank, fn=fn)
     checks.boolean(stack, fn=fn, name="stack")
     members = checks.members(stack, fn=fn)
     packed = _packed_stack(stack)
     checks.packed_stack(packed, fn=fn)
     _fitting(bank, jax.tree.map(lambda bits: bits[0], packed), fn)
     require_room(bank, members, fn=fn)
-    return lax.scan(lambda b, mask: (_append(b, mask), None), bank, packed)[0]
+    return _extend(bank, packed)
 
 
 def grow(bank: MaskBank, capacity: int) -> MaskBank:
-    """The bank with more room.
+    """The bank with more slots.
 
     Args:
         bank: The bank.
-        capacity: C, at least what it is.
+        capacity: C, the new number of slots, at least the present one.
 
     Returns:
         The bank, with empty slots behind its masks.
+
+    Raises:
+        TypeError: If `bank` is not a bank.
+        ValueError: If the capacity is below the present one.
 
     Example:
         >>> bank.capacity(bank.grow(bank.from_stack(jnp.ones((2, 1), bool)), 5))
         5
     """
-    size = checks.members(bank.masks, fn="maskjax.bank.grow")
-    checks.at_least(capacity, size, fn="maskjax.bank.grow", name="capacity")
+    fn = "maskjax.bank.grow"
+    require_bank(bank, fn=fn)
+    size = checks.members(bank.masks, fn=fn)
+    checks.at_least(capacity, size, fn=fn, name="capacity")
     room = ((0, capacity - size), (0, 0))
     masks = jax.tree.map(lambda bits: jnp.pad(bits, room), bank.masks)
     return bank._replace(masks=masks)
@@ -222,15 +235,15 @@ def put(bank: MaskBank, task: ArrayLike, mask: Mask) -> MaskBank:
 
     Args:
         bank: The bank.
-        task: Which, an integer; negative ones count from the last learned.
+        task: The task's index, an integer; negative ones count from the last learned.
         mask: The new mask, packed or not.
 
     Returns:
-        The bank. Where `task` or `learned` is traced, and the task is not learned, it
-        is the bank as it was.
+        The bank. Under `jit`, if the task is not learned, it is returned as it was.
 
     Raises:
-        TypeError: If the task is no integer, or a leaf no mask.
+        TypeError: If `bank` is not a bank, the task is not an integer, or a leaf is not
+            a mask.
         ValueError: If the task is not learned, or the mask does not fit the bank.
 
     Example:
@@ -241,7 +254,7 @@ def put(bank: MaskBank, task: ArrayLike, mask: Mask) -> MaskBank:
     fn = "maskjax.bank.put"
     packed = _fitting(bank, mask, fn)
     index, exists = _slot(bank, task, fn)
-    return bank._replace(**_write(bank, packed, index, exists))
+    return _put(bank, packed, index, exists)
 
 
 def take(bank: MaskBank, task: ArrayLike) -> Mask:
@@ -249,14 +262,13 @@ def take(bank: MaskBank, task: ArrayLike) -> Mask:
 
     Args:
         bank: The bank.
-        task: Which, an integer; negative ones count from the last learned.
+        task: The task's index, an integer; negative ones count from the last learned.
 
     Returns:
-        A packed mask. Where `task` or `learned` is traced, and the task is not learned,
-        it is the mask that keeps nothing.
+        A packed mask. Under `jit`, if the task is not learned, it keeps nothing.
 
     Raises:
-        TypeError: If the task is no integer.
+        TypeError: If `bank` is not a bank, or the task is not an integer.
         ValueError: If the task is not learned.
 
     Example:
@@ -264,18 +276,14 @@ def take(bank: MaskBank, task: ArrayLike) -> Mask:
         >>> packing.unpack(bank.take(tasks, -1))
         {'w': Array([[False]], dtype=bool)}
     """
-    index, exists = _slot(bank, task, "maskjax.bank.take")
-    nothing = jnp.uint32(0)
-
-    def leaf(packed: PackedMask) -> PackedMask:
-        bits = lax.dynamic_index_in_dim(packed.bits, index, keepdims=False)
-        return PackedMask(jnp.where(exists, bits, nothing), packed.shape)
-
-    return trees.map_mask(leaf, bank.masks)
+    fn = "maskjax.bank.take"
+    require_bank(bank, fn=fn)
+    index, exists = _slot(bank, task, fn)
+    return _take(bank.masks, index, exists)
 
 
 def capacity(bank: MaskBank) -> int:
-    """How many tasks there is room for.
+    """The number of slots: how many tasks can be learned.
 
     Args:
         bank: The bank.
@@ -283,15 +291,20 @@ def capacity(bank: MaskBank) -> int:
     Returns:
         C, a Python integer.
 
+    Raises:
+        TypeError: If `bank` is not a bank.
+
     Example:
         >>> bank.capacity(bank.empty({"w": jnp.ones((1, 1))}, capacity=7))
         7
     """
-    return checks.members(bank.masks, fn="maskjax.bank.capacity")
+    fn = "maskjax.bank.capacity"
+    require_bank(bank, fn=fn)
+    return checks.members(bank.masks, fn=fn)
 
 
-def learned(bank: MaskBank) -> Array:
-    """Which slots hold a learned task's mask.
+def is_used(bank: MaskBank) -> Array:
+    """Which slots hold the mask of a learned task.
 
     Args:
         bank: The bank.
@@ -300,7 +313,7 @@ def learned(bank: MaskBank) -> Array:
         [C], boolean.
 
     Example:
-        >>> bank.learned(bank.empty({"w": jnp.ones((1, 1))}, capacity=2))
+        >>> bank.is_used(bank.empty({"w": jnp.ones((1, 1))}, capacity=2))
         Array([False, False], dtype=bool)
     """
     return jnp.arange(capacity(bank), dtype=jnp.int32) < bank.learned
@@ -313,7 +326,7 @@ def mean(bank: MaskBank) -> SoftMask:
         bank: The bank.
 
     Returns:
-        A soft mask, float32; of an empty bank 0.
+        A soft mask, float32; all 0 if nothing is learned.
 
     Example:
         >>> tasks = bank.from_stack({"w": jnp.array([[True, True], [True, False]])})
@@ -325,43 +338,74 @@ def mean(bank: MaskBank) -> SoftMask:
 
 
 def _packed_stack(stack: Mask) -> Mask:
-    """A stack with its boolean leaves packed; a packed leaf has its K already."""
+    """The stack with every leaf packed."""
     return trees.map_mask(
         lambda m: m if isinstance(m, PackedMask) else jax.vmap(packing.pack)(m), stack
     )
 
 
 def _fitting(bank: MaskBank, mask: Mask, fn: str) -> Mask:
-    """The mask, packed, if it is one of this bank's."""
+    """The mask, packed, after a check that it fits this bank."""
+    require_bank(bank, fn=fn)
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
     checks.same_shapes(bank.masks, mask, fn=fn, names=("bank", "mask"))
     return packing.pack(mask)
 
 
+def require_bank(bank: Any, *, fn: str) -> None:
+    """Raise if something is not a bank, and say how to make one of a stack."""
+    if not isinstance(bank, MaskBank):
+        raise TypeError(
+            f"`{fn}` needs `bank` as a `maskjax.bank.MaskBank`, got "
+            f"{type(bank).__name__}. `maskjax.bank.from_stack` makes one from a stack."
+        )
+
+
 def require_room(bank: MaskBank, wanted: int, *, fn: str) -> None:
-    """Complain if there is no room, as far as that is known."""
+    """Raise if it is known that there is no room for so many masks more."""
     hint = " `bank.grow` makes room."
     slots.require_room(bank.learned, capacity(bank), wanted, fn=fn, hint=hint)
 
 
 def _slot(bank: MaskBank, task: ArrayLike, fn: str) -> tuple[Array, Array]:
-    """Where a task is, and whether it is learned."""
+    """A task's slot, and whether it is learned."""
     index, exists = slots.find(task, bank.learned, capacity(bank), fn=fn)
     return jnp.where(exists, index, 0).astype(jnp.int32), exists
 
 
+@jax.jit
+def _take(masks: Mask, index: Array, exists: Array) -> Mask:
+    def leaf(packed: PackedMask) -> PackedMask:
+        bits = lax.dynamic_index_in_dim(packed.bits, index, keepdims=False)
+        return PackedMask(jnp.where(exists, bits, jnp.uint32(0)), packed.shape)
+
+    return trees.map_mask(leaf, masks)
+
+
+@jax.jit
+def _put(bank: MaskBank, packed: Mask, index: Array, exists: Array) -> MaskBank:
+    return bank._replace(**_write(bank, packed, index, exists))
+
+
+@jax.jit
 def _append(bank: MaskBank, packed: Mask) -> MaskBank:
-    free = bank.learned < capacity(bank)
+    size = next(iter(jax.tree.leaves(bank.masks))).shape[0]
+    free = bank.learned < size
     return MaskBank(
         **_write(bank, packed, bank.learned, free),
         learned=bank.learned + free.astype(jnp.int32),
-        refused=bank.refused + (~free).astype(jnp.int32),
+        overflowed=bank.overflowed + (~free).astype(jnp.int32),
     )
 
 
+@jax.jit
+def _extend(bank: MaskBank, packed: Mask) -> MaskBank:
+    return lax.scan(lambda b, mask: (_append(b, mask), None), bank, packed)[0]
+
+
 def _write(bank: MaskBank, packed: Mask, index: Array, allowed: Array) -> Any:
-    """Masks and counts with one slot's bits replaced, if that is allowed."""
+    """Masks and counts after one slot is overwritten, if that is allowed."""
 
     def bits(leaf: PackedMask, new: PackedMask) -> PackedMask:
         old = lax.dynamic_index_in_dim(leaf.bits, index, keepdims=False)

@@ -6,8 +6,8 @@
 {'bias': Array([3., 4.], dtype=float32), 'kernel': Array([[1., 0.]], dtype=float32)}
 """
 
+import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import lax
 from maskjax import algebra, packing
 from maskjax._core import checks, dtypes, trees
 from maskjax._core.packed import PackedMask
-from maskjax._core.trees import Array, Mask, Params, Path, Predicate, SoftMask
+from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
 from maskjax.where import kernels
 
 __all__ = ["apply", "everything", "rescale"]
@@ -56,14 +56,14 @@ def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> 
                [3., 9.]], dtype=float32)}
     """
     fn = "maskjax.apply"
-    pairs = _pairs(params, mask, fn=fn)
-    fills = [None] * len(pairs)
+    rows = checks.masked(params, mask, fn=fn, soft=True)
+    fills = [None] * len(rows)
     if fill is not None:
-        filled = checks.mask_of(fill, params, fn=fn, names=("params", "fill"))
-        fills = [value for _, _, value in filled]
+        filled = checks.shaped_like(params, fill, fn=fn, names=("params", "fill"))
+        fills = [value for _, value in filled]
     leaves = [
-        _apply_leaf(param, leaf, value)
-        for (_, param, leaf), value in zip(pairs, fills, strict=True)
+        param if leaf is None else _apply_leaf(param, leaf, value)
+        for (param, leaf), value in zip(rows, fills, strict=True)
     ]
     return jax.tree.structure(params).unflatten(leaves)
 
@@ -123,48 +123,36 @@ def rescale(
         section 5.2 ("Dynamic Weight Rescaling").
     """
     fn = "maskjax.masking.rescale"
-    pairs = _pairs(params, mask, fn=fn)
-    masked = [(path, param) for path, param, m in pairs if m is not None]
-    wrong = [(path, p) for path, p in masked if not checks.is_floating(p)]
-    checks.raise_all(
-        (f"{path}: {checks.kind_of(param)}" for path, param in wrong),
-        f"`{fn}` needs every leaf of `params` that has a mask to be floating",
-        TypeError,
-    )
+    rows = checks.masked(params, mask, fn=fn, soft=True)
+    checks.floating_where_masked(rows, params, fn=fn, name="params")
     leaves = [
-        _rescale_leaf(param, leaf, through_count=through_count)
-        for _, param, leaf in pairs
+        param if leaf is None else _rescale_leaf(param, leaf, through_count)
+        for param, leaf in rows
     ]
     return jax.tree.structure(params).unflatten(leaves)
 
 
-def _pairs(params: Params, mask: Any, *, fn: str) -> list[tuple[Path, Any, Any]]:
-    pairs = checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
-    checks.packed(mask, fn=fn, stacked=False)
-    checks.boolean(mask, fn=fn, or_soft=True)
-    return pairs
-
-
-def _apply_leaf(
-    param: Array, mask: Array | PackedMask | None, fill: Array | None
-) -> Array:
-    if mask is None:
-        return param
+@jax.jit
+def _apply_leaf(param: Array, mask: Array | PackedMask, fill: Array | None) -> Array:
     param = jnp.asarray(param)
-    fill = None if fill is None else jnp.asarray(fill).astype(param.dtype)
-    if isinstance(mask, PackedMask):
-        mask = packing.unpack_leaf(mask)
+    if fill is None:
+        fill = jnp.zeros_like(param)
+        soft = lambda m: m * param  # noqa: E731
+    else:
+        fill = jnp.asarray(fill).astype(param.dtype)
+        soft = lambda m: m * param + (1 - m) * fill  # noqa: E731
+    mask = packing.unpack_leaf(mask)
     if mask.dtype == bool:
-        return jnp.where(mask, param, jnp.zeros_like(param) if fill is None else fill)
-    mask = mask.astype(param.dtype)
-    return mask * param if fill is None else mask * param + (1 - mask) * fill
+        return jnp.where(mask, param, fill)
+    return soft(mask.astype(param.dtype))
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _rescale_leaf(
-    param: Array, mask: Array | PackedMask | None, *, through_count: bool
+    param: Array,
+    mask: Array | PackedMask,
+    through_count: bool,  # noqa: FBT001
 ) -> Array:
-    if mask is None:
-        return param
     dtype = dtypes.at_least_float32(param.dtype)
     if isinstance(mask, PackedMask) or mask.dtype == bool:
         kept = algebra.count(mask).astype(dtype)

@@ -1,12 +1,13 @@
-"""One bit an entry, and arithmetic that never unpacks a whole stack.
+"""Masks stored with one bit an entry, and sums over packed masks.
 
     >>> packed = packing.pack({"w": jnp.array([[True, False], [False, True]])})
     >>> packing.unpack(packed)
     {'w': Array([[ True, False],
            [False,  True]], dtype=bool)}
 
-A bank of 2,500 masks over 266,200 weights takes 83 MB instead of 665 as booleans or
-2.7 GB as floats. A stack is packed member by member, `jax.vmap(packing.pack)(stack)`.
+2,500 masks over 266,200 weights take 83 MB packed, 665 MB as booleans and 2.7 GB as
+float32. Pack a stack with `jax.vmap(packing.pack)(stack)`. Sums over many packed masks
+(`dot`, `stacking.mix`, `superposition`) read the bits and never unpack a whole stack.
 """
 
 import functools
@@ -18,9 +19,9 @@ from jax import lax
 
 from maskjax._core import checks, dtypes, trees
 from maskjax._core.packed import WORD, PackedMask
-from maskjax._core.trees import Array, Mask, SoftMask
+from maskjax._core.trees import Array, Mask
 
-__all__ = ["PackedMask", "dot", "mix", "pack", "unpack"]
+__all__ = ["PackedMask", "dot", "pack", "unpack"]
 
 # Members handled together: enough to amortize the loop, few enough that their sums
 # stay in cache. Between 16 and 64 the choice makes no measurable difference on CPU;
@@ -29,14 +30,14 @@ _CHUNK = 16
 
 
 def pack(mask: Mask) -> Mask:
-    """A mask with one bit an entry.
+    """Store a mask with one bit an entry.
 
     Args:
-        mask: Tree of boolean leaves or `None`; packed leaves stay as they are. The mask
-            of a stack is packed under `jax.vmap`.
+        mask: Tree of boolean or packed leaves, or `None`. Packed leaves are returned as
+            they are. For a stack use `jax.vmap(packing.pack)`.
 
     Returns:
-        The same mask, every leaf a `PackedMask`: 1 keeps.
+        The same mask, every leaf a `PackedMask`: a bit of 1 keeps.
 
     Raises:
         TypeError: If a leaf is not boolean.
@@ -47,15 +48,15 @@ def pack(mask: Mask) -> Mask:
         (3, 2)
     """
     checks.boolean(mask, fn="maskjax.packing.pack")
-    return trees.map_mask(_pack_leaf, mask)
+    return trees.map_mask(_packed, mask)
 
 
 def unpack(mask: Mask) -> Mask:
-    """A mask with a boolean an entry.
+    """Undo `pack`.
 
     Args:
-        mask: Tree of `PackedMask`, boolean leaves or `None`; a packed stack of K is
-            unpacked to leaves [K, ...].
+        mask: Tree of `PackedMask`, boolean leaves or `None`. The leaves of a packed
+            stack of K masks become [K, ...]. Boolean leaves are returned as they are.
 
     Returns:
         The same mask, every leaf boolean: True keeps.
@@ -75,50 +76,20 @@ def unpack(mask: Mask) -> Mask:
     return trees.map_mask(unpack_leaf, mask)
 
 
-def mix(stack: Mask, weights: Array) -> SoftMask:
-    """The weighted sum of a stack's masks, sum_k weights[k] * m_k.
-
-    Args:
-        stack: A packed stack of K masks.
-        weights: [K], floating.
-
-    Returns:
-        A soft mask: leaves of one mask's shape, in the dtype of `weights`. Memory for
-        one such tree is all that it takes.
-
-    Raises:
-        TypeError: If a leaf is not packed, or the weights are not floating.
-        ValueError: If the bits of a leaf do not fit its shape, or there are not K.
-
-    Example:
-        >>> stack = {"w": jnp.array([[True, True], [True, False]])}
-        >>> packing.mix(jax.vmap(packing.pack)(stack), jnp.array([0.25, 0.5]))
-        {'w': Array([0.75, 0.25], dtype=float32)}
-
-    References:
-        Wortsman et al., "Supermasks in Superposition", NeurIPS 2020. arXiv:2006.14769,
-        section 3.3, equation 2.
-    """
-    fn = "maskjax.packing.mix"
-    checks.packed_stack(stack, fn=fn)
-    checks.weights(weights, stack, fn=fn)
-    return trees.map_mask(lambda leaf: mix_leaf(leaf, weights), stack)
-
-
 def dot(stack: Mask, tree: trees.Params) -> Array:
-    """The inner product of each of a stack's masks with a tree, sum of m_k * tree.
+    """The inner product of each mask of a stack with a tree: sum(m_k * tree).
 
-    With `tree` the product of weights and their gradients at the mixed mask, this is
-    the gradient of the loss by each mask's mixing weight.
+    If `tree` holds weights times their gradients at a mixed mask (`stacking.mix`), the
+    result is the gradient of the loss with respect to the mixing coefficients.
 
     Args:
         stack: A packed stack of K masks.
-        tree: Tree of floating leaves of the masks' structure; where an axis of a mask
-            is 1, its entries share a decision. Leaves without a mask are ignored.
+        tree: Tree of floating leaves with the masks' structure. A mask's axis of length
+            1 stands for all entries along it. Leaves without a mask are ignored.
 
     Returns:
-        [K], float32 (float64 if a leaf is). Beyond the result it takes memory for 16
-        members' words.
+        [K], float32, or float64 if a leaf is. Beside the result it needs memory for the
+        words of 16 masks.
 
     Raises:
         TypeError: If a leaf of the stack is not packed.
@@ -151,9 +122,13 @@ def dot(stack: Mask, tree: trees.Params) -> Array:
     return functools.reduce(jnp.add, [s.astype(dtype) for s in sums])
 
 
-def _pack_leaf(leaf: Array | PackedMask) -> PackedMask:
+# Compiled, so that a call outside of `jit` is one program and not a hundred.
+@jax.jit
+def pack_leaf(leaf: Array | PackedMask) -> PackedMask:
+    """One leaf with one bit an entry; it is not checked."""
     if isinstance(leaf, PackedMask):
         return leaf
+    leaf = jnp.asarray(leaf)
     planes = _planes(leaf, padding=0)
     bits = jnp.zeros(planes.shape[1:], jnp.uint32)
     for j in range(WORD):
@@ -161,10 +136,17 @@ def _pack_leaf(leaf: Array | PackedMask) -> PackedMask:
     return PackedMask(bits, leaf.shape)
 
 
+def _packed(leaf: Array | PackedMask) -> PackedMask:
+    return leaf if isinstance(leaf, PackedMask) else pack_leaf(leaf)
+
+
 def unpack_leaf(leaf: Array | PackedMask) -> Array:
-    """One leaf, boolean; it is not checked."""
-    if not isinstance(leaf, PackedMask):
-        return leaf
+    """One leaf with a boolean an entry; it is not checked."""
+    return _unpack_leaf(leaf) if isinstance(leaf, PackedMask) else leaf
+
+
+@jax.jit
+def _unpack_leaf(leaf: PackedMask) -> Array:
     lead = leaf.bits.shape[:-1]
     shifts = jnp.arange(WORD, dtype=jnp.uint32).reshape(*(1 for _ in lead), WORD, 1)
     flags = (leaf.bits[..., None, :] >> shifts) & 1 != 0
@@ -173,7 +155,7 @@ def unpack_leaf(leaf: Array | PackedMask) -> Array:
 
 
 def _planes(values: Array, *, padding: float) -> Array:
-    """An array as bit planes, [32, W]: entry j * W + w at [j, w]."""
+    """An array as 32 bit planes, [32, W], with entry j * W + w at [j, w]."""
     words = PackedMask.words(values.shape)
     flat = jnp.pad(
         values.ravel(), (0, WORD * words - values.size), constant_values=padding
@@ -181,48 +163,47 @@ def _planes(values: Array, *, padding: float) -> Array:
     return flat.reshape(WORD, words)
 
 
-# Compiled also where the caller is not: a loop run eagerly compiles in every call.
 @jax.jit
 def mix_leaf(
     leaf: PackedMask,
-    weights: Array,
+    coefficients: Array,
     *,
     rows: Array | None = None,
     used: Array | None = None,
 ) -> Array:
-    """One leaf of `mix`, unchecked: of some members, and of the first so many.
+    """One leaf of `stacking.mix`; it is not checked.
 
     Args:
         leaf: A packed stack of K masks.
-        weights: [K], or [M]; 0 past `used`.
-        rows: [M], which members; `None` for all K.
-        used: How many of them; the time taken is for these only.
+        coefficients: [K], or [M] with `rows`; 0 from `used` on.
+        rows: [M], which masks to mix; `None` for all K.
+        used: How many of them to read. The time taken is for these only.
     """
-    words, dtype = leaf.bits.shape[1], weights.dtype
-    weights = weights.astype(dtypes.at_least_float32(dtype))
+    words, dtype = leaf.bits.shape[1], coefficients.dtype
+    coefficients = coefficients.astype(dtypes.at_least_float32(dtype))
     members, size, rounds = _rounds(leaf, rows, used)
     shifts = jnp.arange(WORD, dtype=jnp.uint32)[:, None]
 
     def add(i: Array, total: Array) -> Array:
         start, bits = _chunk(leaf, i, size, rows)
-        weight = lax.dynamic_slice_in_dim(weights, start, size)
-        # The last chunk begins early to be whole; what it repeats weighs nothing.
+        share = lax.dynamic_slice_in_dim(coefficients, start, size)
+        # The last chunk starts early so that it is whole; what it repeats counts 0.
         again = start + jnp.arange(size, dtype=start.dtype) < i * size
-        weight = jnp.where(again, jnp.zeros((), weight.dtype), weight)
+        share = jnp.where(again, jnp.zeros((), share.dtype), share)
         for member in range(size):
             on = (bits[member][None, :] >> shifts) & 1 != 0
-            total += jnp.where(on, weight[member], jnp.zeros((), total.dtype))
+            total += jnp.where(on, share[member], jnp.zeros((), total.dtype))
         return total
 
-    total = jnp.zeros((WORD, words), weights.dtype)
+    total = jnp.zeros((WORD, words), coefficients.dtype)
     total = lax.fori_loop(0, rounds, add, total)
     return total.ravel()[: leaf.size].reshape(leaf.shape).astype(dtype)
 
 
 @jax.jit
 def tally_leaf(leaf: PackedMask, used: Array) -> Array:
-    """How many of the first masks of a packed stack keep each entry, int32."""
-    # Whole numbers of float32 are exact, up to 2**24 masks.
+    """How many of the first `used` masks of a packed stack keep each entry, int32."""
+    # float32 holds whole numbers exactly up to 2**24 masks.
     one_each = (jnp.arange(leaf.bits.shape[0], dtype=jnp.int32) < used).astype(
         jnp.float32
     )
@@ -230,7 +211,7 @@ def tally_leaf(leaf: PackedMask, used: Array) -> Array:
 
 
 def _rounds(leaf: PackedMask, rows: Array | None, used: Array | None) -> Any:
-    """How many members there are, are taken at a time, and how many times."""
+    """The number of members, how many a chunk holds, and the number of chunks."""
     members = leaf.bits.shape[0] if rows is None else rows.shape[0]
     size = min(_CHUNK, members)
     return members, size, -(-(members if used is None else used) // size)
@@ -239,7 +220,7 @@ def _rounds(leaf: PackedMask, rows: Array | None, used: Array | None) -> Any:
 def _chunk(
     leaf: PackedMask, i: Array, size: int, rows: Array | None
 ) -> tuple[Array, Array]:
-    """Where the i-th chunk of members starts, and its words, [size, W]."""
+    """The first member of the i-th chunk, and the words of its members, [size, W]."""
     members = leaf.bits.shape[0] if rows is None else rows.shape[0]
     start = jnp.minimum(i * size, members - size)
     if rows is None:
@@ -255,7 +236,7 @@ def dot_leaf(
     rows: Array | None = None,
     used: Array | None = None,
 ) -> Array:
-    """One leaf of `dot`, unchecked; `rows` and `used` as in `mix_leaf`."""
+    """One leaf of `dot`, not checked; `rows` and `used` are those of `mix_leaf`."""
     values = jnp.asarray(values)
     shared = tuple(
         axis
@@ -268,12 +249,12 @@ def dot_leaf(
     members, size, rounds = _rounds(leaf, rows, used)
 
     def of_members(i: Array, sums: Array) -> Array:
-        """A select a plane, summed lane by lane, reduced once."""
+        """Selects plane by plane into lanes, which are summed once at the end."""
         start, bits = _chunk(leaf, i, size, rows)
         lanes = jnp.zeros(bits.shape, planes.dtype)
         for j in range(WORD):
             lanes += jnp.where((bits >> j) & 1 != 0, planes[j][None, :], 0)
-        # A product with ones: XLA reduces the minor axis one scalar at a time on CPU.
+        # A product with ones, as XLA on CPU sums the minor axis one scalar at a time.
         of_chunk = jnp.matmul(lanes, ones, precision=lax.Precision.HIGHEST)
         return lax.dynamic_update_slice_in_dim(sums, of_chunk, start, 0)
 
@@ -281,11 +262,12 @@ def dot_leaf(
     return lax.fori_loop(0, rounds, of_members, sums)
 
 
+@jax.jit
 def population(leaf: PackedMask) -> Array:
-    """How many entries are kept, for each mask."""
+    """How many entries each mask of a packed leaf keeps, int32."""
     return jnp.sum(lax.population_count(leaf.bits).astype(jnp.int32), axis=-1)
 
 
 def valid_bits(shape: tuple[int, ...]) -> Array:
-    """The word pattern in which every bit that stands for an entry is 1."""
-    return _pack_leaf(jnp.ones(shape, bool)).bits
+    """The words of the mask that keeps everything; padding bits are 0."""
+    return pack_leaf(jnp.ones(shape, bool)).bits

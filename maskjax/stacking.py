@@ -1,4 +1,4 @@
-"""Many masks as one tree: leaves with a leading axis K of tasks, members or seeds.
+"""Many masks as one tree: every leaf has a leading axis K of tasks, members or seeds.
 
 >>> a, b = {"w": jnp.array([True, False])}, {"w": jnp.array([True, True])}
 >>> stack = stacking.stack([a, b])
@@ -6,6 +6,7 @@
 (2, {'w': Array([ True,  True], dtype=bool)})
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ __all__ = [
 
 
 def stack(masks: Sequence[Mask]) -> Mask:
-    """Several masks as one stack.
+    """Stack several masks into one tree.
 
     Args:
         masks: K >= 1 masks of the same structure, shapes and dtypes, packed or not.
@@ -42,8 +43,8 @@ def stack(masks: Sequence[Mask]) -> Mask:
         A stack: a mask whose every leaf has one more, leading axis K.
 
     Raises:
-        ValueError: If there is no mask, or two differ in structure, shape or dtype; the
-            offending leaves are named.
+        ValueError: If there is no mask, or two differ in structure, shape or dtype. The
+            message lists every bad leaf.
 
     Example:
         >>> stacking.stack([{"w": jnp.array([True])}, {"w": jnp.array([False])}])
@@ -56,20 +57,13 @@ def stack(masks: Sequence[Mask]) -> Mask:
         raise ValueError(f"`{fn}` needs at least one mask, got none.")
     for i, mask in enumerate(masks[1:], start=1):
         names = ("mask 0", f"mask {i}")
-        pairs = checks.same_shapes(masks[0], mask, fn=fn, names=names)
-        checks.raise_all(
-            (
-                f"{path}: {_kind(a)} and {_kind(b)}"
-                for path, a, b in pairs
-                if _kind(a) != _kind(b)
-            ),
-            f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same kind",
-        )
+        checks.same_shapes(masks[0], mask, fn=fn, names=names)
+        checks.same_kinds(masks[0], mask, fn=fn, names=names)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
 
 
 def unstack(stack: Mask) -> list[Mask]:
-    """The K masks of a stack.
+    """Undo `stack`.
 
     Args:
         stack: A stack of K masks.
@@ -85,7 +79,7 @@ def unstack(stack: Mask) -> list[Mask]:
         {'w': Array([False], dtype=bool)}
     """
     k = checks.members(stack, fn="maskjax.stacking.unstack")
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(k)]
+    return [_take(stack, jnp.int32(i), k) for i in range(k)]
 
 
 def take(stack: Mask, i: ArrayLike) -> Mask:
@@ -93,8 +87,8 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
 
     Args:
         stack: A stack of K masks.
-        i: Which: an integer in [-K, K), or an array of them, maybe traced, whose shape
-            then leads the leaves' shapes. Traced indices are clipped.
+        i: An integer in [-K, K), or an array of integers, whose shape then leads the
+            leaves' shapes. Traced indices are clipped to that range.
 
     Returns:
         A mask, or a stack of them where `i` has axes.
@@ -113,7 +107,11 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
     if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
         raise TypeError(f"`{fn}` needs `i` as an integer, got {checks.kind_of(i)}.")
     slots.in_range(i, k, fn=fn, name="i")
-    index = jnp.asarray(i)
+    return _take(stack, jnp.asarray(i), k)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _take(stack: Mask, index: Array, k: int) -> Mask:
     if index.dtype.itemsize < 4:  # K may be more than it holds
         index = index.astype(jnp.int32)
     index = jnp.where(index < 0, index + k, index)
@@ -146,15 +144,15 @@ def predict(
     *inputs: Any,
     batch_size: int | None = None,
 ) -> Any:
-    """What a network says under each mask of a stack.
+    """The outputs of a network under each mask of a stack.
 
     Args:
         apply: `(params, *inputs) -> output`, any tree of arrays.
         params: Tree of arrays, shared by all members.
         stack: A stack of K masks, packed or not.
         *inputs: Passed on to `apply`, the same for every mask.
-        batch_size: How many members to run at a time: memory for that many instead of
-            for all, by `jax.lax.map`. `None` runs them all at once.
+        batch_size: How many masks to run at a time with `jax.lax.map`, which limits the
+            memory. `None` runs all of them at once.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -189,17 +187,17 @@ def map(
 ) -> Any:
     """A function of one member, for each member of a stack.
 
-    What `predict` does with masks on weights, for whatever else tells members apart:
-    masks on features (see `layers`), keys, parameters. What does not depend on the
-    member is computed once, under `vmap` and, where XLA moves it out of the loop as it
-    does on CPU, under `batch_size` too.
+    `predict` is for masks on weights. Use `map` where members differ in something else:
+    masks on features (see `layers`), keys, or whole parameters. Work that does not
+    depend on the member is done once: always if `batch_size` is `None`, and otherwise
+    where XLA moves it out of the loop, as it does on CPU.
 
     Args:
         function: `(member, *inputs) -> output`, any tree of arrays.
         stack: A stack of K: a tree of arrays [K, ...], of keys too, or packed masks.
         *inputs: Passed on to `function`, the same for every member.
-        batch_size: How many members to run at a time: memory for that many instead of
-            for all, by `jax.lax.map`. `None` runs them all at once.
+        batch_size: How many members to run at a time with `jax.lax.map`, which limits
+            the memory. `None` runs all of them at once.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -245,24 +243,23 @@ def predict_each(
     *inputs: Any,
     group: int = 16,
 ) -> Any:
-    """What a network says of each sample under that sample's own mask.
+    """The outputs of a network for samples that each have their own mask.
 
-    Samples are sorted by member and run in groups of one member, so that a mask is
-    applied once for a group and not for each sample.
+    Samples are sorted by mask and run in groups that share one, so a mask is applied
+    once for a group and not for each sample.
 
     Args:
-        apply: `(params, *inputs) -> output`, sample by sample: what it says of one must
-            not depend on the others that it is given.
+        apply: `(params, *inputs) -> output`. The output for a sample must not depend on
+            the other samples of its batch.
         params: Tree of arrays, shared by all members.
         stack: A stack of K masks, packed or not.
-        members: [B], integer: whose mask each sample gets, in [0, K); others are
-            clipped.
+        members: [B], integer: the index of each sample's mask, clipped to [0, K).
         *inputs: Trees of arrays [B, ...].
-        group: How many samples `apply` is given at a time, the last of a member's
-            groups filled up with samples that are thrown away.
+        group: How many samples `apply` receives at a time. The last group of a mask is
+            padded, and the outputs for the padding are dropped.
 
     Returns:
-        The outputs, [B, ...]; under `jit` not differentiable backward.
+        The outputs, [B, ...]. Under `jit` they have no reverse-mode gradient.
 
     Raises:
         TypeError: If the members are not integers.
@@ -287,7 +284,7 @@ def predict_each(
     first = jnp.concatenate([jnp.array([True]), whose[1:] != whose[:-1]])
     place = at - lax.cummax(jnp.where(first, at, 0))  # within its member's samples
     number = jnp.cumsum(place % group == 0, dtype=jnp.int32) - 1  # of its group
-    # As many rows as there can be groups; the value `size` stands for nobody.
+    # One row for each possible group; the value `size` marks padding.
     rows = jnp.full((size, group), size, jnp.int32).at[number, place % group].set(order)
 
     def of_group(row: Array) -> Any:
@@ -317,19 +314,19 @@ def predict_each(
     return lax.fori_loop(0, number[-1] + 1, run, blank)
 
 
-def mix(stack: Mask, weights: Array) -> SoftMask:
-    """The weighted sum of a stack's masks, sum_k weights[k] * m_k.
+def mix(stack: Mask, coefficients: Array) -> SoftMask:
+    """The weighted sum of a stack's masks: sum(coefficients[k] * m_k).
 
     Args:
-        stack: A stack of K masks; packed leaves are never unpacked as a whole.
-        weights: [K], floating.
+        stack: A stack of K masks. Packed leaves are never unpacked as a whole.
+        coefficients: [K], floating.
 
     Returns:
-        A soft mask of one mask's shapes, in the dtype of `weights`.
+        A soft mask with one mask's shapes, in the dtype of `coefficients`.
 
     Raises:
-        TypeError: If the weights are not floating, or a leaf is not a mask.
-        ValueError: If there are not K weights, or the leaves disagree about K.
+        TypeError: If the coefficients are not floating, or a leaf is not a mask.
+        ValueError: If there are not K coefficients, or the leaves disagree about K.
 
     Example:
         >>> stack = {"w": jnp.array([[True, True], [True, False]])}
@@ -341,19 +338,24 @@ def mix(stack: Mask, weights: Array) -> SoftMask:
     """
     fn = "maskjax.stacking.mix"
     checks.boolean(stack, fn=fn, name="stack")
-    checks.weights(weights, stack, fn=fn)
+    checks.coefficients(coefficients, stack, fn=fn)
     checks.packed(stack, fn=fn, stacked=True)
+    return trees.map_mask(lambda leaf: _mix_leaf(leaf, coefficients), stack)
 
-    def of_leaf(leaf: Array | PackedMask) -> Array:
-        if isinstance(leaf, PackedMask):
-            return packing.mix_leaf(leaf, weights)
-        return jnp.tensordot(weights, leaf.astype(weights.dtype), 1)
 
-    return trees.map_mask(of_leaf, stack)
+def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
+    if isinstance(leaf, PackedMask):
+        return packing.mix_leaf(leaf, coefficients)
+    return _tensordot(leaf, coefficients)
+
+
+@jax.jit
+def _tensordot(leaf: Array, coefficients: Array) -> Array:
+    return jnp.tensordot(coefficients, leaf.astype(coefficients.dtype), 1)
 
 
 def _samples(members: Array, inputs: Any, fn: str) -> int:
-    """How many samples there are; every input must have as many."""
+    """The number of samples, which every input must have."""
     if not (
         checks.shaped(members)
         and members.ndim == 1
@@ -375,11 +377,3 @@ def _samples(members: Array, inputs: Any, fn: str) -> int:
         f"`{fn}` needs every input with a leading axis of {size}, one for each member",
     )
     return size
-
-
-def _kind(leaf: Array | PackedMask | None) -> str:
-    if leaf is None:
-        return "None"
-    return (
-        f"packed {leaf.bits.shape}" if isinstance(leaf, PackedMask) else f"{leaf.dtype}"
-    )

@@ -26,7 +26,7 @@ from jax import lax
 from maskjax import masking, packing, stacking
 from maskjax._core import checks, dtypes, trees
 from maskjax._core.trees import Array, Mask, Params, SoftMask
-from maskjax.bank import MaskBank, capacity, learned, mean
+from maskjax.bank import MaskBank, capacity, is_used, mean
 
 __all__ = [
     "binary",
@@ -142,9 +142,9 @@ def gradient(
     """
     fn = "maskjax.superposition.gradient"
     checks.packed_stack(stack, fn=fn)
-    checks.weights(weights, stack, fn=fn)
+    checks.coefficients(weights, stack, fn=fn)
     _fit(stack, params, fn)
-    mixed = packing.mix(stack, weights)
+    mixed = stacking.mix(stack, weights)
     return packing.dot(stack, _by_mask(objective, params, mixed, data))
 
 
@@ -284,7 +284,7 @@ def binary(
     first = _by_mask(objective, params, mean(bank), data)  # the first mean is known
     gradients = _dots(bank, first, used=bank.learned)
     # Sorted and cut by rank, so that as many are left under ties.
-    order = jnp.lexsort((gradients, ~learned(bank))).astype(jnp.int32)
+    order = jnp.lexsort((gradients, ~is_used(bank))).astype(jnp.int32)
     rows, most = order[: -(-size // base)], -(-size // base)
 
     def again(carry: tuple[Array, Array], _: None) -> tuple[Any, None]:
@@ -375,7 +375,7 @@ def _by_mask(
 
 
 def _lowest(bank: MaskBank, values: Array) -> Array:
-    comparable = learned(bank) & ~jnp.isnan(values)
+    comparable = is_used(bank) & ~jnp.isnan(values)
     best = jnp.argmin(jnp.where(comparable, values, jnp.inf))
     return jnp.where(bank.learned > 0, best, -1).astype(jnp.int32)
 

@@ -1,6 +1,8 @@
 """Strict promotion for every test, and the ways in which a test is run."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 
@@ -17,15 +19,26 @@ def _eager(function):
 
 def _vmap(function):
     """Run as the only member of a batch."""
+    compiled = jax.jit(jax.vmap(function))
+
+    def lead(x):
+        keys = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+        return x[None] if keys else jnp.asarray(np.asarray(x)[None])
 
     def mapped(*args):
-        batch = jax.tree.map(lambda x: x[None], args)
-        return jax.tree.map(lambda x: x[0], jax.vmap(function)(*batch))
+        out = compiled(*jax.tree.map(lead, args))
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), out)
 
     return mapped
 
 
 _TRANSFORMS = {"eager": _eager, "jit": jax.jit, "vmap": _vmap}
+
+
+@pytest.fixture
+def transforms():
+    """The ways in which a function is run, by name."""
+    return _TRANSFORMS
 
 
 @pytest.fixture(params=["eager", "jit"])

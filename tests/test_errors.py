@@ -146,9 +146,6 @@ def test_a_key_is_a_single_one(fn, call):
 
 DENSE = {
     "maskjax.select.top_k": lambda d: select.top_k(SCORES, density=d),
-    "maskjax.select.top_k_and_cutoff": lambda d: select.top_k_and_cutoff(
-        SCORES, density=d
-    ),
     "maskjax.select.random": lambda d: select.random(WEIGHTS, density=d, key=KEY),
     "maskjax.allocation.uniform": lambda d: allocation.uniform(WEIGHTS, density=d),
     "maskjax.allocation.erk": lambda d: allocation.erk(WEIGHTS, density=d),
@@ -205,9 +202,6 @@ def test_initializers_need_a_density_above_0_and_a_fan_in(init):
 
 SCORED = {
     "maskjax.select.top_k": lambda s: select.top_k(s, density=0.5),
-    "maskjax.select.top_k_and_cutoff": lambda s: select.top_k_and_cutoff(
-        s, density=0.5
-    ),
     "maskjax.select.threshold": lambda s: select.threshold(s, at=0.5),
     "maskjax.select.bernoulli": lambda s: select.bernoulli(s, key=KEY),
     "maskjax.estimator.threshold": lambda s: estimator.threshold(s),
@@ -307,18 +301,18 @@ def test_within_fits_the_scores():
         choose(jax.tree.map(lambda x: x, {**PACKED}))
 
 
-def test_near_fits_the_scores():
+def test_a_guess_fits_the_scores():
     fn = "`maskjax.select.top_k`"
-    with raises(ValueError, rf"{fn} needs `scores` and `near` of the same structure"):
-        select.top_k(SCORES, density=0.5, near={"a": jnp.ones(())})
+    with raises(ValueError, rf"{fn} needs `scores` and `guess` of the same structure"):
+        select.top_k(SCORES, density=0.5, guess={"a": jnp.ones(())})
     near = {"a": jnp.ones(2), "b": jnp.ones(()), "c": None}
-    with raises(ValueError, rf"{fn} needs a scalar in `near` .*\n  a: float32 array"):
-        select.top_k(SCORES, density=0.5, near=near)
+    with raises(ValueError, rf"{fn} needs a scalar in `guess` .*\n  a: float32 array"):
+        select.top_k(SCORES, density=0.5, guess=near)
     with raises(
-        (TypeError, ValueError), rf"{fn} needs a scalar in `near` .*\n  a: None"
+        (TypeError, ValueError), rf"{fn} needs a scalar in `guess` .*\n  a: None"
     ):
         near = {"a": None, "b": jnp.ones(()), "c": None}
-        select.top_k(SCORES, density=0.5, near=near)
+        select.top_k(SCORES, density=0.5, guess=near)
 
 
 def test_more_decisions_than_32_bits_count_need_64():

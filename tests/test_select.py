@@ -226,7 +226,7 @@ def test_leaves_that_are_none_stay_none():
     scores = {"w": jnp.arange(4.0), "b": None}
     density = {"w": 0.5, "b": None}
     for d in (0.5, density):
-        mask, cutoff = select.top_k_and_cutoff(scores, density=d)
+        mask, cutoff = select.top_k(scores, density=d, return_cutoff=True)
         assert mask["b"] is None
         assert cutoff["b"] is None
         np.testing.assert_array_equal(mask["w"], [False, False, True, True])
@@ -241,8 +241,8 @@ def test_leaves_of_different_dtypes_are_ranked_together(transform):
     near = {name: leaf[0] for name, leaf in scores.items()}
     for guess in (None, near):
         choose = transform(
-            lambda s, guess=guess: select.top_k_and_cutoff(
-                s, density=0.5, scope="global", near=guess
+            lambda s, guess=guess: select.top_k(
+                s, density=0.5, scope="global", guess=guess, return_cutoff=True
             )
         )
         mask, cutoff = choose(scores)
@@ -255,7 +255,7 @@ def test_leaves_of_different_dtypes_are_ranked_together(transform):
 def test_leaves_of_different_dtypes_may_be_given_guesses():
     scores = {"a": jnp.arange(5.0), "b": jnp.arange(7.0, dtype=jnp.bfloat16)}
     near = {"a": jnp.float32(2.0), "b": jnp.bfloat16(2.0)}
-    mask = select.top_k(scores, density=0.5, near=near)
+    mask = select.top_k(scores, density=0.5, guess=near)
     assert_masks_equal(mask, reference(scores, 0.5))
 
 
@@ -284,8 +284,13 @@ GUESSES = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_guess_never_changes_the_mask(dtype, scope, within):
     def choose(scores, density, near):
-        return select.top_k_and_cutoff(
-            scores, density=density, scope=scope, within=within, near=near
+        return select.top_k(
+            scores,
+            density=density,
+            scope=scope,
+            within=within,
+            guess=near,
+            return_cutoff=True,
         )
 
     choose, first = jax.jit(choose), jax.jit(lambda s, d: choose(s, d, None))
@@ -308,8 +313,8 @@ def test_a_guess_never_changes_the_mask(dtype, scope, within):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_cutoff_separates_what_is_kept_from_what_is_not(dtype, structure, scope):
     choose = jax.jit(
-        lambda s, d: select.top_k_and_cutoff(
-            s, density=d, scope=scope, structure=structure
+        lambda s, d: select.top_k(
+            s, density=d, scope=scope, structure=structure, return_cutoff=True
         )
     )
     for seed in range(4):
@@ -329,7 +334,9 @@ def test_the_cutoff_separates_what_is_kept_from_what_is_not(dtype, structure, sc
 
 def test_the_cutoff_separates_with_within(transform):
     scores, within = plain_scores(), alive_half()
-    choose = transform(lambda s: select.top_k_and_cutoff(s, density=0.5, within=within))
+    choose = transform(
+        lambda s: select.top_k(s, density=0.5, within=within, return_cutoff=True)
+    )
     mask, cutoff = choose(scores)
     for name, leaf in scores.items():
         kept, alive = np.asarray(mask[name]), np.asarray(within[name])
@@ -339,7 +346,7 @@ def test_the_cutoff_separates_with_within(transform):
 
 def test_no_gradient_reaches_the_scores_through_the_cutoff():
     def cut(scores):
-        return select.top_k_and_cutoff({"w": scores}, density=0.5)[1]["w"]
+        return select.top_k({"w": scores}, density=0.5, return_cutoff=True)[1]["w"]
 
     np.testing.assert_array_equal(jax.grad(cut)(jnp.arange(4.0)), np.zeros(4))
 
@@ -350,7 +357,7 @@ def test_vmap_over_guesses_and_structures():
     for structure in (Entries(), NofM(2, 4), Block((2, 2)), Units()):
 
         def choose(s, n, structure=structure):
-            return select.top_k(s, density=0.5, near=n, structure=structure)
+            return select.top_k(s, density=0.5, guess=n, structure=structure)
 
         mapped = jax.vmap(choose)(scores, near)
         for i in range(3):

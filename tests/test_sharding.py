@@ -62,7 +62,7 @@ def run(axis, scope, kind, guessed):
 
     def choose(scores, density):
         return select.top_k(
-            scores, density=density, scope=scope, structure=STRUCTURES[kind], near=near
+            scores, density=density, scope=scope, structure=STRUCTURES[kind], guess=near
         )
 
     density = jnp.float32(0.3)

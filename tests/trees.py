@@ -33,45 +33,61 @@ class _NnxNet(nnx.Module):
         self.hidden = nnx.Linear(6, 8, rngs=rngs)
         self.out = nnx.Linear(8, 5, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out(nnx.relu(self.hidden(x)))
+
+class _EquinoxNet(eqx.Module):
+    """Kernels are (out, in) here; not to be called: shapes are those of the others."""
+
+    hidden: eqx.nn.Linear
+    out: eqx.nn.Linear
+
+    def __init__(self, key: jax.Array) -> None:
+        self.hidden = eqx.nn.Linear(8, 6, key=key)
+        self.out = eqx.nn.Linear(5, 8, key=key)
+
+
+# Containers for one small set of leaves, so that what is compiled for a leaf of one
+# tree serves the others. Nothing is computed: values are drawn in `make`.
+
+
+def _of(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _nested_dict() -> Any:
     return {
-        "encoder": {"dense": {"kernel": jnp.ones((6, 8)), "bias": jnp.ones(8)}},
-        "conv": {"kernel": jnp.ones((3, 3, 2, 4))},
-        "out": {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)},
+        "encoder": {"dense": {"kernel": _of(6, 8), "bias": _of(8)}},
+        "conv": {"kernel": _of(3, 3, 2, 4)},
+        "out": {"kernel": _of(8, 5), "bias": _of(5)},
     }
 
 
 def _tuple() -> Any:
-    return (jnp.ones((6, 8)), [jnp.ones(8), jnp.ones((8, 5))])
+    return (_of(6, 8), [_of(8), _of(8, 5)])
 
 
 def _namedtuple() -> Any:
-    return Layer(Layer(jnp.ones((6, 8)), jnp.ones(8)), Layer(jnp.ones((8, 5)), None))
+    return Layer(Layer(_of(6, 8), _of(8)), Layer(_of(8, 5), None))
 
 
 def _linen() -> Any:
-    return _LinenNet().init(jax.random.key(0), jnp.ones((1, 6)))["params"]
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(_LinenNet().init, key, _of(1, 6))["params"]
 
 
 def _nnx() -> Any:
-    return nnx.split(_NnxNet(nnx.Rngs(0)))[1]
+    return nnx.split(nnx.eval_shape(lambda: _NnxNet(nnx.Rngs(0))))[1]
 
 
 def _equinox() -> Any:
-    model = eqx.nn.MLP(6, 5, 8, 1, key=jax.random.key(0))
-    return eqx.filter(model, eqx.is_array)
+    return eqx.filter_eval_shape(lambda: _EquinoxNet(jax.random.key(0)))
 
 
 def _odd_leaves() -> Any:
     return {
-        "scalar": jnp.ones(()),
-        "empty": {"kernel": jnp.ones((0, 3)), "flat": jnp.ones((0,))},
-        "steps": jnp.zeros((2, 3), jnp.int32),
-        "kernel": jnp.ones((4, 6)),
+        "scalar": _of(),
+        "empty": {"kernel": _of(0, 3), "flat": _of(0)},
+        "steps": _of(2, 3, dtype=jnp.int32),
+        "kernel": _of(6, 8),
     }
 
 
@@ -95,8 +111,8 @@ def make(name: str, dtype: str = "float32", *, seed: int = 0) -> Any:
 
     def draw(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return jnp.asarray(rng.standard_normal(leaf.shape), dtype)
+            return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
+        return jnp.asarray(rng.standard_normal(leaf.shape).astype(jnp.dtype(dtype)))
 
     return jax.tree.map(draw, _TREES[name]())
 

@@ -25,6 +25,12 @@ def path_string(path: Sequence[Any], separator: str = "/") -> Path:
     return jax.tree_util.keystr(tuple(path), simple=True, separator=separator)
 
 
+def paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Path]:
+    """The path of every leaf. Slow: for messages, and for predicates that read them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return [path_string(path) for path, _ in leaves]
+
+
 def named_leaves(params: Params) -> list[tuple[Path, Any]]:
     """The leaves of a tree of parameters with their paths."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)

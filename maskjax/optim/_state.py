@@ -158,7 +158,7 @@ def reset_moments(
     before, after = packing.unpack(before), packing.unpack(after)
     names = ("before", "after")
     pairs = checks.same_shapes(before, after, fn=fn, names=names, is_leaf=_stop)
-    changed = [None if _absent(a) else a != b for _, a, b in pairs]
+    changed = [None if _absent(a) else a != b for a, b in pairs]
     shape = jax.tree.structure(after, is_leaf=_stop)
 
     def like_params(node: Any) -> bool:

@@ -232,4 +232,6 @@ def _choice(state: Any, density: Any, scope: Any, key: Any) -> tuple[Mask, Score
         return select.bernoulli(soft, key=key), cutoffs
     if density is None:
         return map_mask(jnp.greater_equal, ranked, cutoffs), cutoffs
-    return select.top_k_and_cutoff(ranked, density=density, scope=scope, near=cutoffs)
+    return select.top_k(
+        ranked, density=density, scope=scope, guess=cutoffs, return_cutoff=True
+    )

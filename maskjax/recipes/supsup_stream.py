@@ -253,7 +253,7 @@ def masks(state: StreamState) -> bank.MaskBank:
     """
     state = _committed(state)
     tasks = bank.from_stack(state.packed, learned=state.learned)
-    return tasks._replace(refused=state.refused)
+    return tasks._replace(overflowed=state.refused)
 
 
 def _current(state: StreamState) -> Scores:
@@ -293,7 +293,7 @@ def _begun(start: _Start, state: StreamState, best: Array, drawn: Scores) -> Sco
     if start == "mean_masks":
         scores = initializer.scores_of(bank.mean(learned))
         return map_mask(lambda s, like: s.astype(like.dtype), scores, drawn)
-    weights = bank.learned(learned).astype(jnp.float32)
+    weights = bank.is_used(learned).astype(jnp.float32)
     weights /= jnp.maximum(state.learned, 1).astype(jnp.float32)
     return map_mask(
         lambda s: jnp.tensordot(weights.astype(s.dtype), s, 1), state.scores

@@ -36,7 +36,7 @@ def choose(
     within: Mask | None = None,
     holding: Mask | None = None,
     of_all: bool = False,
-    near: Scores | None = None,
+    guess: Scores | None = None,
 ) -> tuple[Mask, Scores]:
     """The highest scores, as many as a rule says, and where it cut.
 
@@ -52,15 +52,16 @@ def choose(
         within: A mask outside which nothing is kept. Shares are of what it keeps.
         holding: A mask that is kept whatever its scores.
         of_all: Shares are of everything, also of what is not within.
-        near: Where the cuts are expected.
+        guess: Where the cuts are expected.
     """
     checks.floating_scores(scores, fn=fn)
     checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
+    checks.structure(structure, fn=fn)
     leaves = Leaves(scores, structure, scope, fn=fn)
     keeps = leaves.matched_mask(within, fn=fn, name=mask_name)
     held = leaves.matched_mask(holding, fn=fn, name=mask_name)
     shares = leaves.matched_shares(share, fn=fn, name=name)
-    guesses = leaves.matched_guesses(near, fn=fn)
+    guesses = leaves.matched_guesses(guess, fn=fn)
     known = of_all or within is None
     quotas: list[Quota] = [
         operand(rule(one), size if known else None)
@@ -81,6 +82,7 @@ def choose_count(scores: Scores, counts: list[Array], scope: Scope, *, fn: str) 
 def everything(scores: Scores, structure: Structure, *, fn: str) -> Mask:
     """The mask that keeps everything, in the shape that a structure's masks have."""
     checks.floating_scores(scores, fn=fn)
+    checks.structure(structure, fn=fn)
     Leaves(scores, structure, "leaf", fn=fn)
 
     def of_leaf(x: Array) -> Array:
@@ -163,18 +165,18 @@ class Leaves:
         )
         return [triples[i][2] for i in self.scored]
 
-    def matched_guesses(self, near: Scores | None, *, fn: str) -> list[Array] | None:
+    def matched_guesses(self, guess: Scores | None, *, fn: str) -> list[Array] | None:
         """Where each search may begin."""
-        if near is None:
+        if guess is None:
             return None
-        pairs = self._pairs(near, fn=fn, name="near")
+        pairs = self._pairs(guess, fn=fn, name="guess")
         checks.raise_all(
             (
                 f"{path}: {checks.kind_of(guess)}"
                 for path, guess in pairs
                 if guess is None or jnp.shape(guess) != ()
             ),
-            f"`{fn}` needs a scalar in `near` for every leaf with scores",
+            f"`{fn}` needs a scalar in `guess` for every leaf with scores",
         )
         guesses = [lax.stop_gradient(jnp.asarray(guess)) for _, guess in pairs]
         return guesses[: len(self.sizes)]
@@ -238,7 +240,7 @@ def _chosen(
             _best_of_groups(s, a, structure)
             for s, a in zip(pooled, candidates, strict=True)
         ]
-    flags, cuts = _search.top_k(pooled, candidates, quotas, joint=joint, near=guesses)
+    flags, cuts = _search.top_k(pooled, candidates, quotas, joint=joint, guess=guesses)
     masks = [structure.spread(flag) for flag in flags]
     masks = [
         mask if keep is None else mask & keep

@@ -38,7 +38,7 @@ def top_k(
     quotas: Sequence[Quota],
     *,
     joint: bool,
-    near: Sequence[Array] | None = None,
+    guess: Sequence[Array] | None = None,
 ) -> tuple[list[Array], list[Array]]:
     """Mark the largest entries, exactly as many as asked; the first of equals win.
 
@@ -48,7 +48,7 @@ def top_k(
             for all of them.
         quotas: For each search, how many it keeps of those that count.
         joint: One search over all leaves in order, or one for each leaf.
-        near: For each search, a scalar near which its last kept score is expected.
+        guess: For each search, a scalar near which its last kept score is expected.
 
     Returns:
         For each leaf, a boolean array of its shape, True for the chosen; and a scalar
@@ -71,7 +71,7 @@ def top_k(
         return order, *values
 
     sizes: list[int | Array] = [x.size for x in leaves]
-    if near is None or any(a is not None for a in alive):
+    if guess is None or any(a is not None for a in alive):
         order, _ = keys_at(jnp.zeros(()))
         ends = [
             _extremes(order(i), alive[i], search.count_dtype)
@@ -98,8 +98,8 @@ def top_k(
         return search.counts(lambda i: [order(i) > search.of(b, i) for b in below])
 
     first = None
-    if near is not None:
-        first = _around(jnp.stack([guess.astype(real) for guess in near]))
+    if guess is not None:
+        first = _around(jnp.stack([one.astype(real) for one in guess]))
     found = _narrow(reaching, whole, k, first)
 
     # Everything that reaches `sure` is chosen, and of what equals `last` enough to make
@@ -268,10 +268,10 @@ def _pivots(interval: Interval, k: Array) -> list[Array]:
     return [low + jnp.clip(offset, 1, jnp.maximum(span, 2) - 1) for offset in offsets]
 
 
-def _around(near: Array) -> list[Array]:
+def _around(guess: Array) -> list[Array]:
     """Pivots at a guess and at relative distances of about 2**-11, 2**-7 and 2**-3."""
-    center = _to_unsigned(order_key(near, None))
-    steps = [1 << (jnp.finfo(near.dtype).nmant - bits) for bits in (11, 7, 3)]
+    center = _to_unsigned(order_key(guess, None))
+    steps = [1 << (jnp.finfo(guess.dtype).nmant - bits) for bits in (11, 7, 3)]
     return [center, *(center + s for s in steps), *(center - s for s in steps)]
 
 

@@ -303,7 +303,7 @@ def _content(
             kind="bank",
             members=int(mask.learned),
             capacity=header.members,
-            refused=int(mask.refused),
+            refused=int(mask.overflowed),
         )
     bits = {
         i: _disk.words_of(leaf)[: header.members]

@@ -1,0 +1,60 @@
+"""What a value is, in code and in words, and errors that list every fault."""
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def raise_all(
+    complaints: Iterable[str | None], needs: str, kind: type[Exception] = ValueError
+) -> None:
+    """Raise one error that lists every complaint, unless there is none."""
+    lines = [line for line in complaints if line]
+    if lines:
+        raise listing(lines, needs, kind)
+
+
+def listing(
+    lines: Iterable[str], needs: str, kind: type[Exception] = ValueError
+) -> Exception:
+    """The error that says what was needed and lists what came."""
+    return kind(needs + ", got:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def kind_of(leaf: Any) -> str:
+    """What a leaf is, for a message."""
+    if shaped(leaf):
+        return f"{leaf.dtype} array of shape {tuple(leaf.shape)}"
+    return f"{type(leaf).__name__} {leaf!r}"
+
+
+def shaped(leaf: Any) -> bool:
+    """Whether a leaf is an array of any kind."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is an array of real floating numbers."""
+    return shaped(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is a real Python number."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_typed_key(value: Any) -> bool:
+    """Whether something is an array of keys made by `jax.random.key`."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    )
+
+
+def fits(shape: tuple[int, ...], param: tuple[int, ...]) -> bool:
+    """Whether every axis is the parameter's or 1."""
+    return len(shape) == len(param) and all(
+        a in (1, b) for a, b in zip(shape, param, strict=True)
+    )

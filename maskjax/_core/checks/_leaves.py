@@ -1,0 +1,372 @@
+"""Checks of trees: their leaves are matched once, then every rule is asked of each.
+
+A rule looks at the leaves that lie at one place of the trees, and returns what is wrong
+with them in words, or None. Only if something is wrong are paths looked up.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskjax._core import trees
+from maskjax._core.checks._kinds import (
+    fits,
+    is_floating,
+    kind_of,
+    listing,
+    shaped,
+)
+from maskjax._core.checks._values import floating, predicate
+from maskjax._core.packed import PackedMask
+
+Rule = Callable[..., str | None]
+Stop = Callable[[Any], bool] | None
+
+
+def rows(
+    tree: Any, *others: Any, fn: str, names: Sequence[str] = (), is_leaf: Stop = None
+) -> list[tuple[Any, ...]]:
+    """The leaves of trees of one structure, matched; others may hold None at leaves.
+
+    Raises:
+        ValueError: If the structures differ, naming the paths that are in one only.
+    """
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
+    columns = [leaves]
+    for other, name in zip(others, names[1:], strict=True):
+        try:
+            columns.append(treedef.flatten_up_to(other))
+        except ValueError as error:
+            mine = set(trees.paths(tree, is_leaf))
+            theirs = set(trees.paths(other, trees.is_mask_leaf))
+            lines = [
+                *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
+                *(f"only in `{name}`: {path}" for path in sorted(theirs - mine)),
+            ]
+            raise listing(
+                lines or [str(error)],
+                f"`{fn}` needs `{names[0]}` and `{name}` of the same structure",
+            ) from error
+    return list(zip(*columns, strict=True))
+
+
+def _ask(
+    rule: Rule,
+    found: list[tuple[Any, ...]],
+    tree: Any,
+    needs: str,
+    kind: type[Exception] = ValueError,
+    is_leaf: Stop = None,
+) -> None:
+    """Raise one error for all the rows that break a rule."""
+    faults = [rule(*row) for row in found]
+    if any(faults):
+        named = zip(trees.paths(tree, is_leaf), faults, strict=True)
+        raise listing(
+            (f"{path}: {fault}" for path, fault in named if fault), needs, kind
+        )
+
+
+def chosen(
+    params: trees.Params, where: trees.Predicate, *, fn: str, name: str = "where"
+) -> list[bool]:
+    """Whether `where` chooses each leaf; those must be floating, and at least one."""
+    predicate(where, fn=fn, name=name)
+    named = trees.named_leaves(params)
+    picks = [bool(where(path, leaf)) for path, leaf in named]
+
+    def not_floating(leaf: Any, pick: bool) -> str | None:  # noqa: FBT001
+        return kind_of(leaf) if pick and not is_floating(leaf) else None
+
+    leaves = [leaf for _, leaf in named]
+    _ask(
+        not_floating,
+        list(zip(leaves, picks, strict=True)),
+        params,
+        f"`{fn}` needs every leaf that `{name}` chooses to be a floating array "
+        "(`& where.floating` leaves the others alone)",
+        TypeError,
+    )
+    if not any(picks):
+        raise ValueError(
+            f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
+            f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
+        )
+    return picks
+
+
+def chosen_leaves(
+    params: trees.Params, where: trees.Predicate, *, fn: str, name: str = "where"
+) -> trees.Params:
+    """The tree with None for every leaf that `where` does not choose."""
+    picks = chosen(params, where, fn=fn, name=name)
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(
+        [leaf if pick else None for leaf, pick in zip(leaves, picks, strict=True)]
+    )
+
+
+def floating_scores(scores: trees.Scores, *, fn: str, name: str = "scores") -> None:
+    """Scores are floating arrays or None, and not all None."""
+    found = rows(scores, fn=fn, is_leaf=trees.is_mask_leaf)
+
+    def not_floating(leaf: Any) -> str | None:
+        return None if leaf is None or is_floating(leaf) else kind_of(leaf)
+
+    needs = f"`{fn}` needs every leaf of `{name}` to be a floating array or None"
+    _ask(not_floating, found, scores, needs, TypeError, trees.is_mask_leaf)
+    if all(leaf is None for (leaf,) in found):
+        raise ValueError(f"`{fn}` needs `{name}` with at least one leaf, got none.")
+
+
+def matched(
+    tree: Any, other: Any, *, fn: str, names: tuple[str, str], is_leaf: Stop = None
+) -> list[tuple[trees.Path, Any, Any]]:
+    """`rows` of two trees, with the path of each; for those who use all the paths."""
+    found = rows(tree, other, fn=fn, names=names, is_leaf=is_leaf)
+    return [
+        (path, *row)
+        for path, row in zip(trees.paths(tree, is_leaf), found, strict=True)
+    ]
+
+
+def masked(
+    params: trees.Params,
+    mask: trees.Mask,
+    *,
+    fn: str,
+    names: tuple[str, str] = ("params", "mask"),
+    soft: bool = False,
+) -> list[tuple[Any, Any]]:
+    """Parameters paired with the leaves of one mask that fits them.
+
+    A leaf of the mask is None, boolean, packed, or, if `soft`, floating.
+    """
+    found = shaped_like(params, mask, fn=fn, names=names)
+    _check_bits([(leaf,) for _, leaf in found], params, None, fn=fn, stacked=False)
+    _check_kind([(leaf,) for _, leaf in found], params, None, names[1], fn, soft=soft)
+    return found
+
+
+def mask_of(
+    mask: trees.Mask,
+    params: trees.Params,
+    *,
+    fn: str,
+    names: tuple[str, str],
+    is_leaf: Stop = None,
+) -> list[tuple[trees.Path, Any, Any]]:
+    """Paths, parameters, and arrays whose axes are the parameter's or 1."""
+    found = shaped_like(params, mask, fn=fn, names=names, is_leaf=is_leaf)
+    named = zip(trees.paths(params, is_leaf), found, strict=True)
+    return [(path, *row) for path, row in named]
+
+
+def shaped_like(
+    params: Any, mask: Any, *, fn: str, names: tuple[str, str], is_leaf: Stop = None
+) -> list[tuple[Any, Any]]:
+    """Parameters paired with None or arrays whose axes are the parameter's or 1."""
+    found = rows(params, mask, fn=fn, names=names, is_leaf=is_leaf)
+
+    def no_array(param: Any, leaf: Any) -> str | None:
+        return None if leaf is None or shaped(leaf) else kind_of(leaf)
+
+    def misfit(param: Any, leaf: Any) -> str | None:
+        if leaf is None or param is None or fits(leaf.shape, np.shape(param)):
+            return None
+        return f"{names[1]} {leaf.shape}, {names[0]} {np.shape(param)}"
+
+    needs = f"`{fn}` needs every leaf of `{names[1]}` to be an array or None"
+    _ask(no_array, found, params, needs, TypeError, is_leaf)
+    needs = (
+        f"`{fn}` needs every leaf of `{names[1]}` shaped like its parameter, or 1 "
+        "where entries share a decision"
+    )
+    _ask(misfit, found, params, needs, ValueError, is_leaf)
+    return found  # type: ignore[return-value]
+
+
+def floating_where_masked(
+    found: list[tuple[Any, Any]], params: trees.Params, *, fn: str, name: str
+) -> None:
+    """Every parameter that has a mask is floating."""
+
+    def not_floating(param: Any, leaf: Any) -> str | None:
+        return None if leaf is None or is_floating(param) else kind_of(param)
+
+    needs = f"`{fn}` needs every leaf of `{name}` that has a mask to be floating"
+    _ask(not_floating, found, params, needs, TypeError)
+
+
+def same_shapes(
+    first: Any,
+    second: Any,
+    *,
+    fn: str,
+    names: tuple[str, str],
+    is_leaf: Stop = trees.is_mask_leaf,
+) -> list[tuple[Any, Any]]:
+    """Leaves of two masks (or scores) that agree in structure, Nones and shapes."""
+    found = rows(first, second, fn=fn, names=names, is_leaf=is_leaf)
+
+    def shape(leaf: Any) -> Any:
+        return None if leaf is None else np.shape(leaf)
+
+    def differs(a: Any, b: Any) -> str | None:
+        if shape(a) == shape(b):
+            return None
+        return f"{names[0]} {shape(a)}, {names[1]} {shape(b)}"
+
+    needs = f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same shapes"
+    _ask(differs, found, first, needs, ValueError, is_leaf)
+    return found  # type: ignore[return-value]
+
+
+def same_kinds(first: Any, second: Any, *, fn: str, names: tuple[str, str]) -> None:
+    """Leaves of two masks are of one dtype, and both packed or both not."""
+
+    def kind(leaf: Any) -> str:
+        if isinstance(leaf, PackedMask):
+            return f"packed {leaf.bits.shape}"
+        return "None" if leaf is None else f"{leaf.dtype}"
+
+    def differs(a: Any, b: Any) -> str | None:
+        return None if kind(a) == kind(b) else f"{kind(a)} and {kind(b)}"
+
+    found = rows(first, second, fn=fn, names=names, is_leaf=trees.is_mask_leaf)
+    needs = f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same kind"
+    _ask(differs, found, first, needs, ValueError, trees.is_mask_leaf)
+
+
+def alike(network: Any, given: Any, *, fn: str, name: str) -> None:
+    """A tree has the network's structure, shapes and dtypes."""
+
+    def differs(own: Any, mine: Any) -> str | None:
+        own, mine = kind_of(own), kind_of(mine)
+        return None if own == mine else f"{mine}, network {own}"
+
+    found = rows(network, given, fn=fn, names=("network", name))
+    needs = f"`{fn}` needs `{name}` of the network's shapes and dtypes"
+    _ask(differs, found, network, needs)
+
+
+def boolean(
+    mask: trees.Mask, *, fn: str, name: str = "mask", or_soft: bool = False
+) -> None:
+    """Every leaf is None, boolean, or packed; or, if `or_soft`, floating."""
+    found = rows(mask, fn=fn, is_leaf=trees.is_mask_leaf)
+    _check_kind(found, mask, trees.is_mask_leaf, name, fn, soft=or_soft)
+
+
+def _check_kind(
+    found: list[tuple[Any, ...]],
+    tree: Any,
+    stop: Stop,
+    name: str,
+    fn: str,
+    *,
+    soft: bool,
+) -> None:
+    def wrong(leaf: Any) -> str | None:
+        if leaf is None or isinstance(leaf, PackedMask):
+            return None
+        fine = shaped(leaf) and leaf.dtype == bool or soft and is_floating(leaf)
+        return None if fine else kind_of(leaf)
+
+    kind = "boolean or floating" if soft else "boolean"
+    needs = f"`{fn}` needs every leaf of `{name}` to be a {kind} array or None"
+    _ask(wrong, found, tree, needs, TypeError, stop)
+
+
+def packed(mask: trees.Mask, *, fn: str, stacked: bool | None) -> None:
+    """Packed leaves fit their shapes; they are a stack, or not, or either (None)."""
+    found = rows(mask, fn=fn, is_leaf=trees.is_mask_leaf)
+    _check_bits(found, mask, trees.is_mask_leaf, fn=fn, stacked=stacked)
+
+
+def _check_bits(
+    found: list[tuple[Any, ...]],
+    tree: Any,
+    stop: Stop,
+    *,
+    fn: str,
+    stacked: bool | None,
+) -> None:
+    def wrong(leaf: Any) -> str | None:
+        if not isinstance(leaf, PackedMask):
+            return None
+        bits, words = leaf.bits, PackedMask.words(leaf.shape)
+        if bits.dtype != jnp.uint32 or not bits.ndim or bits.shape[-1] != words:
+            return (
+                f"{kind_of(bits)} for shape {leaf.shape}, which takes {words} words of "
+                "uint32"
+            )
+        if stacked and bits.ndim < 2:
+            return "one mask, not a stack (`jax.vmap(packing.pack)(stack)`)"
+        if stacked is False and bits.ndim > 1:
+            return f"a stack of masks, {bits.shape[:-1]}"
+        return None
+
+    needs = f"`{fn}` needs packed masks whose bits fit their shapes"
+    _ask(wrong, found, tree, needs, ValueError, stop)
+
+
+def packed_stack(stack: trees.Mask, *, fn: str) -> int:
+    """Every leaf is None or packed, K masks each; returns K."""
+    found = rows(stack, fn=fn, is_leaf=trees.is_mask_leaf)
+
+    def not_packed(leaf: Any) -> str | None:
+        fine = leaf is None or isinstance(leaf, PackedMask)
+        return None if fine else kind_of(leaf)
+
+    needs = (
+        f"`{fn}` needs every leaf of `stack` packed (`jax.vmap(packing.pack)(stack)`)"
+    )
+    _ask(not_packed, found, stack, needs, TypeError, trees.is_mask_leaf)
+    _check_bits(found, stack, trees.is_mask_leaf, fn=fn, stacked=True)
+    return members(stack, fn=fn)
+
+
+def members(stack: trees.Mask, *, fn: str) -> int:
+    """How many masks a stack holds; its leaves must agree."""
+    found = rows(stack, fn=fn, is_leaf=trees.is_mask_leaf)
+
+    def no_array(leaf: Any) -> str | None:
+        return None if leaf is None or shaped(leaf) else kind_of(leaf)
+
+    def length(leaf: Any) -> int | None:
+        axes = leaf.bits.shape[:-1] if isinstance(leaf, PackedMask) else leaf.shape
+        return axes[0] if axes else None
+
+    needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
+    _ask(no_array, found, stack, needs, TypeError, trees.is_mask_leaf)
+    lengths = {length(leaf) for (leaf,) in found if leaf is not None}
+    if not lengths:
+        raise ValueError(f"`{fn}` needs `stack` with at least one leaf, got none.")
+    if None in lengths or len(lengths) > 1:
+        _ask(
+            lambda leaf: None if leaf is None else str(length(leaf)),
+            found,
+            stack,
+            f"`{fn}` needs every leaf of `stack` with the same number of members",
+            ValueError,
+            trees.is_mask_leaf,
+        )
+    (size,) = lengths
+    if not size:
+        raise ValueError(f"`{fn}` needs `stack` with at least one member, got none.")
+    return size  # type: ignore[return-value]
+
+
+def coefficients(coefficients: Any, stack: trees.Mask, *, fn: str) -> None:
+    """One floating coefficient for each member of a stack."""
+    floating(coefficients, fn=fn, name="coefficients")
+    size = members(stack, fn=fn)
+    if coefficients.shape != (size,):
+        raise ValueError(
+            f"`{fn}` needs `coefficients` of shape ({size},), one for each member, got "
+            f"{coefficients.shape}."
+        )

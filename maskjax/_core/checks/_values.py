@@ -1,0 +1,171 @@
+"""Checks of single arguments: numbers, counters, slots, keys and words."""
+
+import math
+import numbers
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from maskjax._core.checks._kinds import (
+    is_floating,
+    is_number,
+    is_typed_key,
+    kind_of,
+    raise_all,
+)
+
+
+def floating(array: Any, *, fn: str, name: str) -> None:
+    """One floating array."""
+    if not is_floating(array):
+        raise TypeError(
+            f"`{fn}` needs `{name}` as a floating array, got {kind_of(array)}."
+        )
+
+
+def of_shape(array: Any, shape: tuple[int, ...], *, fn: str, name: str) -> None:
+    """An array of a given shape."""
+    if array.shape != shape:
+        raise ValueError(f"`{fn}` needs `{name}` of shape {shape}, got {array.shape}.")
+
+
+def unit_interval(value: Any, *, fn: str, name: str) -> None:
+    """A Python number in [0, 1], or a scalar array, whose value is not looked at."""
+    if isinstance(value, jax.Array):
+        if value.shape:
+            raise ValueError(
+                f"`{fn}` needs `{name}` as a scalar, got an array of shape "
+                f"{value.shape}. Map over it with `jax.vmap`."
+            )
+        return
+    if not is_number(value):
+        raise TypeError(
+            f"`{fn}` needs `{name}` as a number in [0, 1], got {kind_of(value)}."
+        )
+    if math.isnan(value) or not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {value}.")
+
+
+def not_negative(value: Any, *, fn: str, name: str) -> None:
+    """A finite Python number of at least 0, or a scalar array, not looked at."""
+    if isinstance(value, jax.Array) and not value.shape:
+        return
+    if not is_number(value):
+        raise TypeError(f"`{fn}` needs `{name}` as a number, got {kind_of(value)}.")
+    if not 0.0 <= float(value) < math.inf:
+        raise ValueError(f"`{fn}` needs `{name}` finite and at least 0, got {value}.")
+
+
+def at_least(
+    value: Any, least: int, *, fn: str, name: str, traceable: bool = False
+) -> None:
+    """A whole number that is not too small. If `traceable`, any array passes."""
+    if traceable and isinstance(value, jax.Array):
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"`{fn}` needs `{name}` as a whole number, got {kind_of(value)}."
+        )
+    if value < least:
+        raise ValueError(f"`{fn}` needs `{name}` of at least {least}, got {value}.")
+
+
+def one_of(value: Any, options: Sequence[str], *, fn: str, name: str) -> None:
+    """One of a few words."""
+    if value not in options:
+        words = " or ".join(repr(option) for option in options)
+        raise ValueError(f"`{fn}` needs `{name}` as {words}, got {value!r}.")
+
+
+def known(value: Any) -> int | None:
+    """A counter's value, or None if it is traced or has axes."""
+    if isinstance(value, Tracer) or np.ndim(value):
+        return None
+    return int(value)
+
+
+def counter(value: Any, most: int, *, fn: str, name: str) -> None:
+    """An integer scalar; if its value is known, it lies in [0, most]."""
+    if not jnp.issubdtype(value.dtype, jnp.integer) or value.ndim:
+        raise TypeError(f"`{fn}` needs `{name}` as an integer, got {kind_of(value)}.")
+    number = known(value)
+    if number is not None and not 0 <= number <= most:
+        raise ValueError(f"`{fn}` needs `{name}` in [0, {most}], got {number}.")
+
+
+def typed_key(key: Any, *, fn: str) -> None:
+    """One key made by `jax.random.key`."""
+    if not is_typed_key(key):
+        raise TypeError(
+            f"`{fn}` needs `key` as a typed key, from `jax.random.key(seed)`, got "
+            f"{kind_of(key)}."
+        )
+    if key.shape:
+        raise ValueError(
+            f"`{fn}` needs `key` as a single key, got keys of shape {key.shape}. Map "
+            "over them with `jax.vmap`."
+        )
+
+
+def own_keys(keys: Any, *, fn: str) -> None:
+    """Typed keys of shape (members,); if their values are known, all different."""
+    if not is_typed_key(keys):
+        raise TypeError(
+            f"`{fn}` needs `keys` as typed keys, one for each member, from "
+            f"`jax.random.split(key, members)`, got {kind_of(keys)}."
+        )
+    if keys.ndim != 1 or not keys.size:
+        raise ValueError(
+            f"`{fn}` needs `keys` of shape (members,), got shape {keys.shape}."
+        )
+    if isinstance(keys, Tracer):
+        return
+    with jax.ensure_compile_time_eval():  # known keys may come in while tracing
+        data = np.asarray(jax.random.key_data(keys))
+    _, first, which = np.unique(data, axis=0, return_index=True, return_inverse=True)
+    raise_all(
+        (
+            f"members {first[k]} and {i} have one key"
+            for i, k in enumerate(which.ravel())
+            if first[k] != i
+        ),
+        f"`{fn}` needs a key of its own for each member",
+    )
+
+
+def predicate(where: Any, *, fn: str, name: str = "where") -> None:
+    """A function that chooses leaves, and not a name of theirs."""
+    if callable(where):
+        return
+    hint = "Write `where.kernels`, for example."
+    if isinstance(where, str):
+        hint = f"Write `where.matching({where!r})`."
+    raise TypeError(
+        f"`{fn}` needs `{name}` as a function `(path, leaf) -> bool`, got "
+        f"{kind_of(where)}. {hint}"
+    )
+
+
+def structure(value: Any, *, fn: str, name: str = "structure") -> None:
+    """A value of `maskjax.structure`, and neither its class nor a name for it."""
+    parts = ("complaint", "pool", "spread")
+    if not isinstance(value, type) and all(hasattr(value, part) for part in parts):
+        return
+    written = {"Block": "Block((4, 4))", "NofM": "NofM(2, 4)"}
+    instead = "structure.Units()`, `structure.Block((4, 4))` or `structure.NofM(2, 4)"
+    got = kind_of(value)
+    if isinstance(value, type):
+        got = f"the class `{value.__name__}`"
+        own = "structure." if value.__module__ == "maskjax.structure" else ""
+        instead = own + written.get(value.__name__, f"{value.__name__}()")
+    elif pattern := re.fullmatch(r"(\d+):(\d+)", str(value)):
+        instead = f"structure.NofM({pattern[1]}, {pattern[2]})"
+    raise TypeError(
+        f"`{fn}` needs `{name}` as a value of `maskjax.structure`, got {got}. Write "
+        f"`{instead}`."
+    )

@@ -1,0 +1,129 @@
+"""Masks by chance: each entry alone, or with an exact count.
+
+>>> params = {"w": jnp.ones((4, 5))}
+>>> mask = select.random(params, density=0.25, key=jax.random.key(0))
+>>> int(mask["w"].sum())
+5
+"""
+
+import jax
+import jax.numpy as jnp
+
+from maskjax import algebra, packing
+from maskjax._core import checks, trees
+from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
+from maskjax.score import random as _random_scores
+from maskjax.select._choice import Scope, choose, choose_count
+from maskjax.select._quota import Keep
+from maskjax.structure import Entries
+from maskjax.where import everything as _every_leaf
+from maskjax.where import kernels
+
+
+def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
+    """Each entry kept with its own probability, independently.
+
+    Args:
+        probabilities: Tree of floating leaves in [0, 1], `None` where a parameter is
+            left alone. 0 never keeps, 1 always.
+        key: A typed key; every leaf gets its own.
+
+    Returns:
+        A mask shaped like `probabilities`: True keeps.
+
+    Raises:
+        TypeError: If a leaf is not floating, or the key is not a typed key.
+
+    Example:
+        >>> p = {"w": jnp.array([0.0, 1.0, 1.0])}
+        >>> select.bernoulli(p, key=jax.random.key(0))
+        {'w': Array([False,  True,  True], dtype=bool)}
+    """
+    fn = "maskjax.select.bernoulli"
+    checks.typed_key(key, fn=fn)
+    checks.floating_scores(probabilities, fn=fn, name="probabilities")
+    leaves, treedef = trees.mask_leaves(probabilities)
+    return treedef.unflatten(
+        [
+            None
+            if p is None
+            else jax.random.uniform(jax.random.fold_in(key, i), p.shape, jnp.float32)
+            < p.astype(jnp.float32)
+            for i, (_, p) in enumerate(leaves)
+        ]
+    )
+
+
+def random(
+    params: Params,
+    *,
+    density: Density | Scores,
+    scope: Scope = "leaf",
+    where: Predicate = kernels,
+    key: Array,
+) -> Mask:
+    """A uniformly random mask with an exact count.
+
+    Args:
+        params: Tree of arrays.
+        density: The fraction to keep, as in `top_k`.
+        scope: "leaf" keeps that fraction of each leaf, "global" of all together.
+        where: Which leaves carry a mask.
+        key: A typed key; every leaf gets its own.
+
+    Returns:
+        A mask: True keeps, `None` where `where` does not choose.
+
+    Raises:
+        TypeError: If a chosen leaf is not floating, or the key is not a typed key.
+        ValueError: If density or scope is as `top_k` refuses it, or `where` chooses
+            nothing.
+
+    Example:
+        >>> params = {"w": jnp.ones((4, 5))}
+        >>> mask = select.random(params, density=0.25, key=jax.random.key(0))
+        >>> int(mask["w"].sum())
+        5
+    """
+    fn = "maskjax.select.random"
+    checks.typed_key(key, fn=fn)
+    checks.chosen(params, where, fn=fn)
+    scores = _random_scores(params, where=where, key=key)
+    return choose(scores, Keep, density, scope, Entries(), fn=fn)[0]
+
+
+def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
+    """A random mask that keeps as many entries as another one.
+
+    Args:
+        mask: A mask, packed or not. Along an axis of 1 entries go on sharing decisions.
+        scope: "leaf" keeps the count of each leaf, "global" that of all together.
+        key: A typed key; every leaf gets its own.
+
+    Returns:
+        A mask shaped like `mask`, uniformly random among those of its counts.
+
+    Raises:
+        TypeError: If a leaf is neither boolean nor packed, or the key is not typed.
+        ValueError: If the scope is unknown, or no leaf carries a mask.
+
+    Example:
+        >>> mask = {"w": jnp.array([True, False, False, True, True])}
+        >>> int(select.random_like(mask, key=jax.random.key(0))["w"].sum())
+        3
+
+    References:
+        Frankle & Carbin, ICLR 2019. arXiv:1803.03635, section 4 ("random sparsity").
+    """
+    fn = "maskjax.select.random_like"
+    checks.typed_key(key, fn=fn)
+    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
+    checks.boolean(mask, fn=fn)
+    checks.packed(mask, fn=fn, stacked=False)
+    alive = packing.unpack(mask)
+    shapes = trees.map_mask(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), alive)
+    checks.floating_scores(shapes, fn=fn, name="mask")
+    searched = [alive] if scope == "global" else jax.tree.leaves(alive)
+    counts = [algebra.count(part) for part in searched]
+    scores = _random_scores(shapes, where=_every_leaf, key=key)
+    return choose_count(scores, counts, scope, fn=fn)

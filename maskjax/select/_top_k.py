@@ -1,0 +1,172 @@
+"""The highest scores, and those above a threshold.
+
+>>> scores = {"w": jnp.array([3.0, 1.0, 2.0])}
+>>> select.top_k(scores, density=1 / 3)
+{'w': Array([ True, False, False], dtype=bool)}
+"""
+
+from typing import Any, Literal, overload
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from maskjax._core import checks, trees
+from maskjax._core.trees import Density, Mask, Scores
+from maskjax.select._choice import Scope, choose
+from maskjax.select._quota import Keep
+from maskjax.structure import Entries, Structure
+
+
+@overload
+def top_k(
+    scores: Scores,
+    *,
+    density: Density | Scores,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+    within: Mask | None = None,
+    guess: Scores | None = None,
+    return_cutoff: Literal[False] = False,
+) -> Mask: ...
+
+
+@overload
+def top_k(
+    scores: Scores,
+    *,
+    density: Density | Scores,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+    within: Mask | None = None,
+    guess: Scores | None = None,
+    return_cutoff: Literal[True],
+) -> tuple[Mask, Scores]: ...
+
+
+def top_k(
+    scores: Scores,
+    *,
+    density: Density | Scores,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+    within: Mask | None = None,
+    guess: Scores | None = None,
+    return_cutoff: bool = False,
+) -> Mask | tuple[Mask, Scores]:
+    """Keep the highest scores: exactly `round(density * n)` of n, halves rounded up.
+
+    Ties go to the lowest index (of the flattened leaf; in scope "global", earlier
+    leaves come first), as in a stable descending sort. -0.0 equals 0.0, and a nan ranks
+    below -inf. Selection counts instead of sorting: about eight passes over the data,
+    at most 17 (33 for float64), and only counts travel between devices.
+
+    Args:
+        scores: Tree of floating leaves, `None` where a parameter is left alone. Higher
+            is kept.
+        density: The fraction to keep, in [0, 1]: a Python number, a scalar array, or,
+            in scope "leaf", a tree of either like `scores`. Python numbers are read as
+            decimals: 0.35 of 10 is 3.5, which rounds up to 4. Arrays may be traced, and
+            are clipped to [0, 1].
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What is kept or removed together, and counts as one: entries, blocks,
+            units, or entries within an N:M pattern. See `maskjax.structure`.
+        within: A mask. Only its entries are counted and can be kept. A block or unit
+            counts if at least one of its entries is within.
+        guess: The cutoffs of an earlier call. It never changes the result. In a
+            training loop, where scores move little, it saves about half of the passes.
+        return_cutoff: Whether to return the cutoffs too.
+
+    Returns:
+        A mask shaped like `scores`, True keeps; axes have length 1 where a structure
+        shares decisions. With `return_cutoff`, a pair of this mask and a tree like
+        `scores` with one scalar per leaf: nothing that was kept scores below it, and
+        nothing that was removed above. It has the dtype of the leaf, or of the mean
+        score (float32 at least) for blocks and units.
+
+    Raises:
+        TypeError: If a leaf of `scores` is not floating, `density` not a number, or
+            `structure` not a value such as `structure.Units()`.
+        ValueError: If `density` is outside [0, 1] or nan, `scope` unknown, a leaf does
+            not fit the structure, or `within`, `guess` or a tree of densities does not
+            fit the scores. Bad leaves are named by path.
+
+    Example:
+        >>> scores = {"w": jnp.array([1.0, 7.0, 5.0, 1.0])}
+        >>> select.top_k(scores, density=0.75)
+        {'w': Array([ True,  True,  True, False], dtype=bool)}
+        >>> mask, cutoff = select.top_k(scores, density=0.5, return_cutoff=True)
+        >>> bool(cutoff["w"] <= 5.0) and bool(cutoff["w"] >= 1.0)
+        True
+        >>> select.top_k(scores, density=0.5, guess=cutoff)
+        {'w': Array([False,  True,  True, False], dtype=bool)}
+    """
+    fn = "maskjax.select.top_k"
+    given = {"mask_name": "within", "within": within, "guess": guess}
+    mask, cutoff = choose(scores, Keep, density, scope, structure, fn=fn, **given)
+    return (mask, cutoff) if return_cutoff else mask
+
+
+def threshold(scores: Scores, *, at: ArrayLike | Scores) -> Mask:
+    """Keep the entries whose score reaches a threshold.
+
+    Args:
+        scores: Tree of floating leaves, `None` where a parameter is left alone. Higher
+            is kept.
+        at: Entries with `score >= at` are kept; nan never is. A number, a scalar array,
+            or a tree of either like `scores`, such as the cutoffs of `top_k`. Arrays
+            may be traced.
+
+    Returns:
+        A mask shaped like `scores`: True keeps.
+
+    Raises:
+        TypeError: If a leaf of `scores` is not floating, or `at` not a number.
+        ValueError: If a tree of thresholds does not fit the scores.
+
+    Example:
+        >>> select.threshold({"w": jnp.array([3.0, 1.0, 2.0])}, at=2.0)
+        {'w': Array([ True, False,  True], dtype=bool)}
+        >>> scores = {"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0])}
+        >>> select.threshold(scores, at={"a": 2.0, "b": 3.0})
+        {'a': Array([ True, False], dtype=bool), 'b': Array([False], dtype=bool)}
+
+    References:
+        Mallya et al., "Piggyback", ECCV 2018. arXiv:1801.06519, section 3.
+    """
+    return reaching(scores, at, fn="maskjax.select.threshold")
+
+
+def reaching(scores: Scores, at: ArrayLike | Scores, *, fn: str) -> Mask:
+    """`threshold`, with its errors blamed on `fn`."""
+    checks.floating_scores(scores, fn=fn)
+    leaves, treedef = trees.mask_leaves(scores)
+    if trees.is_single(at):
+        at = treedef.unflatten([None if x is None else at for _, x in leaves])
+    names = ("scores", "at")
+    triples = checks.matched(scores, at, fn=fn, names=names, is_leaf=trees.is_mask_leaf)
+    scored = [triple for triple in triples if triple[1] is not None]
+    checks.raise_all(
+        (f"{path}: {checks.kind_of(x)}" for path, _, x in scored if not _is_level(x)),
+        f"`{fn}` needs `at` as a number, or a tree with a number for every score",
+        TypeError,
+    )
+    checks.raise_all(
+        (
+            f"{path}: at {jnp.shape(x)}, scores {s.shape}"
+            for path, s, x in scored
+            if jnp.shape(x) and not checks.fits(jnp.shape(x), s.shape)
+        ),
+        f"`{fn}` needs `at` as scalars, or shaped like the scores",
+    )
+    return treedef.unflatten(
+        [
+            None if s is None else s >= jnp.asarray(x).astype(s.dtype)
+            for _, s, x in triples
+        ]
+    )
+
+
+def _is_level(x: Any) -> bool:
+    if not checks.shaped(x):
+        return checks.is_number(x)
+    return any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer))
