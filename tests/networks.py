@@ -106,9 +106,8 @@ OPTIMIZERS = {
 # Frameworks, optimizers, and whether updates are masked: if they are not, only what a
 # recipe restores is undone.
 RUNS = [
-    (linen, "adamw", True),
     (linen, "adamw", False),
-    (of_nnx, "adam", True),
+    (of_nnx, "adamw", True),
     *(
         pytest.param(framework, name, masked, marks=pytest.mark.slow)
         for framework in (linen, of_nnx)

@@ -166,7 +166,8 @@ def test_an_ensemble_is_mapped_over(params):
 
 
 def test_a_key_used_for_two_members_is_refused(params):
-    twice = keys(2)[np.array([0, 1, 0])]
+    twice = jax.random.key_data(keys(2))
+    twice = jax.random.wrap_key_data(np.asarray(twice)[[0, 1, 0]])
     needs = "` needs a key of its own for each member.*members 0 and 2 have one key"
     with pytest.raises(ValueError, match="(?s)init" + needs):
         deep_ensemble.init(draw, keys=twice)

@@ -187,8 +187,9 @@ def test_a_member_is_the_network_of_its_thin_slice(stack, every):
         close(kept, every[i][0])
         rows = [reference.network(PARAMS, row, first, second) for row in X]
         close(every[i], rows)
-    packed = jax.vmap(packing.pack)(stack)
-    trees.assert_same(masksembles.thin(PARAMS, packed, links=LINKS), thin)
+    packed = jax.jit(jax.vmap(packing.pack))(stack)
+    of_packed = jax.jit(lambda p: masksembles.thin(p, packed, links=LINKS))
+    trees.assert_same(of_packed(PARAMS), thin)
 
 
 @pytest.mark.parametrize("batch_size", [None, 3])

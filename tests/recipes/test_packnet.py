@@ -201,18 +201,13 @@ def test_leaves_are_each_tasks_own_if_the_head_says_so_and_statistics_need_not_b
     start = {**drawn(), "batch_stats": {"mean": np.zeros(2, np.float32)}}
     own = where.matching("head|bias")
 
-    @jax.jit
-    def turn(state, moves):
-        training = packnet.begin(state)
-        moved = jax.tree.map(lambda w: w + moves, training.params)
-        pruned = packnet.prune(training, moved, rate=0.5)
-        return training, packnet.commit(pruned, moved)
-
     state = packnet.init(start, head=own, capacity=2, statistics=None)
     for task in range(2):
-        training, state = turn(state, np.float32(task + 1))
+        training = packnet.begin(state)
         assert np.all(training.mask["bias"])
         np.testing.assert_array_equal(training.params["bias"], start["bias"])
+        moved = jax.tree.map(lambda w, i=task: np.asarray(w) + i + 1, training.params)
+        state = packnet.commit(packnet.prune(training, moved, rate=0.5), moved)
     for task in range(2):
         said = packnet.params_of(state, task)
         found = np.asarray(said["bias"]) - np.asarray(start["bias"])
@@ -293,10 +288,12 @@ def test_a_rate_of_0_leaves_later_tasks_their_heads_only(history):
     assert (np.asarray(state.slots["head"][2]) != HEADS[2]).any()
 
 
-@jax.jit
-def turned(state, new, rate):
-    pruned = packnet.prune(packnet.begin(state), new, rate=rate)
+def two_phases(state, new, rate, scope="leaf"):
+    pruned = packnet.prune(packnet.begin(state), new, rate=rate, scope=scope)
     return packnet.commit(pruned, pruned.params)
+
+
+turned = jax.jit(two_phases)
 
 
 def two_tasks(params, first, second):
@@ -370,14 +367,14 @@ def test_seeds_side_by_side_are_those_apart():
     starts = [drawn(seed=seed) for seed in range(2)]
     empty = [packnet.init(start, head=HEAD, capacity=TASKS) for start in starts]
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *empty)
-    both = jax.jit(jax.vmap(turned, in_axes=(0, 0, None)))
+    one = functools.partial(two_phases, scope="global")
+    both = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
+    rate = jnp.asarray(np.float32(0.5))
     for seed in (2, 4):
         new = [drawn(seed=seed), drawn(seed=seed + 1)]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *new)
-        together = both(together, stacked, np.float32(0.5))
-        empty = [
-            turned(*pair, np.float32(0.5)) for pair in zip(empty, new, strict=True)
-        ]
+        together = both(together, stacked, rate)
+        empty = [one(*pair, rate) for pair in zip(empty, new, strict=True)]
     for i, alone in enumerate(empty):
         for a, b in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
             np.testing.assert_array_equal(a[i], b)
@@ -410,15 +407,12 @@ def test_what_was_reinitialized_and_freed_is_0_again(history):
 
 def test_without_room_a_traced_task_changes_nothing(history):
     full = history[-1]
-
-    @jax.jit
-    def more(state, fresh):
-        training = packnet.begin(state, fresh, reinit_free="init")
-        pruned = packnet.prune(training, drawn(seed=6), rate=0.5)
-        return packnet.commit(pruned, drawn(seed=7)), training.mask
-
-    after, mask = more(full, drawn(seed=5))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(mask))
+    begin = jax.jit(functools.partial(packnet.begin, reinit_free="init"))
+    begun = begin(full, drawn(seed=5))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.mask))
+    for name in ("a", "b", "bias"):
+        np.testing.assert_array_equal(begun.params[name], full.params[name])
+    after = turn(full, 0, 0.5)
     assert after.overflowed == 1
     trees.assert_same(after._replace(overflowed=full.overflowed), full)
 

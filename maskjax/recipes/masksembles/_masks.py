@@ -1,10 +1,12 @@
 """Masks on features, and on the input rows of kernels."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Mask, Params, Predicate
@@ -83,7 +85,7 @@ def masks(channels: int, *, members: int = 4, scale: float = 2.0, key: Array) ->
     fn = _FN + "masks"
     checks.typed_key(key, fn=fn)
     found = planned(channels, members, scale, fn=fn)
-    return shuffled(jnp.asarray(found.rows), jnp.int32(found.distinct), key)
+    return shuffled(found.rows, np.int32(found.distinct), key)
 
 
 def init(
@@ -161,8 +163,13 @@ def rows(masks: Array, kernel: Array) -> Array:
             f"`{_FN}rows` needs `masks` [N, C] and `kernel` [..., k * C, out], got "
             f"{masks.shape} and {kernel.shape}."
         )
-    tiled = jnp.tile(masks, (1, kernel.shape[-2] // masks.shape[1]))
-    return tiled.reshape(len(masks), *(1,) * (kernel.ndim - 2), -1, 1)
+    return _rows(masks, kernel.shape)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _rows(masks: Array, shape: tuple[int, ...]) -> Array:
+    tiled = jnp.tile(masks, (1, shape[-2] // masks.shape[1]))
+    return tiled.reshape(len(masks), *(1,) * (len(shape) - 2), -1, 1)
 
 
 def planned(channels: int, members: int, scale: float, *, fn: str) -> Family:

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from maskjax._core.trees import Array
 from maskjax.recipes.masksembles._family import TRADES
 
 
 @jax.jit
-def shuffled(rows: Array, distinct: Array, key: Array) -> Array:
+def shuffled(rows: ArrayLike, distinct: ArrayLike, key: Array) -> Array:
     """A random family with the same counts, overlap and number of distinct masks.
 
     Columns change places. Then random pairs of masks trade: the ones that only one of
@@ -25,6 +26,7 @@ def shuffled(rows: Array, distinct: Array, key: Array) -> Array:
         Strona et al., "A fast and unbiased procedure to randomize ecological binary
         matrices with fixed row and column totals", Nature Communications 2014.
     """
+    rows = jnp.asarray(rows)
     members, channels = rows.shape
     pairs = members // 2
     sizes = channels, TRADES * members, TRADES * pairs * channels
