@@ -316,6 +316,7 @@ def is_used(bank: MaskBank) -> Array:
         >>> bank.is_used(bank.empty({"w": jnp.ones((1, 1))}, capacity=2))
         Array([False, False], dtype=bool)
     """
+    require_bank(bank, fn="maskjax.bank.is_used")
     return jnp.arange(capacity(bank), dtype=jnp.int32) < bank.learned
 
 
@@ -333,8 +334,14 @@ def mean(bank: MaskBank) -> SoftMask:
         >>> bank.mean(tasks)
         {'w': Array([1. , 0.5], dtype=float32)}
     """
-    many = jnp.maximum(bank.learned, 1).astype(jnp.float32)
-    return trees.map_mask(lambda count: count.astype(jnp.float32) / many, bank.counts)
+    require_bank(bank, fn="maskjax.bank.mean")
+    return _mean(bank.counts, bank.learned)
+
+
+@jax.jit
+def _mean(counts: Any, learned: Array) -> SoftMask:
+    many = jnp.maximum(learned, 1).astype(jnp.float32)
+    return trees.map_mask(lambda count: count.astype(jnp.float32) / many, counts)
 
 
 def _packed_stack(stack: Mask) -> Mask:

@@ -59,6 +59,11 @@ def stack(masks: Sequence[Mask]) -> Mask:
         names = ("mask 0", f"mask {i}")
         checks.same_shapes(masks[0], mask, fn=fn, names=names)
         checks.same_kinds(masks[0], mask, fn=fn, names=names)
+    return _stack(masks)
+
+
+@jax.jit
+def _stack(masks: list[Mask]) -> Mask:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *masks)
 
 

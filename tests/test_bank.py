@@ -5,17 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import bank, masking, packing, select, stacking
+from maskjax import bank, masking, packing, stacking
 from tests import trees
 
 C = 5
 PARAMS = {"a": jnp.ones((3, 7)), "b": jnp.ones((7, 11)), "bias": jnp.ones(11)}
+APPEND, TAKE, PUT, EXTEND = map(
+    jax.jit, (bank.append, bank.take, bank.put, bank.extend)
+)
 
 
 def masks(k, params=None, *, seed=0):
-    params = PARAMS if params is None else params
-    keys = jax.random.split(jax.random.key(seed), k)
-    return [select.random(params, density=0.4, key=key) for key in keys]
+    """K random masks of the kernels."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        chosen = leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(rng.random(leaf.shape) < 0.4) if chosen else None
+
+    return [jax.tree.map(draw, PARAMS if params is None else params) for _ in range(k)]
 
 
 def bits(tree):
@@ -39,13 +47,25 @@ def assert_holds(tasks, expected):
         np.testing.assert_array_equal(count, total)
 
 
-@pytest.mark.parametrize("dtype", trees.DTYPES)
-@pytest.mark.parametrize("name", [n for n in trees.NAMES if n != "odd_leaves"])
-def test_what_was_appended_is_taken_from_any_tree(name, dtype):
-    params = trees.make(name, dtype)
+@pytest.mark.parametrize("name", trees.NAMES)
+def test_a_bank_holds_masks_of_any_tree(name):
+    params = trees.make(name)
+    (mask,) = masks(1, params)
+
+    def taken(params, mask):
+        return bank.take(bank.append(bank.empty(params, capacity=C), mask), 0)
+
+    out = jax.eval_shape(taken, params, mask)
+    assert jax.tree.structure(out) == jax.tree.structure(
+        jax.eval_shape(packing.pack, mask)
+    )
+
+
+def test_what_was_appended_is_taken():
+    params = trees.make("linen")
     given = masks(3, params)
     tasks = bank.empty(params, capacity=C)
-    append = jax.jit(lambda tasks, mask: bank.append(tasks, mask))
+    append = jax.jit(bank.append)
     for mask in given:
         tasks = append(tasks, mask)
     assert_holds(tasks, given)
@@ -59,14 +79,13 @@ def test_what_was_appended_is_taken_from_any_tree(name, dtype):
 def test_extending_is_appending_one_by_one_and_so_is_starting_from_a_stack():
     given = masks(4)
     tasks = bank.empty(PARAMS, capacity=C)
-    append = jax.jit(lambda tasks, mask: bank.append(tasks, mask))
     for mask in given:
-        tasks = append(tasks, mask)
+        tasks = APPEND(tasks, mask)
     some = bank.extend(bank.empty(PARAMS, capacity=C), stacking.stack(given[:1]))
-    some = jax.jit(bank.extend)(some, stacking.stack(given[1:]))
+    some = EXTEND(some, stacking.stack(given[1:]))
     trees.assert_same(some, tasks)
     trees.assert_same(bank.from_stack(stacking.stack(given), capacity=C), tasks)
-    packed = jax.vmap(packing.pack)(stacking.stack(given))
+    packed = stacking.stack([packing.pack(mask) for mask in given])
     trees.assert_same(bank.from_stack(packed, capacity=C), tasks)
 
 
@@ -81,22 +100,22 @@ def test_a_bank_goes_through_a_scan_and_a_vmap():
     tasks = fill(given)
     expected = stacking.unstack(given)[:C]
     assert_holds(tasks, expected)
-    assert int(tasks.refused) == 1
-    two = jax.tree.map(lambda m: jnp.stack([m, ~m]), given)
-    both = jax.vmap(fill)(two)
+    assert int(tasks.overflowed) == 1
+    two = jax.tree.map(lambda m: np.stack([m, ~np.asarray(m)]), given)
+    both = jax.tree.map(np.asarray, jax.jit(jax.vmap(fill))(two))
     trees.assert_same(jax.tree.map(lambda leaf: leaf[0], both), tasks)
     assert int(both.learned[1]) == C
 
 
-def test_under_jit_a_full_bank_stays_as_it_is_and_counts_what_it_refused():
+def test_under_jit_a_full_bank_stays_as_it_is_and_counts_what_overflowed():
     given = masks(C + 1)
     tasks = bank.from_stack(stacking.stack(given[:C]))
-    after = jax.jit(bank.append)(tasks, given[C])
-    trees.assert_same(after._replace(refused=jnp.int32(0)), tasks)
-    assert int(after.refused) == 1
-    after = jax.jit(bank.extend)(tasks, stacking.stack(given))
-    trees.assert_same(after._replace(refused=jnp.int32(0)), tasks)
-    assert int(after.refused) == C + 1
+    after = APPEND(tasks, given[C])
+    trees.assert_same(after._replace(overflowed=jnp.int32(0)), tasks)
+    assert int(after.overflowed) == 1
+    after = EXTEND(tasks, stacking.stack(given))
+    trees.assert_same(after._replace(overflowed=jnp.int32(0)), tasks)
+    assert int(after.overflowed) == C + 1
 
 
 def test_a_full_bank_is_an_error_and_stays_as_it_was():
@@ -114,9 +133,9 @@ def test_a_full_bank_is_an_error_and_stays_as_it_was():
 def test_a_learned_mask_can_be_replaced():
     given, other = masks(3), masks(1, seed=9)[0]
     tasks = bank.from_stack(stacking.stack(given), capacity=C)
-    assert_holds(jax.jit(bank.put)(tasks, 1, other), [given[0], other, given[2]])
+    assert_holds(PUT(tasks, 1, other), [given[0], other, given[2]])
     assert_holds(bank.put(tasks, -1, other), [*given[:2], other])
-    trees.assert_same(jax.jit(bank.put)(tasks, 3, other), tasks)
+    trees.assert_same(PUT(tasks, 3, other), tasks)
 
 
 @pytest.mark.parametrize("task", [3, -4, 99])
@@ -126,7 +145,7 @@ def test_a_task_that_is_not_learned_is_an_error_or_nothing(task):
     for call in (bank.take, lambda b, i: bank.put(b, i, given[0])):
         with pytest.raises(ValueError, match=f"learned task, got {task}, and 3 of 5"):
             call(tasks, task)
-    nothing = packing.unpack(jax.jit(bank.take)(tasks, task))
+    nothing = packing.unpack(TAKE(tasks, task))
     assert not any(m.any() for m in bits(nothing))
 
 
@@ -180,7 +199,7 @@ def test_the_mean_is_that_of_learned_masks():
         np.testing.assert_allclose(mean[name], expected, rtol=1e-6)
     nothing = bank.mean(bank.empty(PARAMS, capacity=C))
     assert not nothing["a"].any()
-    np.testing.assert_array_equal(bank.learned(tasks), [True] * 3 + [False] * 2)
+    np.testing.assert_array_equal(bank.is_used(tasks), [True] * 3 + [False] * 2)
 
 
 def test_a_bank_can_be_donated():
@@ -235,9 +254,40 @@ def test_a_bank_that_grows_keeps_its_masks_and_learns_no_more():
 def test_indices_of_any_width_name_their_task(dtype):
     given = masks(2)
     tasks = bank.from_stack(stacking.stack(given), capacity=200)
-    take = jax.jit(bank.take)
-    trees.assert_same(packing.unpack(take(tasks, jnp.asarray(1, dtype))), given[1])
+    index = {
+        i: jnp.asarray(np.array(i, dtype)) for i in (1, 2**32 - 1, -1) if fits(i, dtype)
+    }
+    trees.assert_same(packing.unpack(TAKE(tasks, index[1])), given[1])
     if dtype == "uint32":
-        assert not any(m.any() for m in bits(take(tasks, jnp.uint32(2**32 - 1))))
+        assert not any(m.any() for m in bits(TAKE(tasks, index[2**32 - 1])))
     if dtype == "int8":
-        trees.assert_same(packing.unpack(take(tasks, jnp.int8(-1))), given[1])
+        trees.assert_same(packing.unpack(TAKE(tasks, index[-1])), given[1])
+
+
+def fits(number, dtype):
+    limits = np.iinfo(dtype)
+    return limits.min <= number <= limits.max
+
+
+@pytest.mark.parametrize(
+    "call",
+    {
+        "append": lambda stack: bank.append(stack, None),
+        "extend": lambda stack: bank.extend(stack, stack),
+        "grow": lambda stack: bank.grow(stack, 9),
+        "put": lambda stack: bank.put(stack, 0, None),
+        "take": lambda stack: bank.take(stack, 0),
+        "capacity": bank.capacity,
+        "is_used": bank.is_used,
+        "mean": bank.mean,
+    }.items(),
+    ids=lambda each: each[0],
+)
+def test_a_stack_is_no_bank_and_the_error_says_how_to_make_one(call):
+    name, function = call
+    with pytest.raises(
+        TypeError,
+        match=rf"`maskjax.bank.{name}` needs `bank` as a `maskjax.bank.MaskBank`, got "
+        "dict. `maskjax.bank.from_stack` makes one from a stack",
+    ):
+        function(stacking.stack(masks(2)))

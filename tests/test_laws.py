@@ -86,7 +86,9 @@ def test_apply_keeps_what_the_mask_keeps_and_twice_is_once(case):
 def test_removed_entries_are_exactly_zero(case, bad):
     params, mask, transform = case
     spoilt = jax.tree.map(
-        lambda x: jnp.asarray(np.full(x.shape, bad, x.dtype)) if x.dtype != int else x,
+        lambda x: (
+            jnp.asarray(np.full(x.shape, bad, x.dtype)) if x.dtype != jnp.int32 else x
+        ),
         params,
     )
     out = transform(masking.apply)(spoilt, mask)
@@ -175,11 +177,17 @@ def test_masks_are_sets(case, packed):
 # Selection.
 
 
-@pytest.mark.parametrize("scope", ["leaf", "global"])
-def test_top_k_keeps_exactly_round_density_n(case, scope):
-    params, _, transform = case
-    scores = score.magnitude(params, where=where.floating)
-    choose = transform(lambda s, d: select.top_k(s, density=d, scope=scope))
+@pytest.mark.parametrize(
+    ("name", "dtype", "transform", "scope"),
+    [
+        ("tuple", "float32", "eager", "leaf"),
+        ("odd_leaves", "bfloat16", "eager", "global"),
+        ("nested_dict", "float32", "vmap", "global"),
+    ],
+)
+def test_top_k_keeps_exactly_round_density_n(name, dtype, transform, scope, transforms):
+    scores = score.magnitude(trees.make(name, dtype), where=where.floating)
+    choose = transforms[transform](lambda s, d: select.top_k(s, density=d, scope=scope))
     for density in (0.0, 0.3, 0.5, 1.0):
         mask = choose(scores, jnp.asarray(np.float32(density)))
         kept = [(m.size, int(m.sum())) for m in arrays(mask)]
