@@ -13,19 +13,13 @@ from maskjax.recipes import packnet
 from tests import trees
 from tests.networks import (
     HEAD,
-    RUNS,
     SHAPES,
     drawn,
     loss,
-    means,
     network,
-    training,
 )
 from tests.reference import packnet as reference
-from tests.reference.continual import forgetting
 from tests.reference.selection import quota
-
-pytestmark = pytest.mark.optimized
 
 TASKS, RATES, STEPS = 4, (0.5, 0.75, 0.3, 0.0), (6, 3)
 RNG = np.random.default_rng(0)
@@ -213,42 +207,6 @@ def test_leaves_are_each_tasks_own_if_the_head_says_so_and_statistics_need_not_b
         found = np.asarray(said["bias"]) - np.asarray(start["bias"])
         np.testing.assert_allclose(found, task + 1, rtol=1e-6)
         np.testing.assert_array_equal(said["batch_stats"]["mean"], [1, 1])
-
-
-@pytest.mark.parametrize(("framework", "name", "masked"), RUNS)
-def test_nothing_is_forgotten_to_the_bit(framework, name, masked):
-    """With batch normalization; masked or not, whatever the optimizer moves."""
-    start, train, apply = training(framework, name, masked=masked)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def task(state, x, y):
-        training = packnet.begin(state)
-        params = train(training.params, training.mask, x, y)
-        pruned = packnet.prune(training, params, rate=jnp.float32(0.6))
-        return packnet.commit(pruned, train(pruned.params, pruned.mask, x, y))
-
-    @jax.jit
-    def every(state):
-        """What each task says of its inputs, [T, N, 3]."""
-
-        def one(task):
-            return apply(packnet.params_of(state, task), jnp.asarray(X)[task])
-
-        return jax.lax.map(one, jnp.arange(TASKS))
-
-    state, said = packnet.init(start, head=HEAD, capacity=TASKS), []
-    for i in range(TASKS):
-        state = task(state, X[i], Y[i])
-        said.append(np.asarray(every(state)))
-    assert task._cache_size() == 1
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start))
-    for i in range(TASKS):
-        assert (said[i][i] != said[-1][TASKS - 1 - i]).any()
-        for later in said[i:]:
-            np.testing.assert_array_equal(later[i], said[i][i])
-    assert forgetting(-np.square(np.stack(said) - Y).mean((2, 3))) == 0
-    (each,) = means(state.slots)
-    assert len({mean.tobytes() for mean in np.asarray(each)}) == TASKS
 
 
 def test_a_loop_may_donate_what_it_is_given():

@@ -11,12 +11,10 @@ import pytest
 from maskjax import optim, packing, where
 from maskjax.recipes import packnet, pacnet
 from tests import trees
-from tests.networks import HEAD, RUNS, SHAPES, drawn, loss, means, training
+from tests.networks import HEAD, SHAPES, drawn, loss
 from tests.reference import pacnet as reference
 from tests.reference import selection
 from tests.reference.selection import quota
-
-pytestmark = pytest.mark.optimized
 
 WEIGHTS = ("a", "b", "head")
 HIDDEN = where.matching("^[ab]$")
@@ -195,30 +193,6 @@ def test_at_every_step_what_is_pruned_is_0_and_then_what_is_kept_stays(history):
     ):
         for name in SHAPES:
             np.testing.assert_array_equal(found[name], steps[name][-1])
-
-
-@pytest.mark.parametrize(("framework", "name", "masked"), RUNS)
-def test_the_source_says_the_same_to_the_bit(framework, name, masked):
-    """With batch normalization, an optimizer that moves everything, and donation."""
-    start, train, apply = training(framework, name, masked=masked)
-    train, says = jax.jit(train, donate_argnums=0), jax.jit(apply)
-    with jax.numpy_dtype_promotion("standard"):  # which Adam needs
-        pruned = pacnet.prune(start)
-        trained = train(pruned.params, pruned.mask, *FIRST)
-        begun = pacnet.allocate(pruned, trained, start="source")
-        before = says(pacnet.source(begun), FIRST[0])
-        state = pacnet.calibrate(begun, train(begun.params, begun.mask, *SECOND))
-        after = says(pacnet.source(state), FIRST[0])
-        target = says(pacnet.target(state), FIRST[0])
-    np.testing.assert_array_equal(after, before)
-    assert (np.asarray(target) != np.asarray(after)).any()
-    trees.assert_same(pacnet.source(begun), pacnet.source(state))
-    for phase in (pruned, begun):
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(phase.params))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start))
-    # Each task has its own running statistics.
-    (one,), (other,) = means(pacnet.source(state)), means(pacnet.target(state))
-    assert (np.asarray(one) != np.asarray(other)).any()
 
 
 def test_statistics_are_the_sources_for_both_if_asked():
