@@ -110,15 +110,14 @@ def calibrate(allocated: Allocated, params: Params) -> Calibrated:
 
 
 def source(state: Allocated | Calibrated) -> Params:
-    """The parameters of the source: 4.
+    """The parameters of the source, without the target's weights: 4.
 
     Args:
         state: The network, before or after training on the target.
 
     Returns:
         A tree like the `params` of `prune`, in arrays of its own. Weights that the
-        source does not keep are exactly 0. Training on the target never changes a bit
-        of it.
+        source does not keep are exactly 0. Training on the target changes nothing.
 
     Raises:
         TypeError: If `state` is neither an `Allocated` nor a `Calibrated`.
@@ -134,14 +133,13 @@ def source(state: Allocated | Calibrated) -> Params:
 
 
 def target(state: Calibrated) -> Params:
-    """The parameters of the target: 4.
+    """The parameters of the target, with all weights: 4.
 
     Args:
         state: The network, from `calibrate`.
 
     Returns:
-        A tree like the `params` of `prune`, in arrays of its own: all weights, and the
-        target's own leaves.
+        A tree like the `params` of `prune`, in arrays of its own.
 
     Raises:
         TypeError: If `state` is not a `Calibrated`.
