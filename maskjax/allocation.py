@@ -1,4 +1,7 @@
-"""One density for the whole, shared out over leaves: a tree of densities for `select`.
+"""One density for the whole tree, divided into a density for each leaf.
+
+`select`, and `optim`, take the resulting tree as `density`.
+
 
 >>> params = {"a": jnp.ones((100, 100)), "b": jnp.ones((100, 10))}
 >>> shares = allocation.erk(params, density=0.1)
@@ -26,14 +29,16 @@ def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> 
 
     Args:
         params: Tree of arrays.
-        density: The fraction to keep, in [0, 1]. May be traced.
+        density: The fraction to keep, in [0, 1]: a number, or a scalar array that may
+            be traced.
         where: Which leaves carry a mask.
 
     Returns:
         A tree like `params`: `density` where `where` chooses, else `None`.
 
     Raises:
-        TypeError: If a chosen leaf is not floating.
+        TypeError: If a chosen leaf is not floating, the density not a number, or
+            `where` not a function.
         ValueError: If density is outside [0, 1] or nan, or `where` chooses nothing.
 
     Example:
@@ -47,23 +52,25 @@ def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> 
 
 
 def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:
-    """Erdos-Renyi-kernel densities: thin leaves are kept denser than wide ones.
+    """Erdos-Renyi-kernel densities: thin leaves stay denser than wide ones.
 
-    A leaf's density is proportional to the sum of its axes over their product, (height
-    + width + in + out) / (height * width * in * out) for a convolution, up to 1; the
-    factor is such that `density` of all entries together are kept.
+    A leaf's density is proportional to the sum of its axes divided by their product, at
+    most 1. For a convolution this is (height + width + in + out) / (height * width * in
+    * out). The factor is chosen so that `density` of all entries together are kept.
 
     Args:
         params: Tree of arrays.
-        density: The fraction of all chosen entries to keep, in [0, 1]. May be traced.
+        density: The fraction of all chosen entries to keep, in [0, 1]: a number, or a
+            scalar array that may be traced.
         where: Which leaves carry a mask.
 
     Returns:
-        A tree like `params`: a density in [0, 1] where `where` chooses, else `None`;
-        Python numbers if `density` is one.
+        A tree like `params`: a density in [0, 1] where `where` chooses, else `None`.
+        Python numbers if `density` is a Python number.
 
     Raises:
-        TypeError: If a chosen leaf is not floating.
+        TypeError: If a chosen leaf is not floating, the density not a number, or
+            `where` not a function.
         ValueError: If density is outside [0, 1] or nan, or `where` chooses nothing.
 
     Example:
@@ -82,7 +89,7 @@ def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scor
     shapes = [leaf.shape for leaf, pick in zip(leaves, picks, strict=True) if pick]
     sizes = np.array([math.prod(shape) for shape in shapes], np.float64)
     # A factor c keeps min(size, c * sum(axes)) of a leaf. The total is piecewise linear
-    # in c, with a corner where a leaf becomes dense, so its inverse is interpolation.
+    # in c, with a corner where a leaf becomes dense; interpolation inverts it.
     slopes = np.array([max(sum(shape), 1) for shape in shapes], np.float64)
     corners = np.concatenate([[0.0], np.sort(sizes / slopes)])
     totals = np.minimum(sizes, corners[:, None] * slopes).sum(axis=1)
@@ -109,13 +116,15 @@ def matching(
     rest: Callable[..., Scores] = uniform,
     where: Predicate = kernels,
 ) -> Scores:
-    """Densities by name for some leaves, and another allocation for the rest.
+    """Densities by path for some leaves, and another allocation for the rest.
 
     Args:
         params: Tree of arrays.
-        densities: From regular expressions, as for `where.matching`, to densities in
-            [0, 1]. Each has to find a leaf, and no leaf may be found twice.
-        density: The fraction to keep of the leaves that none finds. May be traced.
+        densities: A mapping from regular expressions, as for `where.matching`, to
+            densities in [0, 1]. Each expression must match a leaf, and no leaf may be
+            matched twice.
+        density: The fraction to keep of the leaves that no expression matches: a
+            number, or a scalar array that may be traced.
         rest: The allocation of those leaves, such as `erk`.
         where: Which leaves carry a mask.
 
@@ -123,9 +132,10 @@ def matching(
         A tree like `params`: a density where `where` chooses, else `None`.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or a density not a number.
+        TypeError: If a chosen leaf is not floating, a density not a number, or `where`
+            not a function.
         ValueError: If a density is outside [0, 1] or nan, `where` chooses nothing, an
-            expression is malformed or finds no leaf, or a leaf is found twice.
+            expression is malformed or matches no leaf, or a leaf is matched twice.
 
     Example:
         >>> params = {"hidden": jnp.ones((4, 4)), "out": jnp.ones((4, 2))}

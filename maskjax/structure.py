@@ -1,13 +1,14 @@
-"""What lives or dies together: the shapes of the decisions a selection takes.
+"""What is kept or removed together: entries, blocks, units, or N of every M.
 
-A structure is a frozen value. `pool` turns scores into one score a decision, `spread`
-turns decisions back into a mask; `select` does the rest.
+A structure is a frozen value. `pool` turns scores into one score per decision, and
+`spread` turns decisions into a mask; `select` does the rest.
 
     >>> structure.Block((2, 2)).pool(jnp.arange(8.0).reshape(2, 4))
     Array([[2.5, 4.5]], dtype=float32)
 """
 
 import dataclasses
+import numbers
 from typing import Protocol
 
 import jax
@@ -20,24 +21,24 @@ __all__ = ["Block", "Entries", "NofM", "Structure", "Units"]
 
 
 class Structure(Protocol):
-    """What `select` asks of a structure."""
+    """What `select` needs from a structure. Your own classes may implement it."""
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
         """What is wrong with a leaf of this shape, or None."""
         ...
 
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
-        """One score for each decision, from those of its entries that are alive."""
+        """One score per decision, from the scores of its entries that are alive."""
         ...
 
     def spread(self, decisions: Array) -> Array:
-        """The decisions as a mask; an axis of 1 shares its decision."""
+        """The decisions as a mask, where an axis of 1 shares its decision."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Entries:
-    """Every entry for itself: unstructured sparsity.
+    """Every entry on its own: unstructured sparsity.
 
     Example:
         >>> select.top_k(
@@ -50,7 +51,7 @@ class Entries:
     """
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
-        """Any shape will do."""
+        """None: any shape fits."""
         return None
 
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
@@ -66,18 +67,18 @@ class Entries:
 class NofM:
     """At most n of every m consecutive entries along an axis, as in 2:4 sparsity.
 
-    The n best of each group may be kept, and of those a selection keeps as many as its
-    density asks for: all of them when it is n / m or more. So a density of n / m gives
-    exactly n of every m, and a smaller one prunes further within the pattern.
+    Only the n best of each group can be kept. A density of n / m, or more, keeps all of
+    them: exactly n of every m. A smaller density removes more, within the pattern.
 
     Attributes:
-        n: How many entries of a group may be kept, 0 <= n <= m.
-        m: The length of a group, which divides the axis.
+        n: The most entries to keep in a group, 0 <= n <= m.
+        m: The length of a group. It must divide the axis.
         axis: The axis along which groups lie. The default, -2, is the input axis of
             dense (in, out) and convolution (height, width, in, out) kernels.
 
     Raises:
-        ValueError: If n and m are not whole numbers with 0 <= n <= m and m >= 1.
+        ValueError: If n and m are not whole numbers with 0 <= n <= m and m >= 1, or
+            `axis` is not a whole number.
 
     Example:
         >>> select.top_k(
@@ -103,9 +104,10 @@ class NofM:
                 "`maskjax.structure.NofM` needs whole numbers 0 <= n <= m and m >= 1, "
                 f"got n={self.n}, m={self.m}."
             )
+        _check_axis(self.axis, "NofM")
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
-        """The axis must exist and m must divide it."""
+        """The axis must exist, and m must divide it."""
         problem = _axis_complaint(self.axis, shape)
         if problem is None and shape[self.axis] % self.m:
             length = shape[self.axis]
@@ -115,7 +117,7 @@ class NofM:
         return problem
 
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
-        """The scores themselves: each entry is decided, within `allowed`."""
+        """The scores themselves; `select` limits each group to its n best."""
         return scores
 
     def spread(self, decisions: Array) -> Array:
@@ -135,13 +137,13 @@ class NofM:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Tiles of the last two axes live or die together, by the mean of their scores.
+    """Tiles of the last two axes, kept or removed by the mean of their scores.
 
     Attributes:
-        shape: Height and width of a tile, which divide the last two axes.
+        shape: Height and width of a tile. They must divide the last two axes.
 
     Raises:
-        ValueError: If the shape is not two positive whole numbers.
+        ValueError: If the shape is not a tuple of two positive whole numbers.
 
     Example:
         >>> select.top_k(
@@ -160,14 +162,15 @@ class Block:
 
     def __post_init__(self) -> None:
         shape = self.shape
-        if len(shape) != 2 or not all(isinstance(s, int) and s >= 1 for s in shape):
+        pair = isinstance(shape, tuple) and len(shape) == 2
+        if not pair or not all(isinstance(s, int) and s >= 1 for s in shape):
             raise ValueError(
                 "`maskjax.structure.Block` needs two positive whole numbers, got "
                 f"{shape}."
             )
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
-        """There must be two axes, and the block must divide them."""
+        """There must be two axes, and the tile must divide the last two."""
         if len(shape) < 2:
             return f"shape {shape} has fewer than the two axes of a block"
         if shape[-2] % self.shape[0] or shape[-1] % self.shape[1]:
@@ -175,7 +178,7 @@ class Block:
         return None
 
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
-        """Mean score of each tile, [..., rows, columns]."""
+        """The mean score of each tile, [..., rows, columns]."""
         height, width = self.shape
         *outer, rows, columns = scores.shape
 
@@ -192,13 +195,16 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Whole slices along an axis live or die together, by the mean of their scores.
+    """Whole slices along an axis, kept or removed by the mean of their scores.
 
-    The mask has length 1 on every other axis, so it costs one bit a unit.
+    The mask has length 1 on every other axis, so a unit costs one bit.
 
     Attributes:
         axis: The axis that counts units. The default, -1, is the output axis of dense
             and convolution kernels: neurons, or channels. -2 is their inputs.
+
+    Raises:
+        ValueError: If `axis` is not a whole number.
 
     Example:
         >>> select.top_k(
@@ -215,19 +221,29 @@ class Units:
 
     axis: int = -1
 
+    def __post_init__(self) -> None:
+        _check_axis(self.axis, "Units")
+
     def complaint(self, shape: tuple[int, ...]) -> str | None:
         """The axis must exist."""
         return _axis_complaint(self.axis, shape)
 
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
-        """Mean score of each unit, other axes of length 1."""
+        """The mean score of each unit; other axes have length 1."""
         axis = self.axis % scores.ndim
         others = tuple(i for i in range(scores.ndim) if i != axis)
         return _mean(scores, alive, others, keepdims=True)
 
     def spread(self, decisions: Array) -> Array:
-        """The decisions themselves, to be broadcast."""
+        """The decisions themselves, which `apply` broadcasts."""
         return decisions
+
+
+def _check_axis(axis: int, name: str) -> None:
+    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+        raise ValueError(
+            f"`maskjax.structure.{name}` needs `axis` as a whole number, got {axis!r}."
+        )
 
 
 def _axis_complaint(axis: int, shape: tuple[int, ...]) -> str | None:
@@ -243,7 +259,7 @@ def _mean(
     *,
     keepdims: bool = False,
 ) -> Array:
-    """Mean over axes of what is alive, in float32 at least."""
+    """The mean over axes of the entries that are alive, in float32 at least."""
     wide = dtypes.at_least_float32(scores.dtype)
     if alive is None:
         return jnp.mean(scores, axis=axes, dtype=wide, keepdims=keepdims)
@@ -255,5 +271,5 @@ def _mean(
 
 
 def any_alive(structure: Structure, alive: Array) -> Array:
-    """Decisions of which at least one entry is alive."""
+    """For each decision, whether at least one of its entries is alive."""
     return structure.pool(jax.lax.convert_element_type(alive, jnp.float32)) > 0

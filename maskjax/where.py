@@ -1,8 +1,12 @@
 """Which parameters carry a mask: predicates on a leaf's path and value.
 
 A predicate is any function `(path, leaf) -> bool`; paths read `encoder/dense/kernel`
-in every framework. Those here are values, equal when they say the same, and combine
-with `&`, `|` and `~`.
+in every framework. The predicates here combine with `&`, `|` and `~`, with each other
+and with plain functions.
+
+- `kernels` (the default everywhere): floating leaves of rank 2 or more.
+- `floating`, `everything`, `ndim_at_least(n)`: by dtype and rank.
+- `matching(regex)`: by path. `statistics`: running means and variances.
 
     >>> encoder = where.matching(r"^encoder/") & where.kernels
     >>> encoder("encoder/dense/kernel", jnp.ones((2, 3)))
@@ -30,10 +34,16 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class _Where:
-    """A predicate that is equal to another when both read the same."""
+    """A predicate. Two are equal if their names are, which tell all that they do."""
 
     name: str
     test: Predicate = dataclasses.field(compare=False)
+    doc: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        # So that `help(where.kernels)` says which leaves it chooses.
+        doc = self.doc or f"The leaves that `{self.name}` chooses."
+        object.__setattr__(self, "__doc__", doc)
 
     def __call__(self, path: str, leaf: Any) -> bool:
         return self.test(path, leaf)
@@ -67,34 +77,38 @@ def _either(a: Predicate, b: Predicate) -> _Where:
     return _Where(f"({a!r} | {b!r})", lambda path, leaf: a(path, leaf) or b(path, leaf))
 
 
-#: Floating leaves of rank 2 or more: dense and convolution kernels, embeddings. What
-#: every library of the field prunes by default.
 kernels: Predicate = _Where(
-    "where.kernels", lambda _, leaf: checks.is_floating(leaf) and len(leaf.shape) >= 2
+    "where.kernels",
+    lambda _, leaf: checks.is_floating(leaf) and len(leaf.shape) >= 2,
+    "Floating leaves of rank 2 or more: dense and convolution kernels, embeddings.",
 )
 
-#: Every leaf. An integer leaf among them is an error where a mask is made, since it
-#: can't be scored: `where.floating` passes over those.
-everything: Predicate = _Where("where.everything", lambda _, leaf: True)
+everything: Predicate = _Where(
+    "where.everything",
+    lambda _, leaf: True,
+    "Every leaf. Integer leaves cannot be scored; `where.floating` leaves them out.",
+)
 
-#: Every floating leaf, of any rank.
-floating: Predicate = _Where("where.floating", lambda _, leaf: checks.is_floating(leaf))
+floating: Predicate = _Where(
+    "where.floating",
+    lambda _, leaf: checks.is_floating(leaf),
+    "Every floating leaf, of any rank.",
+)
 
-
-#: Running statistics of normalization, by the names that Flax gives them: the whole
-#: collection `batch_stats` in Linen, `mean` and `var` in NNX.
 statistics: Predicate = _Where(
     "where.statistics",
     lambda path, _: re.search("(^|/)(batch_stats/|mean$|var$)", path) is not None,
+    "Running statistics of normalization, by Flax's names: the collection "
+    "`batch_stats` in Linen, `mean` and `var` in NNX.",
 )
 
 
 def matching(regex: str) -> Predicate:
-    """The leaves whose path a regular expression finds, anywhere in it.
+    """Leaves by path: those in whose path a regular expression is found.
 
     Args:
-        regex: A regular expression, as for `re.search`. `^` and `$` tie it to the ends
-            of the path.
+        regex: A regular expression, as for `re.search`: it may be found anywhere in
+            the path. `^` and `$` stand for the ends of the path.
 
     Returns:
         A predicate that combines with `&`, `|` and `~`.
@@ -123,7 +137,7 @@ def ndim_at_least(n: int) -> Predicate:
     """The leaves with at least n axes, of any dtype.
 
     Args:
-        n: The smallest rank that is chosen.
+        n: The lowest rank to choose.
 
     Returns:
         A predicate that combines with `&`, `|` and `~`.

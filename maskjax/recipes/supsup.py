@@ -81,15 +81,15 @@ def init(
         scores: `initializer.scores_of(bank.mean(tasks))`, or of a similar task's mask.
 
     Raises:
-        TypeError: As in `initializer.uniform_scores`.
-        ValueError: As in `initializer.uniform_scores`.
+        TypeError: As in `initializer.scores`.
+        ValueError: As in `initializer.scores`.
 
     Example:
         >>> w = {"w": jnp.ones((4, 2))}
         >>> supsup.init(w, optax.sgd(0.1), key=jax.random.key(0)).scores["w"].shape
         (4, 2)
     """
-    scores = initializer.uniform_scores(weights, where=where, key=key)  # 1.
+    scores = initializer.scores(weights, where=where, key=key)  # 1.
     return SupSupState(scores, optimizer.init(scores))
 
 

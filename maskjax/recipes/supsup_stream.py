@@ -96,7 +96,7 @@ def init(
         The state; `allocate` before the first step.
 
     Raises:
-        TypeError: As in `initializer.uniform_scores`, or if C is no whole number.
+        TypeError: As in `initializer.scores`, or if C is no whole number.
         ValueError: As there, or if C is below 1.
 
     Example:
@@ -110,7 +110,7 @@ def init(
     checks.at_least(capacity, 1, fn=fn, name="capacity")
 
     def draw(key: Array) -> Scores:
-        return initializer.uniform_scores(weights, where=where, key=key)
+        return initializer.scores(weights, where=where, key=key)
 
     scores = jax.vmap(draw)(jax.random.split(key, capacity))
     opt_state = optimizer.init(map_mask(lambda s: s[0], scores))

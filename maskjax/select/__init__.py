@@ -10,7 +10,7 @@
 {'a': Array([[ True, False]], dtype=bool), 'b': Array([[False,  True]], dtype=bool)}
 """
 
-from maskjax.select._choice import Scope
+from maskjax.select._leaves import Scope
 from maskjax.select._random import bernoulli, random, random_like
 from maskjax.select._rounds import drop, grow, iterative_top_k, shrink
 from maskjax.select._top_k import threshold, top_k

@@ -1,26 +1,22 @@
-"""Selection with its arguments checked: trees of scores and counts in, a mask out.
+"""From trees of scores to a mask: one compiled search for each tree and structure.
 
-What varies from call to call (scores, densities, masks) is an operand of one compiled
-search, so that nothing compiles because a number moved.
+Scores, densities and masks are operands of the compiled program, so a new number never
+compiles a new one.
 """
 
 import functools
-import math
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from maskjax import packing
-from maskjax._core import checks, dtypes, trees
+from maskjax._core import trees
 from maskjax._core.trees import Array, Density, Mask, Scores
 from maskjax.select import _search
 from maskjax.select._count import tally
+from maskjax.select._keys import order_key
+from maskjax.select._leaves import Leaves, Scope
 from maskjax.select._quota import Count, Keep, Leave, Quota, operand
 from maskjax.structure import Entries, NofM, Structure, any_alive
-
-Scope = Literal["leaf", "global"]
 
 
 def choose(
@@ -38,30 +34,28 @@ def choose(
     of_all: bool = False,
     guess: Scores | None = None,
 ) -> tuple[Mask, Scores]:
-    """The highest scores, as many as a rule says, and where it cut.
+    """Keep the highest scores, and tell where each search cut.
 
     Args:
         scores: Tree of floating leaves, or `None`.
-        rule: What `share` is a share of: what to keep, or what to remove.
+        rule: `Keep` if `share` is the fraction to keep, `Leave` if it is the fraction
+            to remove.
         share: A number, a scalar array, or a tree of them.
         scope: "leaf" or "global".
         structure: What is decided together.
-        fn: The public function to blame.
-        name: What it calls `share`.
-        mask_name: What it calls the mask that it is given.
-        within: A mask outside which nothing is kept. Shares are of what it keeps.
-        holding: A mask that is kept whatever its scores.
-        of_all: Shares are of everything, also of what is not within.
-        guess: Where the cuts are expected.
+        fn: The public function that errors blame.
+        name: What that function calls `share`.
+        mask_name: What that function calls its mask.
+        within: A mask outside which nothing is kept.
+        holding: A mask whose entries are kept whatever their scores.
+        of_all: True if shares are fractions of all decisions, False if of those within.
+        guess: The cutoffs of an earlier call.
     """
-    checks.floating_scores(scores, fn=fn)
-    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
-    checks.structure(structure, fn=fn)
     leaves = Leaves(scores, structure, scope, fn=fn)
-    keeps = leaves.matched_mask(within, fn=fn, name=mask_name)
-    held = leaves.matched_mask(holding, fn=fn, name=mask_name)
-    shares = leaves.matched_shares(share, fn=fn, name=name)
-    guesses = leaves.matched_guesses(guess, fn=fn)
+    keeps = leaves.mask(within, name=mask_name)
+    held = leaves.mask(holding, name=mask_name)
+    shares = leaves.shares(share, name=name)
+    guesses = leaves.guesses(guess)
     known = of_all or within is None
     quotas: list[Quota] = [
         operand(rule(one), size if known else None)
@@ -69,20 +63,18 @@ def choose(
     ]
     if of_all:  # a traced share becomes a count here, before `within` is counted
         quotas = [Count(q.of(n)) for q, n in zip(quotas, leaves.sizes, strict=True)]
-    return leaves.chosen(keeps, held, quotas, guesses)
+    return _masks(leaves, keeps, held, quotas, guesses)
 
 
 def choose_count(scores: Scores, counts: list[Array], scope: Scope, *, fn: str) -> Mask:
-    """The highest scores, so many in each search."""
+    """Keep the highest scores, a given number in each search."""
     leaves = Leaves(scores, Entries(), scope, fn=fn)
-    nothing = leaves.matched_mask(None, fn=fn, name="")
-    return leaves.chosen(nothing, nothing, [Count(n) for n in counts], None)[0]
+    nothing = leaves.mask(None, name="")
+    return _masks(leaves, nothing, nothing, [Count(n) for n in counts], None)[0]
 
 
-def everything(scores: Scores, structure: Structure, *, fn: str) -> Mask:
-    """The mask that keeps everything, in the shape that a structure's masks have."""
-    checks.floating_scores(scores, fn=fn)
-    checks.structure(structure, fn=fn)
+def full(scores: Scores, structure: Structure, *, fn: str) -> Mask:
+    """A mask that keeps everything, with axes of 1 where a structure's masks have."""
     Leaves(scores, structure, "leaf", fn=fn)
 
     def of_leaf(x: Array) -> Array:
@@ -95,122 +87,17 @@ def everything(scores: Scores, structure: Structure, *, fn: str) -> Mask:
     return trees.map_mask(of_leaf, scores)
 
 
-class Leaves:
-    """The leaves of a tree that have scores, and what goes with each."""
-
-    def __init__(self, scores: Scores, structure: Structure, scope: Scope, *, fn: str):
-        self.tree = scores
-        self.named, self.treedef = trees.mask_leaves(scores)
-        self.scored = [i for i, (_, x) in enumerate(self.named) if x is not None]
-        self.scores = [lax.stop_gradient(self.named[i][1]) for i in self.scored]
-        self.structure = structure
-        self.joint = scope == "global"
-        problems = [
-            (self.named[i][0], structure.complaint(self.named[i][1].shape))
-            for i in self.scored
-        ]
-        checks.raise_all(
-            (f"{path}: {problem}" for path, problem in problems if problem),
-            f"`{fn}` needs every leaf to fit {structure}",
-        )
-        pooled = [jax.eval_shape(structure.pool, x) for x in self.scores]
-        sizes = [math.prod(x.shape) for x in pooled]
-        #: How many decisions each search takes, and what it is called.
-        self.sizes = [sum(sizes)] if self.joint else sizes
-        paths = [self.named[i][0] for i in self.scored]
-        self.names = ["all leaves"] if self.joint else paths
-        if max(self.sizes) >= 2**31 - 1 and not dtypes.wide_integers():
-            raise ValueError(
-                f"`{fn}` needs 64-bit integers to count {max(self.sizes)} decisions. "
-                "Set `jax_enable_x64`."
-            )
-
-    def matched_shares(
-        self, share: Density | Scores, *, fn: str, name: str
-    ) -> list[Density]:
-        """One for each search."""
-        if trees.is_single(share):
-            checks.unit_interval(share, fn=fn, name=name)
-            return [share] * len(self.sizes)
-        if self.joint:
-            raise ValueError(
-                f'`{fn}` needs one `{name}` for scope="global", got a tree of them. '
-                'Use scope="leaf".'
-            )
-        pairs = self._pairs(share, fn=fn, name=name)
-        checks.raise_all(
-            (f"{path}: None" for path, value in pairs if value is None),
-            f"`{fn}` needs a `{name}` for every leaf with scores",
-        )
-        for path, value in pairs:
-            checks.unit_interval(value, fn=fn, name=f"{name}[{path}]")
-        return [value for _, value in pairs]
-
-    def matched_mask(
-        self, mask: Mask | None, *, fn: str, name: str
-    ) -> list[Array | None]:
-        """What is kept of each leaf, or `None` where nothing says."""
-        if mask is None:
-            return [None] * len(self.scored)
-        checks.boolean(mask, fn=fn, name=name)
-        checks.packed(mask, fn=fn, stacked=False)
-        names = ("scores", name)
-        mask = packing.unpack(mask)
-        triples = checks.mask_of(
-            mask, self.tree, fn=fn, names=names, is_leaf=trees.is_mask_leaf
-        )
-        checks.raise_all(
-            (f"{triples[i][0]}: None" for i in self.scored if triples[i][2] is None),
-            f"`{fn}` needs a leaf of `{name}` for every leaf with scores",
-        )
-        return [triples[i][2] for i in self.scored]
-
-    def matched_guesses(self, guess: Scores | None, *, fn: str) -> list[Array] | None:
-        """Where each search may begin."""
-        if guess is None:
-            return None
-        pairs = self._pairs(guess, fn=fn, name="guess")
-        checks.raise_all(
-            (
-                f"{path}: {checks.kind_of(guess)}"
-                for path, guess in pairs
-                if guess is None or jnp.shape(guess) != ()
-            ),
-            f"`{fn}` needs a scalar in `guess` for every leaf with scores",
-        )
-        guesses = [lax.stop_gradient(jnp.asarray(guess)) for _, guess in pairs]
-        return guesses[: len(self.sizes)]
-
-    def _pairs(self, other: Any, *, fn: str, name: str) -> list[tuple[str, Any]]:
-        triples = checks.matched(
-            self.tree, other, fn=fn, names=("scores", name), is_leaf=trees.is_mask_leaf
-        )
-        return [(triples[i][0], triples[i][2]) for i in self.scored]
-
-    def chosen(
-        self,
-        keeps: list[Array | None],
-        held: list[Array | None],
-        quotas: list[Quota],
-        guesses: list[Array] | None,
-    ) -> tuple[Mask, Scores]:
-        """The mask, and the tree of scores where it cut."""
-        masks, cuts = _chosen(
-            self.scores,
-            keeps,
-            held,
-            quotas,
-            guesses,
-            structure=self.structure,
-            joint=self.joint,
-        )
-        return self._whole(masks), self._whole(cuts)
-
-    def _whole(self, values: list[Array]) -> Any:
-        found: list[Array | None] = [None] * len(self.named)
-        for i, value in zip(self.scored, values, strict=True):
-            found[i] = value
-        return self.treedef.unflatten(found)
+def _masks(
+    leaves: Leaves,
+    keeps: list[Array | None],
+    held: list[Array | None],
+    quotas: list[Quota],
+    guesses: list[Array] | None,
+) -> tuple[Mask, Scores]:
+    """The mask, and the tree of scores at which each search cut."""
+    how = {"structure": leaves.structure, "joint": leaves.joint}
+    masks, cuts = _chosen(leaves.scores, keeps, held, quotas, guesses, **how)
+    return leaves.whole(masks), leaves.whole(cuts)
 
 
 @functools.partial(jax.jit, static_argnames=("structure", "joint"))
@@ -224,6 +111,7 @@ def _chosen(
     structure: Structure,
     joint: bool,
 ) -> tuple[list[Array], list[Array]]:
+    """The search over decisions, spread over entries."""
     alive = [
         None if keep is None else jnp.broadcast_to(keep, leaf.shape)
         for keep, leaf in zip(keeps, scores, strict=True)
@@ -242,19 +130,13 @@ def _chosen(
         ]
     flags, cuts = _search.top_k(pooled, candidates, quotas, joint=joint, guess=guesses)
     masks = [structure.spread(flag) for flag in flags]
-    masks = [
-        mask if keep is None else mask & keep
-        for mask, keep in zip(masks, keeps, strict=True)
-    ]
-    masks = [
-        mask if hold is None else mask | hold
-        for mask, hold in zip(masks, held, strict=True)
-    ]
+    masks = [m if k is None else m & k for m, k in zip(masks, keeps, strict=True)]
+    masks = [m if h is None else m | h for m, h in zip(masks, held, strict=True)]
     return masks, cuts
 
 
 def _lifted(scores: Array, hold: Array) -> Array:
-    """What is held above everything else, infinite scores included."""
+    """Scores with those that are held above all others, infinite ones included."""
     most = jnp.finfo(scores.dtype).max
     return jnp.where(hold, jnp.array(jnp.inf, scores.dtype), jnp.minimum(scores, most))
 
@@ -266,7 +148,7 @@ def _of_alive(
     *,
     joint: bool,
 ) -> list[Quota]:
-    """Counts of everything alive, which is more than the candidates of a pattern."""
+    """Counts that are fractions of all that is alive, not of a pattern's candidates."""
     counts = [
         s.size if a is None else tally([a, a], jnp.dtype("int32"))[0]
         for s, a in zip(pooled, alive, strict=True)
@@ -276,8 +158,11 @@ def _of_alive(
 
 
 def _best_of_groups(scores: Array, alive: Array | None, structure: NofM) -> Array:
-    """The n best of each m: fewer than n others are better, or equal and earlier."""
-    keys = structure.group(_search.order_key(scores, alive))
+    """The n best of each group of m.
+
+    An entry is one of them if fewer than n others are better, or equal and earlier.
+    """
+    keys = structure.group(order_key(scores, alive))
     mine, other = keys[..., :, None], keys[..., None, :]
     place = jnp.arange(structure.m)
     earlier = jnp.broadcast_to(

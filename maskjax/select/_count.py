@@ -1,4 +1,4 @@
-"""Whole-array reductions to scalars, several at once, in one pass over memory."""
+"""Reductions of whole arrays to scalars, several in one pass over memory."""
 
 import functools
 import math
@@ -15,19 +15,19 @@ from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
 
-# Arrays longer than this are cut into rows, which run in parallel and vectorize.
+# Longer arrays are cut into rows, which run in parallel and vectorize.
 _LONG = 2**13
 _ROW_LENGTHS = range(256, 4097)
 
 
 def fold(operands: Sequence[Array], kinds: Sequence[Kind]) -> tuple[Array, ...]:
-    """Reduce at least two same-shaped integer arrays to scalars, together.
+    """Reduce two or more integer arrays of one shape to scalars, in one pass.
 
-    On one device it is a reduction of several operands. XLA rewrites a long reduction
-    of a single operand on CPU into windows, for which it first writes the operand out
-    (ten times slower when the operand is a comparison); it leaves those of several
-    operands alone. But it partitions these by gathering, so across devices each one
-    reduces its own shard, and scalars are all-reduced.
+    On one device this is one reduction of several operands. On CPU, XLA turns a long
+    reduction of a single operand into windows and first writes that operand to memory,
+    which is ten times slower if it is a comparison; several operands it leaves alone.
+    Across devices XLA would gather several operands, so each device reduces its own
+    shard here, and the scalars are all-reduced.
     """
     if len(operands) < 2:
         raise AssertionError("a fold of one operand takes the slow path")
@@ -47,7 +47,7 @@ def fold(operands: Sequence[Array], kinds: Sequence[Kind]) -> tuple[Array, ...]:
 
 
 def tally(flags: Sequence[Array], dtype: jnp.dtype) -> list[Array]:
-    """How many entries are True, for each of several same-shaped flags."""
+    """The number of True entries, for each of several flags of one shape."""
     kinds: list[Kind] = ["sum"] * len(flags)
     return list(fold([flag.astype(dtype) for flag in flags], kinds))
 
@@ -97,7 +97,7 @@ def _partitioned(kinds: tuple[Kind, ...], rank: int) -> Callable[..., Any]:
 def _fold_shard(
     shards: Sequence[Array], kinds: tuple[Kind, ...], spec: PartitionSpec
 ) -> tuple[Array, ...]:
-    """The fold of arrays sharded by `spec`, on each device from its own shard."""
+    """The reduction of arrays sharded by `spec`, on a device that has one shard."""
     parts = [p if isinstance(p, tuple) else (p,) for p in spec if p is not None]
     names = tuple(name for part in parts for name in part)
     scalars = _fold_local(shards, kinds)
@@ -112,7 +112,7 @@ def _fold_shard(
 def _fold_local(
     operands: Sequence[Array], kinds: tuple[Kind, ...]
 ) -> tuple[Array, ...]:
-    """Along rows first, and then over the row totals."""
+    """The reduction on one device: along rows first, then over the rows' totals."""
     operands = tuple(_rows(x) for x in operands)
     rank = operands[0].ndim
     seeds = tuple(_identity(kind, x) for kind, x in zip(kinds, operands, strict=True))
@@ -133,7 +133,7 @@ def _identity(kind: Kind, x: Array) -> Array:
 
 
 def _rows(x: Array) -> Array:
-    """The same entries as a vector, or as rows worth a loop each."""
+    """The same entries as a vector if they are few, else as long rows."""
     if x.size < _LONG:
         return x.reshape(-1)
     # Whole vectors of lanes where possible, and the longest such rows.

@@ -1,7 +1,7 @@
 """How many of n entries a density keeps: `round_half_up(density * n)`, exactly.
 
-float32 loses integers past 2**24 and int32 overflows long before density * n is
-formed, so the product is taken in whole numbers.
+float32 is inexact for integers past 2**24, and density * n overflows int32, so the
+product is computed in whole numbers.
 """
 
 import fractions
@@ -20,14 +20,14 @@ _SMALL = 2**15
 
 
 class Ratio(NamedTuple):
-    """A density that a small fraction of whole numbers says exactly."""
+    """A density as an exact fraction of two small whole numbers."""
 
     numerator: Any
     denominator: Any
 
 
 class Keep(NamedTuple):
-    """To keep round_half_up(share * n) of n: an operand of a compiled search."""
+    """Keep round_half_up(share * n) of n. An operand of a compiled search."""
 
     share: Any
 
@@ -37,7 +37,7 @@ class Keep(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """To remove round_half_up(share * n) of n, and keep the others."""
+    """Remove round_half_up(share * n) of n, and keep the others."""
 
     share: Any
 
@@ -47,7 +47,7 @@ class Leave(NamedTuple):
 
 
 class Count(NamedTuple):
-    """To keep so many, or all there are."""
+    """Keep a given number, or all n if there are fewer."""
 
     number: Any
 
@@ -60,11 +60,11 @@ Quota = Keep | Leave | Count
 
 
 def operand(rule: Keep | Leave, n: int | None) -> Quota:
-    """The rule with arrays for numbers, so that no new number compiles a new search.
+    """The rule with arrays for numbers, so that a new number never compiles anything.
 
     Args:
-        rule: With a share as its user gave it.
-        n: How many entries there are, or None if that depends on data.
+        rule: A rule whose share is what the user gave.
+        n: The number of entries, or None if it depends on data.
     """
     share = rule.share
     if isinstance(share, jax.Array):
@@ -82,16 +82,17 @@ def operand(rule: Keep | Leave, n: int | None) -> Quota:
 def quota(density: Density | Ratio, n: int | Array) -> Array | int:
     """The number of entries to keep, in [0, n].
 
-    A Python number is read as the decimal it is written as, so that 0.35 of 10 is 4
-    though the float64 nearest 0.35 lies below it. An array is read as the number it
-    holds, up to half a unit in its last place (at most 1/256 of an entry).
+    Python numbers are read as decimals: 0.35 of 10 is 3.5, which rounds up to 4, though
+    the float64 closest to 0.35 is below it. Arrays are read as the number they hold,
+    plus half a unit in its last place (at most 1/256 of an entry).
 
     Args:
-        density: Fraction to keep, a Python number or a scalar array, maybe traced.
-        n: How many entries there are; traced when it depends on data.
+        density: The fraction to keep: a Python number, or a scalar array that may be
+            traced.
+        n: The number of entries; an array if it depends on data.
 
     Returns:
-        A Python integer when both arguments are, else a scalar integer array.
+        A Python integer if both arguments are Python numbers, else a scalar array.
     """
     if isinstance(density, Ratio):
         return _of_fraction(density, jnp.asarray(n))
@@ -109,7 +110,7 @@ def quota(density: Density | Ratio, n: int | Array) -> Array | int:
 
 
 def _of_fraction(exact: Ratio, n: Array) -> Array:
-    """P * n / q, split so that nothing exceeds 32 bits: n = a * q + b."""
+    """Compute p * n / q within 32 bits, from n = whole * q + rest."""
     p, q = (jnp.asarray(x).astype(n.dtype) for x in exact)
     whole, rest = n // q, n % q
     p_, q_, rest = (x.astype(jnp.uint32) for x in (p, q, rest))
@@ -127,7 +128,7 @@ def _of_float64(density: Array, n: Array) -> Array:
 
 
 def _of_float32(density: Array, n: Array) -> Array:
-    """A significand of at most 31 bits times the count, in limbs, shifted back."""
+    """The density's significand (31 bits at most) times n in 64 bits, shifted back."""
     eps = float(jnp.finfo(density.dtype).eps)
     density = jnp.clip(density.astype(jnp.float32), 0.0, 1.0)
     slack = jnp.minimum(eps / 2 * density * n.astype(jnp.float32), 1 / 256)
@@ -154,7 +155,7 @@ def _of_float32(density: Array, n: Array) -> Array:
 
 
 def _product(x: Array, y: Array) -> tuple[Array, Array]:
-    """The 64 bits of a product, high and low, from 16-bit halves."""
+    """The product as two 32-bit words, high and low, from 16-bit halves."""
     a, b = x >> 16, x & 0xFFFF
     c, d = y >> 16, y & 0xFFFF
     middle = ((b * d) >> 16) + ((a * d) & 0xFFFF) + ((b * c) & 0xFFFF)
@@ -163,6 +164,6 @@ def _product(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _add(high: Array, low: Array, other: Array, less: Array) -> tuple[Array, Array]:
-    """The sum of two 64-bit numbers, each in two words."""
+    """The sum of two 64-bit numbers, each given as two 32-bit words."""
     total = low + less
     return high + other + (total < low).astype(jnp.uint32), total

@@ -1,4 +1,4 @@
-"""Masks by chance: each entry alone, or with an exact count.
+"""Masks drawn at random: each entry on its own, or with an exact count.
 
 >>> params = {"w": jnp.ones((4, 5))}
 >>> mask = select.random(params, density=0.25, key=jax.random.key(0))
@@ -12,16 +12,19 @@ import jax.numpy as jnp
 from maskjax import algebra, packing
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
-from maskjax.score import random as _random_scores
-from maskjax.select._choice import Scope, choose, choose_count
+from maskjax.score import random as random_scores
+from maskjax.select._choice import choose, choose_count
+from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep
 from maskjax.structure import Entries
-from maskjax.where import everything as _every_leaf
+from maskjax.where import everything as every_leaf
 from maskjax.where import kernels
 
 
 def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
-    """Each entry kept with its own probability, independently.
+    """Keep each entry with its own probability, independently of the others.
+
+    For an exact number of entries use `random`.
 
     Args:
         probabilities: Tree of floating leaves in [0, 1], `None` where a parameter is
@@ -42,16 +45,18 @@ def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
     fn = "maskjax.select.bernoulli"
     checks.typed_key(key, fn=fn)
     checks.floating_scores(probabilities, fn=fn, name="probabilities")
-    leaves, treedef = trees.mask_leaves(probabilities)
+    leaves, treedef = jax.tree.flatten(probabilities, is_leaf=trees.is_mask_leaf)
     return treedef.unflatten(
-        [
-            None
-            if p is None
-            else jax.random.uniform(jax.random.fold_in(key, i), p.shape, jnp.float32)
-            < p.astype(jnp.float32)
-            for i, (_, p) in enumerate(leaves)
-        ]
+        [None if p is None else _sampled(p, key, i) for i, p in enumerate(leaves)]
     )
+
+
+@jax.jit
+def _sampled(probabilities: Array, key: Array, leaf: int) -> Array:
+    draws = jax.random.uniform(
+        jax.random.fold_in(key, leaf), probabilities.shape, jnp.float32
+    )
+    return draws < probabilities.astype(jnp.float32)
 
 
 def random(
@@ -62,12 +67,13 @@ def random(
     where: Predicate = kernels,
     key: Array,
 ) -> Mask:
-    """A uniformly random mask with an exact count.
+    """Keep random entries, exactly `round(density * n)` of n, halves rounded up.
 
     Args:
         params: Tree of arrays.
-        density: The fraction to keep, as in `top_k`.
-        scope: "leaf" keeps that fraction of each leaf, "global" of all together.
+        density: The fraction to keep, in [0, 1]: a Python number, a scalar array that
+            may be traced, or, in scope "leaf", a tree of either.
+        scope: "leaf" keeps that fraction of each leaf, "global" of all leaves together.
         where: Which leaves carry a mask.
         key: A typed key; every leaf gets its own.
 
@@ -75,9 +81,10 @@ def random(
         A mask: True keeps, `None` where `where` does not choose.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or the key is not a typed key.
-        ValueError: If density or scope is as `top_k` refuses it, or `where` chooses
-            nothing.
+        TypeError: If a chosen leaf is not floating, the density not a number, `where`
+            not a function, or the key not a typed key.
+        ValueError: If the density is outside [0, 1] or nan, a tree of densities does
+            not fit, the scope is unknown, or `where` chooses nothing.
 
     Example:
         >>> params = {"w": jnp.ones((4, 5))}
@@ -88,20 +95,21 @@ def random(
     fn = "maskjax.select.random"
     checks.typed_key(key, fn=fn)
     checks.chosen(params, where, fn=fn)
-    scores = _random_scores(params, where=where, key=key)
+    scores = random_scores(params, where=where, key=key)
     return choose(scores, Keep, density, scope, Entries(), fn=fn)[0]
 
 
 def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
-    """A random mask that keeps as many entries as another one.
+    """Keep random entries, as many as another mask keeps.
 
     Args:
-        mask: A mask, packed or not. Along an axis of 1 entries go on sharing decisions.
+        mask: A mask, packed or not. Entries along an axis of 1 share their decision in
+            the result too.
         scope: "leaf" keeps the count of each leaf, "global" that of all together.
         key: A typed key; every leaf gets its own.
 
     Returns:
-        A mask shaped like `mask`, uniformly random among those of its counts.
+        A mask shaped like `mask`: True keeps.
 
     Raises:
         TypeError: If a leaf is neither boolean nor packed, or the key is not typed.
@@ -125,5 +133,5 @@ def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
     checks.floating_scores(shapes, fn=fn, name="mask")
     searched = [alive] if scope == "global" else jax.tree.leaves(alive)
     counts = [algebra.count(part) for part in searched]
-    scores = _random_scores(shapes, where=_every_leaf, key=key)
+    scores = random_scores(shapes, where=every_leaf, key=key)
     return choose_count(scores, counts, scope, fn=fn)

@@ -1,6 +1,4 @@
-"""Masks from masks: what rounds of pruning, and of growing, do to one.
-
-Part of `maskjax.select`, which exports what is here.
+"""Masks changed by scores: cut down, filled up, and pruned in rounds.
 
 >>> mask = {"w": jnp.array([True, True, True, False])}
 >>> select.drop({"w": jnp.array([3.0, 1.0, 2.0, 9.0])}, mask, rate=1 / 3)
@@ -16,7 +14,8 @@ from jax import lax
 from maskjax import masking
 from maskjax._core import checks
 from maskjax._core.trees import Density, Mask, Params, Scores
-from maskjax.select._choice import Scope, choose, everything
+from maskjax.select._choice import choose, full
+from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep, Leave
 from maskjax.structure import Entries, Structure
 
@@ -29,25 +28,27 @@ def drop(
     scope: Scope = "leaf",
     structure: Structure = Entries(),
 ) -> Mask:
-    """What is left of a mask without the lowest scores: one round of pruning.
+    """Remove the lowest scores from a mask: one round of pruning.
 
     Args:
-        scores: As in `top_k`.
-        mask: What is alive, a mask with a leaf for every leaf of scores.
-        rate: The fraction of what is alive that is removed, in [0, 1]: exactly
-            `round(rate * alive)` go, halves rounded up. A number, a scalar array that
-            may be traced, or, with scope "leaf", a tree of them like `scores`.
-        scope: "leaf" ranks each leaf on its own, "global" all of them together.
-        structure: What is decided together; of decisions, those count of which at least
-            one entry is alive.
+        scores: Tree of floating leaves, `None` where a parameter is left alone. Higher
+            is kept.
+        mask: What is alive: a mask with a leaf for every leaf of `scores`.
+        rate: The fraction of what is alive to remove, in [0, 1]: exactly
+            `round(rate * alive)`, halves rounded up. A number, a scalar array that may
+            be traced, or, in scope "leaf", a tree of either like `scores`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What is removed together, and counts as one. A block or unit is alive
+            if at least one of its entries is.
 
     Returns:
         A mask shaped like `scores`, within `mask`: True keeps.
 
     Raises:
-        TypeError: If a leaf of `scores` is not floating, or the rate is not a number.
-        ValueError: If the rate is outside [0, 1] or nan, the scope unknown, a leaf does
-            not fit the structure, or the mask or a tree of rates the scores.
+        TypeError: If a leaf of `scores` is not floating, `rate` not a number, or
+            `structure` not a value such as `structure.Units()`.
+        ValueError: If `rate` is outside [0, 1] or nan, `scope` unknown, a leaf does not
+            fit the structure, or the mask or a tree of rates does not fit the scores.
 
     Example:
         >>> mask = {"w": jnp.array([True, True, True, False])}
@@ -71,22 +72,28 @@ def shrink(
     scope: Scope = "leaf",
     structure: Structure = Entries(),
 ) -> Mask:
-    """A mask cut down to a density: what is removed stays removed.
+    """Cut a mask down to a density: what is removed stays removed.
 
     Args:
-        scores: As in `top_k`.
-        mask: What is alive, a mask with a leaf for every leaf of scores.
-        density: As in `top_k`, a fraction of all entries, alive or not.
-        scope: As in `top_k`.
-        structure: As in `top_k`.
+        scores: Tree of floating leaves, `None` where a parameter is left alone. Higher
+            is kept.
+        mask: What is alive: a mask with a leaf for every leaf of `scores`.
+        density: The fraction of all entries, alive or not, to keep, in [0, 1]. A
+            number, a scalar array that may be traced, or, in scope "leaf", a tree of
+            either like `scores`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What is kept or removed together, and counts as one.
 
     Returns:
-        A mask within `mask`, True keeps: the highest scores, exactly
-        `round(density * n)` of all n, or as many as are alive if they are fewer.
+        A mask within `mask`, True keeps: exactly `round(density * n)` of all n, halves
+        rounded up, or all that is alive if that is less.
 
     Raises:
-        TypeError: As in `top_k`.
-        ValueError: As in `top_k`.
+        TypeError: If a leaf of `scores` is not floating, `density` not a number, or
+            `structure` not a value such as `structure.Units()`.
+        ValueError: If `density` is outside [0, 1] or nan, `scope` unknown, a leaf does
+            not fit the structure, or the mask or a tree of densities does not fit the
+            scores.
 
     Example:
         >>> mask = {"w": jnp.array([True, True, True, False])}
@@ -110,22 +117,28 @@ def grow(
     scope: Scope = "leaf",
     structure: Structure = Entries(),
 ) -> Mask:
-    """A mask filled up to a density with the highest-scored others.
+    """Fill a mask up to a density with the highest scores of the other entries.
 
     Args:
-        scores: As in `top_k`. Those of entries that are alive do not matter.
-        mask: What is alive, a mask with a leaf for every leaf of scores.
-        density: As in `top_k`, a fraction of all entries, alive or not.
-        scope: As in `top_k`.
-        structure: As in `top_k`.
+        scores: Tree of floating leaves, `None` where a parameter is left alone. Higher
+            is kept. Scores of entries that are alive do not matter.
+        mask: What is alive: a mask with a leaf for every leaf of `scores`.
+        density: The fraction of all entries, alive or not, to keep, in [0, 1]. A
+            number, a scalar array that may be traced, or, in scope "leaf", a tree of
+            either like `scores`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What grows together, and counts as one.
 
     Returns:
-        A mask that holds `mask`, True keeps: exactly `round(density * n)` entries of
-        all n, or `mask` itself if it has more.
+        A mask that contains `mask`, True keeps: exactly `round(density * n)` of all n,
+        halves rounded up, or `mask` itself if that has more.
 
     Raises:
-        TypeError: As in `top_k`.
-        ValueError: As in `top_k`.
+        TypeError: If a leaf of `scores` is not floating, `density` not a number, or
+            `structure` not a value such as `structure.Units()`.
+        ValueError: If `density` is outside [0, 1] or nan, `scope` unknown, a leaf does
+            not fit the structure, or the mask or a tree of densities does not fit the
+            scores.
 
     Example:
         >>> mask = {"w": jnp.array([True, False, False, False])}
@@ -150,26 +163,29 @@ def iterative_top_k(
     scope: Scope = "global",
     structure: Structure = Entries(),
 ) -> Mask:
-    """A density reached in rounds, each scoring what the last one left.
+    """Prune in rounds, each of which scores what the last one left.
 
     Round i of n shrinks the mask to `density ** (i / n)` by the scores of the masked
     parameters, all in one `lax.scan`. Criteria that look at the whole network, such as
-    `score.synflow`, need it: in one shot they may remove a whole layer.
+    `score.synflow`, need rounds: in one shot they may remove a whole layer.
 
     Args:
-        score: From parameters to scores.
+        score: A function from parameters to scores.
         params: Tree of arrays.
-        density: The fraction to keep in the end, in [0, 1]. May be traced.
-        rounds: How many rounds, at least 1.
-        scope: As in `top_k`.
-        structure: As in `top_k`.
+        density: The fraction to keep in the end, in [0, 1]: a number, or a scalar array
+            that may be traced.
+        rounds: The number of rounds, at least 1.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What is kept or removed together, and counts as one.
 
     Returns:
         A mask: True keeps, `None` where there are no scores.
 
     Raises:
-        TypeError: As in `top_k`.
-        ValueError: As in `top_k`, or if `rounds` is less than 1.
+        TypeError: If a score is not floating, `density` not a number, `rounds` not a
+            whole number, or `structure` not a value such as `structure.Units()`.
+        ValueError: If `density` is outside [0, 1] or nan, `rounds` less than 1, `scope`
+            unknown, or a leaf does not fit the structure.
 
     Example:
         >>> params = {"w": jnp.array([[3.0, -1.0], [0.5, -2.0]])}
@@ -189,8 +205,9 @@ def iterative_top_k(
         scores = score(masking.apply(params, mask))
         return shrink(scores, mask, density=to, scope=scope, structure=structure)
 
-    mask = everything(jax.eval_shape(score, params), structure, fn=fn)
+    mask = full(jax.eval_shape(score, params), structure, fn=fn)
     fractions = jnp.arange(1, rounds, dtype=jnp.float32) / jnp.float32(rounds)
     steps = jnp.asarray(density, jnp.float32) ** fractions
     mask, _ = lax.scan(lambda m, to: (shrunk(m, to), None), mask, steps)
-    return shrunk(mask, density)  # apart, for a count that is exact whatever the size
+    # The last round stands apart: `density` itself, as a number, gives an exact count.
+    return shrunk(mask, density)

@@ -1,35 +1,34 @@
 """The k largest of many floats, exactly and without sorting.
 
-A float's bits, read as an integer, keep its order; the k-th largest entry is found by
-narrowing an interval of integers, counting in each pass over the data how many entries
-reach a few pivots. Counting is a reduction: it copies nothing across leaves (their
-counts are added), gathers nothing across devices (scalars are all-reduced), takes a
-traced k, and maps over members. Equal entries are separated the same way, by position.
+Algorithm (numbers match the comments below):
+  1. read each float as an integer key of the same order
+  2. start from an interval of keys that contains the k-th largest
+  3. narrow it: count how many entries reach a few pivots, in each pass over the data
+  4. among entries equal to the k-th largest, find the first ones by position, likewise
+
+Counting is a reduction. It copies nothing across leaves (their counts are added),
+gathers nothing across devices (scalars are all-reduced), takes a traced k, and maps
+over members.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax._core.trees import Array
 from maskjax.select._count import fold, tally
+from maskjax.select._keys import (
+    from_order_key,
+    from_unsigned,
+    lowest,
+    order_key,
+    to_unsigned,
+)
+from maskjax.select._narrow import Interval, narrow
 from maskjax.select._quota import Quota
-
-
-class Interval(NamedTuple):
-    """Unsigned integers [low, high) that hold the answer, and what reaches both ends.
-
-    The counts satisfy at_low >= k >= at_high. All four have the shape of k.
-    """
-
-    low: Array
-    high: Array
-    at_low: Array
-    at_high: Array
 
 
 def top_k(
@@ -44,149 +43,162 @@ def top_k(
 
     Args:
         leaves: Floating arrays of any shapes.
-        alive: For each, the entries that count, a boolean array of its shape, or None
-            for all of them.
-        quotas: For each search, how many it keeps of those that count.
-        joint: One search over all leaves in order, or one for each leaf.
-        guess: For each search, a scalar near which its last kept score is expected.
+        alive: For each leaf, a boolean array of its shape, True for the entries that
+            count, or None if all of them do.
+        quotas: For each search, how many of the entries that count it keeps.
+        joint: True for one search over all leaves in order, False for one per leaf.
+        guess: For each search, a scalar close to its last kept score.
 
     Returns:
         For each leaf, a boolean array of its shape, True for the chosen; and a scalar
         of its dtype that separates: nothing chosen is below it, nothing else above.
     """
-    search = _Searches(leaves, joint=joint)
-    wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
-    real = jnp.dtype("float64" if wide else "float32")
-    key = jnp.dtype("int64" if wide else "int32")
+    data = _Data(leaves, alive, joint=joint)
+    extremes_needed = guess is None or any(a is not None for a in alive)
+    whole, sizes = data.whole(read=extremes_needed)  # 2.
+    k = data.vector([q.of(n) for q, n in zip(quotas, sizes, strict=True)])
+    first = None
+    if guess is not None:
+        first = _around(jnp.stack([one.astype(data.real) for one in guess]))
+    found = narrow(data.reaching, whole, k, first)  # 3.
+    cut = _cut(found, k, data.key)
+    run = narrow(  # 4.
+        lambda positions: data.early(cut.last, positions),
+        data.positions(found),
+        cut.missing,
+    )
+    position = jnp.where(run.at_high == cut.missing, run.high, run.low)
+    chosen = data.chosen(cut, position.astype(data.count_dtype))
+    return chosen, data.cutoffs(cut)
 
-    def keys_at(*values: Any) -> tuple[Any, ...]:
+
+class _Cut(NamedTuple):
+    """Where searches cut: entries that reach `sure`, and the first that equal `last`.
+
+    Attributes:
+        sure: Keys from which on everything is chosen.
+        last: Keys of which only some are.
+        missing: How many of those that equal `last` are chosen.
+    """
+
+    sure: Array
+    last: Array
+    missing: Array
+
+
+def _cut(found: Interval, k: Array, key: jnp.dtype) -> _Cut:
+    exact = (found.at_low == k) & (found.at_high != k)
+    sure = from_unsigned(jnp.where(exact, found.low, found.high), key)
+    last = from_unsigned(found.low, key)
+    return _Cut(sure, last, jnp.where(exact, 0, k - found.at_high))
+
+
+class _Data:
+    """The leaves, which search each belongs to, and what one pass over them answers.
+
+    Numbers of each search are vectors [S]. Positions of a search's entries count down
+    to 1 at the end, so that earlier entries are higher.
+    """
+
+    def __init__(
+        self, leaves: Sequence[Array], alive: Sequence[Array | None], *, joint: bool
+    ):
+        self.leaves = tuple(leaves)
+        self.alive = alive
+        wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
+        self.real = jnp.dtype("float64" if wide else "float32")
+        self.key = jnp.dtype("int64" if wide else "int32")
+        self.owner = [0] * len(leaves) if joint else list(range(len(leaves)))
+        self.number = 1 if joint else len(leaves)
+        self.sizes = self.sums([x.size for x in leaves])
+        self.count_dtype = jnp.dtype(
+            "int32" if max(self.sizes) < 2**31 - 1 else "int64"
+        )
+
+    def keys_at(self, *values: Any) -> tuple[Any, ...]:
         """The values, and the leaves' keys as functions computed where they are used.
 
         The barrier ties the keys to the values. Without it XLA computes the keys once
         and stores them: writing and faulting in memory as large as the scores costs
         more than all the passes that would read it.
         """
-        tied, values = lax.optimization_barrier((tuple(leaves), values))
-        order = lambda i: order_key(tied[i].astype(real), alive[i])  # noqa: E731
+        tied, values = lax.optimization_barrier((self.leaves, values))
+
+        def order(i: int) -> Array:  # 1.
+            return order_key(tied[i].astype(self.real), self.alive[i])
+
         return order, *values
 
-    sizes: list[int | Array] = [x.size for x in leaves]
-    if guess is None or any(a is not None for a in alive):
-        order, _ = keys_at(jnp.zeros(()))
-        ends = [
-            _extremes(order(i), alive[i], search.count_dtype)
-            for i in range(len(leaves))
-        ]
-        low = search.over_leaves(jnp.minimum, [low for low, _, _ in ends])
-        high = search.over_leaves(jnp.maximum, [high for _, high, _ in ends])
-        sizes = [size for _, _, size in ends]
-    else:
-        low = jnp.full(search.number, _lowest(key) + 1, key)
-        high = jnp.full(search.number, -_lowest(key) - 2, key)
-    alive_counts = search.sums(sizes)
-    k = search.vector([q.of(n) for q, n in zip(quotas, alive_counts, strict=True)])
-    none = _zeros(low, search.count_dtype)
-    whole = Interval(
-        _to_unsigned(low),
-        _to_unsigned(high) + 1,
-        search.vector(alive_counts) + none,
-        none,
-    )
+    def whole(self, *, read: bool) -> tuple[Interval, list[int | Array]]:
+        """The keys of all that counts, and how many count in each search.
 
-    def reaching(pivots: list[Array]) -> list[Array]:
-        order, below = keys_at([_from_unsigned(p, key) - 1 for p in pivots])
-        return search.counts(lambda i: [order(i) > search.of(b, i) for b in below])
+        Args:
+            read: Whether to find the extremes in a pass over the data. Needed where
+                only some entries count, and worth it without a guess.
+        """
+        sizes: list[int | Array] = [x.size for x in self.leaves]
+        if read:
+            order, _ = self.keys_at(jnp.zeros(()))
+            ends = [
+                _extremes(order(i), alive, self.count_dtype)
+                for i, alive in enumerate(self.alive)
+            ]
+            low = self.over_leaves(jnp.minimum, [low for low, _, _ in ends])
+            high = self.over_leaves(jnp.maximum, [high for _, high, _ in ends])
+            sizes = [size for _, _, size in ends]
+        else:
+            low = jnp.full(self.number, lowest(self.key) + 1, self.key)
+            high = jnp.full(self.number, -lowest(self.key) - 2, self.key)
+        counted = self.sums(sizes)
+        none = _zeros(low, self.count_dtype)
+        all_of_them = self.vector(counted) + none
+        interval = Interval(to_unsigned(low), to_unsigned(high) + 1, all_of_them, none)
+        return interval, counted
 
-    first = None
-    if guess is not None:
-        first = _around(jnp.stack([one.astype(real) for one in guess]))
-    found = _narrow(reaching, whole, k, first)
+    def reaching(self, pivots: list[Array]) -> list[Array]:
+        """How many keys reach each pivot."""
+        order, below = self.keys_at([from_unsigned(p, self.key) - 1 for p in pivots])
+        return self.counts(lambda i: [order(i) > self.of(b, i) for b in below])
 
-    # Everything that reaches `sure` is chosen, and of what equals `last` enough to make
-    # up k. Positions count down to 1 at the end, so that earlier ones are higher.
-    exact = (found.at_low == k) & (found.at_high != k)
-    sure = _from_unsigned(jnp.where(exact, found.low, found.high), key)
-    last = _from_unsigned(found.low, key)
-    missing = jnp.where(exact, 0, k - found.at_high)
+    def positions(self, found: Interval) -> Interval:
+        """The positions of all entries, of which those inside an interval count."""
+        equals = found.at_low - found.at_high
+        first = _zeros(equals, found.low.dtype) + 1
+        last = first * jnp.array(self.sizes, found.low.dtype)
+        return Interval(first, last + 1, equals, _zeros(equals, self.count_dtype))
 
-    def early(cuts: list[Array]) -> list[Array]:
-        cuts = [c.astype(search.count_dtype) for c in cuts]
-        order, cuts, value, start = keys_at(cuts, last, starts)
-        return search.counts(
+    def early(self, last: Array, positions: list[Array]) -> list[Array]:
+        """How many entries that equal `last` reach each position."""
+        positions = [p.astype(self.count_dtype) for p in positions]
+        order, positions, last, starts = self.keys_at(positions, last, self.starts())
+        return self.counts(
             lambda i: [
-                (order(i) == search.of(value, i))
-                & (search.position(i, start) >= search.of(cut, i))
-                for cut in cuts
+                (order(i) == self.of(last, i))
+                & (self.position(i, starts) >= self.of(p, i))
+                for p in positions
             ]
         )
 
-    starts = search.vector(search.starts)
-    equals = found.at_low - found.at_high
-    first_position = _zeros(equals, found.low.dtype) + 1
-    last_position = first_position * jnp.array(
-        search.sums(search.sizes), found.low.dtype
-    )
-    tied = Interval(
-        first_position,
-        last_position + 1,
-        equals,
-        _zeros(equals, search.count_dtype),
-    )
-    run = _narrow(early, tied, missing)
-    cut = jnp.where(run.at_high == missing, run.high, run.low)
-    cut = cut.astype(search.count_dtype)
-    order, sure, last, cut, start = keys_at(sure, last, cut, starts)
-    chosen = [
-        (order(i) >= search.of(sure, i))
-        | (
-            (order(i) == search.of(last, i))
-            & (search.position(i, start) >= search.of(cut, i))
+    def chosen(self, cut: _Cut, position: Array) -> list[Array]:
+        """For each leaf, True for what reaches the cut."""
+        order, sure, last, position, starts = self.keys_at(
+            cut.sure, cut.last, position, self.starts()
         )
-        for i in range(len(leaves))
-    ]
-    cutoff = jnp.where(missing > 0, last, sure)
-    cutoffs = [
-        _from_order_key(search.of(cutoff, i), x.dtype) for i, x in enumerate(leaves)
-    ]
-    return chosen, cutoffs
+        return [
+            (order(i) >= self.of(sure, i))
+            | (
+                (order(i) == self.of(last, i))
+                & (self.position(i, starts) >= self.of(position, i))
+            )
+            for i in range(len(self.leaves))
+        ]
 
-
-class _Searches:
-    """Which search each leaf belongs to; per-search values are vectors [S]."""
-
-    def __init__(self, leaves: Sequence[Array], *, joint: bool):
-        self.shapes = [x.shape for x in leaves]
-        self.sizes = [x.size for x in leaves]
-        self.owner = [0] * len(leaves) if joint else list(range(len(leaves)))
-        self.number = 1 if joint else len(leaves)
-        largest = max(self.sums(self.sizes))
-        remaining = self.sums(self.sizes)
-        self.starts = []
-        for owner, size in zip(self.owner, self.sizes, strict=True):
-            self.starts.append(remaining[owner])
-            remaining[owner] -= size
-        self.count_dtype = jnp.dtype("int32" if largest < 2**31 - 1 else "int64")
-
-    def of(self, per_search: Array, leaf: int) -> Array:
-        return per_search[self.owner[leaf]]
-
-    def vector(self, values: Sequence[ArrayLike]) -> Array:
-        numbers = [jnp.asarray(v) for v in values]
-        if all(jnp.issubdtype(v.dtype, jnp.integer) for v in numbers):
-            numbers = [v.astype(self.count_dtype) for v in numbers]
-        return jnp.stack(numbers)
-
-    def sums(self, per_leaf: Sequence[int | Array]) -> list[int | Array]:
-        totals: list[int | Array] = [0] * self.number
-        for owner, value in zip(self.owner, per_leaf, strict=True):
-            totals[owner] = totals[owner] + value
-        return totals
-
-    def over_leaves(self, merge: Callable, per_leaf: list[Array]) -> Array:
-        merged: dict[int, Array] = {}
-        for owner, value in zip(self.owner, per_leaf, strict=True):
-            merged[owner] = merge(merged[owner], value) if owner in merged else value
-        return jnp.stack([merged[owner] for owner in range(self.number)])
+    def cutoffs(self, cut: _Cut) -> list[Array]:
+        """For each leaf, the score at which its search cut."""
+        key = jnp.where(cut.missing > 0, cut.last, cut.sure)
+        return [
+            from_order_key(self.of(key, i), x.dtype) for i, x in enumerate(self.leaves)
+        ]
 
     def counts(self, flags: Callable[[int], list[Array]]) -> list[Array]:
         """Flags of each leaf to counts of each search, one vector for each flag."""
@@ -195,82 +207,52 @@ class _Searches:
             self.over_leaves(jnp.add, list(kind)) for kind in zip(*leaves, strict=True)
         ]
 
+    def starts(self) -> Array:
+        """For each leaf, the position of its first entry."""
+        remaining, starts = list(self.sizes), []
+        for owner, x in zip(self.owner, self.leaves, strict=True):
+            starts.append(remaining[owner])
+            remaining[owner] -= x.size
+        return self.vector(starts)
+
     def position(self, leaf: int, starts: Array) -> Array:
-        """Each entry's flat position in its search, counted down to 1 at the end."""
-        position = starts[leaf]
-        stride = self.sizes[leaf]
-        for axis, length in enumerate(self.shapes[leaf]):
+        """The position of each entry of a leaf in its search."""
+        position, x = starts[leaf], self.leaves[leaf]
+        stride = x.size
+        for axis, length in enumerate(x.shape):
             stride //= max(length, 1)
-            shape = self.shapes[leaf]
-            position -= lax.broadcasted_iota(self.count_dtype, shape, axis) * stride
+            position -= lax.broadcasted_iota(self.count_dtype, x.shape, axis) * stride
         return position
 
+    def of(self, per_search: Array, leaf: int) -> Array:
+        """The number of the search that a leaf belongs to."""
+        return per_search[self.owner[leaf]]
 
-def _narrow(
-    count: Callable[[list[Array]], list[Array]],
-    interval: Interval,
-    k: Array,
-    first: list[Array] | None = None,
-) -> Interval:
-    """Shrink an interval until the count at one end is k, or one integer is left.
+    def vector(self, values: Sequence[ArrayLike]) -> Array:
+        """Scalars as a vector, integers in the dtype of counts."""
+        numbers = [jnp.asarray(v) for v in values]
+        if all(jnp.issubdtype(v.dtype, jnp.integer) for v in numbers):
+            numbers = [v.astype(self.count_dtype) for v in numbers]
+        return jnp.stack(numbers)
 
-    Args:
-        count: From pivots to how many entries reach each; all shaped like `k`.
-        interval: Where to look.
-        k: The wanted counts, one for each independent search.
-        first: Pivots to begin with.
+    def sums(self, per_leaf: Sequence[int | Array]) -> list[Any]:
+        """The sum over each search's leaves."""
+        totals: list[Any] = [0] * self.number
+        for owner, value in zip(self.owner, per_leaf, strict=True):
+            totals[owner] = totals[owner] + value
+        return totals
 
-    Returns:
-        The final interval. Each pass quarters it at least, so that 32-bit keys take at
-        most 17 passes whatever the data; the counts at both ends say where to look
-        next, so that smooth data take about eight.
-    """
-
-    def unfinished(state: Interval) -> Array:
-        return (state.high - state.low > 1) & (state.at_low != k) & (state.at_high != k)
-
-    def update(state: Interval, pivots: list[Array]) -> Interval:
-        low, high, at_low, at_high = state
-        for pivot, reached in zip(pivots, count(pivots), strict=True):
-            enough = reached >= k
-            low = jnp.where(enough, jnp.maximum(low, pivot), low)
-            high = jnp.where(enough, high, jnp.minimum(high, pivot))
-            at_low = jnp.where(enough, jnp.minimum(at_low, reached), at_low)
-            at_high = jnp.where(enough, at_high, jnp.maximum(at_high, reached))
-        return Interval(low, high, at_low, at_high)
-
-    if first is not None:
-        ends = interval.low + 1, jnp.maximum(interval.high, 1) - 1
-        interval = update(interval, [jnp.clip(p, *ends) for p in first])
-    return lax.while_loop(
-        lambda state: jnp.any(unfinished(state)),
-        lambda state: update(state, _pivots(state, k)),
-        interval,
-    )
-
-
-def _pivots(interval: Interval, k: Array) -> list[Array]:
-    """Three that quarter the interval, and two around where k should be.
-
-    The two lie one standard deviation of the rank of a uniform sample to either side
-    of the interpolated rank. Five comparisons take hardly longer than one, since the
-    pass is bound by memory; measured, more pivots cost more than the passes they save.
-    """
-    low, high, at_low, at_high = interval
-    span = high - low
-    inside = (at_low - at_high).astype(jnp.float32)
-    rank = ((at_low - k).astype(jnp.float32) + 0.5) / (inside + 1)
-    spread = jnp.sqrt(rank * (1 - rank) / jnp.maximum(inside, 1)) + 1 / (inside + 1)
-    offsets = [span // 4, span // 2, span - span // 4]
-    for fraction in (rank - spread, rank + spread):
-        fraction = jnp.clip(fraction, 0.0, 0.999)
-        offsets.append((fraction * span.astype(jnp.float32)).astype(span.dtype))
-    return [low + jnp.clip(offset, 1, jnp.maximum(span, 2) - 1) for offset in offsets]
+    def over_leaves(self, merge: Callable, per_leaf: list[Array]) -> Array:
+        """The values of each search's leaves, merged."""
+        merged: dict[int, Array] = {}
+        for owner, value in zip(self.owner, per_leaf, strict=True):
+            merged[owner] = merge(merged[owner], value) if owner in merged else value
+        return jnp.stack([merged[owner] for owner in range(self.number)])
 
 
 def _around(guess: Array) -> list[Array]:
     """Pivots at a guess and at relative distances of about 2**-11, 2**-7 and 2**-3."""
-    center = _to_unsigned(order_key(guess, None))
+    center = to_unsigned(order_key(guess, None))
     steps = [1 << (jnp.finfo(guess.dtype).nmant - bits) for bits in (11, 7, 3)]
     return [center, *(center + s for s in steps), *(center - s for s in steps)]
 
@@ -294,44 +276,3 @@ def _zeros(x: Array, dtype: jnp.dtype) -> Array:
     A loop's state has to enter it as it leaves it, which depends on the data.
     """
     return (x ^ x).astype(dtype)
-
-
-def _lowest(key: jnp.dtype) -> int:
-    return int(jnp.iinfo(key).min)
-
-
-def order_key(x: Array, alive: Array | None) -> Array:
-    """Integers in the order of the floats: -0.0 ties with 0.0, nan is below -inf.
-
-    What is not alive is below everything. It is integer arithmetic throughout, since
-    comparing floats flushes subnormal numbers to zero on some backends.
-    """
-    if jnp.finfo(x.dtype).bits < 32:
-        x = x.astype(jnp.float32)
-    key = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
-    infinity = int(np.array(np.inf, x.dtype).view(key))
-    bits = lax.bitcast_convert_type(x, key)
-    magnitude = bits & int(jnp.iinfo(key).max)
-    ordered = jnp.where(bits < 0, -magnitude, magnitude)
-    ordered = jnp.where(magnitude > infinity, _lowest(key) + 1, ordered)
-    return ordered if alive is None else jnp.where(alive, ordered, _lowest(key))
-
-
-def _from_order_key(key: Array, dtype: jnp.dtype) -> Array:
-    magnitude = jnp.where(key < 0, -key, key)
-    bits = jnp.where(key < 0, magnitude | _lowest(key.dtype), magnitude)
-    wide = jnp.dtype("float64" if key.dtype == jnp.int64 else "float32")
-    return lax.bitcast_convert_type(bits, wide).astype(dtype)
-
-
-def _to_unsigned(key: Array) -> Array:
-    dtype = jnp.dtype(f"u{key.dtype.name}")
-    return lax.bitcast_convert_type(key, dtype) ^ _sign_bit(dtype)
-
-
-def _from_unsigned(value: Array, key: jnp.dtype) -> Array:
-    return lax.bitcast_convert_type(value ^ _sign_bit(value.dtype), key)
-
-
-def _sign_bit(dtype: jnp.dtype) -> Array:
-    return jnp.array(1 << (jnp.iinfo(dtype).bits - 1), dtype)

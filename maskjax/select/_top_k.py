@@ -5,14 +5,17 @@
 {'w': Array([ True, False, False], dtype=bool)}
 """
 
+import itertools
 from typing import Any, Literal, overload
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax._core import checks, trees
-from maskjax._core.trees import Density, Mask, Scores
-from maskjax.select._choice import Scope, choose
+from maskjax._core.trees import Array, Density, Mask, Scores
+from maskjax.select._choice import choose
+from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep
 from maskjax.structure import Entries, Structure
 
@@ -139,34 +142,37 @@ def threshold(scores: Scores, *, at: ArrayLike | Scores) -> Mask:
 def reaching(scores: Scores, at: ArrayLike | Scores, *, fn: str) -> Mask:
     """`threshold`, with its errors blamed on `fn`."""
     checks.floating_scores(scores, fn=fn)
-    leaves, treedef = trees.mask_leaves(scores)
+    leaves, treedef = jax.tree.flatten(scores, is_leaf=trees.is_mask_leaf)
     if trees.is_single(at):
-        at = treedef.unflatten([None if x is None else at for _, x in leaves])
+        at = treedef.unflatten([None if x is None else at for x in leaves])
     names = ("scores", "at")
-    triples = checks.matched(scores, at, fn=fn, names=names, is_leaf=trees.is_mask_leaf)
-    scored = [triple for triple in triples if triple[1] is not None]
-    checks.raise_all(
-        (f"{path}: {checks.kind_of(x)}" for path, _, x in scored if not _is_level(x)),
-        f"`{fn}` needs `at` as a number, or a tree with a number for every score",
-        TypeError,
-    )
-    checks.raise_all(
-        (
-            f"{path}: at {jnp.shape(x)}, scores {s.shape}"
-            for path, s, x in scored
-            if jnp.shape(x) and not checks.fits(jnp.shape(x), s.shape)
-        ),
-        f"`{fn}` needs `at` as scalars, or shaped like the scores",
-    )
+    pairs = checks.rows(scores, at, fn=fn, names=names, is_leaf=trees.is_mask_leaf)
+    for fine, needs, kind in (
+        (_is_level, "`at` as a number, or a tree with a number per score", TypeError),
+        (_fits, "`at` as scalars, or shaped like the scores", ValueError),
+    ):
+        wrong = [s is not None and not fine(s, level) for s, level in pairs]
+        if any(wrong):
+            named = zip(trees.paths(scores, trees.is_mask_leaf), pairs, strict=True)
+            lines = [f"{path}: {checks.kind_of(level)}" for path, (_, level) in named]
+            lines = itertools.compress(lines, wrong)
+            raise checks.listing(lines, f"`{fn}` needs {needs}", kind)
     return treedef.unflatten(
-        [
-            None if s is None else s >= jnp.asarray(x).astype(s.dtype)
-            for _, s, x in triples
-        ]
+        [None if s is None else _reaches(s, level) for s, level in pairs]
     )
 
 
-def _is_level(x: Any) -> bool:
+def _is_level(_: Array, x: Any) -> bool:
     if not checks.shaped(x):
         return checks.is_number(x)
     return any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer))
+
+
+def _fits(scores: Array, level: Any) -> bool:
+    shape = jnp.shape(level)
+    return not shape or checks.fits(shape, scores.shape)
+
+
+@jax.jit
+def _reaches(s: Array, level: ArrayLike) -> Array:
+    return s >= jnp.asarray(level).astype(s.dtype)

@@ -1,0 +1,148 @@
+"""What an optimizer needs when a mask grows: gradients, and moments that restart.
+
+>>> params = {"w": jnp.ones((4, 4))}
+>>> rigl = optim.rigl(0.25, rate=0.5, every=1, key=jax.random.key(0))
+>>> optimizer = optim.with_gradients(optax.chain(optax.adam(0.1), rigl))
+>>> updates, state = optimizer.update(params, optimizer.init(params), params)
+>>> int(optim.mask_of(state)["w"].sum())
+4
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maskjax import packing
+from maskjax._core import checks
+from maskjax._core.trees import Array, Mask, Params
+from maskjax.optim._state import absent, by_paths, is_leaf, is_masked_out, states
+
+
+def with_gradients(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Pass gradients to every transformation, and reset moments where a mask changes.
+
+    `rigl`, and scores of `prune` that use gradients, need the gradients before the
+    other transformations change them. They arrive as the extra argument `gradients`.
+    Where a mask has changed, moments restart, see `reset_moments`. Wrappers that
+    accumulate gradients, such as `optax.MultiSteps`, go around this one.
+
+    Args:
+        optimizer: A chain that ends with `prune`, `set_` or `rigl`.
+
+    Returns:
+        A transformation with the state of `optimizer`.
+
+    Example:
+        >>> params = {"w": jnp.ones((4, 4))}
+        >>> rigl = optim.rigl(0.25, rate=0.5, every=1, key=jax.random.key(0))
+        >>> optimizer = optim.with_gradients(optax.chain(optax.adam(0.1), rigl))
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(params, state, params)
+        >>> int(optim.mask_of(state)["w"].sum())
+        4
+    """
+    fn = "maskjax.optim.with_gradients"
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        extra_args = {"gradients": updates} | extra_args
+        updates, after = optimizer.update(updates, state, params, **extra_args)
+        if params is None:
+            return updates, after
+        masks = [
+            (a.mask, b.mask) for a, b in zip(states(state), states(after), strict=True)
+        ]
+        moved = [pair for pair in masks if pair[0] is not pair[1]]
+        initial = optimizer.init(params) if moved else ()
+        for before, now in moved:
+            after = reset_moments(after, initial, before, now)
+            if any(map(is_masked_out, jax.tree.leaves(now, is_leaf=is_leaf))):
+                # Transformations beside its own may have seen all parameters.
+                whole = [by_paths(params, mask, fn=fn) for mask in (before, now)]
+                after = reset_moments(after, initial, *whole)
+        return updates, after
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def reset_moments(
+    opt_state: optax.OptState, initial: optax.OptState, before: Mask, after: Mask
+) -> optax.OptState:
+    """An optimizer's state, with moments reset where a mask has changed.
+
+    Wherever the state contains a tree of the masks' structure (momentum, second
+    moments, step sizes, averages), entries of its floating arrays whose mask has
+    changed are set to their initial values. Everything else, such as step counts and
+    the factored moments of `optax.adafactor`, stays as it is.
+
+    Args:
+        opt_state: The state of any optimizer.
+        initial: The state that the optimizer's `init` returns.
+        before: The mask before, boolean or packed.
+        after: The mask after, of the same structure.
+
+    Returns:
+        A state like `opt_state`.
+
+    Raises:
+        TypeError: If a leaf of a mask is neither boolean nor packed.
+        ValueError: If the masks, or the states, differ in structure.
+
+    Example:
+        >>> optimizer = optax.sgd(1.0, momentum=0.9)
+        >>> params = {"w": jnp.array([[1.0, 2.0]])}
+        >>> _, state = optimizer.update(params, optimizer.init(params))
+        >>> before = {"w": jnp.array([[True, False]])}
+        >>> after = {"w": jnp.array([[True, True]])}
+        >>> fresh = optim.reset_moments(state, optimizer.init(params), before, after)
+        >>> jax.tree.leaves(fresh)
+        [Array([[1., 0.]], dtype=float32)]
+
+    References:
+        Evci et al., "Rigging the Lottery", ICML 2020. arXiv:1911.11134, section 3.
+    """
+    fn = "maskjax.optim.reset_moments"
+    for name, mask in (("before", before), ("after", after)):
+        checks.boolean(mask, fn=fn, name=name)
+    before, after = packing.unpack(before), packing.unpack(after)
+    names = ("before", "after")
+    pairs = checks.same_shapes(before, after, fn=fn, names=names, is_leaf=is_leaf)
+    shape = jax.tree.structure(after, is_leaf=is_leaf)
+
+    def like_params(node: Any) -> bool:
+        return jax.tree.structure(node, is_leaf=absent) == shape
+
+    def renewed(node: Any, first: Any) -> Any:
+        if not like_params(node):
+            return node
+        return shape.unflatten(
+            [
+                _reset(x, f, *masks) if _entrywise(x, masks[0]) else x
+                for x, f, masks in zip(
+                    shape.flatten_up_to(node),
+                    shape.flatten_up_to(first),
+                    pairs,
+                    strict=True,
+                )
+            ]
+        )
+
+    return jax.tree.map(renewed, opt_state, initial, is_leaf=like_params)
+
+
+def _entrywise(x: Any, mask: Any) -> bool:
+    """Whether a leaf of the state has the entries of a parameter with a mask."""
+    if absent(mask) or not checks.is_floating(x):
+        return False
+    return checks.fits(mask.shape, x.shape)
+
+
+@jax.jit
+def _reset(x: Array, first: Array, before: Array, after: Array) -> Array:
+    return jnp.where(before != after, first, x)

@@ -1,0 +1,128 @@
+"""Gradual pruning: a mask that shrinks while weights train.
+
+>>> optimizer = optim.prune(0.5)
+>>> state = optimizer.init({"w": jnp.array([[1.0, 2.0]])})
+>>> optim.mask_of(state)
+{'w': Array([[ True,  True]], dtype=bool)}
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maskjax import masking, select
+from maskjax._core import checks
+from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
+from maskjax.optim._state import MaskState
+from maskjax.optim._steps import (
+    Schedule,
+    Score,
+    Transformation,
+    allotted,
+    at_step,
+    bound,
+    check_fractions,
+    params_given,
+    when,
+)
+from maskjax.optim._updates import zeroing
+from maskjax.score import magnitude
+from maskjax.select import Scope
+from maskjax.select._choice import full
+from maskjax.structure import Entries, Structure
+from maskjax.where import kernels
+
+
+def prune(
+    density: Density | Scores | Schedule,
+    *,
+    score: Score = magnitude,
+    every: int | Array = 1,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+    allocation: Callable[..., Scores] | None = None,
+    where: Predicate = kernels,
+) -> Transformation:
+    """Prune gradually while training: by magnitude, or by any other score.
+
+    In step n (the first is 1), whenever `every` divides n, the mask is cut down to
+    `density(n)` by the scores of the parameters that `update` is given. Removed weights
+    stay removed and are exactly zero after every step; a density that rises again
+    changes nothing.
+
+    Args:
+        density: The fraction to keep, in [0, 1]: an optax schedule of the step (usually
+            from 1 down to the final density), a number, or a tree of numbers like the
+            parameters. A schedule may return a tree too.
+        score: Called as `score(params, where=where)` with the arguments that it names.
+            It may also name extra arguments of `update`, such as the `gradients` that
+            `with_gradients` passes.
+        every: The number of steps between two cuts, at least 1.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What is removed together. See `maskjax.structure`.
+        allocation: A function from `(params, density=..., where=...)` to a density for
+            each leaf, such as `allocation.erk`; `None` gives all leaves the same.
+        where: Which leaves carry a mask.
+
+    Returns:
+        A transformation, to be the last of a chain. Its `update` needs `params`.
+
+    Raises:
+        TypeError: If `every` is not a whole number, `density` not a number, `structure`
+            not a value such as `structure.Units()`, or `where` not a function.
+        ValueError: If the density, or the schedule at any power of two, is outside
+            [0, 1]; if `every` is less than 1, `scope` unknown, `where` chooses nothing,
+            a leaf does not fit the structure, or `update` lacks `params` or an argument
+            that `score` names.
+
+    Example:
+        >>> optimizer = optax.chain(optax.sgd(0.1), optim.prune(0.5, every=2))
+        >>> params = {"w": jnp.array([[1.0, 2.0]])}
+        >>> state = optimizer.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update(params, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> params["w"]
+        Array([[0.  , 1.62]], dtype=float32)
+
+    References:
+        Zhu & Gupta, "To prune, or not to prune". arXiv:1710.01878, section 3.
+    """
+    fn = "maskjax.optim.prune"
+    checks.at_least(every, 1, fn=fn, name="every", traceable=True)
+    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
+    checks.structure(structure, fn=fn)
+    checks.predicate(where, fn=fn)
+    check_fractions(density, fn=fn, name="density")
+
+    def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
+        share = allotted(at_step(density, count), allocation, params, where)
+        how = {"density": share, "scope": scope, "structure": structure}
+        return select.shrink(scores, mask, **how)
+
+    def init(params: Params) -> MaskState:
+        worth = checks.chosen_leaves(params, where, fn=fn)
+        count = jnp.zeros((), jnp.int32)
+        mask = full(worth, structure, fn=fn)
+        # Raises if something does not fit, before anything is trained.
+        jax.eval_shape(lambda s, m, p: shrunk(s, m, p, count), worth, mask, params)
+        return MaskState(mask, count)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        params_given(params, fn=fn)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        scored = bound(score, {"where": where} | extra, fn=fn)
+
+        def cut() -> Mask:
+            # Not the parameters after the step: handing updates to a branch would keep
+            # XLA from fusing the optimizer's arithmetic with what is done to them here.
+            now = masking.apply(params, state.mask)
+            return shrunk(scored(now), state.mask, now, count)
+
+        mask = when(count % every == 0, cut, state.mask)
+        return zeroing(updates, params, mask, fn=fn), MaskState(mask, count)
+
+    return Transformation(init, update)

@@ -1,0 +1,303 @@
+"""Sparse training at constant density: weights are dropped, and others grow.
+
+`rigl` and `set_` are one engine with two answers to where weights grow.
+
+>>> optimizer = optim.set_(0.5, rate=0.3, every=100, key=jax.random.key(0))
+>>> state = optimizer.init({"w": jnp.ones((2, 4))})
+>>> int(optim.mask_of(state)["w"].sum())
+4
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maskjax import algebra, masking, select
+from maskjax._core import checks, trees
+from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
+from maskjax.optim._state import MaskState, fitted
+from maskjax.optim._steps import (
+    Schedule,
+    Score,
+    Transformation,
+    allotted,
+    at_step,
+    bound,
+    check_fractions,
+    params_given,
+    when,
+)
+from maskjax.optim._updates import zeroing
+from maskjax.score import magnitude
+from maskjax.score import random as random_scores
+from maskjax.select import Scope
+from maskjax.select._leaves import Leaves
+from maskjax.select._quota import quota
+from maskjax.structure import Entries, NofM, Structure
+from maskjax.where import kernels
+
+# From parameters and extra arguments of `update`, which it checks, to a function from a
+# key to the scores to grow by.
+Growth = Callable[[Params, dict[str, Any]], Callable[[Array], Scores]]
+
+
+def rigl(
+    density: Density | Scores,
+    *,
+    rate: Density | Schedule,
+    every: int | Array,
+    score: Score = magnitude,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+    allocation: Callable[..., Scores] | None = None,
+    regrow: bool = True,
+    where: Predicate = kernels,
+    key: Array,
+) -> Transformation:
+    """Train sparse from the start; drop small weights, grow where gradients are large.
+
+    In step n (the first is 1), whenever `every` divides n, the `rate(n)` lowest-scored
+    of the weights that are alive are dropped, and the same number grows where the dense
+    gradient is largest. Grown weights start at zero. A weight that is dropped and grows
+    back at once keeps its value, as in the authors' code. The number alive never
+    changes. The parameters given to `init` may be dense;
+    `maskjax.apply(params, mask_of(state))` makes them sparse from the first step on.
+
+    Args:
+        density: The fraction of weights that is alive from first to last, in [0, 1]: a
+            number, or a tree of numbers like the parameters.
+        rate: The fraction of what is alive that is dropped each time: a number, or an
+            optax schedule of the step. The paper's is
+            `optax.cosine_decay_schedule(0.3, 3 / 4 * steps)`.
+        every: The number of steps between two changes, at least 1. The paper's is 100.
+        score: What ranks the weights that may be dropped; the lowest are. Called as
+            `score(params, where=where)` with the arguments that it names. It may also
+            name extra arguments of `update`, such as `gradients`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What is dropped, and grows, together. See `maskjax.structure`.
+        allocation: A function from `(params, density=..., where=...)` to a density for
+            each leaf; `None` gives all leaves the same. The paper's is
+            `allocation.erk`.
+        regrow: Whether a weight that is dropped may grow back at once, as in the paper.
+        where: Which leaves carry a mask.
+        key: A typed key for the first mask, which is random.
+
+    Returns:
+        A transformation, to be the last of a chain inside `with_gradients`: its
+        `update` needs `params`, and `gradients` as an extra argument.
+
+    Raises:
+        TypeError: If `every` is not a whole number, a density or rate not a number,
+            `structure` not a value such as `structure.Units()`, `where` not a function,
+            or the key not a typed key.
+        ValueError: If a density or rate (a schedule at any power of two) is outside
+            [0, 1]; if `every` is less than 1, `scope` unknown, `where` chooses nothing,
+            or a leaf does not fit the structure; without `regrow`, if more weights must
+            grow than are free, or the structure is N:M; or if `update` lacks `params`
+            or `gradients`.
+
+    Example:
+        >>> rewire = optim.rigl(0.5, rate=0.5, every=1, key=jax.random.key(0))
+        >>> optimizer = optim.with_gradients(optax.chain(optax.sgd(0.0), rewire))
+        >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+        >>> state = optimizer.init(params)
+        >>> optim.mask_of(state)["w"]
+        Array([[False,  True, False,  True]], dtype=bool)
+        >>> gradients = {"w": jnp.array([[9.0, 1.0, 1.0, 1.0]])}
+        >>> updates, state = optimizer.update(gradients, state, params)
+        >>> optim.mask_of(state)["w"], optax.apply_updates(params, updates)["w"]
+        (Array([[ True, False, False,  True]], dtype=bool),
+         Array([[0., 0., 0., 4.]], dtype=float32))
+
+    References:
+        Evci et al., "Rigging the Lottery", ICML 2020. arXiv:1911.11134, section 3.
+    """
+    fn = "maskjax.optim.rigl"
+
+    def steepest(params: Params, extra: dict[str, Any]) -> Callable[[Array], Scores]:
+        if extra.get("gradients") is None:
+            raise ValueError(
+                f"`{fn}` needs `gradients`, to grow where they are large. Wrap the "
+                "optimizer in `optim.with_gradients`, or pass `gradients=` to `update`."
+            )
+        gradients = fitted(params, extra["gradients"])
+        names = ("params", "gradients")
+        checks.same_shapes(params, gradients, fn=fn, names=names, is_leaf=None)
+        return lambda _: magnitude(gradients, where=where)
+
+    return _rewiring(
+        steepest, density, rate=rate, every=every, score=score, scope=scope,
+        structure=structure, allocation=allocation, regrow=regrow, where=where, key=key,
+        fn=fn,
+    )  # fmt: skip
+
+
+def set_(
+    density: Density | Scores,
+    *,
+    rate: Density | Schedule,
+    every: int | Array,
+    score: Score = magnitude,
+    scope: Scope = "leaf",
+    structure: Structure = Entries(),
+    allocation: Callable[..., Scores] | None = None,
+    regrow: bool = True,
+    where: Predicate = kernels,
+    key: Array,
+) -> Transformation:
+    """Train sparse from the start; drop the smallest weights and grow others at random.
+
+    Like `rigl`, but without gradients: the weights that grow are drawn.
+
+    Args:
+        density: The fraction of weights that is alive from first to last, in [0, 1]: a
+            number, or a tree of numbers like the parameters.
+        rate: The fraction of what is alive that is dropped each time: a number, or an
+            optax schedule of the step.
+        every: The number of steps between two changes, at least 1.
+        score: What ranks the weights that may be dropped, as in `rigl`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        structure: What is dropped, and grows, together. See `maskjax.structure`.
+        allocation: A function from `(params, density=..., where=...)` to a density for
+            each leaf; `None` gives all leaves the same.
+        regrow: Whether a weight that is dropped may grow back at once.
+        where: Which leaves carry a mask.
+        key: A typed key for the first mask and for what grows.
+
+    Returns:
+        A transformation, to be the last of a chain. Its `update` needs `params`. Inside
+        `with_gradients`, moments restart where the mask changes.
+
+    Raises:
+        TypeError: As in `rigl`.
+        ValueError: As in `rigl`; gradients are not needed.
+
+    Example:
+        >>> rewire = optim.set_(0.5, rate=0.5, every=10, key=jax.random.key(0))
+        >>> optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), rewire)
+        >>> state = optim.with_gradients(optimizer).init({"w": jnp.ones((2, 4))})
+        >>> int(optim.mask_of(state)["w"].sum())
+        4
+
+    References:
+        Mocanu et al., "Scalable training of artificial neural networks with adaptive
+        sparse connectivity inspired by network science", 2018. arXiv:1707.04780.
+    """
+
+    def chance(params: Params, extra: dict[str, Any]) -> Callable[[Array], Scores]:
+        del extra
+        return lambda key: random_scores(params, where=where, key=key)
+
+    return _rewiring(
+        chance, density, rate=rate, every=every, score=score, scope=scope,
+        structure=structure, allocation=allocation, regrow=regrow, where=where, key=key,
+        fn="maskjax.optim.set_",
+    )  # fmt: skip
+
+
+def _rewiring(
+    growth: Growth,
+    density: Density | Scores,
+    *,
+    rate: Density | Schedule,
+    every: int | Array,
+    score: Score,
+    scope: Scope,
+    structure: Structure,
+    allocation: Callable[..., Scores] | None,
+    regrow: bool,
+    where: Predicate,
+    key: Array,
+    fn: str,
+) -> Transformation:
+    """Drop by one score and grow by another, at constant density."""
+    checks.typed_key(key, fn=fn)
+    checks.at_least(every, 1, fn=fn, name="every", traceable=True)
+    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
+    checks.structure(structure, fn=fn)
+    checks.predicate(where, fn=fn)
+    check_fractions(density, fn=fn, name="density")
+    peak = check_fractions(rate, fn=fn, name="rate")
+    kind = jax.random.key_impl(key)
+    how = {"scope": scope, "structure": structure}
+
+    def shares(params: Params) -> Density | Scores:
+        return allotted(density, allocation, params, where)
+
+    def init(params: Params) -> MaskState:
+        worth = checks.chosen_leaves(params, where, fn=fn)
+        if not regrow:
+            _check_growth(worth, shares(params), peak, scope, structure, fn=fn)
+        scores = random_scores(params, where=where, key=jax.random.fold_in(key, 0))
+        mask = select.top_k(scores, density=shares(params), **how)
+        count = jnp.zeros((), jnp.int32)
+        # A copy, because a loop that donates the state would delete the user's key.
+        return MaskState(mask, count, jnp.copy(jax.random.key_data(key)))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        params_given(params, fn=fn)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=kind), count)
+        scored = bound(score, {"where": where} | extra, fn=fn)
+        wanted = growth(params, extra)
+
+        def change() -> tuple[Mask, Mask]:
+            scores = scored(masking.apply(params, state.mask))
+            kept = select.drop(scores, state.mask, rate=at_step(rate, count), **how)
+            worth = wanted(key)
+            worth = worth if regrow else _below(worth, state.mask)
+            mask = select.grow(worth, kept, density=shares(params), **how)
+            return mask, algebra.intersection(mask, state.mask)
+
+        old = state.mask, state.mask
+        mask, kept = when(count % every == 0, change, old)
+        updates = zeroing(updates, params, kept, fn=fn)
+        return updates, MaskState(mask, count, state.key)
+
+    return Transformation(init, update)
+
+
+def _below(scores: Scores, mask: Mask) -> Scores:
+    """Scores with those of a mask below all others, nan included."""
+
+    def of_leaf(s: Array, m: Array) -> Array:
+        others = jnp.where(jnp.isnan(s), jnp.finfo(s.dtype).min, s)
+        return jnp.where(m, jnp.array(-jnp.inf, s.dtype), others)
+
+    return trees.map_mask(of_leaf, scores, mask)
+
+
+def _check_growth(
+    params: Scores,
+    shares: Density | Scores,
+    peak: float | None,
+    scope: Scope,
+    structure: Structure,
+    *,
+    fn: str,
+) -> None:
+    """Raise unless there is room to grow outside of what was alive."""
+    if isinstance(structure, NofM):
+        raise ValueError(
+            f"`{fn}` needs `regrow` with {structure}, because its groups may have no "
+            "other place to grow in."
+        )
+    leaves = Leaves(params, structure, scope, fn=fn)
+    found = leaves.shares(shares, name="density")
+
+    def complaint(path: str, size: int, share: Density) -> str | None:
+        if peak is None or isinstance(share, jax.Array):
+            return None
+        alive = quota(share, size)
+        grows, free = quota(peak, alive), size - alive
+        if grows <= free:
+            return None
+        return f"{path}: {grows} to grow, {free} of {size} free"
+
+    checks.raise_all(
+        map(complaint, leaves.names(), leaves.sizes, found),
+        f"`{fn}` without `regrow` needs as many free entries as are to grow",
+    )

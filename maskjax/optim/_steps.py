@@ -1,0 +1,139 @@
+"""What each step of `prune`, `set_` and `rigl` asks: when, how much, by which score."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from maskjax._core import checks, trees
+from maskjax._core.trees import Array, Density, Params, Predicate, Scores
+
+Schedule = Callable[[Array], Array]
+Score = Callable[..., Scores]
+Transformation = optax.GradientTransformationExtraArgs
+
+
+def when(due: Any, change: Callable[[], Any], otherwise: Any) -> Any:
+    """A change if it is due; in a `vmap` computed only when due for some member."""
+    if not isinstance(due, Tracer):
+        # Outside of `jit` a conditional would be compiled anew in every call.
+        return change() if due else otherwise
+
+    def changed() -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(due, a, b), change(), otherwise)
+
+    return lax.cond(_any_member(due), changed, lambda: otherwise)
+
+
+@jax.custom_batching.custom_vmap
+def _any_member(flag: Array) -> Array:
+    """The flag; in a `vmap`, whether it is True for any member.
+
+    It keeps a `lax.cond` one conditional under `vmap`. Otherwise members that count the
+    same steps would compute both branches every time.
+    """
+    return flag
+
+
+@_any_member.def_vmap
+def _(size: int, batched: list[bool], flags: Array) -> tuple[Array, bool]:
+    del size, batched
+    return _any_member(jnp.any(flags)), False
+
+
+def params_given(params: Params, *, fn: str) -> None:
+    """Raise if `update` was called without parameters."""
+    if params is None:
+        raise ValueError(
+            f"`{fn}` needs `params`: call `update(updates, state, params)`."
+        )
+
+
+def bound(
+    score: Score, offered: dict[str, Any], *, fn: str
+) -> Callable[[Params], Scores]:
+    """The score as a function of parameters, given the offered arguments it names."""
+    named = inspect.signature(score).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in named):
+        names = {p.name for p in named}
+        offered = {k: v for k, v in offered.items() if k in names}
+    missing = [
+        p.name
+        for i, p in enumerate(named)
+        if i and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        if p.default is p.empty and p.name not in offered
+    ]
+    if missing:
+        raise ValueError(
+            f"`{fn}` needs `{'`, `'.join(missing)}`, which its `score` names. Pass it "
+            "to `update`, or, for `gradients`, wrap the optimizer in "
+            "`optim.with_gradients`."
+        )
+    return lambda params: score(params, **offered)
+
+
+def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
+    """Whether to call it. Trees are not called, though Equinox's modules could be."""
+    return callable(value) and trees.is_single(value)
+
+
+def at_step(value: Density | Scores | Schedule, count: Array) -> Any:
+    """The fraction, or the tree of them, at a step."""
+    if not is_function(value):
+        return value
+    numpy = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x  # noqa: E731
+    return jax.tree.map(numpy, value(count))
+
+
+def allotted(
+    share: Density | Scores,
+    allocation: Callable[..., Scores] | None,
+    params: Params,
+    where: Predicate,
+) -> Density | Scores:
+    """The share, or what an allocation makes of it for each leaf."""
+    if allocation is None:
+        return share
+    return allocation(params, density=share, where=where)
+
+
+def check_fractions(
+    value: Density | Scores | Schedule, *, fn: str, name: str
+) -> float | None:
+    """Raise unless fractions are in [0, 1]; return the highest, `None` if unknown.
+
+    A schedule is evaluated at step 0 and at every power of two.
+    """
+    if not is_function(value):
+        leaves = jax.tree.leaves(value)
+        for one in leaves or [value]:
+            checks.unit_interval(one, fn=fn, name=name)
+        if any(isinstance(one, jax.Array) for one in leaves):
+            return None
+        return max(leaves)
+    found = []
+    with jax.ensure_compile_time_eval():
+        for count in (0, *(2**i for i in range(31))):
+            at = jax.tree.leaves(value(jnp.int32(count)))
+            if not at or any(jnp.shape(one) for one in at):
+                got = ", ".join(map(checks.kind_of, at)) or "nothing"
+                raise ValueError(
+                    f"`{fn}` needs `{name}` to give numbers, or trees of them, got "
+                    f"{got} at step {count}."
+                )
+            if any(isinstance(one, Tracer) for one in at):
+                return None
+            found += [float(one) for one in at]
+            outside = [one for one in found if not -1e-6 <= one <= 1 + 1e-6]
+            if outside:
+                raise ValueError(
+                    f"`{fn}` needs `{name}` in [0, 1] at every step, got "
+                    f"{outside[0]:.6g} at step {count}."
+                )
+    return max(found)

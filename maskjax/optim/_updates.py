@@ -1,0 +1,51 @@
+"""What a mask does to updates: freeze parameters, or take them to zero."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maskjax import packing
+from maskjax._core import checks
+from maskjax._core.trees import Array, Mask, Params
+
+
+def frozen(updates: Any, mask: Mask, *, fn: str) -> Any:
+    """Updates that add -0.0 to the parameters a mask removes."""
+    return _masked(_freeze, mask, updates, fn=fn)
+
+
+@jax.jit
+def _freeze(u: Array, m: Array) -> Array:
+    return jnp.where(m, u, jnp.array(-0.0, u.dtype))
+
+
+def zeroing(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
+    """Updates that take the parameters a mask removes to exactly zero."""
+    names = ("updates", "params")
+    checks.same_shapes(updates, params, fn=fn, names=names, is_leaf=None)
+    return _masked(_zero, mask, updates, params, fn=fn)
+
+
+@jax.jit
+def _zero(u: Array, m: Array, p: Array) -> Array:
+    # Updates narrower than a parameter could not cancel it.
+    u = u.astype(jnp.promote_types(u.dtype, p.dtype))
+    return jnp.where(m, u, -p.astype(u.dtype))
+
+
+def _masked(
+    of_leaf: Callable[..., Array], mask: Mask, updates: Any, *rest: Any, fn: str
+) -> Any:
+    """Map over the updates that have a mask, with their leaves of other trees."""
+    names = ("updates", "mask")
+    pairs = checks.shaped_like(updates, packing.unpack(mask), fn=fn, names=names)
+    treedef = jax.tree.structure(updates)
+    others = [treedef.flatten_up_to(other) for other in rest]
+    return treedef.unflatten(
+        [
+            u if m is None else of_leaf(u, m, *more)
+            for (u, m), *more in zip(pairs, *others, strict=True)
+        ]
+    )

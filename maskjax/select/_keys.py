@@ -1,0 +1,54 @@
+"""Floats as integers of the same order, so that ranking is integer arithmetic.
+
+Comparing floats flushes subnormal numbers to zero on some backends; integers do not.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from maskjax._core.trees import Array
+
+
+def order_key(x: Array, alive: Array | None) -> Array:
+    """Integers in the order of the floats: -0.0 ties with 0.0, nan is below -inf.
+
+    Entries that are not alive are below everything.
+    """
+    if jnp.finfo(x.dtype).bits < 32:
+        x = x.astype(jnp.float32)
+    key = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
+    infinity = int(np.array(np.inf, x.dtype).view(key))
+    bits = lax.bitcast_convert_type(x, key)
+    magnitude = bits & int(jnp.iinfo(key).max)
+    ordered = jnp.where(bits < 0, -magnitude, magnitude)
+    ordered = jnp.where(magnitude > infinity, lowest(key) + 1, ordered)
+    return ordered if alive is None else jnp.where(alive, ordered, lowest(key))
+
+
+def from_order_key(key: Array, dtype: jnp.dtype) -> Array:
+    """The float of a key; nan for the keys of nan and of entries not alive."""
+    magnitude = jnp.where(key < 0, -key, key)
+    bits = jnp.where(key < 0, magnitude | lowest(key.dtype), magnitude)
+    wide = jnp.dtype("float64" if key.dtype == jnp.int64 else "float32")
+    return lax.bitcast_convert_type(bits, wide).astype(dtype)
+
+
+def lowest(key: jnp.dtype) -> int:
+    """The lowest integer of a dtype: the key of entries that are not alive."""
+    return int(jnp.iinfo(key).min)
+
+
+def to_unsigned(key: Array) -> Array:
+    """Keys as unsigned integers of the same order: differences never overflow."""
+    dtype = jnp.dtype(f"u{key.dtype.name}")
+    return lax.bitcast_convert_type(key, dtype) ^ _sign_bit(dtype)
+
+
+def from_unsigned(value: Array, key: jnp.dtype) -> Array:
+    """The inverse of `to_unsigned`."""
+    return lax.bitcast_convert_type(value ^ _sign_bit(value.dtype), key)
+
+
+def _sign_bit(dtype: jnp.dtype) -> Array:
+    return jnp.array(1 << (jnp.iinfo(dtype).bits - 1), dtype)
