@@ -216,12 +216,12 @@ FAULTS = (
     ),
     Fault(
         "members-mixed-twice",
-        "packing.mix: members at the seam of two chunks count twice if their number is "
+        "stacking.mix: members at the seam of two chunks count twice if their number is "
         "no multiple of the chunk.",
         "packing",
         "jnp.where(again, jnp.zeros((), share.dtype), share)",
         "share",
-        ("test_packing.py",),
+        ("test_stacking.py",),
     ),
     # Banks
     Fault(
