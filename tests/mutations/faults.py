@@ -216,8 +216,8 @@ FAULTS = (
     ),
     Fault(
         "members-mixed-twice",
-        "stacking.mix: members at the seam of two chunks count twice if their number is "
-        "no multiple of the chunk.",
+        "stacking.mix: members at the seam of two chunks count twice if there is "
+        "no whole number of chunks.",
         "packing",
         "jnp.where(again, jnp.zeros((), share.dtype), share)",
         "share",
