@@ -23,6 +23,7 @@ from maskjax import (
     score,
     select,
     stacking,
+    superposition,
     where,
 )
 from maskjax.recipes import edge_popup
@@ -501,7 +502,9 @@ def test_the_bits_of_a_packed_mask_fit_its_shape(fn, call, bits):
 
 
 STACKED = {
-    "maskjax.packing.mix": lambda s: packing.mix(s, jnp.ones(2)),
+    "maskjax.superposition.gradient": lambda s: superposition.gradient(
+        lambda p: jnp.sum(p["a"]), WEIGHTS, s, jnp.ones(2)
+    ),
     "maskjax.packing.dot": lambda s: packing.dot(s, WEIGHTS),
 }
 
@@ -592,15 +595,14 @@ def test_an_index_is_an_integer_in_range():
         stacking.size({"a": jnp.ones((2, 3)), "b": 0})
 
 
-@pytest.mark.parametrize("module", [stacking, packing])
-def test_there_is_one_floating_weight_for_each_member(module):
-    fn = f"`{module.__name__}.mix`"
-    for weights, kind in [([0.5, 0.5], "list"), (jnp.ones(2, jnp.int32), "int32")]:
-        with raises(TypeError, f"{fn} needs `weights` as a floating array, got {kind}"):
-            module.mix(PACKED, weights)
+def test_there_is_one_floating_coefficient_for_each_member():
+    needs = "`maskjax.stacking.mix` needs `coefficients`"
+    for given, kind in [([0.5, 0.5], "list"), (np.ones(2, np.int32), "int32")]:
+        with raises(TypeError, f"{needs} as a floating array, got {kind}"):
+            stacking.mix(PACKED, given)
     for shape in ((3,), (), (2, 1)):
-        with raises(ValueError, rf"{fn} needs `weights` of shape \(2,\), one for each"):
-            module.mix(PACKED, jnp.ones(shape))
+        with raises(ValueError, rf"{needs} of shape \(2,\), one for each"):
+            stacking.mix(PACKED, np.ones(shape))
 
 
 def test_mix_takes_masks_only():

@@ -62,7 +62,6 @@ def test_every_public_definition_is_exported(module):
 def internal(module):
     """Names that other modules of the package share, and users should not."""
     return {
-        "maskjax.bank": {"require_bank", "require_room"},
         "maskjax.packing": {
             "dot_leaf",
             "mix_leaf",

@@ -6,6 +6,7 @@ training, under the mask. All rankings are global but for Wanda's, which compare
 weights into one output, as in its paper, and for chance, in Erdos-Renyi shares.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 AT_START = (0.1, 0.02)
 SEEDS = 5
 STEPS = 200, 300, 1_000
-ROUNDS = 100  # of synflow, as in its paper
+ROUNDS = 100, 25, 100  # of synflow, 100 in its paper
 TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
 NAMES = ("magnitude", "snip", "fisher", "grasp", "synflow", "wanda", "random")
 IMAGES = 1_000  # that scores see: 100 a class, about ten times what SNIP asks for
@@ -34,7 +35,6 @@ SETTINGS = {
     "optimizer": "adam, cosine",
     "learning_rate": LEARNING_RATE,
     "batch_size": _train.BATCH_SIZE,
-    "synflow_rounds": ROUNDS,
     "grasp_temperature": TEMPERATURE,
     "inputs": "0 to 1",
 }
@@ -49,7 +49,7 @@ ROWS = {
 def run(context: Context) -> Outcome:
     """Accuracy of the masks of every criterion, untrained and trained."""
     data = context.data.flat()
-    seeds = min(SEEDS, context.seeds)
+    seeds, rounds = min(SEEDS, context.seeds), context.pick(ROUNDS)
     epochs = _train.epochs_of(context.pick(STEPS), data.x_train)
     draws, chance, order = jax.random.split(jax.random.key(0), 3)
     x, y = (jnp.asarray(a[:IMAGES]) for a in (data.x_train, data.y_train))
@@ -75,7 +75,9 @@ def run(context: Context) -> Outcome:
     @jax.jit
     def masks_of(params: Any, density: jax.Array) -> Any:
         """Stacked: [criteria, seeds, ...]."""
-        found = jax.vmap(_masks, (0, None, None, None, 0))(params, x, y, density, keys)
+        of_seed = functools.partial(_masks, rounds=rounds)
+        of_all = jax.vmap(of_seed, (0, None, None, None, 0))
+        found = of_all(params, x, y, density, keys)
         # By name: a dict comes out of `vmap` in the order of its keys.
         return jax.tree.map(lambda *m: jnp.stack(m), *(found[name] for name in NAMES))
 
@@ -112,7 +114,9 @@ def run(context: Context) -> Outcome:
             after=_best_first(at20),
             before={d: _best_first(found) for d, found in before.items()},
         ),
-        settings=SETTINGS | {"epochs": epochs, "images_scored": len(x), "seeds": seeds},
+        settings=SETTINGS
+        | {"epochs": epochs, "images_scored": len(x), "seeds": seeds}
+        | {"synflow_rounds": rounds},
         numbers=numbers,
         pictures=[_draw(context, after, dense_accuracy, seeds)],
     )
@@ -133,7 +137,13 @@ def _best_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _masks(
-    params: Any, x: jax.Array, y: jax.Array, density: Any, key: jax.Array
+    params: Any,
+    x: jax.Array,
+    y: jax.Array,
+    density: Any,
+    key: jax.Array,
+    *,
+    rounds: int,
 ) -> dict[str, Any]:
     """The mask of every criterion."""
 
@@ -148,13 +158,14 @@ def _masks(
     )
     norms = score.input_norms(_apply, params, x)
     shares = allocation.erk(params, density=density)
-    rounds = {"density": density, "rounds": ROUNDS}
     return {
         "magnitude": top(score.magnitude(params)),
         "snip": top(score.snip(_loss, params, x, y)),
         "fisher": top(score.fisher(_loss, params, x, y)),
         "grasp": top(score.grasp(_soft_loss, params, x, y)),
-        "synflow": select.iterative_top_k(synflow, params, **rounds),
+        "synflow": select.iterative_top_k(
+            synflow, params, density=density, rounds=rounds
+        ),
         "wanda": jax.tree.map(by_output, score.wanda(params, norms)),
         "random": select.random(params, density=shares, key=key),
     }

@@ -29,7 +29,7 @@ LEARNING_RATE, MOMENTUM = 0.1, 0.9
 SAMPLED_RATE = 100.0  # of Zhou et al., whose masks these are
 EPOCHS = 5, 8, 30
 MODEL = _train.MLP(use_bias=False)
-START = optax.sgd(optax.constant_schedule(0.0), MOMENTUM)  # whose state is any rate's
+START = optax.sgd(optax.constant_schedule(0.0), MOMENTUM)  # its state fits every rate
 SETTINGS = {
     "network": "300-100 without biases",
     "weights": "signed constant, scaled for density",

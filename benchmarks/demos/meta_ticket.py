@@ -36,7 +36,7 @@ WAVES, SHOWN = 1_000, np.linspace(-5, 5, 101, dtype=np.float32)[:, None]
 # Few-shot images, as in the paper but for the iterations, which are 30,000 there.
 WAYS, HIDDEN = 5, (256, 128, 64, 64)
 IMAGE_RATE, IMAGE_BATCH, TEST_STEPS = 0.4, 4, (1, 3)
-EPISODES = 1_000, 300, 1_000  # of a test
+EPISODES = 1_000, 200, 1_000  # of a test
 AT_ONCE = 5  # test episodes at a time, so that their weights stay near
 TICKET_RATE, MOMENTUM, WARM_UP = 10.0, 0.9, 1 / 30
 
@@ -88,7 +88,7 @@ class Budget(NamedTuple):
     shots: tuple[int, ...] = (1,)
 
 
-BUDGETS = Budget(500, 100), Budget(1_000, 150), Budget(2_000, 400)
+BUDGETS = Budget(500, 100), Budget(700, 100), Budget(2_000, 400)
 LONG = Budget(20_000, 4_000, widths=(1, 2), shots=(1, 5))
 
 

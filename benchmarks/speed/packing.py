@@ -14,7 +14,7 @@ from jax import lax
 
 from benchmarks._timing import Contestant
 from benchmarks.speed import _case
-from maskjax import packing
+from maskjax import packing, stacking
 
 NETWORK = [(784, 300), (300, 100), (100, 100)]
 SMALL = [(20, 10), (10, 7)]
@@ -62,7 +62,7 @@ def _chunked_mix(bank: Bank, coefficients: jax.Array) -> Bank:
 
 WAYS: dict[str, tuple[Callable[..., Any], ...]] = {
     "dot": (packing.dot, _chunked_dot, dot),
-    "mix": (packing.mix, _chunked_mix, mix),
+    "mix": (stacking.mix, _chunked_mix, mix),
 }
 
 
@@ -101,7 +101,7 @@ def case(
         return _case.contestant(name, fn, bank, *rest, nbytes=lambda _: held)
 
     contestants = [
-        contestant(f"packing.{name}", ours, packed, operand),
+        contestant(f"{ours.__module__.split('.')[1]}.{name}", ours, packed, operand),
         contestant("booleans in chunks", chunked, masks, operand),
     ]
     if fits:

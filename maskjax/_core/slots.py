@@ -1,4 +1,4 @@
-"""Slots that are filled one by one: how many are, and which one is meant."""
+"""Slots that tasks fill one by one: is there room, and which slot is a task's."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from maskjax._core.trees import Array
 def require_room(
     learned: Array, capacity: int, wanted: int, *, fn: str, hint: str = ""
 ) -> None:
-    """Complain if there is no room, as far as that is known."""
+    """Raise if it is known that there is no room for `wanted` tasks more."""
     require_single(learned, fn=fn)
     used = checks.known(learned)
     if used is not None and used + wanted > capacity:
@@ -23,7 +23,7 @@ def require_room(
 
 
 def require_single(learned: Array, *, fn: str) -> None:
-    """Complain about a stack of what should be one."""
+    """Raise if a counter has axes: then the state is a stack, not a single one."""
     if learned.ndim:
         raise ValueError(
             f"`{fn}` needs a single state, got a stack of {learned.shape}. Map over it "
@@ -32,7 +32,7 @@ def require_single(learned: Array, *, fn: str) -> None:
 
 
 def in_range(index: ArrayLike, size: int, *, fn: str, name: str) -> None:
-    """Complain of indices, from the end too, that are known to be of nothing."""
+    """Raise if known indices are outside [-size, size)."""
     if isinstance(index, Tracer):
         return
     known = np.asarray(index)
@@ -44,9 +44,10 @@ def in_range(index: ArrayLike, size: int, *, fn: str, name: str) -> None:
 def find(
     task: ArrayLike, learned: Array, capacity: int, *, fn: str
 ) -> tuple[Array, Array]:
-    """A task's number, counted from the first, and whether it is learned.
+    """A task's slot, and whether it is learned.
 
-    Complains if it is known not to be; negative ones count from the last learned.
+    Negative tasks count from the last learned. Raises if the task is known not to be
+    learned.
     """
     require_single(learned, fn=fn)
     dtype = getattr(task, "dtype", None) or np.asarray(task).dtype

@@ -48,7 +48,8 @@ import jax.numpy as jnp
 from maskjax import estimator, initializer, packing, select, stacking
 from maskjax._core import blame, checks
 from maskjax._core.trees import Array, Mask, Params, Predicate, Scores, SoftMask
-from maskjax.bank import MaskBank, extend, require_bank, require_room
+from maskjax.bank import MaskBank, extend
+from maskjax.bank._bank import require_bank, require_room
 from maskjax.where import kernels
 
 __all__ = ["init", "learn", "mask", "soft_mask"]

@@ -11,7 +11,8 @@ from jax import lax
 from maskjax import masking, packing, stacking
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Mask, Params, SoftMask
-from maskjax.bank import MaskBank, capacity, is_used, mean, require_bank
+from maskjax.bank import MaskBank, capacity, is_used, mean
+from maskjax.bank._bank import require_bank
 from maskjax.superposition._objectives import logit_entropy, superfluous
 
 Objective = Callable[..., Array]

@@ -28,6 +28,12 @@ class Rule(NamedTuple):
     guess: Any
     soft_mask: Callable[..., Any]
 
+    def value(self, scores, key):
+        """The loss of the random network under a mask of scores."""
+        weights, stats = drawn()
+        soft, _ = self.soft_mask(scores, self.guess, key)
+        return loss(maskjax.apply(weights, soft), stats)[0]
+
 
 class Net(nn.Module):
     @nn.compact
@@ -113,12 +119,8 @@ def aux_and_batch_norm(rule):
 
 def line_search(rule):
     """L-BFGS, which evaluates the loss several times in a step, under one sample."""
-    weights, stats = drawn()
     optimizer = optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(5))
-
-    def objective(scores):
-        soft, _ = rule.soft_mask(scores, rule.guess, jax.random.key(0))
-        return loss(maskjax.apply(weights, soft), stats)[0]
+    objective = functools.partial(rule.value, key=jax.random.key(0))
 
     def step(carry, _):
         scores, opt_state = carry
@@ -137,19 +139,13 @@ def line_search(rule):
 
 def accumulation(rule):
     """`optax.MultiSteps`: scores move at every second batch."""
-    weights, stats = drawn()
     optimizer = optax.MultiSteps(optax.sgd(1.0), every_k_schedule=2)
 
     @jax.jit
     @once
     def step(scores, opt_state, key):
-        def objective(scores):
-            soft, _ = rule.soft_mask(scores, rule.guess, key)
-            return loss(maskjax.apply(weights, soft), stats)[0]
-
-        updates, opt_state = optimizer.update(
-            jax.grad(objective)(scores), opt_state, scores
-        )
+        gradients = jax.grad(rule.value)(scores, key)
+        updates, opt_state = optimizer.update(gradients, opt_state, scores)
         return optax.apply_updates(scores, updates), opt_state
 
     carry = rule.scores, jax.jit(optimizer.init)(rule.scores)
@@ -163,7 +159,6 @@ def accumulation(rule):
 
 def train_state(rule):
     """Flax's `TrainState`, whose parameters are the scores."""
-    weights, stats = drawn()
     state = jax.jit(
         lambda scores: TrainState.create(
             apply_fn=None, params=scores, tx=optax.sgd(0.1, momentum=0.9)
@@ -173,11 +168,8 @@ def train_state(rule):
     @jax.jit
     @once
     def step(state, key):
-        def objective(scores):
-            soft, _ = rule.soft_mask(scores, rule.guess, key)
-            return loss(maskjax.apply(weights, soft), stats)[0]
-
-        return state.apply_gradients(grads=jax.grad(objective)(state.params))
+        gradients = jax.grad(rule.value)(state.params, key)
+        return state.apply_gradients(grads=gradients)
 
     for key in keys():
         state = step(state, key)
@@ -191,7 +183,6 @@ class Score(nnx.Variable):
 
 def nnx_optimizer(rule):
     """A module that holds scores, which `nnx.Optimizer` updates in place."""
-    weights, stats = drawn()
 
     class Model(nnx.Module):
         def __init__(self):
@@ -204,10 +195,7 @@ def nnx_optimizer(rule):
     @nnx.jit
     @once
     def step(model, optimizer, key):
-        def objective(model):
-            soft, _ = rule.soft_mask(model.scores(), rule.guess, key)
-            return loss(maskjax.apply(weights, soft), stats)[0]
-
+        objective = lambda model: rule.value(model.scores(), key)  # noqa: E731
         wrt = nnx.DiffState(0, Score)
         optimizer.update(model, nnx.grad(objective, argnums=wrt)(model))
 
@@ -220,16 +208,11 @@ def nnx_optimizer(rule):
 
 def donation(rule):
     """Donated scores; whatever was handed out for them earlier lives on."""
-    weights, stats = drawn()
 
     @functools.partial(jax.jit, donate_argnums=0)
     @once
     def step(scores, key):
-        def objective(scores):
-            soft, _ = rule.soft_mask(scores, rule.guess, key)
-            return loss(maskjax.apply(weights, soft), stats)[0]
-
-        slope = jax.grad(objective)(scores)
+        slope = jax.grad(rule.value)(scores, key)
         return jax.tree.map(lambda s, g: s - g, scores, slope)
 
     scores = jax.tree.map(jnp.array, rule.scores)

@@ -13,26 +13,27 @@ from maskjax.report import _drawing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LARGEST = 120.0  # points squared, of a bin that holds all samples
+_LARGEST = 120.0  # area in points squared of a bin that holds all samples
 _LEAST = 4.0
 
 
 def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> "Figure":
-    """A reliability diagram: how often right, against how sure.
+    """A reliability diagram: accuracy against confidence.
 
-    A point for each bin that is not empty, the larger the more samples it holds. On the
-    dashed line predictions are right as often as they say, below it they claim more.
+    Each bin that is not empty is a point; its area is proportional to the number of
+    samples. On the dashed line predictions are calibrated; below it they are
+    overconfident.
 
     Args:
-        bins: From `metrics.reliability`, of one row of bins: {label: bins}, a line for
-            each label, or one.
+        bins: From `metrics.reliability`, with arrays [bins]: one of them, or a dict
+            {label: bins}.
 
     Returns:
-        A matplotlib figure (of no pyplot window).
+        A matplotlib figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        TypeError: If there are traced values, or something else than such bins.
+        TypeError: If values are traced, or anything else is given.
         ValueError: If the arrays are not [bins].
 
     Example:
@@ -58,18 +59,18 @@ def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> "Figure":
 
 
 def plot_risk_coverage(curves: Mapping[str, RiskCoverage] | RiskCoverage) -> "Figure":
-    """Risk-coverage curves: how wrong, against how many samples are answered.
+    """Risk-coverage curves: the mean loss against the fraction of samples answered.
 
     Args:
-        curves: From `metrics.risk_coverage`, of one row of samples: {label: curve}, a
-            line for each label, or one.
+        curves: From `metrics.risk_coverage`, for one set of samples: one of them, or a
+            dict {label: curve}.
 
     Returns:
-        A matplotlib figure (of no pyplot window).
+        A matplotlib figure.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        TypeError: If there are traced values, or something else than such curves.
+        TypeError: If values are traced, or anything else is given.
         ValueError: If the arrays are not [B].
 
     Example:
@@ -93,6 +94,7 @@ def plot_risk_coverage(curves: Mapping[str, RiskCoverage] | RiskCoverage) -> "Fi
 def _lines(
     given: Any, kind: type, name: str, shape: str, *, fn: str
 ) -> dict[str, tuple[np.ndarray, ...]]:
+    """Lines by their labels, as NumPy arrays of one axis."""
     named = _drawing.labeled(given)
     checks.raise_all(
         (
