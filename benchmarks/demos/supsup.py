@@ -77,6 +77,8 @@ class Problem(NamedTuple):
     widths: tuple[int, ...]
     rate: float
     images: int
+    infer: Callable[..., jax.Array]
+    predict: Callable[..., jax.Array]
 
 
 def run(context: Context) -> Outcome:
@@ -162,16 +164,23 @@ def _problem(context: Context) -> Problem:
     weights = model.init(jax.random.key(0), data.x_train[:1])["params"]
     # Scores begin within 1 / sqrt(pixels): smaller images have larger ones to move.
     rate = MNIST_RATE * (MNIST_PIXELS / data.x_train.shape[1]) ** 0.5
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, x)
+
+    infer = functools.partial(superposition.infer, apply)
     return Problem(
         data,
         jnp.asarray(orders),
-        lambda params, x: model.apply({"params": params}, x),
+        apply,
         weights,
         optax.rmsprop(rate, decay=0.99, eps=1e-8),
         context.pick(STEPS),
         (data.x_train.shape[1], *widths),
         rate,
         context.pick(IMAGES),
+        jax.jit(infer, static_argnames=("method", "labels")),
+        jax.jit(functools.partial(stacking.predict_each, apply)),
     )
 
 
@@ -259,19 +268,14 @@ def _inferred(
     objective: str,
 ) -> jax.Array:
     labels = None if objective == "entropy" else CLASSES
-    infer = functools.partial(
-        superposition.infer, problem.apply, method=method, labels=labels
-    )
-    return jax.jit(infer)(problem.weights, tasks, images)
+    return problem.infer(problem.weights, tasks, images, method=method, labels=labels)
 
 
 def _says(
     problem: Problem, tasks: bank.MaskBank, whose: jax.Array, images: jax.Array
 ) -> jax.Array:
     """The class of each image under the mask of that task."""
-    logits = jax.jit(functools.partial(stacking.predict_each, problem.apply))(
-        problem.weights, tasks.masks, whose, images
-    )
+    logits = problem.predict(problem.weights, tasks.masks, whose, images)
     return jnp.argmax(logits, -1)
 
 
@@ -284,20 +288,12 @@ def _by_count(
 ) -> dict[int, dict[str, float]]:
     """GG, and GNu where only the first so many tasks have been learned."""
     many = len(problem.orders)
-    ask = jax.jit(
-        lambda learned: superposition.infer(
-            problem.apply,
-            problem.weights,
-            bank.from_stack(tasks.masks, learned=learned),
-            images,
-            labels=CLASSES,
-        )
-    )
     given = np.asarray(_says(problem, tasks, true, images) == labels)
     counts = sorted({max(round(many * share), 2) for share in (0.1, 0.2, 0.5, 1.0)})
     result = {}
     for count in counts:
-        found = np.asarray(ask(count))
+        few = bank.from_stack(tasks.masks, learned=jnp.int32(count))
+        found = np.asarray(_inferred(problem, few, images, "one_shot", "superfluous"))
         mine = np.asarray(true) < count
         result[count] = {
             "gg": float(given[mine].mean()),
