@@ -8,17 +8,16 @@ import os
 import pathlib
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from rich import console as rich_console
-from rich import progress, table
+from rich import table
 
 from benchmarks import _data, _episodes
-from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._registry import Context, Demo, Outcome, Progress
 from benchmarks.demos import DEMOS
 from benchmarks.speed import _results
 
@@ -40,32 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"Can't write to the folder {options.out}: {error}", file=sys.stderr)
         return 2
-    if options.quick:
+    if options.size == "quick":
         data = data.first(2_000, 2_000)
 
-    width = None if sys.stdout.isatty() else 120
-    console = rich_console.Console(width=width)
+    console = rich_console.Console(width=None if sys.stdout.isatty() else 120)
     chosen = [demo for demo in DEMOS if not options.only or demo.name in options.only]
-    found = {}
-    with progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        console=console,
-    ) as bars:
+    with Progress(chosen, console) as bars:
         context = Context(
-            data,
-            options.quick,
-            options.out,
-            bars,
-            tasks=options.tasks,
-            omniglot=omniglot,
+            data, options.size, options.out, bars, options.tasks, omniglot
         )
-        for demo in chosen:
-            start = time.perf_counter()
-            outcome = demo.run(context)
-            found[demo] = outcome, time.perf_counter() - start
+        found = {demo: bars.run(demo, context) for demo in chosen}
 
     results = options.out / "results.json"
     results.write_text(json.dumps(_record(context, found), indent=1, default=_plain))
@@ -78,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        epilog="demonstrations:\n" + "\n".join(f"  {d.name}: {d.title}" for d in DEMOS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--data",
         type=pathlib.Path,
@@ -90,23 +78,36 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=[demo.name for demo in DEMOS],
         metavar="NAME",
-        help="run this one; may be repeated",
+        help="run this one, named below; may be repeated",
     )
     parser.add_argument(
         "--tasks",
         type=_at_least_two,
         metavar="N",
-        help="how many tasks one network learns in supsup (default: 50; 5 with --data) "
-        "and in packnet (default: 10)",
+        help="how many tasks one network learns in supsup and in packnet (default: "
+        "fewer or more, by the size and the data)",
     )
     parser.add_argument(
         "--omniglot",
         type=pathlib.Path,
         metavar="PATH.npz",
-        help="characters for meta_ticket, which then trains for long (default: "
-        "digits), and for uncertainty, as unknown images (default: held-out classes)",
+        help="characters for meta_ticket (default: digits), which trains for long with "
+        "--full, and for uncertainty, as unknown images (default: held-out classes)",
     )
-    parser.add_argument("--quick", action="store_true", help="train for little time")
+    sizes = parser.add_mutually_exclusive_group()
+    for size, text in {
+        "quick": "train for so little time that numbers mean little",
+        "full": "train for as long, and as many seeds, as for published lines: about "
+        "half an hour on two cores (default: about five minutes)",
+    }.items():
+        sizes.add_argument(
+            f"--{size}",
+            dest="size",
+            action="store_const",
+            const=size,
+            default="default",
+            help=text,
+        )
     parser.add_argument(
         "--out",
         type=pathlib.Path,
@@ -169,7 +170,7 @@ def _record(
             "test": len(context.data.x_test),
             "shape": context.data.shape,
         },
-        "settings": {"quick": context.quick, "seeds": context.seeds},
+        "settings": {"size": context.size, "seeds": context.seeds},
         "demos": {
             demo.name: {"title": demo.title, "seconds": round(seconds, 2)}
             | {"rows": [row._asdict() for row in outcome.rows]}

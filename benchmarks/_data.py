@@ -3,6 +3,7 @@
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,28 +46,20 @@ class Data(NamedTuple):
 
     def first(self, train: int, test: int) -> "Data":
         """The first images of each part."""
-        return Data(
-            self.name,
-            self.x_train[:train],
-            self.y_train[:train],
-            self.x_test[:test],
-            self.y_test[:test],
-        )
+        ends = (train, train, test, test)
+        return Data(self.name, *(x[:n] for x, n in zip(self[1:], ends, strict=True)))
+
+    def _images(self, fn: Callable[[np.ndarray], np.ndarray]) -> "Data":
+        return self._replace(x_train=fn(self.x_train), x_test=fn(self.x_test))
 
     def standardized(self) -> "Data":
         """Pixels of mean 0 and deviation 1 over the training images, as one number."""
         mean, deviation = self.x_train.mean(), self.x_train.std() or 1.0
-        return self._replace(
-            x_train=(self.x_train - mean) / deviation,
-            x_test=(self.x_test - mean) / deviation,
-        )
+        return self._images(lambda x: (x - mean) / deviation)
 
     def flat(self) -> "Data":
         """Images as rows, [N, H * W]."""
-        return self._replace(
-            x_train=self.x_train.reshape(len(self.x_train), -1),
-            x_test=self.x_test.reshape(len(self.x_test), -1),
-        )
+        return self._images(lambda x: x.reshape(len(x), -1))
 
 
 def load(path: pathlib.Path | None) -> Data:
@@ -89,40 +82,37 @@ def _digits() -> Data:
 
 def _mnist(path: pathlib.Path) -> Data:
     arrays = _read(path)
+    kinds = {
+        name: array.dtype == np.uint8 and array.shape[1:] == (28, 28)
+        if name.startswith("x")
+        else array.dtype.kind in "iu" and array.ndim == 1
+        for name, array in arrays.items()
+    }
     problems = [
-        *(
-            f"{name}: {_found(arrays[name])}"
-            for name in ("x_train", "x_test")
-            if arrays[name].dtype != np.uint8 or arrays[name].shape[1:] != (28, 28)
-        ),
-        *(
-            f"{name}: {_found(arrays[name])}"
-            for name in ("y_train", "y_test")
-            if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iu"
-        ),
-    ]
-    problems = problems or [
-        problem for part in ("train", "test") for problem in _unlike(arrays, part)
-    ]
+        f"{name}: {arrays[name].dtype} of shape {list(arrays[name].shape)}"
+        for name, right in kinds.items()
+        if not right
+    ] or [each for part in ("train", "test") for each in _unlike(arrays, part)]
     if problems:
         raise DataError(_complaint(path, problems))
-    x_train, x_test = (
-        arrays[name].astype(np.float32) / 255 for name in ("x_train", "x_test")
-    )
-    y_train, y_test = (arrays[name].astype(np.int32) for name in ("y_train", "y_test"))
-    return Data(path.name, x_train, y_train, x_test, y_test)
+    scaled = {
+        name: array.astype(np.float32) / 255
+        if name.startswith("x")
+        else array.astype(np.int32)
+        for name, array in arrays.items()
+    }
+    return Data(path.name, **scaled)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "no such file"
         raise DataError(_complaint(path, [kind]))
-    names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with path.open("rb") as file, np.load(file) as archive:
-            missing = [name for name in names if name not in archive]
+            missing = [name for name in Data._fields[1:] if name not in archive]
             if not missing:
-                return {name: archive[name] for name in names}
+                return {name: archive[name] for name in Data._fields[1:]}
             there = ", ".join(archive) or "no arrays"
             problems = [f"no {', '.join(missing)}", f"it holds {there}"]
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -142,10 +132,6 @@ def _unlike(arrays: dict[str, np.ndarray], part: str) -> list[str]:
     if y.min() < 0 or y.max() >= CLASSES:
         return [f"y_{part}: labels from {y.min()} to {y.max()}"]
     return []
-
-
-def _found(array: np.ndarray) -> str:
-    return f"{array.dtype} of shape {list(array.shape)}"
 
 
 def _complaint(path: pathlib.Path, problems: list[str]) -> str:

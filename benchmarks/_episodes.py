@@ -46,14 +46,8 @@ class Classes(NamedTuple):
 def sinusoids(key: jax.Array, *, tasks: int, shots: int, queries: int) -> Episodes:
     """Points of sine waves: amplitudes 0.1 to 5, phases 0 to pi, inputs -5 to 5.
 
-    Args:
-        key: For the waves and their points.
-        tasks: How many waves.
-        shots: How many points of each to adapt to.
-        queries: How many of each to be judged by.
-
-    Returns:
-        Two pairs of inputs and targets, [B, n, 1] each (arXiv:1703.03400).
+    Two pairs of inputs and targets, [tasks, n, 1] each (arXiv:1703.03400): `shots`
+    points of each wave to adapt to, and `queries` to be judged by.
     """
     numbers = jax.random.uniform(key, (tasks, 2 + shots + queries, 1))
     amplitude, phase, x = numbers[:, :1], numbers[:, 1:2], numbers[:, 2:]
@@ -71,18 +65,10 @@ def images(
     shots: int,
     queries: int,
 ) -> Episodes:
-    """Images of some classes, in random order and without repetition.
+    """Images of some of the classes [C, N, D], at random and without repetition.
 
-    Args:
-        key: For the classes and their images.
-        classes: [C, N, D]: the images of each class.
-        tasks: How many episodes.
-        ways: How many classes in one.
-        shots: How many images of each to adapt to.
-        queries: How many of each to be judged by.
-
-    Returns:
-        Two pairs of images [B, ways * n, D] and labels from 0 to ways - 1.
+    Two pairs of images [tasks, ways * n, D] and labels from 0 to ways - 1: `shots` of
+    each class to adapt to, and `queries` to be judged by.
 
     Raises:
         ValueError: If there are not so many classes, or images of a class.

@@ -16,7 +16,7 @@ from jax import lax
 
 from benchmarks import _train
 from maskjax import layers, stacking
-from maskjax.recipes import deep_ensemble, masksembles, mc_dropout
+from maskjax.recipes import masksembles, mc_dropout
 
 SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE = (
     "one network",
@@ -58,20 +58,6 @@ class Training(NamedTuple):
     rate: float
 
 
-def start(networks: int, features: int, widths: Sequence[int], *, seed: int) -> Any:
-    """Parameters [K, ...]: Glorot's uniform kernels, and biases of 0.
-
-    By NumPy, as `_train.orders` is, and why.
-    """
-    rng, params = np.random.default_rng(seed), {}
-    for i, (a, b) in enumerate(zip((features, *widths), widths, strict=False)):
-        bound = (6 / (a + b)) ** 0.5
-        kernels = rng.uniform(-bound, bound, (networks, a, b)).astype(np.float32)
-        biases = np.zeros((networks, b), np.float32)
-        params[f"Dense_{i}"] = {"kernel": jnp.asarray(kernels), "bias": biases}
-    return params
-
-
 def masks(
     way: str, networks: int, widths: Sequence[int], *, key: jax.Array
 ) -> dict[str, Any]:
@@ -108,7 +94,7 @@ def fit(
     key: jax.Array,
     penalty: Callable[[Any], Any] = lambda params: 0.0,
 ) -> dict[str, Any]:
-    """One network, trained.
+    """Parameters and masks of one network, trained.
 
     Args:
         way: Of `WAYS`; networks of an ensemble are trained like one.
@@ -119,38 +105,26 @@ def fit(
         y: [N, ...].
         key: For fresh masks.
         penalty: Of parameters, added to the loss.
-
-    Returns:
-        Parameters and masks like those given.
     """
     variables, rows = begun
-    optimizer = optax.adam(training.learning_rate)
-    size = rows.shape[1]
+    optimizer, size = optax.adam(training.learning_rate), rows.shape[1]
     whose = masksembles.in_chunks(size, members=MEMBERS[MASKSEMBLES])
     net = Net(widths_of(variables["params"]))
 
-    def step(carry: Any, given: Any) -> tuple[Any, None]:
-        variables, opt_state = carry
-        rows, i = given
-        params, masks = variables["params"], variables["masks"]
+    def of_batch(params: Any, masks: Any, x: Any, y: Any, i: jax.Array) -> jax.Array:
         if way == DROPOUT:
             fresh = {"examples": size, "key": jax.random.fold_in(key, i)}
-            masks = mc_dropout.masks(masks, rate=training.rate, **fresh)
+            masks = mc_dropout.mask(masks, rate=training.rate, **fresh)
         if way == MASKSEMBLES:
             masks = layers.assign(masks, whose)
+        outputs: Any = net.apply({"params": params, "masks": masks}, x)
+        return loss(outputs, y) + penalty(params)
 
-        def of_batch(params: Any) -> jax.Array:
-            outputs: Any = net.apply({"params": params, "masks": masks}, x[rows])
-            return loss(outputs, y[rows]) + penalty(params)
-
-        gradients = jax.grad(of_batch)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return ({**variables, "params": params}, opt_state), None
-
-    first = variables, optimizer.init(variables["params"])
-    (variables, _), _ = lax.scan(step, first, (rows, jnp.arange(len(rows))))
-    return variables
+    step = _train.descend(of_batch, optimizer)
+    first = _train.begin(optimizer, variables["params"], variables["masks"])
+    steps = rows, jnp.arange(len(rows))
+    member, _ = lax.scan(lambda m, i: step(m, x[i[0]], y[i[0]], i[1]), first, steps)
+    return {**variables, "params": member.params}
 
 
 def ask(
@@ -169,34 +143,34 @@ def ask(
         way: Of `WAYS`.
         variables: From `fit`; parameters [M, ...] of an ensemble.
         x: [B, D].
-        rate: What MC-dropout drops.
-        key: For masks of MC-dropout.
-        members: How many masks of MC-dropout.
+        rate: What MC-dropout drops, by masks of `key`, as many as `members`.
+        key: For these.
+        members: How many these are.
         batch_size: How many members at a time.
     """
     params, masks = variables["params"], variables["masks"]
     net = Net(widths_of(params))
-    many = {"batch_size": batch_size}
 
-    def under(masks: Any, x: jax.Array) -> Any:
+    def under(params: Any, masks: Any) -> Any:
         return net.apply({"params": params, "masks": masks}, x)
 
     if way == SINGLE:
-        return under(masks, x)[None]
-    if way == DROPOUT:
-        keys = jax.random.split(key, members)
-        return mc_dropout.predict(under, masks, x, rate=rate, keys=keys, **many)
-    if way == MASKSEMBLES:
-        return stacking.map(under, masks, x, **many)
-    alone = lambda params, x: net.apply({"params": params, "masks": masks}, x)  # noqa: E731
-    return deep_ensemble.predict(alone, params, x, **many)
+        return under(params, masks)[None]
+    member, each = {
+        DROPOUT: (
+            lambda key: under(params, mc_dropout.mask(masks, rate=rate, key=key)),
+            jax.random.split(key, members),
+        ),
+        MASKSEMBLES: (lambda masks: under(params, masks), masks),
+        ENSEMBLE: (lambda params: under(params, masks), params),
+    }[way]
+    return stacking.map(member, each, batch_size=batch_size)
 
 
 def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
     """Of Masksembles the first layer, which members share, and what they are after it.
 
-    Args:
-        variables: From `fit`, with concrete masks.
+    The variables are from `fit`, with concrete masks.
     """
     params = variables["params"]
     names = list(params)

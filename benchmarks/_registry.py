@@ -1,39 +1,17 @@
 """What a demonstration is, what it is given and what it returns."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from rich import console as rich_console
 from rich import progress
 
 from benchmarks._data import Data
 from benchmarks._episodes import Classes
 
-
-class Context(NamedTuple):
-    """What a demonstration is given.
-
-    Attributes:
-        data: Images of ten classes.
-        quick: Train for little time: numbers will be worse, nothing else differs.
-        out: An existing folder for pictures.
-        bars: Where progress is shown.
-        seeds: How many networks, trained side by side as one program.
-        tasks: How many tasks one network learns; `None` leaves it to the demonstration.
-        omniglot: Characters to learn from few of, or not at all, if any were given.
-    """
-
-    data: Data
-    quick: bool
-    out: pathlib.Path
-    bars: progress.Progress
-    seeds: int = 10
-    tasks: int | None = None
-    omniglot: Classes | None = None
-
-    def track(self, description: str, steps: int) -> Iterator[int]:
-        """Count up to `steps`, moving a bar."""
-        return iter(self.bars.track(range(steps), description=description))
+SIZES = ("quick", "default", "full")
 
 
 class Row(NamedTuple):
@@ -66,8 +44,107 @@ class Demo(NamedTuple):
         name: As given to `--only`.
         title: The system, and the paper it is from.
         run: Trains, writes pictures, and returns what it found.
+        seconds: About how long the default size takes on two cores, for the bar.
     """
 
     name: str
     title: str
-    run: Callable[[Context], Outcome]
+    run: "Callable[[Context], Outcome]"
+    seconds: float = 20.0
+
+
+class Progress:
+    """One bar over all demonstrations; without a terminal, a line for each."""
+
+    def __init__(self, demos: Sequence[Demo], console: rich_console.Console):
+        self._count, self._total = len(demos), sum(demo.seconds for demo in demos)
+        self._finished, self._weight, self._spent = 0, 0.0, 0.0
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.fields[left]}"),
+            progress.TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=self._total, left="")
+
+    def __enter__(self) -> "Progress":
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+    def run(self, demo: Demo, context: "Context") -> tuple[Outcome, float]:
+        """What a demonstration finds, and how many seconds that took."""
+        self._demo, self._began = demo, time.perf_counter()
+        self._move(demo.name)
+        outcome = demo.run(context)
+        seconds = time.perf_counter() - self._began
+        self._finished += 1
+        self._weight += demo.seconds
+        self._spent += seconds
+        self._began = time.perf_counter()
+        self._move(demo.name)
+        if self._bar.disable:
+            place = f"{self._finished}/{self._count}"
+            print(f"{place} {demo.name}: {seconds:.1f} s", flush=True)
+        return outcome, seconds
+
+    def track(self, items: Iterable[Any], description: str) -> Iterator[Any]:
+        """The items one by one; the bar says how many of them are done."""
+        items = list(items)
+        for i, item in enumerate(items):
+            self._move(f"{description} {i}/{len(items)}")
+            yield item
+
+    def _move(self, description: str) -> None:
+        """Within a demonstration the bar follows the clock, at the pace so far."""
+        pace = self._spent / self._weight if self._weight else 1.0
+        rest = self._total - self._weight
+        part = (time.perf_counter() - self._began) / (pace * self._demo.seconds)
+        done = self._weight + min(part, 0.95) * min(self._demo.seconds, rest)
+        left = f"{pace * (self._total - done) / 60:.1f} min left"
+        self._bar.update(self._task, completed=done, description=description, left=left)
+
+
+class Context(NamedTuple):
+    """What a demonstration is given.
+
+    Attributes:
+        data: Images of ten classes.
+        size: How much is trained, one of `SIZES`.
+        out: An existing folder for pictures.
+        bars: Where progress is shown.
+        tasks: How many tasks one network learns; `None` leaves it to the demonstration.
+        omniglot: Characters to learn from few of, or not at all, if any were given.
+    """
+
+    data: Data
+    size: str
+    out: pathlib.Path
+    bars: Progress
+    tasks: int | None = None
+    omniglot: Classes | None = None
+
+    @property
+    def quick(self) -> bool:
+        """Whether little time is to be spent: numbers are worse, nothing else."""
+        return self.size == "quick"
+
+    @property
+    def seeds(self) -> int:
+        """How many networks, trained side by side as one program."""
+        return self.pick((10, 3, 10))
+
+    def pick(self, choices: Sequence[Any]) -> Any:
+        """The quick, the default or the full one of three."""
+        return dict(zip(SIZES, choices, strict=True))[self.size]
+
+    def track(self, description: str, steps: int | Iterable[Any]) -> Iterator[Any]:
+        """Count up to `steps`, or go through them; the bar moves."""
+        items = range(steps) if isinstance(steps, int) else steps
+        return self.bars.track(items, description)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _members
+from benchmarks import _members, _train
 from benchmarks._members import DROPOUT, ENSEMBLE, MASKSEMBLES, NETWORKS, SINGLE
 from benchmarks._shift import Numbers
 from maskjax import metrics, stacking
@@ -17,6 +17,7 @@ WIDTHS = (50, 2)  # a mean, and what a variance is made of
 # As the authors of MC-dropout search, though in the unit of standardized targets.
 PRECISIONS, LENGTH_SCALE, HELD_OUT_SHARE = (0.5, 1.0, 2.0, 4.0), 0.01, 0.2
 SAMPLES = 100  # masks of MC-dropout
+PARTS = ("x_train", "y_train", "x_test")
 
 
 class Normals(NamedTuple):
@@ -50,11 +51,8 @@ def learn(
         training: How.
         precision: In the unit of the standardized targets.
     """
-    data = _Data(
-        np.stack([each.x_train for each in problems]),
-        np.stack([each.y_train for each in problems]),
-        np.stack([each.x_test for each in problems]),
-    )
+    parts = ([getattr(each, name) for each in problems] for name in PARTS)
+    data = _Data(*map(np.stack, parts))
     several = _gaussian(ENSEMBLE, training, data, networks=NETWORKS)
     few = _gaussian(MASKSEMBLES, training, data, networks=1)
     return {
@@ -156,7 +154,7 @@ def _each(way: str, fit_and_ask: Any, data: _Data, rows: np.ndarray, *more: Any)
     """Networks of all jobs, one after the other, in one program."""
     count, _, features = data.x.shape
     variables = {
-        "params": _members.start(count, features, WIDTHS, seed=0),
+        "params": _train.glorot(np.random.default_rng(0), (features, *WIDTHS), count),
         "masks": _members.masks(way, count, WIDTHS, key=jax.random.key(0)),
     }
     keys = jax.random.split(jax.random.key(1), count)

@@ -29,18 +29,10 @@ class Partly(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Numbers to predict.
+    """Numbers [N] to predict from [N, D], float32, less `mean` and over `deviation`.
 
-    Attributes:
-        name: What they are.
-        x_train: [N, D] float32.
-        y_train: [N] float32.
-        x_test: As `x_train`.
-        y_test: As `y_train`.
-        mean: What the targets were less.
-        deviation: What they were divided by: add its logarithm to a negative
-            log-likelihood, and multiply errors by it, for those of the targets as they
-            were.
+    Add the logarithm of the deviation to a negative log-likelihood, and multiply errors
+    by it, for those of the targets as they were.
     """
 
     name: str
@@ -97,9 +89,7 @@ def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:
 def drawings(characters: Classes, shape: tuple[int, int]) -> np.ndarray:
     """All drawings of Omniglot's characters, upright, as images of a shape, [N, H, W].
 
-    Args:
-        characters: With their turns, as `_episodes.omniglot` reads them.
-        shape: Height and width.
+    The characters come with their turns, as `_episodes.omniglot` reads them.
     """
     parts = [part[: len(part) // TURNS] for part in (characters.train, characters.test)]
     rows = np.concatenate(parts).reshape(-1, parts[0].shape[-1])
@@ -118,9 +108,7 @@ def resized(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def diabetes(*, seed: int, share: float = 0.1) -> Numbers:
     """Scikit-learn's diabetes data, 442 patients: the disease's progress in a year.
 
-    Args:
-        seed: Of the split.
-        share: How much of it is to test with.
+    A share of it, drawn by the seed, is to test with.
     """
     x, y = datasets.load_diabetes(return_X_y=True, scaled=False)
     x, y = x.astype(np.float32), y.astype(np.float32)
@@ -133,10 +121,6 @@ def cubic(*, seed: int, points: int = 20) -> Numbers:
     """Points of x**3 with noise of deviation 3, x from -4 to 4 (arXiv:1612.01474).
 
     What is to test with is the curve itself, without noise, from -6 to 6.
-
-    Args:
-        seed: Of the points and their noise.
-        points: How many.
     """
     rng = np.random.default_rng(seed)
     x = rng.uniform(-4, 4, size=(points, 1)).astype(np.float32)

@@ -25,22 +25,22 @@ class Contestant:
 
     Attributes:
         name: What it is called in tables.
-        role: "ours", a "baseline", or the "limit" that nothing can beat.
         run: One call on inputs that are on the device already; what it returns is
             waited for.
         compile_s: How long compiling it took.
         steps: How many steps one call makes; times are given per step.
         nbytes: How much memory its operands take, where that is the question.
         keeps_time: `run` returns its own seconds, measured in another process, say.
+        role: "ours", a "baseline", or the "limit" that nothing can beat.
     """
 
     name: str
-    role: Role
     run: Callable[[], Any]
     compile_s: float = 0.0
     steps: int = 1
     nbytes: int | None = None
     keeps_time: bool = False
+    role: Role = "baseline"
 
 
 class Timing(NamedTuple):

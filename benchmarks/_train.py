@@ -1,10 +1,10 @@
 """Shared pieces of training: K networks side by side, one program for all of them.
 
-A *member* is one network with whatever differs between networks: parameters, mask,
-density, optimizer state. `states` are members stacked along a leading axis [K, ...].
+A *member* is one network in training. `states` are members stacked along a leading axis
+[K, ...].
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,9 +19,24 @@ from benchmarks._data import Data
 from maskjax import algebra, score
 
 Array = jax.Array
-Step = Callable[[Any, Array, Array], tuple[Any, Array]]
+Step = Callable[..., tuple[Any, Array]]
+Predict = Callable[[Any, Array], Array]
 
 BATCH_SIZE = 128
+
+
+class Member(NamedTuple):
+    """One network in training.
+
+    Attributes:
+        params: What is learned: parameters, or the scores of masks.
+        opt_state: The optimizer's state.
+        rest: What else belongs to this network: its mask, weights, density, key.
+    """
+
+    params: Any
+    opt_state: Any
+    rest: Any = None
 
 
 class MLP(nn.Module):
@@ -47,18 +62,33 @@ def cross_entropy(logits: Array, y: Array) -> Array:
 def draw(init: Callable[..., Any], *args: Any) -> Any:
     """Members at random, one for each entry [K] of the arguments, keys among them.
 
-    It is `vmap`, but one after the other: random bits for many keys at once take twice
-    as long to compile, which is more than drawing them takes.
+    One after the other, unlike `vmap`: random bits for many keys at once take twice as
+    long to compile, which is more than drawing them takes.
     """
     return jax.jit(lambda args: lax.map(lambda one: init(*one), args))(args)
+
+
+def glorot(
+    rng: np.random.Generator, widths: Sequence[int], *lead: int
+) -> dict[str, dict[str, Array]]:
+    """Parameters [*lead, ...] of an `MLP`: Glorot's uniform kernels, and biases of 0.
+
+    By NumPy: `jax.random` takes longer to compile than training small networks takes.
+    """
+    params = {}
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        bound = (6 / (a + b)) ** 0.5
+        kernel = np.float32(rng.uniform(-bound, bound, (*lead, a, b)))
+        layer = {"kernel": kernel, "bias": np.zeros((*lead, b), np.float32)}
+        params[f"Dense_{i}"] = jax.tree.map(jnp.asarray, layer)
+    return params
 
 
 def orders(
     networks: int, samples: int, *, epochs: int, size: int, seed: int
 ) -> np.ndarray:
-    """Rows of samples, [K, epochs, steps, size], shuffled in every epoch.
+    """Rows of samples, [K, epochs, steps, size], shuffled in every epoch, by NumPy.
 
-    By NumPy: `jax.random` takes longer to compile than training small networks takes.
     What is left over of an epoch is left out.
     """
     steps = samples // size
@@ -67,9 +97,54 @@ def orders(
     return rows[..., : steps * size].reshape(networks, epochs, steps, size)
 
 
-def steps_per_epoch(x: Array) -> int:
+def begin(
+    optimizer: optax.GradientTransformation, params: Any, rest: Any = None
+) -> Member:
+    """A member before its first step."""
+    return Member(params, optimizer.init(params), rest)
+
+
+def descend(
+    loss: Callable[..., Any],
+    optimizer: optax.GradientTransformation
+    | Callable[[Any], optax.GradientTransformation],
+    *,
+    has_aux: bool = False,
+) -> Step:
+    """The training step: one of gradient descent on a loss.
+
+    Args:
+        loss: `(params, rest, *batch) -> scalar`.
+        optimizer: Of what is learned; or a function that makes it of `rest`.
+        has_aux: The loss returns `(scalar, rest)`, the `rest` of the next step.
+
+    Returns:
+        `(member, *batch) -> (member, loss)`, of one network.
+    """
+
+    def step(member: Member, *batch: Any) -> tuple[Member, Array]:
+        params, opt_state, rest = member
+        update = optimizer(rest).update if callable(optimizer) else optimizer.update
+        valued = jax.value_and_grad(loss, has_aux=has_aux)
+        value, gradients = valued(params, rest, *batch)
+        value, rest = value if has_aux else (value, rest)
+        updates, opt_state = update(gradients, opt_state, params)
+        return Member(optax.apply_updates(params, updates), opt_state, rest), value
+
+    return step
+
+
+def scan(step: Step, member: Any, rows: Array, *data: Array) -> tuple[Any, Array]:
+    """The member after many steps, and the losses [steps].
+
+    The batches are `rows` [steps, B] of `data`, arrays [N, ...] of all samples.
+    """
+    return lax.scan(lambda m, rows: step(m, *(x[rows] for x in data)), member, rows)
+
+
+def steps_per_epoch(x: Array, size: int = BATCH_SIZE) -> int:
     """How many minibatches an epoch has; what is left over waits for the next one."""
-    return max(len(x) // BATCH_SIZE, 1)
+    return max(len(x) // size, 1)
 
 
 def epochs_of(steps: int, x: Array) -> int:
@@ -77,53 +152,62 @@ def epochs_of(steps: int, x: Array) -> int:
     return -(-steps // steps_per_epoch(x))
 
 
-def epoch_of(step: Step, x: Array, y: Array) -> Callable[..., tuple[Any, Array]]:
+def cosine(rate: float, epochs: int, x: Array) -> optax.Schedule:
+    """A learning rate that falls to 0 over so many epochs."""
+    return optax.cosine_decay_schedule(rate, epochs * steps_per_epoch(x))
+
+
+def epoch_of(
+    step: Step, x: Array, y: Array, *, size: int = BATCH_SIZE, groups: int = 1
+) -> Callable[..., tuple[Any, Array]]:
     """One epoch of shuffled minibatches for all members, compiled once.
 
     Args:
-        step: `(member, x, y) -> (member, loss)`, of one network and one batch.
+        step: From `descend`.
         x: [N, ...], the training images.
         y: [N], their labels.
+        size: Of a batch.
+        groups: The members are so many groups, one after the other, that see the same
+            images in the same order; within a group every member has its own order.
 
     Returns:
-        A function `(states, key) -> (states, losses [K])`, the losses averaged over the
-        epoch. Every member sees the images in an order of its own.
+        A function `(states, key) -> (states, mean losses [K])`.
     """
-    steps = steps_per_epoch(x)
-    size = min(BATCH_SIZE, len(x))
+    steps, size = steps_per_epoch(x, size), min(size, len(x))
 
     def of_member(member: Any, key: Array, x: Array, y: Array) -> tuple[Any, Array]:
         order = jax.random.permutation(key, len(x))[: steps * size]
-        member, losses = lax.scan(
-            lambda member, batch: step(member, x[batch], y[batch]),
-            member,
-            order.reshape(steps, size),
-        )
+        member, losses = scan(step, member, order.reshape(steps, size), x, y)
         return member, losses.mean()
 
     of_all = jax.jit(jax.vmap(of_member, in_axes=(0, 0, None, None)))
     x, y = jnp.asarray(x), jnp.asarray(y)
 
     def epoch(states: Any, key: Array) -> tuple[Any, Array]:
-        keys = jax.random.split(key, jax.tree.leaves(states)[0].shape[0])
+        each = jax.random.split(key, len(jax.tree.leaves(states)[0]) // groups)
         # Waiting keeps the progress bar honest.
-        return jax.block_until_ready(of_all(states, keys, x, y))
+        return jax.block_until_ready(of_all(states, jnp.tile(each, groups), x, y))
 
     return epoch
 
 
-def accuracy_of(
-    predict: Callable[[Any, Array], Array], x: Array, y: Array
-) -> Callable[[Any], Array]:
-    """How many of the images each member gets right, compiled once.
+def epochs_by(
+    epoch: Callable[..., tuple[Any, Array]],
+    states: Any,
+    epochs: Iterable[int],
+    *,
+    key: Array,
+) -> Any:
+    """Members after epochs of these numbers, as from `Context.track`."""
+    for i in epochs:
+        states, _ = epoch(states, jax.random.fold_in(key, i))
+    return states
 
-    Args:
-        predict: `(member, x) -> logits`, of one network.
-        x: [N, ...], images.
-        y: [N], their labels.
 
-    Returns:
-        A function from states to accuracies [K].
+def accuracy_of(predict: Predict, x: Array, y: Array) -> Callable[[Any], Array]:
+    """A function from states to accuracies [K] on these images, compiled once.
+
+    What one network says is `predict(member, x)`, logits.
     """
 
     def of_member(member: Any, x: Array, y: Array) -> Array:
@@ -134,42 +218,40 @@ def accuracy_of(
     return lambda states: of_all(states, x, y)
 
 
-class Masked(NamedTuple):
-    """A member that trains under a mask."""
-
-    params: Any
-    mask: Any
-    opt_state: optax.OptState
+def fit(
+    step: Step,
+    predict: Predict,
+    states: Any,
+    data: Data,
+    epochs: Iterable[int],
+    *,
+    key: Array,
+) -> tuple[Any, np.ndarray]:
+    """Trained members, and accuracies [1 + epochs, K] before and after every epoch."""
+    epoch = epoch_of(step, data.x_train, data.y_train)
+    accuracy = accuracy_of(predict, data.x_test, data.y_test)
+    curve = [accuracy(states)]
+    for i in epochs:
+        states = epochs_by(epoch, states, [i], key=key)
+        curve.append(accuracy(states))
+    return states, np.stack(curve)
 
 
 def under_masks(
-    logits: Callable[[Any, Array], Array], optimizer: optax.GradientTransformation
-) -> tuple[Callable[..., Masked], Step]:
-    """What makes a member of parameters and a mask, and what trains it a step.
+    logits: Predict, optimizer: optax.GradientTransformation
+) -> tuple[Callable[..., Member], Step]:
+    """Functions `(params, mask) -> member` and `(member, x, y) -> (member, loss)`.
 
-    Args:
-        logits: `(params, x) -> logits`.
-        optimizer: Of the parameters.
-
-    Returns:
-        Functions `(params, mask) -> member` and `(member, x, y) -> (member, loss)`; the
-        members' parameters are exactly masked.
+    A member's `rest` is its mask, and its parameters are exactly masked throughout.
     """
 
-    def start(params: Any, mask: Any) -> Masked:
-        return Masked(maskjax.apply(params, mask), mask, optimizer.init(params))
+    def start(params: Any, mask: Any) -> Member:
+        return begin(optimizer, maskjax.apply(params, mask), mask)
 
-    def step(member: Masked, x: Array, y: Array) -> tuple[Masked, Array]:
-        def loss(params: Any) -> Array:
-            return cross_entropy(logits(maskjax.apply(params, member.mask), x), y)
+    def loss(params: Any, mask: Any, x: Array, y: Array) -> Array:
+        return cross_entropy(logits(maskjax.apply(params, mask), x), y)
 
-        value, gradients = jax.value_and_grad(loss)(member.params)
-        updates, opt_state = optimizer.update(gradients, member.opt_state)
-        params = optax.apply_updates(member.params, updates)
-        params = maskjax.apply(params, member.mask)
-        return Masked(params, member.mask, opt_state), value
-
-    return start, step
+    return start, descend(loss, optimizer)
 
 
 def largest_removed(params: Any, mask: Any) -> Array:
@@ -179,32 +261,7 @@ def largest_removed(params: Any, mask: Any) -> Array:
     return jnp.stack([leaf.max() for leaf in kernels]).max()
 
 
-def fit(
-    step: Step,
-    predict: Callable[[Any, Array], Array],
-    states: Any,
-    data: Data,
-    epochs: Iterable[int],
-    *,
-    key: Array,
-) -> tuple[Any, np.ndarray]:
-    """Train, with a look at the test images before, and after every epoch.
-
-    Args:
-        step: As in `epoch_of`.
-        predict: As in `accuracy_of`.
-        states: Members to begin with.
-        data: What to learn.
-        epochs: Their numbers, as from `Context.track`.
-        key: For the order of the images.
-
-    Returns:
-        The trained members, and accuracies [1 + epochs, K].
-    """
-    epoch = epoch_of(step, data.x_train, data.y_train)
-    accuracy = accuracy_of(predict, data.x_test, data.y_test)
-    curve = [accuracy(states)]
-    for i in epochs:
-        states, _ = epoch(states, jax.random.fold_in(key, i))
-        curve.append(accuracy(states))
-    return states, np.stack(curve)
+def same_bits(before: Any, after: Any) -> bool:
+    """Whether two trees have the same leaves, to the bit."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)

@@ -6,14 +6,14 @@
 (Array([5., 0.], dtype=float32), Array([5., 7.], dtype=float32))
 """
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax import packing, select
-from maskjax._core import checks, trees
+from maskjax._core import blame, checks, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Density, Scores, SoftMask
 from maskjax.structure import Entries, Structure
@@ -22,17 +22,18 @@ __all__ = ["bernoulli", "straight_through", "threshold", "top_k"]
 
 
 def straight_through(hard: Any, soft: Any) -> SoftMask:
-    """A hard choice forward, a soft one backward.
+    """The values of one tree with the gradient of another.
 
-    The value is exactly `hard`, whatever `soft` holds, inf and nan included;
-    derivatives of any order are those of `soft`.
+    The value is exactly `hard`, even where `soft` is inf or nan; derivatives of any
+    order are those of `soft`. `top_k`, `threshold` and `bernoulli` are the usual cases.
 
     Args:
-        hard: A mask, or any tree of arrays.
+        hard: A mask, packed or not, or any tree of arrays.
         soft: A tree of floating leaves of the same structure and shapes.
 
     Returns:
-        The values of `hard` in the dtypes of `soft`.
+        The values of `hard` in the dtypes of `soft`. A leaf of `hard` that has the
+        dtype already may be passed through uncopied.
 
     Raises:
         TypeError: If a leaf of `soft` is not floating.
@@ -55,30 +56,63 @@ def straight_through(hard: Any, soft: Any) -> SoftMask:
     return trees.map_mask(lambda s, h: _pass_through(h, s), soft, hard)
 
 
+@overload
 def top_k(
     scores: Scores,
     *,
     density: Density | Scores,
     scope: select.Scope = "leaf",
     structure: Structure = Entries(),
-) -> SoftMask:
+    guess: Scores | None = None,
+    return_cutoff: Literal[False] = False,
+) -> SoftMask: ...
+
+
+@overload
+def top_k(
+    scores: Scores,
+    *,
+    density: Density | Scores,
+    scope: select.Scope = "leaf",
+    structure: Structure = Entries(),
+    guess: Scores | None = None,
+    return_cutoff: Literal[True],
+) -> tuple[SoftMask, Scores]: ...
+
+
+def top_k(
+    scores: Scores,
+    *,
+    density: Density | Scores,
+    scope: select.Scope = "leaf",
+    structure: Structure = Entries(),
+    guess: Scores | None = None,
+    return_cutoff: bool = False,
+) -> SoftMask | tuple[SoftMask, Scores]:
     """The mask of the highest scores, with the identity as its derivative.
 
-    Removed entries receive gradients too, which is how they come back. Where entries
-    are decided together the gradient goes through the mean of their scores.
+    Removed entries receive gradients too, which is how they come back. Where a
+    structure decides on entries together, the gradient goes through the mean of their
+    scores.
 
     Args:
         scores: Tree of floating leaves, `None` where a parameter is left alone.
-        density: As in `select.top_k`.
-        scope: As in `select.top_k`.
-        structure: As in `select.top_k`.
+        density: The fraction to keep, in [0, 1]: a number, a scalar array, or with
+            scope "leaf" a tree of them like `scores`.
+        scope: "leaf" ranks each leaf on its own, "global" all of them together.
+        structure: What is decided together, see `maskjax.structure`.
+        guess: The cutoffs of an earlier call. They make the search faster where scores
+            have moved little, and never change the mask.
+        return_cutoff: Whether to return the cutoffs as well.
 
     Returns:
-        A soft mask of exact 0s and 1s in the scores' dtypes.
+        A soft mask of exact 0s and 1s in the scores' dtypes. With `return_cutoff` also
+        a tree like `scores` of one scalar for each leaf: where the selection cut.
 
     Raises:
-        TypeError: As in `select.top_k`.
-        ValueError: As in `select.top_k`.
+        TypeError: If a leaf of `scores` is not floating, or density is not a number.
+        ValueError: If density is outside [0, 1], the scope is unknown, a leaf does not
+            fit the structure, or `guess` or a tree of densities does not fit `scores`.
 
     Example:
         >>> estimator.top_k({"w": jnp.array([3.0, 1.0, 2.0])}, density=0.34)
@@ -87,25 +121,36 @@ def top_k(
     References:
         Ramanujan et al., arXiv:1911.13299, section 3.
     """
-    hard = select.top_k(scores, density=density, scope=scope, structure=structure)
+    with blame.instead_of("maskjax.select.top_k", "maskjax.estimator.top_k"):
+        hard, cutoff = select.top_k(
+            scores,
+            density=density,
+            scope=scope,
+            structure=structure,
+            guess=guess,
+            return_cutoff=True,
+        )
     soft = trees.map_mask(
         lambda s: structure.spread(structure.pool(s)).astype(s.dtype), scores
     )
-    return straight_through(hard, soft)
+    soft = straight_through(hard, soft)
+    return (soft, cutoff) if return_cutoff else soft
 
 
-def threshold(scores: Scores, *, at: ArrayLike = 0.0) -> SoftMask:
+def threshold(scores: Scores, *, at: ArrayLike | Scores = 0.0) -> SoftMask:
     """The mask of scores that reach a threshold, with the identity as its derivative.
 
     Args:
         scores: Tree of floating leaves, `None` where a parameter is left alone.
-        at: Entries with `score >= at` are kept. May be traced.
+        at: Entries with `score >= at` are kept: a number, which may be traced, or a
+            tree of them like `scores`, such as the cutoffs of `top_k`.
 
     Returns:
         A soft mask of exact 0s and 1s in the scores' dtypes.
 
     Raises:
-        TypeError: If a leaf is not floating.
+        TypeError: If a leaf of `scores` is not floating.
+        ValueError: If a tree of thresholds does not fit `scores`.
 
     Example:
         >>> estimator.threshold({"w": jnp.array([-1.0, 0.0, 2.0])})
@@ -114,20 +159,21 @@ def threshold(scores: Scores, *, at: ArrayLike = 0.0) -> SoftMask:
     References:
         Mallya et al., "Piggyback", ECCV 2018. arXiv:1801.06519, section 3.
     """
-    checks.floating_scores(scores, fn="maskjax.estimator.threshold")
-    return straight_through(select.threshold(scores, at=at), scores)
+    with blame.instead_of("maskjax.select.threshold", "maskjax.estimator.threshold"):
+        hard = select.threshold(scores, at=at)
+    return straight_through(hard, scores)
 
 
 def bernoulli(logits: Scores, *, key: Array) -> SoftMask:
-    """A sample of the mask with probabilities sigmoid(logits), differentiable in them.
+    """A random mask, kept with probability sigmoid(logits), with that derivative.
 
     Args:
         logits: Tree of floating leaves, `None` where a parameter is left alone.
         key: A typed key; every leaf gets its own.
 
     Returns:
-        A soft mask of exact 0s and 1s in the logits' dtypes; its derivative is that of
-        the sigmoid.
+        A soft mask of exact 0s and 1s in the logits' dtypes. Its derivative is that of
+        the sigmoid, as if the sample were its probability.
 
     Raises:
         TypeError: If a leaf is not floating, or the key is not a typed key.

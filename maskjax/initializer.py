@@ -1,20 +1,24 @@
-"""Weights that stay random: initializers for networks of which a mask is learned.
+"""Weights that stay random and scores to train: draws that jax does not have.
 
-They have the signature of `jax.nn.initializers`, `(key, shape, dtype) -> array`, so
-they go where `kernel_init` goes. Fan-in is the product of all axes but the last:
-`in` for dense (in, out), height * width * in for convolution kernels.
+An initializer is a function `(key, shape, dtype) -> array`, as in
+`jax.nn.initializers`, so those here go where Flax takes a `kernel_init`, and jax's go
+where `draw` is an argument here. Fan-in is the product of all axes but the last: `in`
+for dense (in, out), height * width * in for convolution kernels. Kaiming normal scaled
+for a density d is `jax.nn.initializers.variance_scaling(2 / d, "fan_in", "normal")`.
 
     >>> draw = initializer.signed_constant()
     >>> jnp.unique(draw(jax.random.key(0), (8, 3)))
     Array([-0.5,  0.5], dtype=float32)
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import variance_scaling
 
 from maskjax import packing
 from maskjax._core import checks, dtypes, trees
@@ -23,13 +27,12 @@ from maskjax.where import kernels
 __all__ = [
     "Initializer",
     "redraw",
-    "scaled_normal",
+    "scores",
     "scores_of",
     "signed_constant",
     "signed_deviation",
     "signed_log_uniform",
     "uniform",
-    "uniform_scores",
 ]
 
 Initializer = Callable[..., trees.Array]
@@ -39,8 +42,9 @@ def signed_constant(density: float = 1.0) -> Initializer:
     """Plus or minus sqrt(2 / (density * fan_in)), each with probability one half.
 
     Args:
-        density: The fraction of weights that a mask will keep; the constant grows so
-            that activations keep their size under a random mask of that density.
+        density: The fraction of weights that a mask will keep, in (0, 1]. The constant
+            makes up for it: activations keep their size under a random mask of that
+            density. May be traced.
 
     Returns:
         A function `(key, shape, dtype=float32) -> array`.
@@ -57,52 +61,26 @@ def signed_constant(density: float = 1.0) -> Initializer:
         Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?",
         CVPR 2020. arXiv:1911.13299, section 4 ("Signed Kaiming Constant").
     """
-    _positive_density(density, fn="maskjax.initializer.signed_constant")
+    fn = "maskjax.initializer.signed_constant"
+    checks.unit_interval(density, fn=fn, name="density")
+    if not isinstance(density, jax.Array) and density == 0:
+        raise ValueError(f"`{fn}` needs `density` above 0, got {density}.")
 
     def init(key: trees.Array, shape: Any, dtype: Any = jnp.float32) -> trees.Array:
-        size = _deviation(shape, density, fn="maskjax.initializer.signed_constant")
-        # A coin, not the sign of a normal draw, which could be exactly 0.
-        signs = jax.random.bernoulli(key, 0.5, shape)
-        return jnp.where(signs, size, -size).astype(dtype)
-
-    return init
-
-
-def scaled_normal(density: float = 1.0) -> Initializer:
-    """Normal with mean 0 and variance 2 / (density * fan_in).
-
-    Args:
-        density: The fraction of weights that a mask will keep.
-
-    Returns:
-        A function `(key, shape, dtype=float32) -> array`.
-
-    Raises:
-        ValueError: If density is not in (0, 1], or the shape has fewer than 2 axes.
-
-    Example:
-        >>> w = initializer.scaled_normal(density=0.5)(jax.random.key(0), (100, 400))
-        >>> print(f"{w.std():.2f}")
-        0.20
-
-    References:
-        Ramanujan et al., arXiv:1911.13299, section 4 ("Scaled Kaiming Normal").
-    """
-    _positive_density(density, fn="maskjax.initializer.scaled_normal")
-
-    def init(key: trees.Array, shape: Any, dtype: Any = jnp.float32) -> trees.Array:
-        size = _deviation(shape, density, fn="maskjax.initializer.scaled_normal")
-        return (jax.random.normal(key, shape) * size).astype(dtype)
+        if len(shape) < 2:
+            raise ValueError(f"`{fn}` needs a shape with a fan-in, got {tuple(shape)}.")
+        size = (2 / (density * max(math.prod(shape[:-1]), 1))) ** 0.5
+        return _either_sign(key, size, shape=tuple(shape), dtype=jnp.dtype(dtype))
 
     return init
 
 
 def uniform(low: float = -1.0, high: float = 1.0) -> Initializer:
-    """Uniform between two numbers, whatever the shape.
+    """Uniform between two numbers that do not depend on the shape.
 
     Args:
-        low: The least.
-        high: The most.
+        low: The lower end.
+        high: The upper end, at least `low`.
 
     Returns:
         A function `(key, shape, dtype=float32) -> array`.
@@ -128,13 +106,14 @@ def uniform(low: float = -1.0, high: float = 1.0) -> Initializer:
 
 
 def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
-    """Of either sign, the logarithm of the magnitude uniform between two numbers.
+    """Log-uniform magnitude between two bounds, with a random sign.
 
-    As many between 1/4 and 1/2 as between 1/2 and 1: there are weights of every size.
+    Magnitudes between 1/4 and 1/2 are as frequent as those between 1/2 and 1, so there
+    are weights of every size.
 
     Args:
-        low: The least magnitude.
-        high: The largest. With both the same it is a constant of random sign.
+        low: The lower bound of the magnitude, above 0.
+        high: The upper bound. If it equals `low`, only the sign is random.
 
     Returns:
         A function `(key, shape, dtype=float32) -> array`.
@@ -168,8 +147,8 @@ def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
 
 
 def redraw(
+    draw: Initializer,
     params: trees.Params,
-    initializer: Initializer,
     *,
     where: trees.Predicate = kernels,
     key: trees.Array,
@@ -177,8 +156,8 @@ def redraw(
     """The same parameters with some of them drawn anew.
 
     Args:
-        params: Tree of arrays; those that are not chosen are returned as they are.
-        initializer: Any function `(key, shape, dtype) -> array`.
+        draw: An initializer, `(key, shape, dtype) -> array`.
+        params: Tree of arrays. Leaves that are not chosen are passed through uncopied.
         where: Which leaves are drawn.
         key: A typed key; every leaf gets its own.
 
@@ -186,89 +165,78 @@ def redraw(
         A tree like `params`, of the same shapes and dtypes.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or the key is not a typed key.
-        ValueError: If `where` chooses nothing.
+        TypeError: If `draw` is not a function, a chosen leaf is not floating, or the
+            key is not a typed key.
+        ValueError: If `where` chooses nothing, or `draw` refuses a leaf's shape; every
+            such leaf is named.
 
     Example:
         >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
-        >>> new = initializer.redraw(
-        ...     params, initializer.signed_constant(), key=jax.random.key(1)
-        ... )
+        >>> draw = initializer.signed_constant()
+        >>> new = initializer.redraw(draw, params, key=jax.random.key(1))
         >>> abs(new["kernel"].ravel()), new["bias"]
         (Array([1., 1.], dtype=float32), Array([0.], dtype=float32))
     """
-    fn = "maskjax.initializer.redraw"
-    checks.typed_key(key, fn=fn)
-    picks = checks.chosen(params, where, fn=fn)
+    drawn = _drawn(draw, params, where, key, fn="maskjax.initializer.redraw")
     leaves, treedef = jax.tree.flatten(params)
-    drawn = [
-        initializer(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
-        if pick
-        else leaf
-        for i, (leaf, pick) in enumerate(zip(leaves, picks, strict=True))
-    ]
-    return treedef.unflatten(drawn)
+    pairs = zip(leaves, drawn, strict=True)
+    return treedef.unflatten([old if new is None else new for old, new in pairs])
 
 
-def uniform_scores(
+def scores(
     params: trees.Params,
     *,
-    gain: float = 3**-0.5,
+    draw: Initializer = variance_scaling(1 / 3, "fan_in", "uniform"),
     where: trees.Predicate = kernels,
     key: trees.Array,
 ) -> trees.Scores:
-    """Scores to train, uniform in +-gain * sqrt(3 / fan_in) (Kaiming uniform).
+    """Scores to train, for the parameters that carry a mask.
 
     Args:
-        params: Tree of arrays, of which shapes and dtypes are looked at.
-        gain: The default gives +-1 / sqrt(fan_in), the usual choice for supermasks.
-        where: Which leaves carry a mask; they have a fan-in, that is 2 axes or more.
+        params: Tree of arrays. Only shapes and dtypes are used.
+        draw: An initializer, `(key, shape, dtype) -> array`. The default is uniform in
+            +-1 / sqrt(fan_in), the usual start of supermasks.
+        where: Which leaves carry a mask.
         key: A typed key; every leaf gets its own.
 
     Returns:
-        A tree of scores, `None` where `where` does not choose.
+        A tree of scores in the parameters' dtypes, `None` where `where` does not
+        choose.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or the key is not typed.
-        ValueError: If `where` chooses nothing, or a leaf without a fan-in.
+        TypeError: If `draw` is not a function, a chosen leaf is not floating, or the
+            key is not a typed key.
+        ValueError: If `where` chooses nothing, or `draw` refuses a leaf's shape, as the
+            default does if there are fewer than 2 axes; every such leaf is named.
 
     Example:
         >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
-        >>> scores = initializer.uniform_scores(params, key=jax.random.key(0))
+        >>> scores = initializer.scores(params, key=jax.random.key(0))
         >>> bool((abs(scores["kernel"]) <= 0.5).all()), scores["bias"]
         (True, None)
 
     References:
         He et al., "Delving Deep into Rectifiers", ICCV 2015. arXiv:1502.01852, section
-        2.2; with this gain in the code of arXiv:1911.13299 and arXiv:2006.14769.
+        2.2. The code of arXiv:1911.13299 and arXiv:2006.14769 has this default.
     """
-    fn = "maskjax.initializer.uniform_scores"
-    checks.typed_key(key, fn=fn)
-    picks = checks.chosen(params, where, fn=fn)
-    named = list(zip(trees.named_leaves(params), picks, strict=True))
-    flat = [path for (path, leaf), pick in named if pick and leaf.ndim < 2]
-    checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
-    scores = []
-    for i, ((_, leaf), pick) in enumerate(named):
-        bound = gain * (3 / max(math.prod(leaf.shape[:-1]), 1)) ** 0.5 if pick else 0.0
-        draw = jax.random.fold_in(key, i), leaf.shape, leaf.dtype
-        scores.append(jax.random.uniform(*draw, -bound, bound) if pick else None)
-    return jax.tree.structure(params).unflatten(scores)
+    drawn = _drawn(draw, params, where, key, fn="maskjax.initializer.scores")
+    return jax.tree.structure(params).unflatten(drawn)
 
 
 def scores_of(
     mask: trees.Mask, *, gain: float = 3**-0.5, dtype: Any = jnp.float32
 ) -> trees.Scores:
-    """Scores to train that begin with a mask: it is where they are at least 0.
+    """Scores to train that start from a mask: at least 0 exactly where it keeps.
 
     Args:
-        mask: A mask of 2 axes or more, packed or not, or a soft one (the mean of many).
-        gain: As in `uniform_scores`, whose root mean square the scores of a hard mask
-            have.
-        dtype: That of the weights.
+        mask: A mask, packed or not, or a soft mask such as the mean of many. Its leaves
+            need a fan-in, that is 2 axes or more.
+        gain: The size of the scores times sqrt(fan_in). With the default their root
+            mean square is that of `scores`.
+        dtype: The dtype of the scores, usually that of the weights.
 
     Returns:
-        A tree of scores: (2 m - 1) * gain / sqrt(fan_in).
+        A tree of scores, (2 m - 1) * gain / sqrt(fan_in) for a leaf m of the mask.
 
     Raises:
         ValueError: If a leaf has no fan-in.
@@ -279,8 +247,8 @@ def scores_of(
         Array([ 0.333..., -0.333...,  0.333...], dtype=float32)
 
     References:
-        Wortsman et al., arXiv:2006.14769, appendix on transfer: the mean of the masks,
-        here centered, since scores of at least 0 are kept.
+        Wortsman et al., arXiv:2006.14769, appendix on transfer: the mean of the masks.
+        Here it is centered, because scores of at least 0 are kept.
     """
     named, _ = trees.mask_leaves(mask)
     checks.raise_all(
@@ -299,12 +267,12 @@ def scores_of(
 def signed_deviation(
     params: trees.Params, *, where: trees.Predicate = kernels
 ) -> trees.Params:
-    """The same parameters with some of them at plus or minus their leaf's deviation.
+    """The same parameters, some of them plus or minus their leaf's standard deviation.
 
     Args:
-        params: Tree of arrays, drawn already; signs stay, an exact 0 has that of its
-            bit. Those that are not chosen are returned as they are.
-        where: Which leaves become constants.
+        params: Tree of arrays, already drawn. Signs stay; 0.0 counts as positive, -0.0
+            as negative. Leaves that are not chosen are passed through uncopied.
+        where: Which leaves become signed constants.
 
     Returns:
         A tree like `params`, of the same shapes and dtypes.
@@ -332,13 +300,43 @@ def signed_deviation(
     return treedef.unflatten([constant(x) if pick else x for x, pick in chosen])
 
 
-def _positive_density(density: float, *, fn: str) -> None:
-    checks.unit_interval(density, fn=fn, name="density")
-    if not isinstance(density, jax.Array) and density == 0:
-        raise ValueError(f"`{fn}` needs `density` above 0, got {density}.")
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _either_sign(key: trees.Array, size: Any, *, shape: Any, dtype: Any) -> trees.Array:
+    # A coin, not the sign of a normal draw, which could be exactly 0.
+    signs = jax.random.bernoulli(key, 0.5, shape)
+    return jnp.where(signs, size, -size).astype(dtype)
 
 
-def _deviation(shape: Any, density: float, *, fn: str) -> Any:
-    if len(shape) < 2:
-        raise ValueError(f"`{fn}` needs a shape with a fan-in, got {tuple(shape)}.")
-    return (2 / (density * max(math.prod(shape[:-1]), 1))) ** 0.5
+def _drawn(
+    draw: Initializer,
+    params: trees.Params,
+    where: trees.Predicate,
+    key: trees.Array,
+    *,
+    fn: str,
+) -> list[trees.Array | None]:
+    """A draw for each leaf of `params` that `where` chooses, `None` for the others."""
+    checks.typed_key(key, fn=fn)
+    if not callable(draw):
+        raise TypeError(
+            f"`{fn}` needs `draw` as a function `(key, shape, dtype) -> array`, got "
+            f"{type(draw).__name__}."
+        )
+    picks = checks.chosen(params, where, fn=fn)
+    drawn: list[trees.Array | None] = [None] * len(picks)
+    refused = {}
+    for i, leaf in enumerate(jax.tree.leaves(params)):
+        if picks[i]:
+            # The fans of a leaf without entries would divide by 0.
+            shape = tuple(max(n, 1) for n in leaf.shape)
+            try:
+                drawn[i] = draw(jax.random.fold_in(key, i), shape, leaf.dtype)
+            except ValueError as error:
+                refused[i] = str(error)
+            if not leaf.size:
+                drawn[i] = jnp.zeros(leaf.shape, leaf.dtype)
+    if refused:
+        paths = [path for path, _ in trees.named_leaves(params)]
+        lines = (f"{paths[i]}: {text}" for i, text in refused.items())
+        checks.raise_all(lines, f"`{fn}` needs leaves whose shapes can be drawn")
+    return drawn

@@ -1,9 +1,9 @@
 """Flax layers that apply masks to features, where `nn.Dropout` would stand.
 
-A mask on features masks the input rows of the kernel that they meet; but then the
-kernel is read once for all members, and never copied. Masks are state: the collection
-"masks" in Linen, variables of type `Mask` in NNX. There they are part of checkpoints,
-and there members are chosen, for any number of layers at once:
+A mask on features does what a mask on the input rows of the next kernel does, but the
+kernel is read once for all members and never copied. Masks are state: the collection
+"masks" in Linen, variables of type `Mask` in NNX. So checkpoints contain them, and you
+choose the masks of all layers at once:
 
     >>> from maskjax import layers
     >>> import flax.linen as nn
@@ -16,15 +16,15 @@ and there members are chosen, for any number of layers at once:
     >>> run = lambda masks, x: net.apply({"params": params, "masks": masks}, x)
     >>> stacking.map(run, masks, x).shape  # all members
     (4, 6, 3)
-    >>> run(stacking.take(masks, 0), x).shape  # the first
+    >>> run(stacking.take(masks, 0), x).shape  # the first member
     (6, 3)
-    >>> whose = masksembles.in_chunks(6, members=4)
-    >>> run(layers.assign(masks, whose), x).shape  # in training one for each sample
+    >>> members = masksembles.in_chunks(6, members=4)
+    >>> run(layers.assign(masks, members), x).shape  # one member for each sample
     (6, 3)
 
-In NNX `graph, masks, rest = nnx.split(model, layers.Mask, ...)`, and run is `lambda
-masks, x: nnx.merge(graph, masks, rest)(x)`. Soft masks multiply: those that
-`mc_dropout` draws take the place of `masks`.
+In NNX write `graph, masks, rest = nnx.split(model, layers.Mask, ...)`, and `run` is
+`lambda masks, x: nnx.merge(graph, masks, rest)(x)`. Soft masks multiply: dropout masks,
+of 0 and 1 / (1 - rate), can take the place of `masks`.
 
 Importing this module also lets `flax.serialization` store packed masks.
 """
@@ -52,16 +52,16 @@ class Mask(nnx.Variable):
 
 
 class LinenFeatureMask(nn.Module):
-    """A layer that masks features, the last axis of its input; in Linen.
+    """A Linen layer that masks features, the last axis of its input.
 
-    In the collection "masks" it has one leaf, `features`: a stack [N, C] of them when
-    initialized, which does not mask. It runs with one of them [C], for all samples; or
-    with one for each sample, from `assign`.
+    Its collection "masks" has one leaf, `features`. `init` draws it, a stack [N, C],
+    and does not mask. `apply` needs one mask [C] for all samples, or one for each
+    sample, from `assign`.
 
     Attributes:
-        draw: `(channels, *, key) -> [N, C]`, such as `masksembles.masks`, with the key
-            of the stream "masks" or else "params". `None`: one mask [C] that keeps all,
-            to be replaced by those of `mc_dropout`.
+        draw: `(channels, *, key) -> [N, C]`; the key is of the stream "masks", or else
+            of "params". `None`: one mask [C] that keeps everything, to be replaced by
+            dropout masks.
 
     Example:
         >>> layer = layers.LinenFeatureMask()
@@ -77,31 +77,35 @@ class LinenFeatureMask(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """The features that the mask keeps; the others are 0.
+        """Set the features that the mask removes to 0.
 
         Args:
             x: [B, ..., C].
 
         Returns:
-            Like `x`.
+            An array like `x`.
 
         Raises:
-            ValueError: If there are no features or samples, or the mask does not fit
-                them, or is a stack of which no member was chosen.
+            ValueError: If there are no features or no samples, or the mask does not fit
+                `x`, or is a stack: then choose a member, or map over it.
         """
-        make = lambda: _drawn(self.draw, x, lambda: self.make_rng("masks"))  # noqa: E731
+        fn = "maskjax.layers.LinenFeatureMask"
+
+        def make() -> Array:
+            return _drawn(self.draw, x, lambda: self.make_rng("masks"), fn=fn)
+
         mask = self.variable("masks", "features", make).value
         return x if self.is_initializing() else _masked(x, mask, name=_name(self))
 
 
 class NNXFeatureMask(nnx.Module):
-    """A layer that masks features, the last axis of its input; in NNX.
+    """An NNX layer that masks features, the last axis of its input.
 
-    Its variable `features`, of type `Mask`, is what `LinenFeatureMask` has in its
-    collection.
+    It runs with one mask [C] for all samples, or one for each sample, from `assign`:
+    replace its variable `features`, of type `Mask`, by `nnx.split` and `nnx.merge`.
 
     Attributes:
-        features: The masks, [N, C]; [C] when `draw` is `None`.
+        features: The masks, [N, C]; [C] if `draw` is `None`.
 
     Example:
         >>> from flax import nnx
@@ -118,50 +122,53 @@ class NNXFeatureMask(nnx.Module):
         """Draw the masks.
 
         Args:
-            channels: C.
-            draw: As in `LinenFeatureMask`.
-            rngs: Of which the stream "masks", or else the default, is used.
+            channels: C, at least 1.
+            draw: `(channels, *, key) -> [N, C]`. `None`: one mask [C] that keeps
+                everything, to be replaced by dropout masks.
+            rngs: Needed if there is `draw`: its key is of the stream "masks", or else
+                of the default stream.
 
         Raises:
-            ValueError: If masks are to be drawn without `rngs`, or channels are below
-                1.
+            ValueError: If there is `draw` and no `rngs`, or channels are below 1.
         """
+        fn = "maskjax.layers.NNXFeatureMask"
         if draw is not None and rngs is None:
-            raise ValueError("`maskjax.layers.NNXFeatureMask` needs `rngs` to draw.")
+            raise ValueError(f"`{fn}` needs `rngs` to draw.")
         like = jax.ShapeDtypeStruct((1, channels), jnp.float32)
         key = lambda: rngs["masks"]()  # noqa: E731  # type: ignore[index]
-        self.features = Mask(_drawn(draw, like, key))
+        self.features = Mask(_drawn(draw, like, key, fn=fn))
 
     def __call__(self, x: Array) -> Array:
-        """The features that the mask keeps; the others are 0.
+        """Set the features that the mask removes to 0.
 
         Args:
             x: [B, ..., C].
 
         Returns:
-            Like `x`.
+            An array like `x`.
 
         Raises:
-            ValueError: As `LinenFeatureMask` does.
+            ValueError: If there are no features or no samples, or the mask does not fit
+                `x`, or is a stack: then choose a member, or map over it.
         """
         return _masked(x, self.features.get_value(), name="NNXFeatureMask")
 
 
 def assign(masks: Any, members: Array) -> Any:
-    """Masks for a batch, one for each sample, of any number of layers.
+    """Masks for a batch, one for each sample, for any number of layers.
 
     Args:
-        masks: Tree of stacks [N, C]: the collection, or an NNX state of masks.
-        members: [B], integer, whose mask each sample gets: those of `masksembles`, for
-            as many members as there are masks. Traced ones are clipped.
+        masks: Tree of stacks [N, C]: the collection "masks", or an NNX state of masks.
+        members: [B], integers in [0, N): the mask that each sample gets. Traced ones
+            out of range are clipped.
 
     Returns:
-        A tree like `masks`, leaves [B, 1, C], not packed.
+        A tree like `masks` with leaves [B, 1, C], not packed.
 
     Raises:
         TypeError: If members are not integers.
-        ValueError: If there are none, one is known to be out of range, or masks are not
-            stacks of as many.
+        ValueError: If there are no members, one is out of range and not traced, or
+            leaves are not stacks of equally many masks.
 
     Example:
         >>> masks = {"features": jnp.eye(2, dtype=bool)}
@@ -183,12 +190,18 @@ def assign(masks: Any, members: Array) -> Any:
             f"`{fn}` needs `members` [B], for at least one sample, got shape "
             f"{jnp.shape(members)}."
         )
+    if not jnp.issubdtype(jnp.result_type(members), jnp.integer):
+        raise TypeError(
+            f"`{fn}` needs `members` as integers, got {checks.kind_of(members)}."
+        )
     slots.in_range(members, size, fn=fn, name="members")
     return jax.tree.map(lambda leaf: leaf[:, None], stacking.take(masks, members))
 
 
-def _drawn(draw: _Draw | None, x: Any, make_key: Callable[[], Array]) -> Array:
-    fn = "maskjax.layers"
+def _drawn(
+    draw: _Draw | None, x: Any, make_key: Callable[[], Array], *, fn: str
+) -> Array:
+    """The masks that a layer starts with."""
     channels = x.shape[-1] if x.ndim else 0
     if not isinstance(channels, int) or channels < 1:
         raise ValueError(f"`{fn}` needs features to mask, got shape {x.shape}.")
@@ -207,7 +220,7 @@ def _drawn(draw: _Draw | None, x: Any, make_key: Callable[[], Array]) -> Array:
 
 
 def _masked(x: Array, mask: Any, *, name: str) -> Array:
-    """Features under one mask [C], or under one for each sample [B, 1, C]."""
+    """Features under one mask [C] for all samples, or one for each, [B, 1, C]."""
     mask = packing.unpack_leaf(mask)
     if not x.size:
         raise ValueError(f"`{name}` needs features of samples, got shape {x.shape}.")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from maskjax import optim, where
@@ -47,7 +48,8 @@ class Linen(nn.Module):
 @functools.cache
 def linen():
     net = Linen()
-    start = net.init(jax.random.key(0), jnp.ones((2, 5)), train=False)
+    init = jax.jit(net.init, static_argnames="train")
+    start = init(jax.random.key(0), np.ones((2, 5), "f4"), train=False)
 
     def loss(params, rest, x, y):
         out, new = net.apply(
@@ -79,7 +81,7 @@ class Nnx(nnx.Module):
 
 @functools.cache
 def of_nnx():
-    graph, start = nnx.split(Nnx(nnx.Rngs(0)))
+    graph, start = nnx.split(nnx.jit(lambda: Nnx(nnx.Rngs(0)))())
 
     def loss(params, rest, x, y):
         net = nnx.merge(graph, params, rest, copy=True)
@@ -101,8 +103,18 @@ OPTIMIZERS = {
     "adamw": optax.adamw(0.05, weight_decay=0.1),
 }
 
-# With a mask on the updates, and without: then only what a recipe settles is undone.
-RUNS = [(name, True) for name in OPTIMIZERS] + [("adamw", False)]
+# Frameworks, optimizers, and whether updates are masked: if they are not, only what a
+# recipe restores is undone.
+RUNS = [
+    (linen, "adamw", False),
+    (of_nnx, "adamw", True),
+    *(
+        pytest.param(framework, name, masked, marks=pytest.mark.slow)
+        for framework in (linen, of_nnx)
+        for name in OPTIMIZERS
+        for masked in (True, False)
+    ),
+]
 
 
 def training(framework, name, *, masked):

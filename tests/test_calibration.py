@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special
 from sklearn import calibration
 
 from maskjax import metrics
@@ -16,42 +16,64 @@ from tests.reference import uncertainty as reference
 
 BINS = 10  # an end of one, 0.5, is a multiple of 1/16, and the others are not
 BINNINGS, OF = ["equal-width", "equal-mass"], ["top-label", "class-wise"]
-GOOD, LABELS = jnp.full((3, 2), 0.5), jnp.array([0, 1, 1])
+GOOD, LABELS = np.full((3, 2), 0.5, np.float32), np.array([0, 1, 1])
 
 
 # Bins.
 
 
+@functools.partial(jax.jit, static_argnames=("bins", "binning", "of"))
+def both(p, y, **options):
+    """The bins and their error, in one program."""
+    error = metrics.expected_calibration_error(p, y, **options)
+    return metrics.reliability(p, y, **options), error
+
+
+def assert_defined(found, error, p, y, binning, of):
+    wanted = [
+        reference.reliability(*pair, BINS, binning)
+        for pair in reference.judged(p, y, of)
+    ]
+    shape = (C, BINS) if of == "class-wise" else (BINS,)
+    for leaf, rows in zip(found, zip(*wanted, strict=True), strict=True):
+        assert leaf.shape == shape
+        np.testing.assert_allclose(leaf, np.reshape(rows, shape), rtol=1e-5)
+    np.testing.assert_array_equal(np.sum(found.count, -1), B)
+    exact = reference.expected_calibration_error(p, y, BINS, binning, of)
+    np.testing.assert_allclose(error, exact, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("binning", BINNINGS)
 @pytest.mark.parametrize("of", OF)
-def test_reliability_is_that_of_the_definition(binning, of, every_transform):
-    options = {"binning": binning, "of": of, "bins": BINS}
-    find = every_transform(functools.partial(metrics.reliability, **options))
-    y = drawn_labels(B)
+def test_reliability_is_that_of_the_definition(binning, of):
+    options, y = {"binning": binning, "of": of, "bins": BINS}, drawn_labels(B)
     for p in (sixteenths(B, least=0), smooth(B)):
         p = np.float32(p)
-        found = find(p, y)
-        wanted = [
-            reference.reliability(*pair, BINS, binning)
-            for pair in reference.judged(p, y, of)
-        ]
-        shape = (C, BINS) if of == "class-wise" else (BINS,)
-        for leaf, rows in zip(found, zip(*wanted, strict=True), strict=True):
-            assert leaf.shape == shape
-            np.testing.assert_allclose(leaf, np.reshape(rows, shape), rtol=1e-5)
-        np.testing.assert_array_equal(found.count.sum(-1), B)
-        error = metrics.expected_calibration_error(p, y, **options)
-        exact = reference.expected_calibration_error(p, y, BINS, binning, of)
-        close(error, exact, atol=1e-6)
+        assert_defined(*both(p, y, **options), p, y, binning, of)
 
 
-def test_calibration_under_transformations(every_transform):
-    p, y = sixteenths(B, least=0), drawn_labels(B)
-    find = every_transform(metrics.expected_calibration_error)
-    wanted = reference.expected_calibration_error(
-        np.float32(p), y, 15, "equal-width", "top-label"
+def test_reliability_is_the_same_eagerly_and_one_by_one():
+    stack = np.float32(np.stack([sixteenths(B, least=0), smooth(B)]))
+    y = drawn_labels(B)
+    found, mapped = (
+        both(stack, y, bins=BINS),
+        jax.vmap(functools.partial(both, bins=BINS), (0, None))(stack, y),
     )
-    close(find(jnp.asarray(p, jnp.bfloat16), y), wanted)
+    jax.tree.map(np.testing.assert_array_equal, mapped, found)
+    for i, p in enumerate(stack):
+        one = metrics.reliability(p, y, bins=BINS)
+        error = metrics.expected_calibration_error(p, y, bins=BINS)
+        assert_defined(one, error, p, y, "equal-width", "top-label")
+        own = jax.tree.map(lambda x, i=i: np.asarray(x)[i], found)
+        assert_defined(*own, p, y, "equal-width", "top-label")
+
+
+def test_calibration_in_half_precision():
+    p, y = sixteenths(B, least=0), drawn_labels(B)
+    wanted = reference.expected_calibration_error(
+        np.float32(p), y, BINS, "equal-width", "top-label"
+    )
+    close(both(p.astype(jnp.bfloat16), y, bins=BINS)[1], wanted)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +83,12 @@ def test_reliability_is_the_calibration_curve_of_scikit_learn(binning, strategy)
     rng = np.random.default_rng(0)
     p = np.float32(rng.random(60))
     y = rng.integers(2, size=60)
-    both = np.stack([1 - p, p], -1)
-    found = metrics.reliability(both, y, bins=6, binning=binning, of="class-wise")
+    given, options = np.stack([1 - p, p], -1), {"bins": 6, "binning": binning}
+    found = jax.tree.map(np.asarray, both(given, y, **options, of="class-wise")[0])
     accuracy, confidence = calibration.calibration_curve(
         y, p, n_bins=6, strategy=strategy
     )
-    some = np.asarray(found.count[1]) > 0
+    some = found.count[1] > 0
     np.testing.assert_allclose(found.confidence[1][some], confidence, rtol=1e-5)
     np.testing.assert_allclose(found.accuracy[1][some], accuracy, rtol=1e-5)
 
@@ -75,36 +97,33 @@ def test_reliability_is_the_calibration_curve_of_scikit_learn(binning, strategy)
 def test_the_order_of_samples_does_not_matter(binning):
     p, y = np.float32(sixteenths(B, least=0)), drawn_labels(B)
     order = np.random.default_rng(2).permutation(B)
-    there, again = (
-        metrics.reliability(*pair, bins=BINS, binning=binning)
-        for pair in ((p, y), (p[order], y[order]))
-    )
-    for a, b in zip(there, again, strict=True):
+    options = {"bins": BINS, "binning": binning, "of": "top-label"}
+    there, again = both(p, y, **options), both(p[order], y[order], **options)
+    for a, b in zip(*map(jax.tree.leaves, (there, again)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 @pytest.mark.parametrize("binning", BINNINGS)
 def test_samples_that_are_equally_sure_are_in_one_bin(binning):
-    p = jnp.tile(jnp.array([[0.75, 0.25]]), (8, 1))
-    y = jnp.array([0, 0, 1, 1, 1, 1, 1, 1])
-    bins = metrics.reliability(p, y, binning=binning)
-    np.testing.assert_array_equal(np.sort(bins.count)[-2:], [0, 8])
-    assert metrics.expected_calibration_error(p, y, binning=binning) == 0.5
+    p = np.tile(np.float32([0.75, 0.25]), (8, 1))
+    y = np.array([0, 0, 1, 1, 1, 1, 1, 1])
+    found, error = both(p, y, binning=binning)
+    np.testing.assert_array_equal(np.sort(found.count)[-2:], [0, 8])
+    assert error == 0.5
 
 
 def test_bins_of_equal_mass_are_as_equal_as_can_be():
-    p = smooth(B)
+    p = np.float32(smooth(B))
     for bins in (5, B + 10):
-        count = metrics.reliability(
-            p, drawn_labels(B), bins=bins, binning="equal-mass"
-        ).count
+        found, _ = both(p, drawn_labels(B), bins=bins, binning="equal-mass")
+        count = np.asarray(found.count)
         assert count.sum() == B
         assert set(np.asarray(count)) <= {B // bins, -(-B // bins)}
 
 
 def test_a_bin_takes_its_upper_end():
-    p = jnp.array([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0], [0.0, 1.0]])
-    count = metrics.reliability(p, jnp.zeros(4, int), bins=4, of="class-wise").count
+    p = np.float32([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0], [0.0, 1.0]])
+    count = both(p, np.zeros(4, int), bins=4, of="class-wise")[0].count
     np.testing.assert_array_equal(count[0], [1, 1, 1, 1])  # 0 | 0.5 | 0.75 | 1
     np.testing.assert_array_equal(count[1], [2, 1, 0, 1])  # 0, 0.25 | 0.5 | | 1
 
@@ -113,8 +132,7 @@ def test_who_says_what_happens_is_calibrated():
     y = np.repeat([0, 1, 1, 1], 5)
     p = np.tile([0.25, 0.75], (20, 1))
     for binning, of in zip(BINNINGS, OF, strict=True):
-        error = metrics.expected_calibration_error(p, y, of=of, binning=binning)
-        assert error == 0
+        assert both(np.float32(p), y, of=of, binning=binning)[1] == 0
 
 
 # Temperature.
@@ -128,10 +146,13 @@ def overconfident(*, size=400, scale=3.0, seed=0):
     return scale * z, y
 
 
+temperature = jax.jit(metrics.temperature)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 0.1, 3.0, 1e4])
-def test_the_temperature_is_the_best_there_is(scale, every_transform):
+def test_the_temperature_is_the_best_there_is(scale):
     logits, y = overconfident(scale=scale)
-    found = every_transform(metrics.temperature)(np.float32(logits), y)
+    found = temperature(np.float32(logits), y)
     best = optimize.minimize_scalar(
         lambda log_t: reference.tempered(logits, y, np.exp(log_t)),
         bounds=(np.log(scale / 10), np.log(scale * 10)),
@@ -140,53 +161,57 @@ def test_the_temperature_is_the_best_there_is(scale, every_transform):
     )
     close(found, np.exp(best.x), rtol=2e-5)
     assert found == pytest.approx(scale, rel=0.2)  # it was multiplied by this
+    assert metrics.temperature(np.float32(logits), y) == found
 
 
 def test_a_temperature_does_not_depend_on_shifts_or_outliers():
     logits, y = overconfident()
-    found = metrics.temperature(logits, y)
+    found = temperature(np.float32(logits), y)
     shift = np.random.default_rng(1).normal(size=(len(y), 1)) * 10
-    close(metrics.temperature(logits + shift, y), found, rtol=1e-4)
-    for never in (-np.inf, -1e9, float(jnp.finfo(jnp.float32).min)):
+    close(temperature(np.float32(logits + shift), y), found, rtol=1e-4)
+    for never in (-np.inf, -1e9, np.finfo(np.float32).min):
         wider = np.concatenate([logits, np.full((len(y), 1), never)], axis=1)
-        close(metrics.temperature(wider, y), found, rtol=1e-5)
+        close(temperature(np.float32(wider), y), found, rtol=1e-5)
 
 
 def test_temperatures_of_members_and_of_half_precision():
     logits, y = overconfident()
-    stack = jnp.asarray(np.stack([logits, 2 * logits, logits[::-1]]), "float32")
-    found = metrics.temperature(stack, y)
+    stack = np.float32(np.stack([logits, 2 * logits, logits[::-1]]))
+    found = temperature(stack, y)
+    mapped = jax.jit(jax.vmap(metrics.temperature, (0, None)))(stack, y)
     assert found.shape == (3,)
+    close(mapped, found, rtol=1e-6)
     close(found[1], 2 * found[0], rtol=1e-5)
-    close(found[0], metrics.temperature(logits, y), rtol=1e-6)
-    half = metrics.temperature(jnp.asarray(logits, jnp.bfloat16), y)
-    close(half, found[0], rtol=0.02)
+    close(temperature(stack[0], y), found[0], rtol=1e-6)
+    close(temperature(logits.astype(jnp.bfloat16), y), found[0], rtol=0.02)
 
 
 def test_temperatures_at_the_ends():
-    y = jnp.array([0, 1, 0])
-    right = jnp.array([[1.0, 0.0], [0.0, 0.5], [2.0, 0.0]])
-    assert metrics.temperature(right, y) == 2.0**-64
-    sharp = jax.nn.softmax(right / metrics.temperature(right, y))
+    right = np.float32([[1.0, 0.0], [0.0, 0.5], [2.0, 0.0]])
+    same = np.ones((3, 2), np.float32)
+    y = np.array([0, 1, 0])
+    found = temperature(np.stack([right, -right, same]), y)
+    np.testing.assert_array_equal(found, [2.0**-64, np.inf, 1])
+    sharp = special.softmax(right / np.float64(found[0]), -1)
     np.testing.assert_array_equal(sharp, [[1, 0], [0, 1], [1, 0]])
-    assert metrics.temperature(-right, y) == jnp.inf
-    np.testing.assert_array_equal(jax.nn.softmax(-right / jnp.inf), 0.5)
-    assert metrics.temperature(jnp.ones((3, 2)), y) == 1
-    assert metrics.temperature(jnp.zeros((3, 1)), jnp.zeros(3, int)) == 1
+    assert metrics.temperature(np.zeros((3, 1)), np.zeros(3, int)) == 1
 
 
 def test_a_temperature_leaves_accuracy_and_improves_likelihood():
     logits, y = overconfident()
-    logits = jnp.asarray(logits, "float32")
-    t = metrics.temperature(logits, y)
-    before, after = jax.nn.softmax(logits), jax.nn.softmax(logits / t)
-    assert metrics.accuracy(before, y) == metrics.accuracy(after, y)
-    for name in (
-        "negative_log_likelihood",
-        "brier_score",
-        "expected_calibration_error",
-    ):
-        assert getattr(metrics, name)(after, y) < getattr(metrics, name)(before, y)
+    t = float(temperature(np.float32(logits), y))
+
+    @jax.jit
+    def judged(p):
+        names = ("negative_log_likelihood", "brier_score", "expected_calibration_error")
+        found = [getattr(metrics, name)(p, y) for name in names]
+        return metrics.accuracy(p, y), jnp.stack(found)
+
+    (before, worse), (after, better) = (
+        judged(np.float32(special.softmax(logits / scale, -1))) for scale in (1, t)
+    )
+    assert before == after
+    assert (np.asarray(better) < np.asarray(worse)).all()
 
 
 @pytest.mark.parametrize("name", ["reliability", "expected_calibration_error"])
@@ -203,12 +228,11 @@ def test_bins_are_what_they_can_be(name):
 
 
 def test_temperatures_of_what_can_not_be():
-    logits, y = (jnp.asarray(x) for x in overconfident(size=5))
-    for bad in (jnp.nan, jnp.inf):
-        assert jnp.isnan(metrics.temperature(logits.at[1, 2].set(bad), y))
-    assert jnp.isnan(metrics.temperature(logits.at[1, y[1]].set(-jnp.inf), y))
-    both = jnp.stack([logits, logits.at[1, 2].set(jnp.nan)])
-    np.testing.assert_array_equal(jnp.isnan(metrics.temperature(both, y)), [0, 1])
+    logits, y = overconfident(size=5)
+    stack = np.float32(np.stack([logits] * 4))
+    stack[1, 1, 2], stack[2, 1, 2], stack[3, 1, y[1]] = np.nan, np.inf, -np.inf
+    found = temperature(stack, y)
+    np.testing.assert_array_equal(np.isnan(found), [False, True, True, True])
 
 
 def test_nothing_compiles_twice_outside_of_jit():
@@ -218,6 +242,6 @@ def test_nothing_compiles_twice_outside_of_jit():
         p = np.float32(smooth(B, seed=seed))
         metrics.expected_calibration_error(p, y)
         metrics.temperature(np.log(p), y)
-        kernels = (_calibration._tally, _calibration._temperature)
+        kernels = (_calibration._in_bins, _calibration._temperature)
         sizes.append([kernel._cache_size() for kernel in kernels])
     assert sizes[0] == sizes[1]

@@ -15,18 +15,15 @@ from maskjax import masking, report, score, where
 from tests import trees
 from tests.reference import criteria
 
-pytestmark = pytest.mark.optimized
-
 
 def normal(*shape, seed=0):
-    draw = np.random.default_rng(seed).standard_normal(shape)
-    return jnp.asarray(draw, jnp.float32)
+    return np.float32(np.random.default_rng(seed).standard_normal(shape))
 
 
 X = normal(4, 6)
 W = normal(6, 3, seed=1)
 MASK = W > 0
-NORMS = criteria.feature_norms(np.asarray(X), 1)
+NORMS = criteria.feature_norms(X, 1)
 
 
 def norms_of(apply, params, *inputs, where=where.kernels):
@@ -35,7 +32,16 @@ def norms_of(apply, params, *inputs, where=where.kernels):
     return measure(params, inputs)
 
 
+def traced_norms(apply, params, *inputs):
+    """Traced only: shapes tell what can't be measured, and nothing is compiled."""
+    return jax.eval_shape(
+        lambda *args: score.input_norms(apply, *args), params, *inputs
+    )
+
+
 def raises(pattern):
+    # JAX adds a note below a line to what is raised while it traces.
+    pattern = pattern.removesuffix("$") + r"(\n-{20}\n.*)?$"
     return pytest.raises(ValueError, match=re.compile(pattern, re.DOTALL))
 
 
@@ -47,13 +53,13 @@ def linen(params, x):
 
 
 def nnx_net(params, x):
-    return nnx.merge(nnx.split(trees._NnxNet(nnx.Rngs(0)))[0], params)(x)
+    graph = nnx.split(nnx.eval_shape(lambda: trees._NnxNet(nnx.Rngs(0))))[0]
+    model = nnx.merge(graph, params)
+    return model.out(nnx.relu(model.hidden(x)))
 
 
 def equinox(params, x):
-    model = eqx.nn.MLP(6, 5, 8, 1, key=jax.random.key(0))
-    model = eqx.combine(params, eqx.filter(model, eqx.is_array, inverse=True))
-    return jax.vmap(model)(x)
+    return jax.vmap(lambda x: params.out(nn.relu(params.hidden(x))))(x)
 
 
 def nested_dict(params, x):
@@ -67,6 +73,20 @@ NETWORKS = {
     "equinox": equinox,
     "nested_dict": nested_dict,
 }
+
+
+def made(name, *args, **options):
+    """The tree of that name; that of Equinox with kernels (out, in) that fit."""
+    params = trees.make(name, *args, **options)
+    if name == "equinox":
+        params = eqx.tree_at(
+            lambda p: (p.hidden.weight, p.out.weight, p.hidden.bias, p.out.bias),
+            params,
+            (normal(8, 6), normal(5, 8, seed=1), normal(8), normal(5)),
+        )
+    return params
+
+
 over_networks = pytest.mark.parametrize("name", NETWORKS)
 dense = where.kernels & ~where.matching("conv")
 
@@ -96,42 +116,45 @@ def assert_norms(name, params, x, norms, *, rtol=1e-5):
 
 
 @over_networks
-def test_norms_of_dense_layers(name, every_transform):
-    params = trees.make(name)
-    measure = every_transform(
-        lambda p, x: score.input_norms(NETWORKS[name], p, x, where=dense)
-    )
-    assert_norms(name, params, X, measure(params, X))
+def test_norms_of_dense_layers(name):
+    params = made(name)
+    assert_norms(name, params, X, norms_of(NETWORKS[name], params, X, where=dense))
 
 
-@over_networks
-def test_norms_in_bfloat16_are_summed_in_float32(name):
-    params, x = trees.make(name, "bfloat16"), X.astype(jnp.bfloat16)
-    norms = norms_of(NETWORKS[name], params, x, where=dense)
-    assert_norms(name, params, x, norms, rtol=0.02)
-    many = jnp.ones((5000, 6), jnp.bfloat16)  # whose sum in bfloat16 stops at 256
+def test_norms_outside_of_jit_are_the_same():
+    params = trees.make("nested_dict")
+    norms = score.input_norms(nested_dict, params, X, where=dense)
+    assert_norms("nested_dict", params, X, norms)
+
+
+def test_norms_in_bfloat16_are_summed_in_float32():
+    params, x = trees.make("nested_dict", "bfloat16"), X.astype(jnp.bfloat16)
+    norms = norms_of(nested_dict, params, x, where=dense)
+    assert_norms("nested_dict", params, x, norms, rtol=0.02)
+    many = np.ones((5000, 6), jnp.bfloat16)  # whose sum in bfloat16 stops at 256
     norms = norms_of(lambda p, x: x @ p["w"], {"w": W.astype(jnp.bfloat16)}, many)
     np.testing.assert_allclose(norms["w"], np.full((6, 1), 5000**0.5), rtol=1e-5)
 
 
 def test_norms_of_each_seed_under_vmap():
     members = [trees.make("linen", seed=i) for i in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
     x = normal(3, 4, 6)
-    norms = jax.vmap(lambda p, x: score.input_norms(linen, p, x))(stacked, x)
+    measure = jax.vmap(lambda p, x: score.input_norms(linen, p, x))
+    norms = jax.jit(measure)(stacked, x)
     for i, member in enumerate(members):
-        own = jax.tree.map(lambda leaf, i=i: leaf[i], norms)
+        own = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], norms)
         assert_norms("linen", member, x[i], own)
 
 
 def test_norms_of_masked_parameters_see_the_mask():
-    params = trees.make("linen")
+    params = jax.tree.map(np.asarray, trees.make("linen"))
     mask = jax.tree.map(lambda w: w > 0 if w.ndim == 2 else None, params)
 
     def masked(params, x):
         return linen(masking.apply(params, mask), x)
 
-    expected = masking.apply(params, mask)
+    expected = jax.tree.map(lambda w: w * (w > 0 if w.ndim == 2 else 1), params)
     assert_norms("linen", expected, X, norms_of(masked, params, X))
 
 
@@ -163,11 +186,13 @@ IN_PLACE = {
 }
 
 
-@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
-def test_a_kernel_is_followed_through(change):
-    norms = norms_of(lambda p, x: x @ change(p["w"]), {"w": W}, X)["w"]
-    assert norms.shape == (6, 1)
-    np.testing.assert_allclose(norms[:, 0], NORMS, rtol=1e-6)
+def test_a_kernel_is_followed_through_what_leaves_it_in_place():
+    def apply(p, x):
+        return [x @ change(p[name]) for name, change in IN_PLACE.items()]
+
+    norms = norms_of(apply, dict.fromkeys(IN_PLACE, W), X)
+    for name in IN_PLACE:
+        np.testing.assert_allclose(norms[name], NORMS[:, None], rtol=1e-6, err_msg=name)
 
 
 def test_a_kernel_whose_axes_are_lost_is_named():
@@ -187,7 +212,7 @@ def test_a_kernel_whose_axes_are_lost_is_named():
             r"meet the inputs in dot products or convolutions .*, got:\n"
             rf"  w: loses its axes in {why}$"
         ):
-            score.input_norms(of(change), {"w": square}, X)
+            traced_norms(of(change), {"w": square}, X)
 
 
 def test_every_leaf_without_inputs_to_measure_is_named():
@@ -202,9 +227,9 @@ def test_every_leaf_without_inputs_to_measure_is_named():
         constant = jnp.ones((1, 3)) @ p["constant"]
         return carried + constant, rows @ p["fine"] + p["bias"]
 
-    square, row = jnp.ones((3, 3)), jnp.ones((1, 3))
+    square, row = np.ones((3, 3), np.float32), np.ones((1, 3), np.float32)
     params = {
-        "embedding": jnp.ones((9, 3)),
+        "embedding": np.ones((9, 3), np.float32),
         "scale": row,
         "bias": row,
         **dict.fromkeys(("loop", "carried", "constant", "fine", "unused"), square),
@@ -215,29 +240,35 @@ def test_every_leaf_without_inputs_to_measure_is_named():
         r"  embedding: goes into gather\n  loop: goes into while\n"
         r"  scale: goes into mul\n  unused: is not used$"
     ):
-        score.input_norms(apply, params, X, jnp.arange(4))
+        traced_norms(apply, params, X, np.arange(4))
 
 
 def test_inputs_are_needed():
     for fn in (score.input_norms, report.flops):
-        with raises(rf"`maskjax.\w+.{fn.__name__}` needs `inputs`, .* got none"):
+        with raises(rf"`maskjax.\w+.{fn.__name__}` needs `inputs`, .* got none\."):
             fn(lambda p: X @ p["w"], {"w": W})
 
 
 def test_what_is_not_an_array_is_left_alone():
     model = eqx.nn.MLP(6, 5, 8, 1, key=jax.random.key(0))
-    norms = score.input_norms(lambda m, x: jax.vmap(m)(x), model, X)
+
+    @jax.jit
+    def measure(x):
+        norms = score.input_norms(lambda m, x: jax.vmap(m)(x), model, x)
+        assert norms.activation is None
+        return eqx.filter(norms, eqx.is_array)
+
+    norms = measure(X)
     np.testing.assert_allclose(norms.layers[0].weight[0], NORMS, rtol=1e-6)
     assert norms.layers[0].bias is None
-    assert norms.activation is None
 
 
 def test_leaves_that_are_none_or_integers_are_left_alone():
-    params = {"w": W, "none": None, "offset": jnp.ones((1, 6), jnp.int32)}
+    params = {"w": W, "none": None, "offset": np.ones((1, 6), np.int32)}
     norms = norms_of(lambda p, x: (x + p["offset"].astype(x.dtype)) @ p["w"], params, X)
     assert norms["none"] is None
     assert norms["offset"] is None
-    shifted = criteria.feature_norms(np.asarray(X) + 1, 1)
+    shifted = criteria.feature_norms(X + 1, 1)
     np.testing.assert_allclose(norms["w"][:, 0], shifted, rtol=1e-6)
 
 
@@ -254,7 +285,7 @@ def test_squares_add_up_over_uses():
 
 def test_a_tied_embedding_is_measured_where_it_is_a_kernel():
     table = normal(9, 6)
-    norms = norms_of(lambda p, i: p["e"][i] @ p["e"].T, {"e": table}, jnp.arange(5))
+    norms = norms_of(lambda p, i: p["e"][i] @ p["e"].T, {"e": table}, np.arange(5))
     expected = criteria.feature_norms(np.asarray(table[:5]), 1)
     assert norms["e"].shape == (1, 6)
     np.testing.assert_allclose(norms["e"][0], expected, rtol=1e-6)
@@ -302,7 +333,7 @@ def test_axes_that_are_broadcast_share_what_they_meet():
 def test_norms_of_a_convolution(groups):
     image = normal(2, 5, 5, 4)
     layer = nn.Conv(8, (3, 3), feature_group_count=groups, strides=2)
-    params = {"kernel": normal(3, 3, 4 // groups, 8), "bias": jnp.ones(8)}
+    params = {"kernel": normal(3, 3, 4 // groups, 8), "bias": np.ones(8, np.float32)}
     norms = norms_of(lambda p, x: layer.apply({"params": p}, x), params, image)
     features = criteria.feature_norms(np.asarray(image), 3)
     if groups == 1:
@@ -320,10 +351,15 @@ def test_norms_of_a_convolution_with_features_first():
     image = normal(2, 4, 5, 5)
     model = eqx.nn.Conv2d(4, 8, 3, key=jax.random.key(0))
     weight = where.matching("weight$")  # the bias has three axes
-    norms = score.input_norms(lambda m, x: jax.vmap(m)(x), model, image, where=weight)
+    static = eqx.filter(model, eqx.is_array, inverse=True)
+
+    def apply(arrays, x):
+        return jax.vmap(eqx.combine(arrays, static))(x)
+
+    norms = norms_of(apply, eqx.filter(model, eqx.is_array), image, where=weight)
     features = criteria.feature_norms(np.asarray(image), 1)
     assert norms.weight.shape == (1, 4, 1, 1)
-    np.testing.assert_allclose(norms.weight.ravel(), features, rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(norms.weight), features, rtol=1e-6)
 
 
 def test_convolutions_that_cannot_be_assigned_are_named():
@@ -333,11 +369,11 @@ def test_convolutions_that_cannot_be_assigned_are_named():
     def batch_groups(p, x):
         return lax.conv_general_dilated(x, p["w"], (1, 1), "VALID", batch_group_count=2)
 
-    kernel = {"w": jnp.ones((2, 1, 3, 3))}
+    kernel = {"w": normal(2, 1, 3, 3)}
     with raises("w: is the image of a convolution$"):
-        score.input_norms(image, kernel, jnp.ones((1, 1, 2, 2)))
+        traced_norms(image, kernel, normal(1, 1, 2, 2))
     with raises("w: is the kernel of a convolution in groups of the batch$"):
-        score.input_norms(batch_groups, kernel, jnp.ones((4, 1, 5, 5)))
+        traced_norms(batch_groups, kernel, normal(4, 1, 5, 5))
 
 
 def recurrent(p, xs):
@@ -355,7 +391,7 @@ def test_norms_in_a_scan_sum_over_its_steps():
         "out": normal(5, 2, seed=2),
     }
     xs = normal(7, 2, 3, seed=3)
-    norms = norms_of(recurrent, params, xs)
+    norms = jax.tree.map(np.asarray, norms_of(recurrent, params, xs))
     into, through = (np.asarray(params[name]) for name in ("into", "through"))
     before, after = np.zeros((1, 2, 5)), []
     for x in np.asarray(xs)[::-1]:
@@ -366,15 +402,15 @@ def test_norms_in_a_scan_sum_over_its_steps():
         np.testing.assert_allclose(norms[name][:, 0], expected, rtol=1e-5)
 
 
-def test_norms_of_layers_that_are_scanned_over_are_per_layer(transform):
+def test_norms_of_layers_that_are_scanned_over_are_per_layer():
     kernels = normal(3, 6, 6)
 
     def deep(p, x):
         step = jax.checkpoint(lambda x, w: (nn.relu(x @ w.T), None))
         return lax.scan(step, x, p["layers"])[0] @ p["out"]
 
-    measure = transform(lambda p, x: score.input_norms(deep, p, x))
-    norms = measure({"layers": kernels, "out": W}, X)
+    norms = norms_of(deep, {"layers": kernels, "out": W}, X)
+    norms = jax.tree.map(np.asarray, norms)
     assert norms["layers"].shape == (3, 1, 6)
     value = np.asarray(X)
     for kernel, norm in zip(np.asarray(kernels), norms["layers"], strict=True):
@@ -391,11 +427,11 @@ def test_obstacles_in_a_scan_are_named():
 
         return lax.scan(step, 0, xs)
 
-    params = {"lost": W, "fine": W, "bias": jnp.ones((1, 6))}
+    params = {"lost": W, "fine": W, "bias": np.ones((1, 6), np.float32)}
     with raises(
         r"got:\n  bias: goes into add, in scan\n  lost: loses its axes in rev$"
     ):
-        score.input_norms(apply, params, normal(2, 4, 6))
+        traced_norms(apply, params, normal(2, 4, 6))
 
 
 def test_a_kernel_made_in_a_scan_is_not_overlooked():
@@ -405,7 +441,7 @@ def test_a_kernel_made_in_a_scan_is_not_overlooked():
 
     assert report.flops(apply, {"w": W}, X) == {"w": 2 * 4 * 18}
     with raises("w: loses its axes in scan$"):
-        score.input_norms(apply, {"w": W}, X)
+        traced_norms(apply, {"w": W}, X)
 
 
 def test_norms_do_not_change_what_is_computed():
@@ -420,10 +456,10 @@ def test_norms_do_not_change_what_is_computed():
         return x @ p["w"]
 
     key = jax.random.key(0)
-    norms = score.input_norms(apply, {"w": W[:3]}, X, key)
-    apply({"w": W[:3]}, X, key)
+    norms = norms_of(apply, {"w": W[:3]}, X, key)
+    jax.jit(apply)({"w": W[:3]}, X, key)
     jax.effects_barrier()
-    np.testing.assert_array_equal(seen[0], seen[1])
+    np.testing.assert_allclose(seen[0], seen[1], rtol=1e-6)
     expected = criteria.feature_norms(np.asarray(seen[1]), 1)
     np.testing.assert_allclose(norms["w"][:, 0], expected, rtol=1e-6)
 
@@ -433,7 +469,7 @@ def test_norms_do_not_change_what_is_computed():
 
 @over_networks
 def test_flops_of_dense_layers(name):
-    params = trees.make(name)
+    params = made(name)
     counts = report.flops(NETWORKS[name], params, X)
     for w, count in trees.pairs(params, counts):
         is_met = w.size in (48, 40)
@@ -466,14 +502,14 @@ def test_flops_of_a_convolution(stride, groups):
             feature_group_count=groups,
         )
 
-    counts = report.flops(apply, {"w": jnp.ones(kernel)}, jnp.ones(image))
+    counts = report.flops(apply, {"w": np.ones(kernel)}, np.ones(image))
     assert counts["w"] == criteria.convolution_flops(image, kernel, stride, groups)
 
 
 def test_flops_of_a_transposed_convolution_skip_the_zeros_between_pixels():
     layer = nn.ConvTranspose(3, (2, 2), strides=(2, 2))
-    image = jnp.ones((1, 5, 5, 4))
-    params = {"kernel": jnp.ones((2, 2, 4, 3)), "bias": jnp.ones(3)}
+    image = np.ones((1, 5, 5, 4), np.float32)
+    params = {"kernel": normal(2, 2, 4, 3), "bias": normal(3)}
     counts = report.flops(lambda p, x: layer.apply({"params": p}, x), params, image)
     assert counts == {"bias": None, "kernel": 2 * 25 * (2 * 2 * 4 * 3)}
 
@@ -489,14 +525,14 @@ def test_flops_count_every_use_whatever_became_of_the_axes():
 
 def test_flops_of_a_scan_count_every_step():
     shapes = {"into": (3, 5), "through": (5, 5), "out": (5, 2)}
-    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
-    counts = report.flops(recurrent, params, jnp.ones((7, 2, 3)))
+    params = {name: normal(*shape) for name, shape in shapes.items()}
+    counts = report.flops(recurrent, params, normal(7, 2, 3))
     assert counts == {"into": 7 * 2 * 30, "through": 7 * 2 * 50, "out": 7 * 2 * 20}
 
     def deep(p, x):
         return lax.scan(lambda x, w: (x @ w, None), x, p["layers"])[0]
 
-    counts = report.flops(deep, {"layers": jnp.ones((3, 6, 6))}, X)
+    counts = report.flops(deep, {"layers": normal(3, 6, 6)}, X)
     assert counts == {"layers": 3 * 2 * 4 * 36}
 
 
@@ -505,7 +541,7 @@ def test_flops_that_cannot_be_counted_name_the_parameters():
         out = lax.cond(x.sum() > 0, lambda x: x @ p["a"], lambda x: x @ p["b"], x)
         return out + lax.cond(x.sum() > 0, lambda x: x + p["bias"], lambda x: x, out)
 
-    params = {"a": W[:3], "b": W[3:], "bias": jnp.ones((1, 3)), "c": W}
+    params = {"a": W[:3], "b": W[3:], "bias": normal(1, 3), "c": W}
     with raises(
         r"`maskjax.report.flops` needs dot products and convolutions that can be "
         r"counted, got:\n  a: goes into cond\n  b: goes into cond$"

@@ -9,7 +9,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import maskjax
@@ -24,6 +23,7 @@ from maskjax import (
     score,
     select,
     stacking,
+    superposition,
     where,
 )
 from maskjax.recipes import edge_popup
@@ -67,10 +67,10 @@ CHOOSERS = {
     "maskjax.allocation.erk": lambda p, w: allocation.erk(p, density=0.5, where=w),
     "maskjax.masking.everything": lambda p, w: masking.everything(p, where=w),
     "maskjax.initializer.redraw": lambda p, w: initializer.redraw(
-        p, initializer.scaled_normal(), where=w, key=KEY
+        initializer.signed_constant(), p, where=w, key=KEY
     ),
     "maskjax.recipes.edge_popup.init": lambda p, w: edge_popup.init(
-        p, optax.sgd(0.1), where=w, key=KEY
+        p, where=w, key=KEY
     ),
 }
 over_choosers = pytest.mark.parametrize(("fn", "call"), CHOOSERS.items(), ids=CHOOSERS)
@@ -120,11 +120,9 @@ KEYED = {
     "maskjax.select.bernoulli": lambda k: select.bernoulli(SCORES, key=k),
     "maskjax.estimator.bernoulli": lambda k: estimator.bernoulli(SCORES, key=k),
     "maskjax.initializer.redraw": lambda k: initializer.redraw(
-        WEIGHTS, initializer.signed_constant(), key=k
+        initializer.signed_constant(), WEIGHTS, key=k
     ),
-    "maskjax.recipes.edge_popup.init": lambda k: edge_popup.init(
-        WEIGHTS, optax.sgd(0.1), key=k
-    ),
+    "maskjax.recipes.edge_popup.init": lambda k: edge_popup.init(WEIGHTS, key=k),
 }
 over_keyed = pytest.mark.parametrize(("fn", "call"), KEYED.items(), ids=KEYED)
 
@@ -150,7 +148,6 @@ DENSE = {
     "maskjax.allocation.uniform": lambda d: allocation.uniform(WEIGHTS, density=d),
     "maskjax.allocation.erk": lambda d: allocation.erk(WEIGHTS, density=d),
     "maskjax.initializer.signed_constant": initializer.signed_constant,
-    "maskjax.initializer.scaled_normal": initializer.scaled_normal,
 }
 over_dense = pytest.mark.parametrize(("fn", "call"), DENSE.items(), ids=DENSE)
 
@@ -189,13 +186,12 @@ def test_a_tree_of_densities_fits_the_scores():
         select.top_k(SCORES, density={"a": 0.5, "b": 0.5, "c": None}, scope="global")
 
 
-@pytest.mark.parametrize("init", ["signed_constant", "scaled_normal"])
-def test_initializers_need_a_density_above_0_and_a_fan_in(init):
-    make = getattr(initializer, init)
-    with raises(ValueError, rf"`maskjax.initializer.{init}` needs `density` above 0"):
-        make(0.0)
-    with raises(ValueError, rf"`maskjax.initializer.{init}` needs a shape with a fan"):
-        make()(KEY, (3,))
+def test_an_initializer_needs_a_density_above_0_and_a_fan_in():
+    fn = "`maskjax.initializer.signed_constant` needs "
+    with raises(ValueError, f"{fn}`density` above 0"):
+        initializer.signed_constant(0.0)
+    with raises(ValueError, f"{fn}a shape with a fan"):
+        initializer.signed_constant()(KEY, (3,))
 
 
 # Scores, structures, and what goes with them.
@@ -506,7 +502,9 @@ def test_the_bits_of_a_packed_mask_fit_its_shape(fn, call, bits):
 
 
 STACKED = {
-    "maskjax.packing.mix": lambda s: packing.mix(s, jnp.ones(2)),
+    "maskjax.superposition.gradient": lambda s: superposition.gradient(
+        lambda p: jnp.sum(p["a"]), WEIGHTS, s, jnp.ones(2)
+    ),
     "maskjax.packing.dot": lambda s: packing.dot(s, WEIGHTS),
 }
 
@@ -597,15 +595,14 @@ def test_an_index_is_an_integer_in_range():
         stacking.size({"a": jnp.ones((2, 3)), "b": 0})
 
 
-@pytest.mark.parametrize("module", [stacking, packing])
-def test_there_is_one_floating_weight_for_each_member(module):
-    fn = f"`{module.__name__}.mix`"
-    for weights, kind in [([0.5, 0.5], "list"), (jnp.ones(2, jnp.int32), "int32")]:
-        with raises(TypeError, f"{fn} needs `weights` as a floating array, got {kind}"):
-            module.mix(PACKED, weights)
+def test_there_is_one_floating_coefficient_for_each_member():
+    needs = "`maskjax.stacking.mix` needs `coefficients`"
+    for given, kind in [([0.5, 0.5], "list"), (np.ones(2, np.int32), "int32")]:
+        with raises(TypeError, f"{needs} as a floating array, got {kind}"):
+            stacking.mix(PACKED, given)
     for shape in ((3,), (), (2, 1)):
-        with raises(ValueError, rf"{fn} needs `weights` of shape \(2,\), one for each"):
-            module.mix(PACKED, jnp.ones(shape))
+        with raises(ValueError, rf"{needs} of shape \(2,\), one for each"):
+            stacking.mix(PACKED, np.ones(shape))
 
 
 def test_mix_takes_masks_only():
@@ -647,14 +644,6 @@ def test_a_table_needs_values_that_fit(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     with raises(ImportError, f"{fn} draws with rich. Install it with .*maskjax.plot"):
         report.table(MASK, WEIGHTS)
-
-
-def test_edge_popup_needs_a_fan_in():
-    with raises(
-        ValueError,
-        r"`maskjax.recipes.edge_popup.init` needs .* a fan-in, got:\n  dense/bias",
-    ):
-        edge_popup.init(PARAMS, optax.sgd(0.1), where=where.floating, key=KEY)
 
 
 def test_a_count_of_one_operand_is_our_own_bug():

@@ -1,4 +1,6 @@
-"""Weights that stay random."""
+"""Weights that stay random, and scores to train."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +11,27 @@ from maskjax import initializer, masking, packing, select, where
 from tests import trees
 
 KEY = jax.random.key(7)
-INITIALIZERS = [initializer.signed_constant, initializer.scaled_normal]
+NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("density", [1.0, 0.5, 0.1])
-@pytest.mark.parametrize("shape", [(50, 40), (3, 3, 4, 30)])
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def drawn(draw, key, shape, dtype="float32"):
+    return draw(key, shape, jnp.dtype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "density", "dtype"),
+    [
+        ((50, 40), 1.0, "float32"),
+        ((50, 40), 0.1, "bfloat16"),
+        ((3, 3, 4, 30), 0.5, "float32"),
+    ],
+)
 def test_signed_constant_has_two_values_of_the_wanted_variance(shape, density, dtype):
-    w = initializer.signed_constant(density)(KEY, shape, jnp.dtype(dtype))
+    w = drawn(initializer.signed_constant(density), KEY, shape, dtype)
     assert w.dtype == dtype
     assert w.shape == shape
-    fan_in = np.prod(shape[:-1])
-    size = np.sqrt(2 / (density * fan_in))
+    size = np.sqrt(2 / (density * np.prod(shape[:-1])))
     values = np.unique(trees.to_numpy(w))
     rtol = 1e-6 if dtype == "float32" else 2**-8
     np.testing.assert_allclose(values, [-size, size], rtol=rtol)
@@ -28,128 +39,189 @@ def test_signed_constant_has_two_values_of_the_wanted_variance(shape, density, d
     assert abs(balance - 0.5) < 5 * 0.5 / np.sqrt(w.size)
 
 
-@pytest.mark.parametrize("density", [1.0, 0.25])
-@pytest.mark.parametrize("shape", [(50, 400), (3, 3, 4, 500)])
-def test_scaled_normal_has_the_wanted_mean_and_variance(shape, density):
-    w = np.asarray(initializer.scaled_normal(density)(KEY, shape))
-    variance = 2 / (density * np.prod(shape[:-1]))
-    assert abs(w.mean()) < 5 * np.sqrt(variance / w.size)
-    np.testing.assert_allclose(w.var(), variance, rtol=5 * np.sqrt(2 / w.size))
-    assert len(np.unique(w)) > w.size / 2
-
-
-@pytest.mark.parametrize("init", INITIALIZERS)
 @pytest.mark.parametrize("density", [1.0, 0.3])
-def test_a_random_mask_of_that_density_keeps_the_size_of_activations(init, density):
-    w = {"w": init(density)(KEY, (400, 600))}
-    mask = select.random(w, density=density, key=jax.random.key(1))
-    x = jax.random.normal(jax.random.key(2), (50, 400))
-    out = x @ masking.apply(w, mask)["w"]
+def test_a_random_mask_of_that_density_keeps_the_size_of_activations(density):
+    w = np.asarray(drawn(initializer.signed_constant(density), KEY, (400, 600)))
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(50, 400))
+    out = x @ (w * (rng.random(w.shape) < density))
     # E|x W|^2 = 2 |x|^2 * out / in, what a ReLU halves again.
-    ratio = jnp.sum(out**2) / jnp.sum(x**2) * 400 / 600
+    ratio = np.sum(out**2) / np.sum(x**2) * 400 / 600
     np.testing.assert_allclose(ratio, 2, rtol=0.05)
 
 
-@pytest.mark.parametrize("init", INITIALIZERS)
-def test_initializers_go_where_flax_takes_them(init):
+def test_initializers_go_where_flax_takes_them():
     import flax.linen as nn
 
-    dense = nn.Dense(3, kernel_init=init(0.5))
-    params = jax.jit(dense.init)(KEY, jnp.ones((1, 4)))["params"]
-    assert params["kernel"].shape == (4, 3)
-    assert params["kernel"].std() > 0
+    dense = nn.Dense(3, kernel_init=initializer.signed_constant(0.5))
+    params = jax.jit(dense.init)(KEY, np.ones((1, 4), "float32"))["params"]
+    np.testing.assert_allclose(np.abs(params["kernel"]), np.ones((4, 3)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", trees.NAMES)
-def test_redraw_changes_only_what_is_chosen(name):
+def test_redraw_and_scores_of_every_kind_of_tree(name):
     params = trees.make(name, "bfloat16")
-    nonempty = where.kernels & (lambda path, leaf: leaf.size > 0)
-    out = initializer.redraw(
-        params, initializer.signed_constant(), where=nonempty, key=KEY
-    )
-    assert jax.tree.structure(out) == jax.tree.structure(params)
-    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(out), strict=True):
-        assert new.dtype == old.dtype
-        assert new.shape == old.shape
-        drawn = where.kernels("", old) and old.size > 0
-        assert (new is old) != drawn
-        if drawn:
-            assert len(np.unique(np.abs(trees.to_numpy(new)))) == 1
+
+    kept = []
+
+    def of(params):
+        new = initializer.redraw(initializer.signed_constant(), params, key=KEY)
+        leaves = zip(jax.tree.leaves(params), jax.tree.leaves(new), strict=True)
+        kept.extend(old is same for old, same in leaves)
+        return new, initializer.scores(params, key=KEY)
+
+    new, scores = jax.eval_shape(of, params)
+    leaves, treedef = jax.tree.flatten(params)
+    assert jax.tree.structure(new) == treedef
+    others = treedef.flatten_up_to(new), treedef.flatten_up_to(scores), kept
+    for old, new, score, same in zip(leaves, *others, strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+        assert same == (score is None) == (not where.kernels("", old))
+        assert score is None or (score.shape, score.dtype) == (old.shape, old.dtype)
 
 
-def test_redraw_passes_over_leaves_without_entries():
-    params = {"w": jnp.ones((2, 2)), "none": jnp.ones((0, 3)), "no": jnp.ones((3, 0))}
-    for init in INITIALIZERS:
-        out = initializer.redraw(params, init(), key=KEY)
-        assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, params)
+def test_redraw_draws_what_is_chosen_and_each_leaf_apart():
+    ones = np.ones((8, 8), "float32")
+    params = {
+        "a": ones,
+        "b": ones,
+        "none": ones[:0],
+        "no": ones[:, :0],
+        "bias": ones[0],
+    }
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def redraw(draw, params, key):
+        return initializer.redraw(draw, params, key=key)
 
-def test_redraw_gives_leaves_of_one_shape_different_signs():
-    params = {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8))}
-    out = initializer.redraw(params, initializer.signed_constant(), key=KEY)
-    assert (out["a"] != out["b"]).any()
-    again = initializer.redraw(params, initializer.signed_constant(), key=KEY)
-    trees.assert_same(out, again)
+    draw = initializer.signed_constant()
+    out = redraw(draw, params, KEY)
+    trees.assert_same(redraw(draw, params, KEY), out)
+    assert len(np.unique(np.abs(out["a"]))) == 1
+    assert (np.asarray(out["a"]) != np.asarray(out["b"])).any()
+    np.testing.assert_array_equal(out["bias"], params["bias"])
+    for name in ("none", "no"):  # leaves without entries are passed over
+        assert out[name].shape == params[name].shape
+    shapes = jax.eval_shape(lambda p: initializer.redraw(NORMAL, p, key=KEY), params)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(np.shape, params)
 
 
 @pytest.mark.parametrize("dtype", trees.DTYPES)
-@pytest.mark.parametrize("gain", [3**-0.5, 2**0.5])
-def test_uniform_scores_fill_their_bounds(gain, dtype):
+def test_scores_fill_the_bounds_of_their_draw(dtype):
     shapes = {"dense": (50, 40), "conv": (3, 3, 4, 30), "bias": (40,)}
-    params = {k: jnp.ones(s, dtype) for k, s in shapes.items()}
-    scores = initializer.uniform_scores(params, gain=gain, key=KEY)
-    assert scores["bias"] is None
-    for name in ("dense", "conv"):
-        assert scores[name].dtype == dtype
-        s = trees.to_numpy(scores[name])
-        bound = gain * np.sqrt(3 / np.prod(shapes[name][:-1]))
-        assert np.abs(s).max() <= bound * (1 + 2**-8)
-        assert np.abs(s).max() > 0.95 * bound
-        assert abs(s.mean()) < 5 * bound / np.sqrt(3 * s.size)
-    other = initializer.uniform_scores(params, gain=gain, key=jax.random.key(8))
-    assert (other["dense"] != scores["dense"]).any()
+    params = {k: np.ones(s, jnp.dtype(dtype)) for k, s in shapes.items()}
+    he = jax.nn.initializers.he_uniform()
+
+    @jax.jit
+    def of(params, key):
+        scores = functools.partial(initializer.scores, params, key=key)
+        return scores(), scores(draw=he)
+
+    by_draw = of(params, KEY)
+    for scores, gain in zip(by_draw, (3**-0.5, 2**0.5), strict=True):
+        assert scores["bias"] is None
+        for name in ("dense", "conv"):
+            assert scores[name].dtype == dtype
+            s = trees.to_numpy(scores[name])
+            bound = gain * np.sqrt(3 / np.prod(shapes[name][:-1]))
+            assert 0.95 * bound < np.abs(s).max() <= bound * (1 + 2**-7)
+            assert abs(s.mean()) < 5 * bound / np.sqrt(3 * s.size)
+            np.testing.assert_allclose(s.std(), bound / 3**0.5, rtol=0.07)
+    other, _ = of(params, jax.random.key(8))
+    assert (trees.to_numpy(other["dense"]) != trees.to_numpy(by_draw[0]["dense"])).any()
 
 
 def test_scores_of_a_mask_begin_with_it_and_are_as_large_as_random_ones():
-    params = {"dense": jnp.ones((50, 40)), "bias": jnp.ones(40)}
-    mask = select.random(params, density=0.3, key=KEY)
+    kept = np.random.default_rng(0).random((50, 40)) < 0.3
+    mask = {"dense": kept, "bias": None}
+
+    @jax.jit
+    def of(mask):
+        scores = initializer.scores_of(mask)
+        return scores, select.threshold(scores, at=0.0)
+
     for given in (mask, packing.pack(mask)):
-        scores = initializer.scores_of(given)
+        scores, same = of(given)
         assert scores["bias"] is None
-        trees.assert_same(select.threshold(scores, at=0.0), mask)
-    drawn = initializer.uniform_scores(params, key=KEY)["dense"]
-    rms = [np.sqrt(np.mean(np.square(s))) for s in (scores["dense"], drawn)]
-    np.testing.assert_allclose(rms[0], rms[1], rtol=0.05)
-    np.testing.assert_allclose(rms[0], 1 / np.sqrt(3 * 50), rtol=1e-6)
-    narrow = initializer.scores_of(mask, dtype=jnp.bfloat16)["dense"]
-    assert narrow.dtype == jnp.bfloat16
-    soft = {"dense": jnp.full((50, 40), 0.5), "bias": None}
-    assert not initializer.scores_of(soft)["dense"].any()
+        trees.assert_same(same, mask)
+        assert (np.abs(scores["dense"]) == np.abs(scores["dense"][0, 0])).all()
+    rms = np.sqrt(np.mean(np.square(scores["dense"])))
+    np.testing.assert_allclose(rms, 1 / np.sqrt(3 * 50), rtol=1e-6)  # as `scores` has
+    wide = jax.eval_shape(lambda m: initializer.scores_of(m, dtype=jnp.bfloat16), mask)
+    assert wide["dense"].dtype == jnp.bfloat16
+    soft = {"dense": np.full((50, 40), 0.5, "float32"), "bias": None}
+    assert not np.any(of(soft)[0]["dense"])
 
 
-def test_scores_need_a_fan_in():
-    params = {"dense": jnp.ones((5, 4)), "bias": jnp.ones(4)}
-    with pytest.raises(ValueError, match="(?s)uniform_scores` needs .* bias"):
-        initializer.uniform_scores(params, where=where.everything, key=KEY)
-    with pytest.raises(ValueError, match="(?s)scores_of` needs .* bias"):
+def test_draws_that_refuse_a_shape_name_every_leaf():
+    params = {"dense": np.ones((5, 4), "f4"), "b": np.ones(4, "f4"), "s": np.ones((0,))}
+    params["s"] = params["s"].astype("float32")
+    every = {"where": where.everything, "key": KEY}
+    for fn, call in {
+        "scores": lambda: initializer.scores(params, **every),
+        "redraw": lambda: initializer.redraw(NORMAL, params, **every),
+    }.items():
+        needs = (
+            rf"`maskjax.initializer.{fn}` needs leaves .*\n  b: .* 1-d.*\n  s: .*1-d"
+        )
+        with pytest.raises(ValueError, match=needs):
+            call()
+    draw = initializer.signed_constant()
+    needs = r"initializer.redraw` needs leaves .*\n  b: .*signed_constant.* fan-in"
+    with pytest.raises(ValueError, match=needs):
+        initializer.redraw(draw, params, **every)
+    with pytest.raises(ValueError, match="(?s)scores_of` needs .* b"):
         initializer.scores_of(masking.everything(params, where=where.everything))
+    with pytest.raises(TypeError, match="redraw` needs `draw` as a .*got dict"):
+        initializer.redraw(params, draw, key=KEY)
+    with pytest.raises(TypeError, match="scores` needs `draw` as a .*got str"):
+        initializer.scores(params, draw="uniform", key=KEY)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (2.0, 5.0), (0.5, 0.5)])
+@pytest.mark.parametrize("dtype", trees.DTYPES)
+def test_signed_deviations_have_signs_and_deviations_of_what_was_drawn(dtype):
+    params = trees.make("nested_dict", dtype)
+    out = jax.jit(initializer.signed_deviation)(params)
+    assert jax.tree.structure(out) == jax.tree.structure(params)
+    for old, new in trees.pairs(params, out):
+        assert new.dtype == dtype
+        if old.ndim < 2:
+            np.testing.assert_array_equal(trees.to_numpy(new), old)
+            continue
+        expected = np.copysign(np.std(old.astype(np.float64)), old)
+        rtol = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
+        np.testing.assert_allclose(trees.to_numpy(new), expected, rtol=rtol)
+        assert len(np.unique(trees.to_numpy(new))) == 2
+
+
+def test_signed_deviations_need_floating_leaves_to_be_chosen():
+    fn = "`maskjax.initializer.signed_deviation`"
+    params = {"n": np.ones((2, 3), "int32"), "b": np.ones(3, "float32")}
+    with pytest.raises(TypeError, match=rf"{fn} .*floating.*\n  n: int32"):
+        initializer.signed_deviation(params, where=where.everything)
+    with pytest.raises(ValueError, match=f"{fn} needs `where` to choose at least one"):
+        initializer.signed_deviation({"b": params["b"]})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(-1.0, 1.0, "float32"), (2.0, 5.0, "bfloat16"), (0.5, 0.5, "float32")],
+)
 def test_uniform_lies_evenly_between_its_ends(low, high, dtype):
-    w = trees.to_numpy(initializer.uniform(low, high)(KEY, (20_000,), jnp.dtype(dtype)))
+    w = trees.to_numpy(drawn(initializer.uniform(low, high), KEY, (20_000,), dtype))
     assert low <= w.min() <= w.max() <= high
-    counts, _ = np.histogram(w, 4, (low, high) if low < high else None)
     if low < high:
+        counts, _ = np.histogram(w, 4, (low, high))
         assert abs(counts / w.size - 0.25).max() < 0.02
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("low", "high"), [(2.0**-8, 1.0), (0.5, 8.0), (3.0, 3.0)])
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(2.0**-8, 1.0, "float32"), (0.5, 8.0, "bfloat16"), (3.0, 3.0, "float32")],
+)
 def test_signed_log_uniform_has_as_many_of_every_size(low, high, dtype):
     draw = initializer.signed_log_uniform(low, high)
-    w = trees.to_numpy(draw(KEY, (40, 500), jnp.dtype(dtype)))
+    w = trees.to_numpy(drawn(draw, KEY, (40, 500), dtype))
     size = np.abs(w)
     assert low <= size.min() <= size.max() <= high
     assert abs(np.mean(w > 0) - 0.5) < 0.02

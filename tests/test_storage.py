@@ -17,7 +17,7 @@ from flax import nnx
 from maskjax import bank, packing, storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
-from maskjax.storage import StorageError, _disk
+from maskjax.storage import StorageError, _disk, _header, _loading
 from tests import trees
 from tests.reference import packing as reference
 
@@ -30,12 +30,24 @@ def random_bool(shape, *, seed=0):
 
 def packed(mask):
     """A leaf [...], or a stack [K, ...] of them, packed without the library."""
-    return PackedMask(jnp.asarray(reference.pack(mask)), mask.shape)
+    return PackedMask(reference.pack(mask), mask.shape)
 
 
 def packed_stack(stack):
     words = [reference.pack(mask) for mask in stack]
-    return PackedMask(jnp.asarray(np.stack(words)), stack.shape[1:])
+    return PackedMask(np.stack(words), stack.shape[1:])
+
+
+def a_bank_of(kept, learned, overflowed=0):
+    """A bank of boolean masks by the leaves' names, its counts by NumPy."""
+    counts = {name: leaf.sum(0, dtype=np.int32) for name, leaf in kept.items()}
+    masks = {name: packed_stack(leaf) for name, leaf in kept.items()}
+    return MaskBank(
+        {"b": None} | masks,
+        {"b": None} | counts,
+        np.int32(learned),
+        np.int32(overflowed),
+    )
 
 
 def a_mask(*, seed=0):
@@ -56,15 +68,9 @@ def a_stack(members=3):
 
 
 def a_bank(*, learned=3, capacity=5):
-    """A bank, its counts by NumPy."""
-    kept = {"w": random_bool((capacity, 5, 7), seed=2)}
-    kept["w"][learned:] = False
-    return MaskBank(
-        {"b": None, "w": packed_stack(kept["w"])},
-        {"b": None, "w": jnp.asarray(kept["w"].sum(0, dtype=np.int32))},
-        jnp.int32(learned),
-        jnp.int32(1),
-    )
+    kept = random_bool((capacity, 5, 7), seed=2)
+    kept[learned:] = False
+    return a_bank_of({"w": kept}, learned, overflowed=1)
 
 
 @pytest.fixture
@@ -87,12 +93,7 @@ def raises(pattern, kind=StorageError):
 def test_masks_stacks_and_banks_of_every_shape_come_back(shape, path):
     kept = random_bool((4, *shape))
     kept[2:] = False
-    tasks = MaskBank(
-        packed_stack(kept),
-        jnp.asarray(kept.sum(0, dtype=np.int32)),
-        jnp.int32(2),
-        jnp.int32(0),
-    )
+    tasks = a_bank_of({"w": kept}, 2)
     for saved in (packed(kept[0]), packed_stack(kept), tasks):
         storage.save(path, saved)
         trees.assert_same(storage.load(path), saved)
@@ -100,8 +101,11 @@ def test_masks_stacks_and_banks_of_every_shape_come_back(shape, path):
 
 def test_boolean_masks_are_packed_on_the_way(path):
     mask = {"w": random_bool((5, 7)), "b": None}
-    storage.save(path, {"w": jnp.asarray(mask["w"]), "b": None})
+    storage.save(path, mask)
     trees.assert_same(storage.load(path), {"w": packed(mask["w"]), "b": None})
+    # With one more axis it is a mask of three axes, and no stack.
+    storage.save(path, {"w": mask["w"][None]})
+    assert storage.info(path)[:2] == ("mask", {"w": (1, 5, 7)})
 
 
 def for_params(params):
@@ -173,16 +177,15 @@ def test_names_that_read_the_same_stay_apart(path):
 def test_like_decides_by_path_and_not_by_order(path):
     mask = {"b": packed(random_bool((2, 3))), "a": packed(random_bool((4,)))}
     storage.save(path, mask)
-    other = trees.Layer(kernel=jnp.ones((2, 3)), bias=jnp.ones(4))
     storage.save(path, trees.Layer(mask["b"], mask["a"]))  # not in the order of names
-    out = storage.load(path, like={"kernel": other.kernel, "bias": other.bias})
+    out = storage.load(path, like={"kernel": np.ones((2, 3)), "bias": np.ones(4)})
     trees.assert_same(out, {"kernel": mask["b"], "bias": mask["a"]})
 
 
 def test_like_may_be_broader_than_a_mask_whose_entries_share_a_decision(path):
     mask = {"w": packed(random_bool((5, 1))), "b": None}
     storage.save(path, mask)
-    params = {"w": jnp.ones((5, 7)), "b": jnp.ones(7)}
+    params = {"w": np.ones((5, 7)), "b": np.ones(7)}
     trees.assert_same(storage.load(path, like=params), mask)
 
 
@@ -190,9 +193,8 @@ def test_like_may_be_broader_than_a_mask_whose_entries_share_a_decision(path):
 def test_counts_are_recomputed_exactly(learned, path):
     kept = random_bool((learned, 33), seed=learned)
     kept[:, 0] = True
-    tasks = MaskBank(packed_stack(kept), jnp.zeros(33, jnp.int32), learned, 0)
-    storage.save(path, tasks)
-    counts = storage.load(path).counts
+    storage.save(path, a_bank_of({"w": kept}, learned))
+    counts = storage.load(path).counts["w"]
     assert counts.dtype == jnp.int32
     np.testing.assert_array_equal(counts, kept.sum(0))
 
@@ -212,10 +214,9 @@ def test_a_bank_is_loaded_with_room_for_more(path):
     for capacity in (3, 9):
         out = storage.load(path, capacity=capacity)
         assert bank.capacity(out) == capacity
-        np.testing.assert_array_equal(
-            out.masks["w"].bits[:3], tasks.masks["w"].bits[:3]
-        )
-        assert not out.masks["w"].bits[3:].any()
+        bits = np.asarray(out.masks["w"].bits)
+        np.testing.assert_array_equal(bits[:3], tasks.masks["w"].bits[:3])
+        assert not bits[3:].any()
     with raises("`capacity` of at least 3, got 2", ValueError):
         storage.load(path, capacity=2)
     with raises("`capacity` as a whole number, got float 4.5", TypeError):
@@ -225,13 +226,16 @@ def test_a_bank_is_loaded_with_room_for_more(path):
 def test_a_loaded_bank_can_be_donated_and_used(path):
     tasks, mask = a_bank(), {"b": None, "w": packed(random_bool((5, 7), seed=9))}
     storage.save(path, tasks)
+    kept = random_bool((5, 5, 7), seed=2)
+    kept[3], kept[4] = random_bool((5, 7), seed=9), False
     append = jax.jit(bank.append, donate_argnums=0)
-    trees.assert_same(append(storage.load(path), mask), bank.append(tasks, mask))
+    wanted = a_bank_of({"w": kept}, 4, overflowed=1)
+    trees.assert_same(append(storage.load(path), mask), wanted)
     trees.assert_same(storage.load(path), tasks)
 
 
 def test_an_empty_bank_is_a_bank(path):
-    tasks = bank.empty({"w": jnp.ones((5, 7))}, capacity=4)
+    tasks = bank.empty({"w": np.ones((5, 7), np.float32)}, capacity=4)
     storage.save(path, tasks)
     trees.assert_same(storage.load(path), tasks)
     trees.assert_same(storage.load(path, capacity=4), tasks)
@@ -309,24 +313,28 @@ def test_a_folder_grows_by_files_and_writes_none_again(tmp_path):
     tasks = storage.load(folder)
     assert int(tasks.learned) == bank.capacity(tasks) == 5
     stack = jax.tree.map(
-        lambda a, s, b: jnp.concatenate([a[None], s, b[None]]),
+        lambda a, s, b: np.concatenate([a[None], s, b[None]]),
         *(a_mask(seed=0), a_stack(3), a_mask(seed=7)),
     )
-    trees.assert_same(tasks, bank.from_stack(stack))
+    trees.assert_same(tasks, jax.jit(bank.from_stack)(stack))
     info = storage.info(folder)
     assert info.metadata == {"a": 1, "b": 2}
     assert (info.kind, info.members, info.capacity) == ("bank", 5, 5)
 
 
 def test_a_bank_begins_a_folder_which_keeps_its_capacity(tmp_path):
-    mask = {"w": packed(random_bool((5, 7))), "b": None}
+    new = random_bool((5, 7))
+    mask = {"w": packed(new), "b": None}
     for learned in (0, 3):
         folder = tmp_path / str(learned)
         tasks = a_bank(learned=learned, capacity=5)
         assert storage.append(folder, tasks) == learned
         trees.assert_same(storage.load(folder), tasks)
         assert storage.append(folder, mask) == learned + 1
-        trees.assert_same(storage.load(folder), bank.append(tasks, mask))
+        kept = random_bool((5, 5, 7), seed=2)
+        kept[learned], kept[learned + 1 :] = new, False
+        wanted = a_bank_of({"w": kept}, learned + 1, overflowed=1)
+        trees.assert_same(storage.load(folder), wanted)
         assert storage.info(folder).capacity == 5
         assert bank.capacity(storage.load(folder, capacity=8)) == 8
         with raises(
@@ -351,7 +359,7 @@ def test_a_mask_of_another_container_is_appended_by_path(tmp_path):
     leaves = packed(random_bool((5, 7))), packed(random_bool((4,)))
     storage.append(tmp_path, trees.Layer(*leaves))
     storage.append(tmp_path, {"kernel": leaves[0], "bias": leaves[1]})
-    bits = storage.load(tmp_path).masks["kernel"].bits
+    bits = np.asarray(storage.load(tmp_path).masks["kernel"].bits)
     np.testing.assert_array_equal(bits[0], bits[1])
 
 
@@ -435,9 +443,8 @@ def test_two_processes_cannot_append_the_same_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", late)
     with raises("00001.safetensors can't be written: File exists"):
         storage.append(tmp_path, a_mask(seed=6))
-    np.testing.assert_array_equal(
-        storage.load(tmp_path).masks["out"].bits[1], a_mask(seed=5)["out"].bits
-    )
+    bits = np.asarray(storage.load(tmp_path).masks["out"].bits)
+    np.testing.assert_array_equal(bits[1], a_mask(seed=5)["out"].bits)
 
 
 def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
@@ -568,13 +575,13 @@ def test_places_that_cannot_be_written_are_named(path, tmp_path):
 def test_what_is_no_mask_is_not_saved(save, path):
     fn = f"maskjax.storage.{save.__name__}"
     good = {"w": packed(random_bool((5, 7)))}
-    ones = jnp.ones((2, 2), jnp.uint32)
+    ones = np.ones((2, 2), np.uint32)
     with raises(
         rf"`{fn}` needs every leaf of `mask` to be a bool.*b: float32", TypeError
     ):
-        save(path, {**good, "b": jnp.ones(3)})
+        save(path, {**good, "b": np.ones(3, np.float32)})
     with raises(rf"`{fn}` needs masks with values.*a/w: bool array", TypeError):
-        jax.jit(lambda m: save(path, {"a": m}))({"w": jnp.ones(3, bool)})
+        jax.jit(lambda m: save(path, {"a": m}))({"w": np.ones(3, bool)})
     with raises(rf"`{fn}` needs masks with values.*w/bits: uint32 array", TypeError):
         jax.jit(lambda m: save(path, m))(good)
     with raises(rf"`{fn}` needs masks with values.*learned: int32 array", TypeError):
@@ -588,13 +595,13 @@ def test_what_is_no_mask_is_not_saved(save, path):
     with raises(rf"`{fn}` needs the bits of one mask or of one stack.*b: ", ValueError):
         save(path, {"b": PackedMask(ones[None], (33,))})
     with raises(rf"`{fn}` needs packed masks without bits past .*\n  b$", ValueError):
-        save(path, {**good, "b": PackedMask(jnp.full(1, 8, jnp.uint32), (3,))})
+        save(path, {**good, "b": PackedMask(np.full(1, 8, np.uint32), (3,))})
     for learned, message in (
         (6, "mask.capacity` of at least 6"),
         (-1, "mask.learned`"),
     ):
         with raises(message, ValueError):
-            save(path, a_bank()._replace(learned=jnp.int32(learned)))
+            save(path, a_bank()._replace(learned=np.int32(learned)))
     assert not path.exists()
 
 
@@ -635,10 +642,17 @@ def test_metadata_are_a_dict_from_strings(path):
 # What can't be loaded.
 
 
-def test_every_flipped_byte_is_found(path):
+# A thin sample; `-m slow` tries every byte and every length.
+over_strides = pytest.mark.parametrize(
+    "stride", [7, pytest.param(1, marks=pytest.mark.slow)]
+)
+
+
+@over_strides
+def test_every_flipped_byte_is_found(stride, path):
     storage.save(path, a_bank(learned=2), metadata={"step": 7})
     data = path.read_bytes()
-    for position in range(len(data)):
+    for position in range(0, len(data), stride):
         bad = bytearray(data)
         bad[position] ^= 1 << position % 8
         path.write_bytes(bad)
@@ -646,10 +660,11 @@ def test_every_flipped_byte_is_found(path):
             storage.load(path)
 
 
-def test_every_truncated_file_is_found(path):
+@over_strides
+def test_every_truncated_file_is_found(stride, path):
     storage.save(path, a_mask())
     data = path.read_bytes()
-    for length in range(len(data)):
+    for length in (*range(0, len(data), stride), len(data) - 1):
         path.write_bytes(data[:length])
         with raises(f"{path} is damaged, or no safetensors file"):
             storage.load(path)
@@ -699,7 +714,7 @@ def rewritten(path, change, *, tensors=None, version="1", sha256=None):
     change(facts)
     deep = '{"list":[' * 5000 + "0" + "]}" * 5000
     text = json.dumps(facts).replace('"DEEP"', deep)
-    sha256 = sha256 or _disk.checksum(text.encode())
+    sha256 = sha256 or _header.checksum(text.encode())
     new = {"maskjax.mask": f"{version} {sha256} {text}"}
     found = safetensors.numpy.load_file(path) if tensors is None else tensors
     safetensors.numpy.save_file(found, path, new)
@@ -773,7 +788,7 @@ def test_bits_past_the_entries_are_refused(path):
     bits = np.array([[15]], np.uint32)
 
     def sign(facts):
-        facts["leaves"][0][2] = _disk.checksum(bits)
+        facts["leaves"][0][2] = _header.checksum(bits)
 
     rewritten(path, sign, tensors={"0:w": bits})
     with raises(f"without bits past their entries in {path}.*w"):
@@ -783,8 +798,8 @@ def test_bits_past_the_entries_are_refused(path):
 def test_like_of_another_network_names_the_leaves(path):
     storage.save(path, a_mask())
     like = {
-        "dense": {"kernel": jnp.ones((5, 8)), "bias": jnp.ones(8)},
-        "head": jnp.ones((3, 4)),
+        "dense": {"kernel": np.ones((5, 8)), "bias": np.ones(8)},
+        "head": np.ones((3, 4)),
     }
     with raises(
         rf"`maskjax.storage.load` needs `like` of the structure and shapes in {path}, "
@@ -809,7 +824,8 @@ def test_only_banks_have_a_capacity(path):
 @pytest.mark.parametrize("kind", ["boolean", "packed", "bank"])
 def test_orbax_restores_masks(kind, tmp_path):
     mask = {"a": [jnp.asarray(random_bool((5, 7))), None], "b": jnp.ones(3, bool)}
-    saved = {"boolean": mask, "packed": packing.pack(mask), "bank": a_bank()}[kind]
+    tasks = jax.tree.map(jnp.asarray, a_bank())
+    saved = {"boolean": mask, "packed": packing.pack(mask), "bank": tasks}[kind]
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "mask", saved)
@@ -847,7 +863,7 @@ def test_a_file_that_never_stays_is_not_read_for_ever(path, monkeypatch):
         return found
 
     monkeypatch.setattr(_disk, "read_headers", replacing)
-    monkeypatch.setattr(storage, "_TRIES", 3)
+    monkeypatch.setattr(_loading, "_TRIES", 3)
     with raises("replaced again and again"):
         storage.load(path)
 

@@ -1,5 +1,7 @@
 """Which of many masks fits an input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,10 @@ from tests.reference import superposition as reference
 
 K, CAPACITY, LABELS = 6, 9, 3
 SHAPES = [(5, 12), (12, 10), (10, 8)]
+METHODS = "one_shot", "binary", "exhaustive"
+WEIGHTS = [np.float32(np.random.default_rng(0).normal(size=s)) for s in SHAPES]
+MASKS = [np.random.default_rng(1).random((CAPACITY, *s)) < 0.5 for s in SHAPES]
+over_methods = pytest.mark.parametrize("method", METHODS)
 
 
 def network(params, x):
@@ -19,336 +25,305 @@ def network(params, x):
 
 
 def entropy(params, x):
-    return superposition.entropy(network(params, x))
+    return superposition.logit_entropy(network(params, x))
 
 
 def surplus(params, x):
     return superposition.superfluous(network(params, x), labels=LABELS)
 
 
-OBJECTIVES = {"entropy": (entropy, None), "superfluous": (surplus, LABELS)}
-over_objectives = pytest.mark.parametrize(
-    ("objective", "labels"), OBJECTIVES.values(), ids=OBJECTIVES
-)
+OBJECTIVES = {entropy: None, surplus: LABELS}
 
 
-@pytest.fixture(scope="module")
-def weights():
-    rng = np.random.default_rng(0)
-    return [jnp.asarray(rng.normal(size=s), "float32") for s in SHAPES]
-
-
-@pytest.fixture(scope="module")
-def masks():
-    rng = np.random.default_rng(1)
-    return [rng.random((CAPACITY, *s)) < 0.5 for s in SHAPES]
-
-
-@pytest.fixture(scope="module")
-def tasks(masks):
-    return bank.from_stack([jnp.asarray(m[:K]) for m in masks], capacity=CAPACITY)
-
-
-def images(count, *, seed=2):
-    x = np.random.default_rng(seed).normal(size=(count, SHAPES[0][0]))
-    return jnp.asarray(x, "float32")
+def images(count):
+    return np.float32(np.random.default_rng(2).normal(size=(count, SHAPES[0][0])))
 
 
 def wide(arrays):
-    return [np.asarray(a).astype(np.float64) for a in arrays]
+    return [np.float64(a) for a in arrays]
 
 
-@over_objectives
-def test_the_gradient_is_autodiffs_through_the_weights(
-    objective, labels, weights, tasks, transform
-):
-    alphas = jnp.asarray(np.random.default_rng(3).dirichlet(np.ones(CAPACITY)), "f4")
-    x = images(4)
+def tasks_of(masks, *, learned=K):
+    return bank.from_stack(masks, learned=np.int32(learned), capacity=CAPACITY)
 
-    def mixed(alphas):
-        dense = packing.unpack(tasks.masks)
-        params = [
-            w * jnp.tensordot(alphas, m.astype(w.dtype), 1)
-            for w, m in zip(weights, dense, strict=True)
+
+@functools.cache
+def tasks():
+    return tasks_of(MASKS)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "objective", "options"))
+def ask(tasks, x, *, method, objective=entropy, options=()):
+    """The task of each image by itself: a program for each method and objective."""
+    call = functools.partial(getattr(superposition, method), **dict(options))
+    one = functools.partial(call, objective, WEIGHTS, tasks)
+    return jax.lax.map(lambda image: one(image[None]), x)
+
+
+def expected(method, x, *, masks=MASKS, **how):
+    answer = functools.partial(getattr(reference, method), wide(WEIGHTS), wide(masks))
+    return [answer(np.float64(image[None]), **{"learned": K, **how}) for image in x]
+
+
+def test_the_gradient_is_autodiffs_through_the_coefficients():
+    alphas = np.float32(np.random.default_rng(3).dirichlet(np.ones(CAPACITY)))
+    stack, x = tasks().masks, images(4)
+    dense = wide(jax.device_get(packing.unpack(stack)))
+
+    def mixed(alphas, objective):
+        soft = [jnp.tensordot(alphas, jnp.float32(m), 1) for m in dense]
+        return objective([w * m for w, m in zip(WEIGHTS, soft, strict=True)], x)
+
+    @jax.jit
+    def both(alphas):
+        return [
+            (
+                superposition.gradient(f, WEIGHTS, stack, alphas, x),
+                jax.grad(mixed)(alphas, f),
+            )
+            for f in OBJECTIVES
         ]
-        return objective(params, x)
 
-    ours = transform(
-        lambda a, x: superposition.gradient(objective, weights, tasks.masks, a, x)
-    )(alphas, x)
-    autodiff = jax.jit(jax.grad(mixed))(alphas)
-    np.testing.assert_allclose(
-        ours, autodiff, rtol=1e-5, atol=1e-5 * np.abs(autodiff).max()
-    )
-    expected = wide(m.astype(jnp.float32) for m in packing.unpack(tasks.masks))
-    _, slopes = reference.gradient(
-        wide(weights), expected, np.float64(alphas), np.float64(x), labels=labels
-    )
-    np.testing.assert_allclose(
-        ours, slopes, rtol=1e-4, atol=1e-5 * np.abs(slopes).max()
-    )
-
-
-@over_objectives
-@pytest.mark.parametrize("method", ["one_shot", "binary", "exhaustive"])
-def test_inference_agrees_with_the_reference(
-    method, objective, labels, weights, masks, tasks
-):
-    infer = jax.jit(
-        lambda x: superposition.infer(
-            network, weights, tasks, x, method=method, labels=labels, batch_size=3
+    results = zip(OBJECTIVES.values(), both(alphas), strict=True)
+    for labels, (ours, autodiff) in results:
+        _, slopes = reference.gradient(
+            wide(WEIGHTS), dense, np.float64(alphas), np.float64(x), labels=labels
         )
-    )
+        size = np.abs(slopes).max()
+        np.testing.assert_allclose(ours, autodiff, rtol=1e-5, atol=1e-5 * size)
+        np.testing.assert_allclose(ours, slopes, rtol=1e-4, atol=1e-5 * size)
+
+
+@over_methods
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_inference_agrees_with_the_reference(method, objective):
+    found = ask(tasks(), images(20), method=method, objective=objective)
+    answers = expected(method, images(20), labels=OBJECTIVES[objective])
+    np.testing.assert_array_equal(found, answers)
+    assert len(set(answers)) > 2
+
+
+def test_infer_answers_for_each_image_or_for_all_of_them():
     x = images(20)
-    expected = [
-        getattr(reference, method)(
-            wide(weights), wide(masks), np.float64(one[None]), learned=K, labels=labels
-        )
-        for one in x
-    ]
-    np.testing.assert_array_equal(infer(x), expected)
-    assert len(set(expected)) > 2
-    whole = superposition.infer(
-        network, weights, tasks, x, method=method, labels=labels, per="batch"
-    )
-    assert whole == getattr(reference, method)(
-        wide(weights), wide(masks), np.float64(x), learned=K, labels=labels
-    )
+
+    @jax.jit
+    def run(tasks, x):
+        infer = functools.partial(superposition.infer, network, WEIGHTS, tasks, x)
+        each = infer(labels=LABELS, batch_size=3)
+        return each, infer(method="exhaustive", per="batch")
+
+    each, whole = run(tasks(), x)
+    np.testing.assert_array_equal(each, expected("one_shot", x, labels=LABELS))
+    args = wide(WEIGHTS), wide(MASKS), np.float64(x)
+    assert whole == reference.exhaustive(*args, learned=K)
 
 
 @pytest.mark.parametrize("base", [3, 100])
-def test_binary_takes_any_base(base, weights, masks, tasks):
-    one = jax.jit(lambda x: superposition.binary(entropy, weights, tasks, x, base=base))
-    for x in images(6):
-        expected = reference.binary(
-            wide(weights), wide(masks), np.float64(x[None]), learned=K, base=base
-        )
-        assert one(x[None]) == expected
-        if base == 100:
-            assert expected == superposition.one_shot(entropy, weights, tasks, x[None])
+def test_binary_takes_any_base(base):
+    found = ask(tasks(), images(20), method="binary", options=(("base", base),))
+    answers = expected("binary", images(20), base=base)
+    np.testing.assert_array_equal(found, answers)
+    if base == 100:
+        np.testing.assert_array_equal(found, expected("one_shot", images(20)))
 
 
-def test_one_shot_is_one_large_step_of_descent_on_the_weights(weights, masks, tasks):
-    ask = jax.jit(lambda x: superposition.one_shot(entropy, weights, tasks, x))
-    for x in images(4):
-        alphas = reference.descent(
-            wide(weights),
-            wide(masks),
-            np.float64(x[None]),
-            learned=K,
-            steps=1,
-            rate=300,
-        )
-        assert np.argmax(alphas) == ask(x[None])
+def test_one_shot_is_one_large_step_of_descent_on_the_coefficients():
+    alphas = expected("descent", images(20), steps=1, rate=300)
+    found = ask(tasks(), images(20), method="one_shot")
+    np.testing.assert_array_equal(np.argmax(alphas, axis=1), found)
 
 
-@pytest.mark.parametrize("method", ["one_shot", "binary", "exhaustive"])
-def test_permuting_tasks_permutes_the_answer(method, weights, tasks):
+@over_methods
+def test_permuting_tasks_permutes_the_answer(method):
     order = np.random.default_rng(4).permutation(K)
-    dense = stacking.take(packing.unpack(tasks.masks), jnp.asarray(order))
-    other = bank.from_stack(dense, capacity=CAPACITY)
-    x = images(8)
-    ask = jax.jit(
-        lambda tasks, x: superposition.infer(network, weights, tasks, x, method=method)
-    )
-    np.testing.assert_array_equal(order[ask(other, x)], ask(tasks, x))
+    other = tasks_of([np.concatenate([m[:K][order], m[K:]]) for m in MASKS])
+    found = np.asarray(ask(other, images(20), method=method))
+    np.testing.assert_array_equal(order[found], expected(method, images(20)))
 
 
-@pytest.mark.parametrize("method", ["one_shot", "binary", "exhaustive"])
-def test_what_is_not_learned_is_never_inferred(method, weights, masks):
-    # The mask of a slot that is not learned would be the best of all, were it asked:
-    # all learned gradients are positive.
-    def rising(params, x):
-        return sum(jnp.sum(jnp.abs(w)) for w in params) + 0 * jnp.sum(x)
+def rising(params, x):
+    return sum(jnp.sum(jnp.abs(w)) for w in params) + 0 * jnp.sum(x)
 
-    stack = [jnp.asarray(m) for m in masks]
-    ask = jax.jit(
-        lambda n, x: getattr(superposition, method)(
-            rising, weights, bank.from_stack(stack, learned=n), x
-        )
-    )
-    sums = sum(
-        np.abs(np.asarray(w) * m).sum((1, 2))
-        for w, m in zip(weights, masks, strict=True)
-    )
+
+@over_methods
+def test_what_is_not_learned_is_never_inferred(method):
+    # All derivatives are positive: a slot that is not learned, whose mask is cleared,
+    # would be the best of all, were it asked.
+    pairs = zip(WEIGHTS, MASKS, strict=True)
+    sums = sum(np.abs(w * m).sum((1, 2)) for w, m in pairs)
     for learned in (1, 2, 3):
-        assert ask(learned, images(1)) == np.argmin(sums[:learned])
-    assert ask(0, images(1)) == -1
+        few = tasks_of(MASKS, learned=learned)
+        found = ask(few, images(20), method=method, objective=rising)
+        np.testing.assert_array_equal(found, np.argmin(sums[:learned]))
+    none = tasks_of(MASKS, learned=0)
+    found = ask(none, images(20), method=method, objective=rising)
+    np.testing.assert_array_equal(found, -1)
 
 
-@pytest.mark.parametrize("method", ["one_shot", "binary", "exhaustive"])
-def test_of_equals_the_first_is_inferred(method, weights, masks):
-    same = [jnp.asarray(np.repeat(m[:1], CAPACITY, axis=0)) for m in masks]
-    ask = jax.jit(
-        lambda n, x: getattr(superposition, method)(
-            entropy, weights, bank.from_stack(same, learned=n), x
-        )
-    )
+@over_methods
+def test_under_ties_the_first_is_inferred(method):
+    same = [np.repeat(m[:1], CAPACITY, axis=0) for m in MASKS]
     for learned in (1, 2, 5, 7):
-        assert ask(learned, images(1)) == 0
+        found = ask(tasks_of(same, learned=learned), images(20), method=method)
+        np.testing.assert_array_equal(found, 0)
 
 
-def test_binary_is_right_when_the_best_ties_with_the_first_half(weights, masks):
+def test_binary_is_right_when_the_best_ties_with_the_first_half():
     # Two copies of each mask: the best two tie, so that each halving splits equals.
-    twice = [jnp.asarray(np.repeat(m[:4], 2, axis=0)) for m in masks]
-    tasks = bank.from_stack(twice)
-    ask = jax.jit(lambda x: superposition.binary(entropy, weights, tasks, x))
-    for x in images(6):
-        expected = reference.binary(
-            wide(weights), wide(twice), np.float64(x[None]), learned=8
-        )
-        found = ask(x[None])
-        assert found == expected
-        assert found % 2 == 0
+    twice = [np.concatenate([np.repeat(m[:4], 2, axis=0), m[:1]]) for m in MASKS]
+    found = np.asarray(ask(tasks_of(twice, learned=8), images(20), method="binary"))
+    answers = expected("binary", images(20), masks=twice, learned=8)
+    np.testing.assert_array_equal(found, answers)
+    assert not (found % 2).any()
 
 
-def test_inference_maps_and_compiles_once(weights, tasks):
-    ask = jax.jit(jax.vmap(lambda x: superposition.binary(entropy, weights, tasks, x)))
-    x = images(6)[:, None]
-    one = jax.jit(lambda x: superposition.binary(entropy, weights, tasks, x))
-    np.testing.assert_array_equal(ask(x), [one(each) for each in x])
-    grow = jax.jit(lambda tasks, x: superposition.one_shot(entropy, weights, tasks, x))
+def test_inference_maps_and_compiles_once():
+    def binary(x):
+        return superposition.binary(entropy, WEIGHTS, tasks(), x[None])
+
+    answers = expected("binary", images(20))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(binary))(images(20)), answers)
+    before = ask._cache_size()
     for learned in range(1, 4):
-        grow(tasks._replace(learned=jnp.int32(learned)), x[0])
-    assert grow._cache_size() == 1
+        ask(tasks_of(MASKS, learned=learned), images(20), method="binary")
+    assert ask._cache_size() <= before + 1
 
 
-def test_one_mask_with_all_the_weight_is_that_mask(weights, tasks):
-    alphas = jnp.zeros(CAPACITY).at[2].set(1)
-    mixed = packing.mix(tasks.masks, alphas)
-    x = images(3)
-    np.testing.assert_array_equal(
-        network(masking.apply(weights, mixed), x),
-        network(masking.apply(weights, bank.take(tasks, 2)), x),
-    )
+def test_one_mask_with_a_coefficient_of_1_is_that_mask():
+    @jax.jit
+    def both(stack, alphas):
+        mixed, taken = stacking.mix(stack, alphas), stacking.take(stack, 2)
+        masked = [masking.apply(WEIGHTS, m) for m in (mixed, taken)]
+        return [network(params, images(3)) for params in masked]
+
+    np.testing.assert_array_equal(*both(tasks().masks, np.float32(np.eye(CAPACITY)[2])))
 
 
-@over_objectives
-def test_objectives_agree_with_the_reference(objective, labels):
-    z = np.random.default_rng(5).normal(size=(4, 7)) * 3
-    call = {
-        "entropy": superposition.entropy,
-        "surplus": lambda z: superposition.superfluous(z, labels=LABELS),
-    }[objective.__name__]
-    value, slope = jax.value_and_grad(call)(jnp.asarray(z, "f4"))
-    expected, expected_slope = reference.objective_and_slope(z, labels)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(slope, expected_slope, rtol=1e-4, atol=1e-6)
+Z = np.float32(np.random.default_rng(5).normal(size=(4, 7)) * 3)
+
+
+@jax.jit
+def objectives(z):
+    some = functools.partial(superposition.superfluous, labels=LABELS)
+    every = functools.partial(superposition.superfluous, labels=z.shape[-1])
+    each = {"entropy": superposition.logit_entropy, "some": some, "every": every}
+    return {name: jax.value_and_grad(f)(z) for name, f in each.items()}
+
+
+def test_objectives_agree_with_the_reference():
+    found = objectives(Z)
+    for name, labels in (("entropy", None), ("some", LABELS)):
+        value, slope = reference.objective_and_slope(np.float64(Z), labels)
+        np.testing.assert_allclose(found[name][0], value, rtol=1e-5)
+        np.testing.assert_allclose(found[name][1], slope, rtol=1e-4, atol=1e-6)
+    # Without superfluous outputs the objective tells nothing.
+    assert found["every"][0] == 0
+    np.testing.assert_array_equal(found["every"][1], np.zeros_like(Z))
 
 
 def test_the_slope_at_superfluous_outputs_is_that_of_cross_entropy():
     # Lemma 1: whichever real label an image has.
-    z = jnp.asarray(np.random.default_rng(6).normal(size=(1, 7)), "f4")
-    ours = jax.grad(lambda z: superposition.superfluous(z, labels=LABELS))(z)
-    for label in range(LABELS):
-        cross = jax.grad(lambda z, y=label: -jax.nn.log_softmax(z)[0, y])(z)
-        np.testing.assert_allclose(ours[0, LABELS:], cross[0, LABELS:], rtol=1e-5)
-    assert not ours[0, :LABELS].any()
+    ours = np.asarray(objectives(Z)["some"][1])[:, LABELS:]
+    odds = np.exp(np.float64(Z))
+    cross = (odds / odds.sum(-1, keepdims=True) / len(Z))[:, LABELS:]
+    np.testing.assert_allclose(ours, cross, rtol=1e-5)
 
 
-def test_without_superfluous_outputs_the_objective_says_nothing(weights, tasks):
-    def none(params, x):
-        return superposition.superfluous(network(params, x), labels=SHAPES[-1][-1])
+def test_outputs_of_probability_0_add_no_entropy():
+    value, slope = objectives(np.float32([[0, 0, -np.inf, -np.inf]]))["entropy"]
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(slope, np.zeros((1, 4)))
+    half = np.array([[6e4, -6e4]], np.float16)
+    assert superposition.logit_entropy(half) == 0
 
-    uniform = jnp.full(CAPACITY, 1 / CAPACITY)
-    x = images(3)
-    assert none(weights, x) == 0
-    slopes = superposition.gradient(none, weights, tasks.masks, uniform, x)
-    np.testing.assert_array_equal(slopes, np.zeros(CAPACITY))
+
+def test_a_task_that_is_not_a_number_is_not_the_best():
+    stack = {"w": np.array([[[True], [True]], [[True], [False]], [[False], [True]]])}
+    params = {"w": np.ones((2, 1), "float32")}
+
+    def slopes(params):  # not a number where the first weight is off
+        return jnp.log(params["w"][0, 0] - 0.3) * 0 + params["w"].sum()
+
+    def value(params):
+        return jnp.where(params["w"][0, 0] > 0, params["w"].sum(), jnp.nan)
+
+    @jax.jit
+    def run(tasks):
+        objective = {"one_shot": slopes, "binary": slopes, "exhaustive": value}
+        call = functools.partial(getattr, superposition)
+        return [call(m)(objective[m], params, tasks) for m in METHODS]
+
+    assert list(map(int, run(bank.from_stack(stack)))) == [1, 1, 1]
+
+
+def test_banks_work_with_wide_integers(x64):
+    stack = [m[:K] for m in MASKS]
+    few = bank.from_stack(stack, capacity=CAPACITY)
+    more = bank.append(few, [m[K] for m in MASKS])
+    assert more.learned.dtype == jnp.int32
+
+    @jax.jit
+    def run(tasks, x):
+        found = superposition.infer(network, WEIGHTS, tasks, x, method="binary")
+        masks = tasks.masks
+        return found, stacking.predict_each(network, WEIGHTS, masks, found, x)
+
+    found, outputs = run(more, images(6))
+    np.testing.assert_array_equal(found, expected("binary", images(6), learned=K + 1))
+    assert outputs.shape == (6, SHAPES[-1][-1])
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), ()])
 def test_objectives_need_an_image_and_an_output(shape):
-    with pytest.raises(ValueError, match="at least one image and output"):
-        superposition.entropy(jnp.zeros(shape))
-    with pytest.raises(ValueError, match="at least one image and output"):
-        superposition.superfluous(jnp.zeros(shape), labels=1)
+    with pytest.raises(ValueError, match="logit_entropy` .*one image and output"):
+        superposition.logit_entropy(np.zeros(shape, "float32"))
+    with pytest.raises(ValueError, match="superfluous` .*one image and output"):
+        superposition.superfluous(np.zeros(shape, "float32"), labels=1)
 
 
 def test_labels_are_among_the_outputs():
+    z = np.zeros((1, 4), "float32")
     with pytest.raises(ValueError, match="as many `labels` as outputs, got 5 of 4"):
-        superposition.superfluous(jnp.zeros((1, 4)), labels=5)
+        superposition.superfluous(z, labels=5)
     with pytest.raises(ValueError, match="`labels` of at least 1"):
-        superposition.superfluous(jnp.zeros((1, 4)), labels=0)
-
-
-@pytest.mark.parametrize("method", ["one_shot", "binary", "exhaustive"])
-def test_an_empty_bank_and_one_for_another_network_are_errors(method, weights, tasks):
-    fn = rf"superposition\.{method}`"
-    call = getattr(superposition, method)
-    empty = tasks._replace(learned=jnp.int32(0))
-    with pytest.raises(ValueError, match=fn + " needs a bank with at least one"):
-        call(entropy, weights, empty, images(1))
-    narrow = [weights[0][:, :-1], weights[1][:-1], weights[2]]
-    with pytest.raises(ValueError, match=r"(?s)shaped like.*0: stack \(5, 12\)"):
-        call(entropy, narrow, tasks, images(1))
-
-
-def test_inference_needs_images_and_known_words(weights, tasks):
-    def call(x, **how):
-        return superposition.infer(network, weights, tasks, x, **how)
-
-    with pytest.raises(ValueError, match=r"at least one image, got .* \(0, 5\)"):
-        call(images(0))
-    with pytest.raises(ValueError, match="`method` as 'one_shot' or"):
-        call(images(1), method="guess")
-    with pytest.raises(ValueError, match="`per` as 'image' or 'batch'"):
-        call(images(1), per="pixel")
-    with pytest.raises(ValueError, match="`batch_size` of at least 1"):
-        call(images(1), batch_size=0)
-    with pytest.raises(ValueError, match="`base` of at least 2"):
-        superposition.binary(entropy, weights, tasks, images(1), base=1)
-    with pytest.raises(ValueError, match="`batch_size` of at least 1"):
-        superposition.exhaustive(entropy, weights, tasks, images(1), batch_size=0)
-
-
-def test_the_gradient_needs_a_packed_stack_and_as_many_weights(weights, tasks):
-    with pytest.raises(TypeError, match="packed"):
-        superposition.gradient(
-            entropy, weights, packing.unpack(tasks.masks), jnp.ones(CAPACITY), images(1)
-        )
-    with pytest.raises(ValueError, match=r"`weights` of shape \(9,\)"):
-        superposition.gradient(entropy, weights, tasks.masks, jnp.ones(3), images(1))
-
-
-def test_outputs_without_any_chance_add_no_entropy():
-    z = jnp.array([[0.0, 0.0, -jnp.inf]])
-    value, slope = jax.jit(jax.value_and_grad(superposition.entropy))(z)
-    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
-    np.testing.assert_array_equal(slope, np.zeros((1, 3)))
-    half = jnp.array([[6e4, -6e4]], jnp.float16)
-    assert superposition.entropy(half) == 0
-
-
-@pytest.mark.parametrize("method", ["one_shot", "binary", "exhaustive"])
-def test_a_task_that_is_not_a_number_is_not_the_best(method):
-    stack = {"w": jnp.array([[[True], [True]], [[True], [False]], [[False], [True]]])}
-    tasks = bank.from_stack(stack)
-
-    def objective(params):  # not a number where the first weight is off
-        return jnp.log(params["w"][0, 0] - 0.3) * 0 + params["w"].sum()
-
-    def alone(params):
-        return jnp.where(params["w"][0, 0] > 0, params["w"].sum(), jnp.nan)
-
-    call = getattr(superposition, method)
-    found = call(
-        alone if method == "exhaustive" else objective, {"w": jnp.ones((2, 1))}, tasks
-    )
-    assert found == 1
-
-
-def test_labels_that_leave_nothing_superfluous_cannot_tell_tasks(weights, tasks):
+        superposition.superfluous(z, labels=0)
     with pytest.raises(ValueError, match="fewer `labels` than outputs, got 8 of 8"):
-        superposition.infer(network, weights, tasks, images(1), labels=8)
+        superposition.infer(network, WEIGHTS, tasks(), images(1), labels=8)
 
 
-def test_banks_work_with_wide_integers(x64, masks, weights):
-    stack = [jnp.asarray(m[:K]) for m in masks]
-    tasks = bank.append(
-        bank.from_stack(stack, capacity=CAPACITY), [m[0] for m in stack]
-    )
-    assert tasks.learned.dtype == jnp.int32
-    found = superposition.infer(network, weights, tasks, images(2), method="binary")
-    whose = stacking.predict_each(network, weights, tasks.masks, found, images(2))
-    assert whose.shape == (2, SHAPES[-1][-1])
+@over_methods
+def test_what_is_no_bank_of_this_network_is_an_error(method):
+    fn = rf"superposition\.{method}` needs "
+    call = functools.partial(getattr(superposition, method), entropy)
+    with pytest.raises(ValueError, match=fn + "a bank with at least one"):
+        call(WEIGHTS, tasks_of(MASKS, learned=0), images(1))
+    narrow = [WEIGHTS[0][:, :-1], WEIGHTS[1][:-1], WEIGHTS[2]]
+    with pytest.raises(ValueError, match=rf"(?s){fn}.*shaped like.*0: stack \(5, 12\)"):
+        call(narrow, tasks(), images(1))
+    for wrong in (MASKS, tasks().masks):
+        with pytest.raises(TypeError, match=fn + "`bank` as .*got list.*from_stack"):
+            call(WEIGHTS, wrong, images(1))
+
+
+def test_inference_needs_images_and_known_words():
+    def refused(match, call=superposition.infer, first=network, x=images(1), **how):
+        with pytest.raises(ValueError, match=match):
+            call(first, WEIGHTS, tasks(), x, **how)
+
+    refused(r"at least one image, got .* \(0, 5\)", x=images(0))
+    refused("`method` as 'one_shot' or", method="guess")
+    refused("`per` as 'image' or 'batch'", per="pixel")
+    refused("`batch_size` of at least 1", batch_size=0)
+    refused("`base` of at least 2", superposition.binary, entropy, base=1)
+    exhaustive = superposition.exhaustive
+    refused("`batch_size` of at least 1", exhaustive, entropy, batch_size=0)
+    with pytest.raises(TypeError, match=r"infer` needs `bank` as .*from_stack"):
+        superposition.infer(network, WEIGHTS, MASKS, images(1))
+
+
+def test_the_gradient_needs_a_packed_stack_and_a_coefficient_for_each():
+    ask = functools.partial(superposition.gradient, entropy, WEIGHTS)
+    with pytest.raises(TypeError, match=r"gradient` .*packed"):
+        ask(MASKS, np.ones(CAPACITY, "float32"), images(1))
+    with pytest.raises(ValueError, match=r"`coefficients` of shape \(9,\)"):
+        ask(tasks().masks, np.ones(3, "float32"), images(1))

@@ -6,6 +6,7 @@ training, under the mask. All rankings are global but for Wanda's, which compare
 weights into one output, as in its paper, and for chance, in Erdos-Renyi shares.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,105 +16,134 @@ import optax
 
 import maskjax
 from benchmarks import _pictures, _train
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
 from maskjax import algebra, allocation, masking, score, select
 
 LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 AT_START = (0.1, 0.02)
 SEEDS = 5
-STEPS, QUICK_STEPS = 1_000, 200
-ROUNDS = 100  # of synflow, as in its paper
+STEPS = 200, 300, 1_000
+ROUNDS = 100, 25, 100  # of synflow, 100 in its paper
 TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
+NAMES = ("magnitude", "snip", "fisher", "grasp", "synflow", "wanda", "random")
 IMAGES = 1_000  # that scores see: 100 a class, about ten times what SNIP asks for
 MODEL = _train.MLP()
+SETTINGS = {
+    "network": "300-100",
+    "optimizer": "adam, cosine",
+    "learning_rate": LEARNING_RATE,
+    "batch_size": _train.BATCH_SIZE,
+    "grasp_temperature": TEMPERATURE,
+    "inputs": "0 to 1",
+}
+ROWS = {
+    "what gradients and inputs say beats magnitude on a trained network (Molchanov et "
+    "al., Sun et al.)": "dense {dense:.1%}; 20% kept, not trained again: {after:.1%}",
+    "masks can be found before training (SNIP, GraSP, SynFlow)": "10% kept: "
+    "{before[0.1]:.1%}; 2% kept: {before[0.02]:.1%}",
+}
 
 
 def run(context: Context) -> Outcome:
     """Accuracy of the masks of every criterion, untrained and trained."""
     data = context.data.flat()
-    seeds = min(SEEDS, context.seeds)
-    epochs = _train.epochs_of(QUICK_STEPS if context.quick else STEPS, data.x_train)
+    seeds, rounds = min(SEEDS, context.seeds), context.pick(ROUNDS)
+    epochs = _train.epochs_of(context.pick(STEPS), data.x_train)
     draws, chance, order = jax.random.split(jax.random.key(0), 3)
     x, y = (jnp.asarray(a[:IMAGES]) for a in (data.x_train, data.y_train))
-    optimizer = optax.adam(
-        optax.cosine_decay_schedule(
-            LEARNING_RATE, epochs * _train.steps_per_epoch(data.x_train)
-        )
-    )
-
+    optimizer = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
     start, step = _train.under_masks(_apply, optimizer)
+    start = jax.jit(jax.vmap(start))
+    epoch = _train.epoch_of(step, data.x_train, data.y_train)
+    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
 
-    def trained(name: str, states: _train.Masked) -> tuple[_train.Masked, np.ndarray]:
+    def trained(name: str, states: _train.Member) -> tuple[_train.Member, np.ndarray]:
         track = context.track(f"criteria: {name}", epochs)
-        states, curve = _train.fit(step, _logits, states, data, track, key=order)
-        return states, curve[-1]
+        states = _train.epochs_by(epoch, states, track, key=order)
+        return states, np.asarray(accuracy(states))
 
     params = _train.draw(
         lambda key: MODEL.init(key, data.x_train[:1])["params"],
         jax.random.split(draws, seeds),
     )
     keys = jax.random.split(chance, seeds)
-    dense, dense_accuracy = trained(
-        "dense networks", jax.vmap(start)(params, jax.vmap(masking.everything)(params))
-    )
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
-    names = list(_masks(jax.tree.map(lambda p: p[0], params), x, y, 0.5, keys[0]))
+    everything = jax.vmap(masking.everything)(params)
+    dense, dense_accuracy = trained("dense networks", start(params, everything))
 
     @jax.jit
     def masks_of(params: Any, density: jax.Array) -> Any:
         """Stacked: [criteria, seeds, ...]."""
-        found = jax.vmap(_masks, (0, None, None, None, 0))(params, x, y, density, keys)
+        of_seed = functools.partial(_masks, rounds=rounds)
+        of_all = jax.vmap(of_seed, (0, None, None, None, 0))
+        found = of_all(params, x, y, density, keys)
         # By name: a dict comes out of `vmap` in the order of its keys.
-        return jax.tree.map(lambda *m: jnp.stack(m), *(found[name] for name in names))
+        return jax.tree.map(lambda *m: jnp.stack(m), *(found[name] for name in NAMES))
 
-    after, counts = [], []
-    for density in DENSITIES:
+    after, kept = [], []
+    for density in context.track("criteria: masks after training", DENSITIES):
         masks = masks_of(dense.params, jnp.float32(density))
-        counts.append(jax.vmap(jax.vmap(algebra.count))(masks))
-        after.append(jax.vmap(lambda m: accuracy(dense._replace(mask=m)))(masks))
+        kept.append(_kept(masks))
+        after.append(
+            [accuracy(dense._replace(rest=_at(masks, i))) for i in range(len(NAMES))]
+        )
     before = {}
     for density in AT_START:
-        masks = jax.tree.map(
-            lambda m: m.reshape(-1, *m.shape[2:]),
-            masks_of(params, jnp.float32(density)),
+        masks = masks_of(params, jnp.float32(density))
+        again = jax.tree.map(lambda p: np.concatenate([p] * len(NAMES)), params)
+        masks = jax.tree.map(lambda m: m.reshape(-1, *m.shape[2:]), masks)
+        _, found = trained(f"density {density:g}", start(again, masks))
+        before[f"{density:g}"] = dict(
+            zip(NAMES, found.reshape(len(NAMES), seeds), strict=True)
         )
-        again = jax.tree.map(lambda p: jnp.concatenate([p] * len(names)), params)
-        _, found = trained(f"density {density:g}", jax.vmap(start)(again, masks))
-        before[density] = found.reshape(len(names), seeds)
 
-    after = {name: np.stack(after)[:, i] for i, name in enumerate(names)}
-    size = sum(w[0].size for w in jax.tree.leaves(jax.vmap(score.magnitude)(params)))
+    after = dict(zip(NAMES, np.swapaxes(after, 0, 1), strict=True))
+    at20 = {name: found[DENSITIES.index(0.2)] for name, found in after.items()}
+    numbers = {
+        "densities": DENSITIES,
+        "kept": dict(zip(NAMES, np.transpose(kept), strict=True)),
+        "dense": dense_accuracy,
+        "after_training": after,
+        "before_training": before,
+    }
     return Outcome(
-        rows=_rows(names, after, before, dense_accuracy),
-        settings={
-            "network": "300-100",
-            "optimizer": "adam, cosine",
-            "learning_rate": LEARNING_RATE,
-            "batch_size": _train.BATCH_SIZE,
-            "epochs": epochs,
-            "images_scored": len(x),
-            "synflow_rounds": ROUNDS,
-            "grasp_temperature": TEMPERATURE,
-            "seeds": seeds,
-            "inputs": "0 to 1",
-        },
-        numbers={
-            "densities": DENSITIES,
-            "kept": {n: np.stack(counts)[:, i, 0] / size for i, n in enumerate(names)},
-            "dense": dense_accuracy,
-            "after_training": after,
-            "before_training": {
-                f"{d:g}": dict(zip(names, found, strict=True))
-                for d, found in before.items()
-            },
-        },
+        rows=rows(
+            ROWS,
+            dense=dense_accuracy,
+            after=_best_first(at20),
+            before={d: _best_first(found) for d, found in before.items()},
+        ),
+        settings=SETTINGS
+        | {"epochs": epochs, "images_scored": len(x), "seeds": seeds}
+        | {"synflow_rounds": rounds},
+        numbers=numbers,
         pictures=[_draw(context, after, dense_accuracy, seeds)],
     )
 
 
+@jax.jit
+def _kept(masks: Any) -> jax.Array:
+    """The density of each criterion's mask, for the first seed."""
+    return jax.vmap(algebra.density)(jax.tree.map(lambda m: m[:, 0], masks))
+
+
+def _at(masks: Any, i: int) -> Any:
+    return jax.tree.map(lambda m: m[i], masks)
+
+
+def _best_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(sorted(found.items(), key=lambda item: -item[1].mean()))
+
+
 def _masks(
-    params: Any, x: jax.Array, y: jax.Array, density: Any, key: jax.Array
+    params: Any,
+    x: jax.Array,
+    y: jax.Array,
+    density: Any,
+    key: jax.Array,
+    *,
+    rounds: int,
 ) -> dict[str, Any]:
     """The mask of every criterion."""
 
@@ -128,13 +158,14 @@ def _masks(
     )
     norms = score.input_norms(_apply, params, x)
     shares = allocation.erk(params, density=density)
-    rounds = {"density": density, "rounds": ROUNDS}
     return {
         "magnitude": top(score.magnitude(params)),
         "snip": top(score.snip(_loss, params, x, y)),
         "fisher": top(score.fisher(_loss, params, x, y)),
         "grasp": top(score.grasp(_soft_loss, params, x, y)),
-        "synflow": select.iterative_top_k(synflow, params, **rounds),
+        "synflow": select.iterative_top_k(
+            synflow, params, density=density, rounds=rounds
+        ),
         "wanda": jax.tree.map(by_output, score.wanda(params, norms)),
         "random": select.random(params, density=shares, key=key),
     }
@@ -152,37 +183,8 @@ def _soft_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return _train.cross_entropy(_apply(params, x) / TEMPERATURE, y)
 
 
-def _logits(member: _train.Masked, x: jax.Array) -> jax.Array:
-    return _apply(maskjax.apply(member.params, member.mask), x)
-
-
-def _rows(
-    names: list[str],
-    after: dict[str, np.ndarray],
-    before: dict[float, np.ndarray],
-    dense: np.ndarray,
-) -> list[Row]:
-    def listed(values: dict[str, float]) -> str:
-        best = sorted(values.items(), key=lambda item: -item[1])
-        return ", ".join(f"{name} {value:.1%}" for name, value in best)
-
-    at = DENSITIES.index(0.2)
-    return [
-        Row(
-            "what gradients and inputs say beats magnitude on a trained network "
-            "(Molchanov et al., Sun et al.)",
-            f"dense {dense.mean():.1%}; 20% kept, not trained again: "
-            + listed({name: float(after[name][at].mean()) for name in names}),
-        ),
-        Row(
-            "masks can be found before training (SNIP, GraSP, SynFlow)",
-            "; ".join(
-                f"{density:.0%} kept: "
-                + listed({n: float(found[i].mean()) for i, n in enumerate(names)})
-                for density, found in before.items()
-            ),
-        ),
-    ]
+def _logits(member: _train.Member, x: jax.Array) -> jax.Array:
+    return _apply(maskjax.apply(member.params, member.rest), x)
 
 
 def _draw(

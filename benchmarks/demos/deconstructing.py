@@ -6,8 +6,7 @@ are trained again. One mask is trained again from other starts, and with other v
 place of the weights that it removes.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,18 +17,20 @@ import optax
 import maskjax
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
 from maskjax import algebra, masking, select, stacking
 from maskjax.recipes import deconstructing
 
 LEARNING_RATE = 1.2e-3  # Adam, as in the paper
 RATES = (0.2, 0.2, 0.1)  # of each layer in a round, as in the paper
-ROUNDS = (0, 1, 2, 3, 4, 6, 8, 10, 12, 15, 18, 21, 24)
-ROUNDS_AGAIN = (6, 12, 18)
+ALL = (0, 1, 2, 3, 4, 6, 8, 10, 12, 15, 18, 21, 24)
+ROUNDS = ALL, (0, 2, 4, 8, 12, 18), ALL
+ROUNDS_AGAIN = (6, 12, 18), (12,), (6, 12, 18)
 ROUND = 12  # of other starts: 7 % of this network
 AGAIN = ("large_final", "magnitude_increase", "movement", "random", "small_final")
 SIGNED = "large_final_same_sign"  # with constants, the best without training
-STEPS, QUICK_STEPS = (1_000, 250), (200, 30)  # of training, of training again
+STEPS = (200, 30), (300, 60), (1_000, 250)  # of training, of training again
 MODEL = _train.MLP(kernel_init=nn.initializers.glorot_normal())
 
 KEPT = ("rewind", "reinit", "reshuffle", "constant")
@@ -44,73 +45,86 @@ STARTS = {
     for removed in ("freeze_init", *(a + b for a in SHRUNK for b in CONTROLS))
 }
 TICKET = "rewind, original sign"  # and zeros for what is removed
-
-
-class Member(NamedTuple):
-    """One network in training; what its mask removes is held where it starts."""
-
-    params: Any
-    mask: Any
-    start: Any
-    opt_state: optax.OptState
+SETTINGS = {
+    "network": "300-100",
+    "weights": "Glorot normal",
+    "biases": "0 at first, trained, never masked",
+    "optimizer": "adam",
+    "learning_rate": LEARNING_RATE,
+    "batch_size": _train.BATCH_SIZE,
+    "rates": RATES,
+    "round_of_starts": ROUND,
+    "masks": "cut at once from one training",
+    "inputs": "0 to 1",
+}
+ROWS = {
+    "weights that end large, or that grew, make tickets; small_final does not": "{kept:"
+    ".1%} kept, rewound, trained: {by_name:.1%}; all weights, trained as long: "
+    "{everything:.1%}",
+    f"a mask alone, no training: 86% on MNIST ({SIGNED}, signed constants)": "{signed:"
+    ".1%} at density {density:.0%}, the best on training images; with the initial "
+    "values {initial:.1%}; constants under all of one sign {single_constants:.1%}",
+    "signs matter, initial values do not: with their signs kept, other values train as "
+    "well as rewound ones": "{kept:.1%} kept, signs kept: {original:.1%}; signs at "
+    "random: {random:.1%}",
+    "0 is a good value for weights that shrank: freezing all at their initial value is "
+    "worse than 0, freezing only those that grew is better": "{kept:.1%} kept: 0 "
+    "{ticket:.1%}, frozen {freeze_init:.1%}, frozen unless shrunk {mask[0]:.1%} (as "
+    "many at random {mask[1]:.1%}, reverse {mask[2]:.1%}), kept ones that shrank start "
+    "at 0 too {all[0]:.1%} ({all[1]:.1%}, {all[2]:.1%})",
+}
 
 
 def run(context: Context) -> Outcome:
     """Masks of every criterion, with and without training, and other starts."""
     data = context.data.flat()
-    lengths = QUICK_STEPS if context.quick else STEPS
+    lengths = context.pick(STEPS)
     epochs, epochs_again = (_train.epochs_of(n, data.x_train) for n in lengths)
     draws, chance, order, order_again = jax.random.split(jax.random.key(0), 4)
     accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
-    begin, epoch = _training(data)
+    optimizer = optax.adam(LEARNING_RATE)
+    # What a mask removes is held where it starts; both belong to the member.
+    begin = jax.jit(
+        jax.vmap(lambda start, mask: _train.begin(optimizer, start, (mask, start)))
+    )
+    step = _train.descend(_loss, optimizer)
+    epoch = _train.epoch_of(step, data.x_train, data.y_train)
 
     initial = _train.draw(
         lambda key: MODEL.init(key, data.x_train[:1])["params"],
         jax.random.split(draws, context.seeds),
     )
     alive = jax.vmap(masking.everything)(initial)
-    states = begin(initial, alive)
-    for i in context.track("deconstructing: dense networks", epochs):
-        states, _ = epoch(states, jax.random.fold_in(order, i))
+    track = context.track("deconstructing: dense networks", epochs)
+    states = _train.epochs_by(epoch, begin(initial, alive), track, key=order)
     trained = initial, states.params
     keys = jax.random.split(chance, context.seeds)
-    table = _train.draw(_scores, *trained, alive, keys)
-    masks, numbers = _supermasks(context, data, accuracy, initial, alive, table)
+    masks, numbers = _supermasks(context, data, accuracy, *trained, alive, keys)
 
     runs = {"everything": (initial, alive)}
-    for name in AGAIN:
-        for r in ROUNDS_AGAIN:
-            mask = masks[r][name]
-            runs[f"{name}, round {r}"] = _masked(initial, mask), mask
+    for r in context.pick(ROUNDS_AGAIN):
+        for name in AGAIN:
+            runs[f"{name}, round {r}"] = (
+                _masked(initial, masks[r][name]),
+                masks[r][name],
+            )
     mask = masks[ROUND]["large_final"]
     for name, start in _train.draw(_starts, *trained, mask, keys).items():
         runs[name] = start, mask
-    bar = context.track("deconstructing: trained again", len(runs) * epochs_again)
     again = {}
-    for name, (start, mask) in runs.items():
-        states = begin(start, mask)
-        for i, _ in zip(range(epochs_again), bar, strict=False):
-            states, _ = epoch(states, jax.random.fold_in(order_again, i))
+    for name in context.track("deconstructing: trained again", runs):
+        states = begin(*runs[name])
+        states = _train.epochs_by(epoch, states, range(epochs_again), key=order_again)
         again[name] = np.asarray(accuracy(_effective(states)))
-    next(bar, None)
 
     numbers |= {"dense": np.asarray(accuracy(trained[1])), "trained_again": again}
     return Outcome(
-        rows=_rows(numbers),
-        settings={
-            "network": "300-100",
-            "weights": "Glorot normal",
-            "biases": "0 at first, trained, never masked",
-            "optimizer": "adam",
-            "learning_rate": LEARNING_RATE,
-            "batch_size": _train.BATCH_SIZE,
+        rows=rows(ROWS, **_compared(context, numbers)),
+        settings=SETTINGS
+        | {
             "epochs": epochs,
             "epochs_again": epochs_again,
-            "rates": RATES,
-            "rounds_again": ROUNDS_AGAIN,
-            "round_of_starts": ROUND,
-            "masks": "cut at once from one training",
-            "inputs": "0 to 1",
+            "rounds_again": context.pick(ROUNDS_AGAIN),
         },
         numbers=numbers,
         pictures=[
@@ -125,31 +139,15 @@ def _logits(params: Any, x: jax.Array) -> jax.Array:
     return MODEL.apply({"params": params}, x)
 
 
-def _training(data: Data) -> tuple[Any, Any]:
-    """What makes members of starts and masks, and what trains them an epoch."""
-    optimizer = optax.adam(LEARNING_RATE)
-
-    def begin(start: Any, mask: Any) -> Member:
-        return Member(start, mask, start, optimizer.init(start))
-
-    def step(member: Member, x: jax.Array, y: jax.Array) -> tuple[Member, jax.Array]:
-        def loss(params: Any) -> jax.Array:
-            params = maskjax.apply(params, member.mask, fill=member.start)
-            return _train.cross_entropy(_logits(params, x), y)
-
-        value, gradients = jax.value_and_grad(loss)(member.params)
-        updates, opt_state = optimizer.update(gradients, member.opt_state)
-        params = optax.apply_updates(member.params, updates)
-        return member._replace(params=params, opt_state=opt_state), value
-
-    epoch = _train.epoch_of(step, data.x_train, data.y_train)
-    return jax.jit(jax.vmap(begin)), epoch
+def _loss(params: Any, held: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    mask, start = held
+    return _train.cross_entropy(_logits(maskjax.apply(params, mask, start), x), y)
 
 
 @jax.jit
 @jax.vmap
-def _effective(member: Member) -> Any:
-    return maskjax.apply(member.params, member.mask, fill=member.start)
+def _effective(member: _train.Member) -> Any:
+    return maskjax.apply(member.params, *member.rest)
 
 
 _masked = jax.jit(jax.vmap(maskjax.apply))
@@ -193,28 +191,28 @@ def _rates(r: int) -> Any:
 def _supermasks(
     context: Context,
     data: Data,
-    on_test: Callable[[Any], jax.Array],
+    on_test: Any,
     initial: Any,
+    final: Any,
     alive: Any,
-    table: dict[str, Any],
+    keys: jax.Array,
 ) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
     """Masks by round and criterion, and how untrained networks do under them."""
+    table = _train.draw(_scores, initial, final, alive, keys)
     on_train = _train.accuracy_of(_logits, data.x_train, data.y_train)
     stack = stacking.stack(list(table.values()))
-    masks, densities = {}, []
+    masks, densities, seen = {}, [], []
     weights = {name: [] for name in table}
-    constants, seen = {name: [] for name in (SIGNED, "large_final")}, []
-    for i in context.track("deconstructing: supermasks", len(ROUNDS)):
-        cut = stacking.unstack(_cut(stack, alive, _rates(ROUNDS[i])))
-        cut = dict(zip(table, cut, strict=True))
+    constants = {name: [] for name in (SIGNED, "large_final")}
+    for r in context.track("deconstructing: supermasks", context.pick(ROUNDS)):
+        cut = stacking.unstack(_cut(stack, alive, _rates(r)))
+        masks[r] = cut = dict(zip(table, cut, strict=True))
         for name, mask in cut.items():
             weights[name].append(on_test(_masked(initial, mask)))
         for name, values in constants.items():
             values.append(on_test(_constants(initial, cut[name])))
         seen.append(on_train(_constants(initial, cut[SIGNED])))
         densities.append(float(algebra.density(cut[SIGNED])))
-        if ROUNDS[i] in ROUNDS_AGAIN:
-            masks[ROUNDS[i]] = cut
     # All of one sign, whatever their size: the "_single" of the criterion.
     single = jax.tree.map(lambda scores: scores > 0, table[SIGNED])
     return masks, {
@@ -228,62 +226,36 @@ def _supermasks(
     }
 
 
-def _rows(numbers: dict[str, Any]) -> list[Row]:
-    def mean(values: Any) -> str:
-        return f"{np.mean(values):.1%}"
-
-    again = {name: mean(values) for name, values in numbers["trained_again"].items()}
-    of_name = {name: again[f"{name}, round {ROUND}"] for name in AGAIN}
-    again[TICKET] = of_name["large_final"]
-    kept = f"{numbers['densities'][ROUNDS.index(ROUND)]:.1%} kept"
+def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows of them."""
+    again, untrained = numbers["trained_again"], numbers["untrained"]
+    again = again | {TICKET: again[f"large_final, round {ROUND}"]}
     best = int(numbers["constants_on_train"].mean(1).argmax())
-    at_best = {name: mean(a[best]) for name, a in numbers["untrained"].items()}
     signs = {
-        sign: ", ".join(f"{kept} {again[f'{kept}, {sign} sign']}" for kept in KEPT)
+        sign: {kept: again[f"{kept}, {sign} sign"] for kept in KEPT}
         for sign in ("original", "random")
     }
-    mask, everywhere = ([again[name + way] for way in CONTROLS] for name in SHRUNK)
-    return [
-        Row(
-            "weights that end large, or that grew, make tickets; small_final does not",
-            f"{kept}, rewound, trained: "
-            + ", ".join(f"{name} {found}" for name, found in of_name.items())
-            + f"; all weights, trained as long: {again['everything']}",
-        ),
-        Row(
-            f"a mask alone, no training: 86% on MNIST ({SIGNED}, signed constants)",
-            f"{mean(numbers['constants'][SIGNED][best])} at density "
-            f"{numbers['densities'][best]:.0%}, the best on training images; with the "
-            f"initial values {at_best[SIGNED]}, large_final {at_best['large_final']}, "
-            f"random {at_best['random']}; constants under all of one sign "
-            f"{mean(numbers['single_constants'])}",
-        ),
-        Row(
-            "signs matter, initial values do not: with their signs kept, other values "
-            "train as well as rewound ones",
-            f"{kept}, signs kept: {signs['original']}; signs at random: "
-            f"{signs['random']}",
-        ),
-        Row(
-            "0 is a good value for weights that shrank: freezing all at their initial "
-            "value is worse than 0, freezing only those that grew is better",
-            f"{kept}: 0 {again[TICKET]}, frozen {again['freeze_init']}, frozen unless "
-            f"shrunk {mask[0]} (as many at random {mask[1]}, reverse {mask[2]}), kept "
-            f"ones that shrank start at 0 too {everywhere[0]} ({everywhere[1]}, "
-            f"{everywhere[2]})",
-        ),
-    ]
+    return signs | {
+        "kept": numbers["densities"][context.pick(ROUNDS).index(ROUND)],
+        "by_name": {name: again[f"{name}, round {ROUND}"] for name in AGAIN},
+        "everything": again["everything"],
+        "signed": numbers["constants"][SIGNED][best],
+        "density": numbers["densities"][best],
+        "initial": {n: untrained[n][best] for n in (SIGNED, "large_final", "random")},
+        "single_constants": numbers["single_constants"],
+        "ticket": again[TICKET],
+        "freeze_init": again["freeze_init"],
+        "mask": [again[SHRUNK[0] + way] for way in CONTROLS],
+        "all": [again[SHRUNK[1] + way] for way in CONTROLS],
+    }
 
 
 def _draw_supermasks(context: Context, numbers: dict[str, Any]) -> str:
-    figure, axes = _pictures.figure(
-        f"Masks on weights that were never trained, {context.data.name}"
-    )
+    title = f"Masks on weights that were never trained, {context.data.name}"
+    figure, axes = _pictures.figure(title)
     figure.set_size_inches(9.5, 5.5)
-    densities = numbers["densities"]
-    axes.axhline(
-        numbers["dense"].mean(), color="black", linestyle=":", label="trained, no mask"
-    )
+    dense, densities = numbers["dense"].mean(), numbers["densities"]
+    axes.axhline(dense, color="black", linestyle=":", label="trained, no mask")
     for name, values in numbers["constants"].items():
         _pictures.band(axes, densities, values, f"{name}, signed constants")
     means = {name: values.mean(1) for name, values in numbers["untrained"].items()}
@@ -298,16 +270,14 @@ def _draw_supermasks(context: Context, numbers: dict[str, Any]) -> str:
 
 
 def _draw_criteria(context: Context, numbers: dict[str, Any]) -> str:
-    figure, axes = _pictures.figure(
-        f"Rewound and trained again, by criterion, {context.data.name}"
-    )
-    again = numbers["trained_again"]
-    densities = [numbers["densities"][ROUNDS.index(r)] for r in ROUNDS_AGAIN]
-    axes.axhline(
-        again["everything"].mean(), color="black", linestyle=":", label="all weights"
-    )
+    title = f"Rewound and trained again, by criterion, {context.data.name}"
+    figure, axes = _pictures.figure(title)
+    again, rounds = numbers["trained_again"], context.pick(ROUNDS_AGAIN)
+    densities = [numbers["densities"][context.pick(ROUNDS).index(r)] for r in rounds]
+    everything = again["everything"].mean()
+    axes.axhline(everything, color="black", linestyle=":", label="all weights")
     for name in AGAIN:
-        values = np.stack([again[f"{name}, round {r}"] for r in ROUNDS_AGAIN])
+        values = np.stack([again[f"{name}, round {r}"] for r in rounds])
         _pictures.band(axes, densities, values, name)
     _pictures.density_axis(axes, [round(d, 3) for d in densities])
     _pictures.accuracy_axis(axes, context.seeds)
@@ -316,9 +286,9 @@ def _draw_criteria(context: Context, numbers: dict[str, Any]) -> str:
 
 
 def _draw_starts(context: Context, numbers: dict[str, Any]) -> str:
+    kept = numbers["densities"][context.pick(ROUNDS).index(ROUND)]
     figure, axes = _pictures.figure(
-        f"One mask ({numbers['densities'][ROUNDS.index(ROUND)]:.1%}), trained again "
-        f"from other starts, {context.data.name}"
+        f"One mask ({kept:.1%}), trained again from other starts, {context.data.name}"
     )
     figure.set_size_inches(8.5, 5)
     again = numbers["trained_again"]

@@ -18,17 +18,44 @@ from jax import lax
 import maskjax
 from benchmarks import _pictures, _tasks, _train
 from benchmarks._data import Data
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
 from maskjax import initializer, masking, packing, stacking, superposition, where
 from maskjax.recipes import hopsupsup, supsup
 
-WIDTHS, QUICK_WIDTHS = (512, 1024, 2048), (1024,)
-SEEDS, FEW_SEEDS = 5, 3  # few for scikit-learn's
+WIDTHS = (1024,), (1024,), (512, 1024, 2048)
+SEEDS, FEW_SEEDS = (5, 2, 5), (3, 2, 3)  # few for scikit-learn's
 STEPS = 94  # one epoch of a task, for the 60,000 images of the paper
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
 SEARCH_RATE, STRENGTH = 500.0, 1.5e-3
 SEARCH_STEPS, SEARCH_BATCH = 30, 64
 SCALES = where.matching("scale$")
+SETTINGS = {
+    "network": "two hidden layers, batch statistics, swish, without biases",
+    "weights": "signed constant",
+    "tasks": "classes 0-1, 2-3, ..., 10 outputs",
+    "inputs": "standardized",
+    "optimizer": "sgd, cosine",
+    "learning_rate": LEARNING_RATE,
+    "momentum": MOMENTUM,
+    "weight_decay": DECAY,
+    "search_optimizer": "sgd",
+    "search_learning_rate": SEARCH_RATE,
+    "strength": STRENGTH,
+    "search_steps": SEARCH_STEPS,
+    "search_batch_size": SEARCH_BATCH,
+    "rule": "storkey",
+}
+ROWS = {
+    "HopSupSup: on SplitMNIST the new mask converges to the stored mask of the right "
+    "task in fewer than 30 steps (2048-2048)": "width {width}: to the bit in {exact} "
+    "of {searches} searches, after {first} steps; right task nearest in {right}; "
+    "accuracy {recovered:.1%}, with the masks that were stored {stored:.1%}",
+    "(narrower networks: nothing is published)": "searches that end nearest to the "
+    "right mask: {nearest:.0%}; accuracy: {by_width:.1%}",
+    "a reservoir of constant size for all masks": "width {width}: {psi:,} bytes, for "
+    "any number of tasks; the {tasks} masks as bits {bits:,}",
+}
 
 
 class Normalized(nn.Module):
@@ -80,8 +107,9 @@ class Found(NamedTuple):
 def run(context: Context) -> Outcome:
     """Masks of five tasks stored, and searched for, in networks of several widths."""
     data = _tasks.split(context.data.standardized().flat())
-    widths = QUICK_WIDTHS if context.quick else WIDTHS
-    many = SEEDS if _schedule(data)[1] == _train.BATCH_SIZE else FEW_SEEDS
+    widths = context.pick(WIDTHS)
+    epochs, size, batches = _schedule(data)
+    many = context.pick(SEEDS if size == _train.BATCH_SIZE else FEW_SEEDS)
     found = {}
     for width in widths:
         experiment = jax.jit(_experiment(width, data))
@@ -94,53 +122,25 @@ def run(context: Context) -> Outcome:
         width: f.agreement[:, :, -1].argmax(-1) == np.arange(f.agreement.shape[1])
         for width, f in found.items()
     }
-    wide = found[widths[-1]]
-    exact = last[widths[-1]] == 1
+    wide, exact = found[widths[-1]], last[widths[-1]] == 1
     return Outcome(
-        rows=[
-            Row(
-                "HopSupSup: on SplitMNIST the new mask converges to the stored mask of "
-                "the right task in fewer than 30 steps (2048-2048)",
-                f"width {widths[-1]}: to the bit in {exact.sum()} of {exact.size} "
-                f"searches, after {_first_exact(wide.agreement)} steps; right task "
-                f"nearest in {nearest[widths[-1]].sum()}; accuracy "
-                f"{wide.recovered.mean():.1%}, with the masks that were stored "
-                f"{wide.stored.mean():.1%}",
-            ),
-            Row(
-                "(narrower networks: nothing is published)",
-                "searches that end nearest to the right mask, and accuracy: "
-                + "; ".join(
-                    f"width {width} {nearest[width].mean():.0%}, "
-                    f"{found[width].recovered.mean():.1%}"
-                    for width in widths
-                ),
-            ),
-            Row(
-                "a reservoir of constant size for all masks",
-                f"width {widths[-1]}: {wide.psi_bytes[0]:,} bytes, for any number of "
-                f"tasks; the {exact.shape[1]} masks as bits {wide.mask_bytes[0]:,}",
-            ),
-        ],
-        settings={
-            "network": "two hidden layers, batch statistics, swish, without biases",
-            "weights": "signed constant",
-            "tasks": "classes 0-1, 2-3, ..., 10 outputs",
-            "inputs": "standardized",
-            "optimizer": "sgd, cosine",
-            "learning_rate": LEARNING_RATE,
-            "momentum": MOMENTUM,
-            "weight_decay": DECAY,
-            "batch_size": _schedule(data)[1],
-            "steps": _schedule(data)[0] * _schedule(data)[2],
-            "search_optimizer": "sgd",
-            "search_learning_rate": SEARCH_RATE,
-            "strength": STRENGTH,
-            "search_steps": SEARCH_STEPS,
-            "search_batch_size": SEARCH_BATCH,
-            "rule": "storkey",
-            "seeds": many,
-        },
+        rows=rows(
+            ROWS,
+            width=widths[-1],
+            exact=int(exact.sum()),
+            searches=exact.size,
+            first=_first_exact(wide.agreement),
+            right=int(nearest[widths[-1]].sum()),
+            recovered=wide.recovered,
+            stored=wide.stored,
+            nearest={f"width {w}": x for w, x in nearest.items()},
+            by_width={f"width {w}": f.recovered for w, f in found.items()},
+            psi=int(wide.psi_bytes[0]),
+            tasks=exact.shape[1],
+            bits=int(wide.mask_bytes[0]),
+        ),
+        settings=SETTINGS
+        | {"batch_size": size, "steps": epochs * batches, "seeds": many},
         numbers={
             "widths": widths,
             "stored_masks": {w: f.stored for w, f in found.items()},
@@ -180,23 +180,24 @@ def _experiment(width: int, data: Data) -> Any:
         return model.apply({"params": params}, x)
 
     def entropy(params: Any, x: jax.Array) -> jax.Array:
-        return superposition.entropy(logits(params, x))
+        return superposition.logit_entropy(logits(params, x))
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         return _train.cross_entropy(logits(params, x), y)
 
     def learn(weights: Any, x: jax.Array, y: jax.Array) -> Any:
         """The mask of one task, from batches [T, B, ...]."""
-        rate = optax.cosine_decay_schedule(LEARNING_RATE, len(x))
-        optimizer = _sgd(rate)
+
+        def objective(scores: Any, _: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+            return loss(maskjax.apply(weights, supsup.soft_mask(scores)), x, y)
+
+        optimizer = _sgd(optax.cosine_decay_schedule(LEARNING_RATE, len(x)))
         everything = masking.everything(weights, where=SCALES)
         scores = jax.tree.map(lambda m: jnp.zeros(m.shape), everything)
-        state = supsup.SupSupState(scores, optimizer.init(scores))
-
-        def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-            return supsup.step(state, weights, loss, optimizer, *batch)
-
-        return supsup.mask(lax.scan(step, state, (x, y))[0])
+        step = _train.descend(objective, optimizer)
+        start = _train.begin(optimizer, scores)
+        member, _ = lax.scan(lambda m, batch: step(m, *batch), start, (x, y))
+        return supsup.mask(member.params)
 
     def accuracy(weights: Any, mask: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         """Of batches [T, B, ...], whose statistics count."""
@@ -339,4 +340,4 @@ def _draw_widths(context: Context, agreement: dict[int, np.ndarray]) -> str:
     return _pictures.save(figure, context.out / "hopsupsup_width.png")
 
 
-DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run)
+DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run, seconds=20)

@@ -13,40 +13,67 @@ import numpy as np
 import optax
 
 from benchmarks import _pictures, _train
-from benchmarks._data import Data
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
 from maskjax import algebra, masking, score, select
 
 LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 SMALLER = 12  # the paper's factor for this network
-DENSITIES = (1.0, 0.5, 0.2, 0.1, 1 / SMALLER, 0.05, 0.02, 0.01)
-QUICK_DENSITIES = (1.0, 0.1, 1 / SMALLER, 0.02)
-STEPS, QUICK_STEPS = (1_000, 330), (200, 60)  # of training, of fine-tuning
+FEW = 1.0, 0.1, 1 / SMALLER, 0.02
+DENSITIES = FEW, FEW, (1.0, 0.5, 0.2, 0.1, 1 / SMALLER, 0.05, 0.02, 0.01)
+STEPS = (200, 60), (500, 160), (1_000, 330)  # of training, of fine-tuning
 MODEL = _train.MLP()
+SETTINGS = {
+    "network": "300-100",
+    "optimizer": "adam, cosine",
+    "learning_rate": LEARNING_RATE,
+    "batch_size": _train.BATCH_SIZE,
+    "scope": "global",
+    "inputs": "0 to 1",
+}
+ROWS = {
+    f"{SMALLER}x smaller at no loss of accuracy (300-100, MNIST)": "dense {dense:.1%}, "
+    f"{SMALLER}x smaller {{at12[smallest_tuned]:.1%}}; as many removed at random "
+    "{at12[random_tuned]:.1%}",
+    "training on is what recovers the accuracy": "10% kept: {at10[smallest]:.1%}, "
+    "fine-tuned {at10[smallest_tuned]:.1%}; 2% kept: {at2[smallest]:.1%}, fine-tuned "
+    "{at2[smallest_tuned]:.1%}",
+    "removed weights stay removed": "{removed_are_zero:all exactly 0|NOT all 0} after "
+    "fine-tuning",
+}
+LABELS = {
+    "smallest_tuned": "smallest removed, fine-tuned",
+    "smallest": "smallest removed",
+    "random_tuned": "random ones removed, fine-tuned",
+}
 
 
 def run(context: Context) -> Outcome:
     """Accuracy against density, before and after fine-tuning, and for random masks."""
     data = context.data.flat()
-    densities = QUICK_DENSITIES if context.quick else DENSITIES
-    epochs, tuning_epochs = (
-        _train.epochs_of(steps, data.x_train)
-        for steps in (QUICK_STEPS if context.quick else STEPS)
-    )
+    densities = context.pick(DENSITIES)
+    epochs, tuning = (_train.epochs_of(n, data.x_train) for n in context.pick(STEPS))
     draws, chance, order, tuning_order = jax.random.split(jax.random.key(0), 4)
     accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
 
-    start, epoch = _training(data, epochs)
+    def training(epochs: int) -> tuple[Any, Any]:
+        """What makes members of parameters and masks, and what trains them."""
+        optimizer = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
+        start, step = _train.under_masks(_apply, optimizer)
+        epoch = _train.epoch_of(step, data.x_train, data.y_train)
+        return jax.jit(jax.vmap(start)), epoch
+
+    start, epoch = training(epochs)
     params = _train.draw(
         lambda key: MODEL.init(key, data.x_train[:1])["params"],
         jax.random.split(draws, context.seeds),
     )
     states = start(params, jax.vmap(masking.everything)(params))
-    for i in context.track("magnitude: dense networks", epochs):
-        states, _ = epoch(states, jax.random.fold_in(order, i))
-    params, dense = states.params, np.asarray(accuracy(states))
+    track = context.track("magnitude: dense networks", epochs)
+    params = _train.epochs_by(epoch, states, track, key=order).params
+    dense = np.asarray(accuracy(states._replace(params=params)))
 
-    start, epoch = _training(data, tuning_epochs)
+    start, epoch = training(tuning)
     scores = {
         "smallest": jax.vmap(score.magnitude)(params),
         "random": _train.draw(
@@ -56,43 +83,28 @@ def run(context: Context) -> Outcome:
         ),
     }
     found = {name: [] for which in scores for name in (which, f"{which}_tuned")}
-    bar = context.track(
-        "magnitude: fine-tuning", len(densities) * len(scores) * tuning_epochs
-    )
     kept, zero = [], True
-    for density in densities:
+    for density in context.track("magnitude: fine-tuning at density", densities):
         for which, worth in scores.items():
-            masks = _highest(worth, jnp.float32(density))
-            states = start(params, masks)
+            states = start(params, _highest(worth, jnp.float32(density)))
             found[which].append(accuracy(states))
-            for i, _ in zip(range(tuning_epochs), bar, strict=False):
-                states, _ = epoch(states, jax.random.fold_in(tuning_order, i))
+            states = _train.epochs_by(epoch, states, range(tuning), key=tuning_order)
             found[f"{which}_tuned"].append(accuracy(states))
             count, rest = _kept_and_removed(states)
             zero &= not rest.any()
         kept.append(int(count[0]))
-    next(bar, None)
 
     found = {name: np.stack(values) for name, values in found.items()}
+    numbers = {"densities": densities, "kept": kept, "removed_are_zero": zero}
+    numbers |= {"dense": dense, **found}
+    at = {
+        name: {which: v[densities.index(d)] for which, v in found.items()}
+        for name, d in {"at12": 1 / SMALLER, "at10": 0.1, "at2": 0.02}.items()
+    }
     return Outcome(
-        rows=_rows(densities, found, dense, zero=zero),
-        settings={
-            "network": "300-100",
-            "optimizer": "adam, cosine",
-            "learning_rate": LEARNING_RATE,
-            "batch_size": _train.BATCH_SIZE,
-            "epochs": epochs,
-            "fine_tuning_epochs": tuning_epochs,
-            "scope": "global",
-            "inputs": "0 to 1",
-        },
-        numbers={
-            "densities": densities,
-            "kept": kept,
-            "removed_are_zero": zero,
-            "dense": dense,
-            **found,
-        },
+        rows=rows(ROWS, **numbers, **at),
+        settings=SETTINGS | {"epochs": epochs, "fine_tuning_epochs": tuning},
+        numbers=numbers,
         pictures=[_draw(context, densities, found, dense)],
     )
 
@@ -101,7 +113,7 @@ def _apply(params: Any, x: jax.Array) -> jax.Array:
     return MODEL.apply({"params": params}, x)
 
 
-def _logits(member: _train.Masked, x: jax.Array) -> jax.Array:
+def _logits(member: _train.Member, x: jax.Array) -> jax.Array:
     return _apply(member.params, x)
 
 
@@ -113,53 +125,12 @@ def _highest(scores: Any, density: jax.Array) -> Any:
     )(scores)
 
 
-def _training(data: Data, epochs: int) -> tuple[Any, Any]:
-    """What makes members of parameters and masks, and what trains them an epoch."""
-    steps = epochs * _train.steps_per_epoch(data.x_train)
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
-
-    start, step = _train.under_masks(_apply, optimizer)
-    epoch = _train.epoch_of(step, data.x_train, data.y_train)
-    return jax.jit(jax.vmap(start)), epoch
-
-
 @jax.jit
 @jax.vmap
-def _kept_and_removed(member: _train.Masked) -> tuple[jax.Array, jax.Array]:
+def _kept_and_removed(member: _train.Member) -> tuple[jax.Array, jax.Array]:
     """How many weights the mask keeps, and the largest of those that it does not."""
-    removed = _train.largest_removed(member.params, member.mask)
-    return algebra.count(member.mask), removed
-
-
-def _rows(
-    densities: tuple[float, ...],
-    found: dict[str, np.ndarray],
-    dense: np.ndarray,
-    *,
-    zero: bool,
-) -> list[Row]:
-    def at(density: float, name: str) -> str:
-        return f"{found[name][densities.index(density)].mean():.1%}"
-
-    promised = 1 / SMALLER
-    return [
-        Row(
-            f"{SMALLER}x smaller at no loss of accuracy (300-100, MNIST)",
-            f"dense {dense.mean():.1%}, {SMALLER}x smaller "
-            f"{at(promised, 'smallest_tuned')}; as many removed at random "
-            f"{at(promised, 'random_tuned')}",
-        ),
-        Row(
-            "training on is what recovers the accuracy",
-            f"10% kept: {at(0.1, 'smallest')}, fine-tuned {at(0.1, 'smallest_tuned')};"
-            f" 2% kept: {at(0.02, 'smallest')}, fine-tuned "
-            f"{at(0.02, 'smallest_tuned')}",
-        ),
-        Row(
-            "removed weights stay removed",
-            "all exactly 0 after fine-tuning" if zero else "NOT all 0",
-        ),
-    ]
+    removed = _train.largest_removed(member.params, member.rest)
+    return algebra.count(member.rest), removed
 
 
 def _draw(
@@ -173,11 +144,7 @@ def _draw(
     )
     axes.axhline(dense.mean(), color="black", linestyle=":", label="dense")
     axes.axvline(1 / SMALLER, color="gray", linestyle="--", label=f"{SMALLER}x smaller")
-    for name, label in {
-        "smallest_tuned": "smallest removed, fine-tuned",
-        "smallest": "smallest removed",
-        "random_tuned": "random ones removed, fine-tuned",
-    }.items():
+    for name, label in LABELS.items():
         _pictures.band(axes, densities, found[name], label)
     _pictures.density_axis(axes, [d for d in densities if d != 1 / SMALLER])
     _pictures.accuracy_axis(axes, context.seeds)
@@ -185,4 +152,4 @@ def _draw(
     return _pictures.save(figure, context.out / "magnitude_density.png")
 
 
-DEMO = Demo("magnitude", "magnitude pruning (Han et al. 2015)", run)
+DEMO = Demo("magnitude", "magnitude pruning (Han et al. 2015)", run, seconds=15)

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import _episodes, _pictures, _train
 from benchmarks._episodes import Episodes
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import half, rows
 from maskjax import algebra, masking, where
 from maskjax.recipes import meta_ticket
 
@@ -34,9 +35,48 @@ WAVES, SHOWN = 1_000, np.linspace(-5, 5, 101, dtype=np.float32)[:, None]
 
 # Few-shot images, as in the paper but for the iterations, which are 30,000 there.
 WAYS, HIDDEN = 5, (256, 128, 64, 64)
-IMAGE_RATE, IMAGE_BATCH, TEST_STEPS, EPISODES = 0.4, 4, (1, 3), 1_000
+IMAGE_RATE, IMAGE_BATCH, TEST_STEPS = 0.4, 4, (1, 3)
+EPISODES = 1_000, 200, 1_000  # of a test
 AT_ONCE = 5  # test episodes at a time, so that their weights stay near
 TICKET_RATE, MOMENTUM, WARM_UP = 10.0, 0.9, 1 / 30
+
+MIDDLE = where.matching("dense_1/kernel")
+KERNELS = where.kernels & ~where.matching("head")
+SETTINGS = {
+    "seeds": 1,  # of training: intervals are of waves and of episodes
+    "second_order": True,
+    "sinusoids": {
+        "network": "-".join(map(str, WIDTHS)),
+        "shots": SHOTS,
+        "inner_rate": RATE,
+        "inner_steps": INNER,
+        "tasks_in_a_step": BATCH,
+        "optimizer": f"adam {META_RATE}, cosine, clipped to a norm of {CLIP}",
+        "masked": "the middle kernel; all else is meta-trained",
+    },
+    "images": {
+        "network": "-".join(map(str, HIDDEN)) + " times the width, batch norm",
+        "ways": WAYS,
+        "inner_rate": IMAGE_RATE,
+        "inner_steps": {"train": 1, "test": TEST_STEPS},
+        "tasks_in_a_step": IMAGE_BATCH,
+        "optimizer": {
+            MAML: f"adamw {META_RATE}",
+            TICKET: f"sgd {TICKET_RATE}, momentum {MOMENTUM}, warm-up, cosine",
+        },
+        "first_density": 1.0,
+    },
+}
+ROWS = {
+    "a new sine wave is learned from 5 points in 5 steps (MAML, after 70,000 "
+    "iterations)": f"mean squared error of {WAVES} waves before and after, one "
+    "training of {budget.waves:,} iterations: {errors:.2f+-95}",
+    "new classes are learned from few images": f"{WAYS} ways, {{episodes}} episodes of "
+    "{data}, one training of {budget.images:,} iterations, by 1 and 3 inner steps: "
+    "{hits:.1%+-95}",
+    "random weights are never meta-trained, only which of them to keep": "weights "
+    "{same:bit-identical|CHANGED}; kept, of all at first: {kept:.1%}",
+}
 
 
 class Budget(NamedTuple):
@@ -48,7 +88,7 @@ class Budget(NamedTuple):
     shots: tuple[int, ...] = (1,)
 
 
-DEFAULT, QUICK = Budget(2_000, 400), Budget(500, 100)
+BUDGETS = Budget(500, 100), Budget(700, 100), Budget(2_000, 400)
 LONG = Budget(20_000, 4_000, widths=(1, 2), shots=(1, 5))
 
 
@@ -71,47 +111,65 @@ class Tasks(NamedTuple):
     steps: int
     batch: int
 
+    def adapt(self, params: Any, mask: Any, support: Any, steps: int) -> Any:
+        """Parameters for one task."""
+        how = {"inner_learning_rates": self.rate, "steps": steps}
+        return meta_ticket.adapt(self.loss, params, mask, *support, **how)
+
 
 class Method(NamedTuple):
-    """What is meta-trained, and by which optimizer."""
+    """Which weights have a mask, which are meta-trained, and by which optimizer."""
 
-    optimizer: optax.GradientTransformation
-    where: where.Predicate | None
+    masked: where.Predicate | None
     trained: where.Predicate | None
+    optimizer: optax.GradientTransformation
 
 
 def run(context: Context) -> Outcome:
     """Sine waves, then images of classes that were never seen."""
-    budget = QUICK if context.quick else DEFAULT
+    budget = context.pick(BUDGETS)
     if context.omniglot is not None and not context.quick:
         budget = LONG
-    waves = _sinusoids(context, budget)
     classes = context.omniglot or _episodes.digits(context.data)
+    waves = _sinusoids(context, budget)
     images = {
         f"width {width}, {shots}-shot": _images(context, classes, budget, width, shots)
         for width in budget.widths
         for shots in budget.shots
     }
+    by_step = lambda found: {n: h.mean(0) for n, h in found.items()}  # noqa: E731
+    interval = lambda found: {n: half(h, 0) for n, h in found.items()}  # noqa: E731
+    errors, hits = ({n: f["each"] for n, f in kind.items()} for kind in (waves, images))
+    more = {"train": len(classes.train), "test": len(classes.test)}
+    more = {"data": classes.name, "classes": more, "iterations": budget.images}
+    more["episodes"] = context.pick(EPISODES)
     return Outcome(
-        rows=_rows(budget, waves, classes.name, images),
-        settings=_settings(budget, classes),
+        rows=rows(
+            ROWS,
+            budget=budget,
+            data=classes.name,
+            episodes=more["episodes"],
+            errors={n: [e[:, 0], e[:, INNER]] for n, e in errors.items()},
+            hits={s: {n: list(h.T) for n, h in f.items()} for s, f in hits.items()},
+            kept={name: found["density"] for name, found in images.items()},
+            same=all(found["unchanged"] for found in images.values()),
+        ),
+        settings=SETTINGS
+        | {"sinusoids": SETTINGS["sinusoids"] | {"iterations": budget.waves}}
+        | {"images": SETTINGS["images"] | more},
         numbers={
             "sinusoids": {
                 name: {
-                    "mse_by_step": found["errors"].mean(0),
-                    "interval_by_step": _interval(found["errors"]),
+                    "mse_by_step": found["each"].mean(0),
+                    "interval_by_step": half(found["each"], 0),
                     "density": found["density"],
                 }
                 for name, found in waves.items()
             },
             "images": {
                 setting: {
-                    "accuracy_by_step": {
-                        n: h.mean(0) for n, h in found["hits"].items()
-                    },
-                    "interval_by_step": {
-                        n: _interval(h) for n, h in found["hits"].items()
-                    },
+                    "accuracy_by_step": by_step(found["each"]),
+                    "interval_by_step": interval(found["each"]),
                     "density": found["density"],
                     "unchanged": found["unchanged"],
                 }
@@ -120,84 +178,9 @@ def run(context: Context) -> Outcome:
         },
         pictures=[
             _draw_waves(context, waves),
-            _draw_images(context, classes.name, images),
+            _draw_images(context, classes.name, hits),
         ],
     )
-
-
-def _rows(
-    budget: Budget, waves: dict[str, Any], data: str, images: dict[str, Any]
-) -> list[Row]:
-    def error(name: str, step: int) -> str:
-        errors = waves[name]["errors"][:, step]
-        return f"{errors.mean():.2f} ± {_interval(errors):.2f}"
-
-    def accuracy(hits: np.ndarray) -> str:
-        each = zip(hits.mean(0), _interval(hits), strict=True)
-        return ", ".join(f"{mean:.1%} ± {100 * half:.1f}" for mean, half in each)
-
-    of_waves = ", ".join(
-        f"{name} {error(name, INNER)} ({error(name, 0)} before)" for name in waves
-    )
-    of_images = "; ".join(
-        f"{setting}: "
-        + "; ".join(f"{name} {accuracy(hits)}" for name, hits in found["hits"].items())
-        for setting, found in images.items()
-    )
-    kept = "; ".join(f"{name} {found['density']:.1%}" for name, found in images.items())
-    same = all(found["unchanged"] for found in images.values())
-    steps = " and ".join(map(str, TEST_STEPS))
-    return [
-        Row(
-            "a new sine wave is learned from 5 points in 5 steps (MAML, after 70,000 "
-            "iterations)",
-            f"mean squared error of {WAVES} waves, one training of {budget.waves:,} "
-            f"iterations: {of_waves}",
-        ),
-        Row(
-            "new classes are learned from few images",
-            f"{WAYS} ways, {EPISODES} episodes of {data}, one training of "
-            f"{budget.images:,} iterations, by {steps} inner steps: {of_images}",
-        ),
-        Row(
-            "random weights are never meta-trained, only which of them to keep",
-            f"weights {'bit-identical' if same else 'CHANGED'}; kept, of all at first: "
-            f"{kept}",
-        ),
-    ]
-
-
-def _settings(budget: Budget, classes: _episodes.Classes) -> dict[str, Any]:
-    return {
-        "seeds": 1,  # of training: intervals are of waves and of episodes
-        "second_order": True,
-        "sinusoids": {
-            "network": "-".join(map(str, WIDTHS)),
-            "shots": SHOTS,
-            "inner_rate": RATE,
-            "inner_steps": INNER,
-            "tasks_in_a_step": BATCH,
-            "iterations": budget.waves,
-            "optimizer": f"adam {META_RATE}, cosine, clipped to a norm of {CLIP}",
-            "masked": "the middle kernel; all else is meta-trained",
-        },
-        "images": {
-            "data": classes.name,
-            "classes": {"train": len(classes.train), "test": len(classes.test)},
-            "network": "-".join(map(str, HIDDEN)) + " times the width, batch norm",
-            "ways": WAYS,
-            "inner_rate": IMAGE_RATE,
-            "inner_steps": {"train": 1, "test": TEST_STEPS},
-            "tasks_in_a_step": IMAGE_BATCH,
-            "iterations": budget.images,
-            "optimizer": {
-                MAML: f"adamw {META_RATE}",
-                TICKET: f"sgd {TICKET_RATE}, momentum {MOMENTUM}, warm-up, cosine",
-            },
-            "first_density": 1.0,
-            "episodes": EPISODES,
-        },
-    }
 
 
 def _sinusoids(context: Context, budget: Budget) -> dict[str, Any]:
@@ -215,21 +198,20 @@ def _sinusoids(context: Context, budget: Budget) -> dict[str, Any]:
         optax.clip_by_global_norm(CLIP),
         optax.adam(optax.cosine_decay_schedule(META_RATE, budget.waves)),
     )
-    middle = where.matching("dense_1/kernel")
     methods = {
-        MAML: Method(optimizer, None, where.everything),
-        TICKET: Method(optimizer, middle, ~middle),
+        MAML: Method(None, where.everything, optimizer),
+        TICKET: Method(MIDDLE, ~MIDDLE, optimizer),
     }
     weights = jax.jit(_wave_weights)(jax.random.key(0))
     look = jax.jit(lambda weights, kept: _by_step(tasks, weights, kept))
     found = {}
     for name, method in methods.items():
         label = f"meta_ticket: sine waves, {name}"
-        state = _meta_train(context, label, tasks, method, weights, budget.waves)
-        kept = _kept(state, middle)
-        errors, shown = map(np.asarray, look(state.weights, kept))
+        params, kept = _meta_train(context, label, tasks, method, weights, budget.waves)
+        kept = kept or masking.everything(weights, where=MIDDLE)  # one program for both
+        errors, shown = map(np.asarray, look(params, kept))
         density = float(algebra.density(kept))
-        found[name] = {"errors": errors, "shown": shown, "density": density}
+        found[name] = {"each": errors, "shown": shown, "density": density}
     return found
 
 
@@ -251,40 +233,31 @@ def _images(
 
     old, new = jnp.asarray(classes.train), jnp.asarray(classes.test)
     tasks = Tasks(draw, old, loss, IMAGE_RATE, 1, IMAGE_BATCH)
-    warm_up = int(WARM_UP * budget.images)
+    many = budget.images
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, TICKET_RATE, warm_up, budget.images
+        0.0, TICKET_RATE, int(WARM_UP * many), many
     )
-    hidden = where.kernels & ~where.matching("head")
     methods = {
-        MAML: Method(optax.adamw(META_RATE), None, where.everything),
-        TICKET: Method(optax.sgd(schedule, MOMENTUM), hidden, None),
+        MAML: Method(None, where.everything, optax.adamw(META_RATE)),
+        TICKET: Method(KERNELS, None, optax.sgd(schedule, MOMENTUM)),
     }
     draw_weights = jax.jit(_image_weights, static_argnums=(1, 2))
     weights = draw_weights(jax.random.key(1), old.shape[-1], width)
-    test = jax.jit(lambda weights, kept: _accuracies(tasks, weights, kept, new))
-    hits, states = {}, {}
+    everything = masking.everything(weights, where=KERNELS)
+    found = {}
     for name, method in methods.items():
         label = f"meta_ticket: width {width}, {shots}-shot, {name}"
-        state = _meta_train(context, label, tasks, method, weights, budget.images)
-        hits[name] = np.asarray(test(state.weights, _kept(state, hidden)))
-        states[name] = state
-    everything = masking.everything(weights, where=hidden)
-    hits[UNTRAINED] = np.asarray(test(weights, everything))
-    after = jax.tree.leaves(states[TICKET].weights)
-    same = zip(jax.tree.leaves(weights), after, strict=True)
+        found[name] = _meta_train(context, label, tasks, method, weights, many)
+    found[UNTRAINED] = weights, everything
+    tests = context.pick(EPISODES)
+    test = jax.jit(lambda weights, kept: _accuracies(tasks, weights, kept, new, tests))
     return {
-        "hits": hits,
-        "density": float(algebra.density(meta_ticket.mask(states[TICKET]))),
-        "unchanged": all(np.array_equal(a, b) for a, b in same),
+        "each": {
+            n: np.asarray(test(w, m or everything)) for n, (w, m) in found.items()
+        },
+        "density": float(algebra.density(found[TICKET][1])),
+        "unchanged": _train.same_bits(weights, found[TICKET][0]),
     }
-
-
-def _kept(state: meta_ticket.MetaTicketState, masked: where.Predicate) -> Any:
-    """The mask, which for MAML keeps everything, so that one program is for both."""
-    if jax.tree.leaves(state.scores):
-        return meta_ticket.mask(state)
-    return masking.everything(state.weights, where=masked)
 
 
 def _meta_train(
@@ -294,37 +267,49 @@ def _meta_train(
     method: Method,
     weights: Any,
     iterations: int,
-) -> meta_ticket.MetaTicketState:
-    """Meta-training on tasks that are drawn afresh for every step."""
+) -> tuple[Any, Any]:
+    """Weights and a mask, or `None`, from tasks that are drawn afresh at every step."""
+    scores = thresholds = trained = None
+    if method.masked is not None:
+        init = meta_ticket.init(weights, where=method.masked, key=jax.random.key(2))
+        scores, thresholds = init
+    if method.trained is not None:
+        chosen = masking.everything(weights, where=method.trained)
+        trained = jax.tree.map(lambda w, m: None if m is None else w, weights, chosen)
 
-    def step(
-        state: meta_ticket.MetaTicketState, key: jax.Array, data: Any
-    ) -> tuple[meta_ticket.MetaTicketState, jax.Array]:
-        support, query = tasks.draw(key, data, tasks.batch)
-        how = {"rates": tasks.rate, "steps": tasks.steps}
-        return meta_ticket.step(
-            state, tasks.loss, method.optimizer, support, query, **how
-        )
+    def params_of(trained: Any) -> Any:
+        pick = lambda w, t: w if t is None else t  # noqa: E731
+        return weights if trained is None else jax.tree.map(pick, weights, trained)
+
+    def query_loss(learned: Any, support: Any, query: Any) -> jax.Array:
+        scores, trained = learned
+        soft = None if scores is None else meta_ticket.soft_mask(scores, thresholds)
+        params = tasks.adapt(params_of(trained), soft, support, tasks.steps)
+        return tasks.loss(params, *query)
 
     @jax.jit
-    def chunk(
-        state: meta_ticket.MetaTicketState, key: jax.Array, data: Any
-    ) -> meta_ticket.MetaTicketState:
-        keys = jax.random.split(key, iterations // CHUNKS)
-        return lax.scan(lambda state, key: step(state, key, data), state, keys)[0]
+    def chunk(carry: Any, key: jax.Array, data: Any) -> Any:
+        def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+            learned, opt_state = carry
+            value, gradients = meta_ticket.mean_over_tasks(
+                jax.value_and_grad(query_loss),
+                learned,
+                *tasks.draw(key, data, tasks.batch),
+            )
+            updates, opt_state = method.optimizer.update(gradients, opt_state, learned)
+            return (optax.apply_updates(learned, updates), opt_state), value
 
-    state = meta_ticket.init(
-        weights,
-        method.optimizer,
-        where=method.where,
-        trained=method.trained,
-        key=jax.random.key(2),
-    )
+        return lax.scan(step, carry, jax.random.split(key, iterations // CHUNKS))[0]
+
+    learned = scores, trained
+    carry = learned, method.optimizer.init(learned)
     for i in context.track(label, CHUNKS):
         key = jax.random.fold_in(jax.random.key(3), i)
         # Waiting keeps the progress bar honest.
-        state = jax.block_until_ready(chunk(state, key, tasks.data))
-    return state
+        carry = jax.block_until_ready(chunk(carry, key, tasks.data))
+    scores, trained = carry[0]
+    mask = None if scores is None else meta_ticket.mask(scores, thresholds)
+    return params_of(trained), mask
 
 
 def _by_step(tasks: Tasks, weights: Any, kept: Any) -> tuple[jax.Array, jax.Array]:
@@ -333,8 +318,7 @@ def _by_step(tasks: Tasks, weights: Any, kept: Any) -> tuple[jax.Array, jax.Arra
     def of_wave(support: Any, query: Any) -> tuple[jax.Array, jax.Array]:
         def look(params: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             seen = tasks.loss(params, *query), _regression(params, SHOWN)[:, 0]
-            how = {"rates": tasks.rate, "steps": 1}
-            return meta_ticket.adapt(tasks.loss, params, kept, *support, **how), seen
+            return tasks.adapt(params, kept, support, 1), seen
 
         start = masking.apply(weights, kept)
         return lax.scan(look, start, length=1 + LOOKS)[1]
@@ -348,14 +332,15 @@ def _test_waves() -> Episodes:
     return _episodes.sinusoids(key, tasks=WAVES, shots=SHOTS, queries=QUERIES)
 
 
-def _accuracies(tasks: Tasks, weights: Any, kept: Any, classes: jax.Array) -> jax.Array:
-    """The fraction of query images told, after each of TEST_STEPS, [EPISODES, 2]."""
+def _accuracies(
+    tasks: Tasks, weights: Any, kept: Any, classes: jax.Array, episodes: int
+) -> jax.Array:
+    """The fraction of query images told, after each of TEST_STEPS, [episodes, 2]."""
 
     def of_episode(support: Any, query: Any) -> jax.Array:
         params, done, hits = weights, 0, []
         for steps in TEST_STEPS:
-            how = {"rates": tasks.rate, "steps": steps - done}
-            params = meta_ticket.adapt(tasks.loss, params, kept, *support, **how)
+            params = tasks.adapt(params, kept, support, steps - done)
             done = steps
             hits.append(jnp.mean(_classifier(params, query[0]).argmax(-1) == query[1]))
         return jnp.stack(hits)
@@ -363,8 +348,8 @@ def _accuracies(tasks: Tasks, weights: Any, kept: Any, classes: jax.Array) -> ja
     def of_few(key: jax.Array) -> jax.Array:
         return jax.vmap(of_episode)(*tasks.draw(key, classes, AT_ONCE))
 
-    keys = jax.random.split(jax.random.key(5), EPISODES // AT_ONCE)
-    return lax.map(of_few, keys).reshape(EPISODES, -1)
+    keys = jax.random.split(jax.random.key(5), episodes // AT_ONCE)
+    return lax.map(of_few, keys).reshape(episodes, -1)
 
 
 def _wave_weights(key: jax.Array) -> Any:
@@ -410,17 +395,13 @@ def _classifier(params: Any, x: jax.Array) -> jax.Array:
     return x @ params["head"]["kernel"] + params["head"]["bias"]
 
 
-def _interval(values: np.ndarray) -> np.ndarray:
-    """Half of the 95 % interval of the mean over the first axis."""
-    return 1.96 * values.std(0) / len(values) ** 0.5
-
-
 def _draw_waves(context: Context, waves: dict[str, Any]) -> str:
     """One wave before, between and after the steps of training, and errors by step."""
     drawn = Figure(figsize=(10, 3.4), layout="constrained")
     axes = drawn.subplots(1, 1 + len(waves))
-    (x, y), (others, values) = jax.tree.map(lambda a: a[0], _test_waves())
-    order = np.argsort(np.asarray(others)[:, 0])
+    sets = jax.jit(_test_waves)()
+    (x, y), (others, values) = jax.tree.map(lambda a: np.asarray(a[0]), sets)
+    order = np.argsort(others[:, 0])
     for ax, (name, found) in zip(axes, waves.items(), strict=False):
         ax.plot(others[order], values[order], color="gray", label="the wave")
         for steps, style in ((0, ":"), (1, "--"), (INNER, "-")):
@@ -428,31 +409,29 @@ def _draw_waves(context: Context, waves: dict[str, Any]) -> str:
             ax.plot(SHOWN, found["shown"][steps], style, color="C0", label=label)
         ax.plot(x, y, "^", color="C3", label="seen")
         ax.set_title(name)
-    axes[0].legend(fontsize="small")
-    for name, found in waves.items():
-        mean, interval = found["errors"].mean(0), _interval(found["errors"])
+        mean, interval = found["each"].mean(0), half(found["each"], 0)
         axes[-1].errorbar(range(1 + LOOKS), mean, interval, marker="o", label=name)
+    axes[0].legend(fontsize="small")
     axes[-1].set(xlabel="inner steps", title=f"squared error of {WAVES} waves")
     axes[-1].legend()
     return _pictures.save(drawn, context.out / "meta_ticket_sinusoids.png")
 
 
-def _draw_images(context: Context, data: str, images: dict[str, Any]) -> str:
+def _draw_images(context: Context, data: str, hits: dict[str, Any]) -> str:
     drawn = Figure(figsize=(10, 4.2), layout="constrained")
     drawn.suptitle(f"{WAYS} new classes of {data}, from a few images of each")
-    names = (MAML, TICKET, UNTRAINED)
     both = drawn.subplots(1, len(TEST_STEPS), sharey=True)
     for i, (axes, steps) in enumerate(zip(both, TEST_STEPS, strict=True)):
-        for j, name in enumerate(names):
-            hits = [found["hits"][name][:, i] for found in images.values()]
-            at = np.arange(len(hits)) + (j - 1) * 0.25
-            means, intervals = ([f(h) for h in hits] for f in (np.mean, _interval))
+        for j, name in enumerate((MAML, TICKET, UNTRAINED)):
+            each = [found[name][:, i] for found in hits.values()]
+            at = np.arange(len(each)) + (j - 1) * 0.25
+            means, intervals = ([f(h) for h in each] for f in (np.mean, half))
             axes.bar(at, means, 0.22, yerr=intervals, capsize=3, label=name)
         axes.axhline(1 / WAYS, color="gray", linestyle=":")
-        axes.set_xticks(range(len(images)), [s.replace(", ", "\n") for s in images])
+        axes.set_xticks(range(len(hits)), [s.replace(", ", "\n") for s in hits])
         axes.set_title(f"after {steps} inner step{'s' * (steps != 1)}")
     both[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    both[0].set_ylabel(f"accuracy of {EPISODES} episodes, 95 % intervals")
+    both[0].set_ylabel(f"accuracy of {context.pick(EPISODES)} episodes, 95 % intervals")
     both[-1].legend(loc="lower right")
     return _pictures.save(drawn, context.out / "meta_ticket_images.png")
 

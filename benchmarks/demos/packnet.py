@@ -19,14 +19,16 @@ from matplotlib.figure import Figure
 
 from benchmarks import _pictures, _tasks, _train
 from benchmarks._data import Data
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
 from maskjax import bank, initializer, masking, metrics, optim, where
 from maskjax.recipes import packnet, supsup
 
-TASKS, QUICK_TASKS, SEEDS = 10, 4, 3
+TASKS, SEEDS = (4, 5, 10), 3
 # As published by Kang et al. (2022), who compare these methods so.
 WIDTHS, BATCH_SIZE, RATE = (100, 100, 10), 10, 1e-3
-EPOCHS, RETRAINED = {"mnist": 5, "digits": 10, "quick": 3}, 0.4
+EPOCHS = {"digits": (3, 5, 10), "mnist": (3, 3, 5)}
+RETRAINED = 0.4  # of the epochs
 MNIST_PIXELS = 28 * 28
 # Weights are shared out as if so many more tasks were to come: those of others are
 # noise to a task, so that a full network is worse than one with room.
@@ -38,6 +40,29 @@ NAMES = {
     "naive": "one network, trained on",
     "supsup": "SupSup",
     "single": "a network for each task",
+}
+SETTINGS = {
+    "seeds": SEEDS,
+    "optimizer": "adam",
+    "learning_rate": RATE,
+    "supsup": "signed constant, no biases; learning rate to 0 by a cosine",
+    "batch_size": BATCH_SIZE,
+    "inputs": "standardized",
+}
+ROWS = {
+    "many tasks in one network as good as a network each (Kang et al., 2022, all of "
+    "MNIST, 10 tasks: PackNet 96.37%, SupSup 96.31%, a network each 97.37%)": "{tasks} "
+    "tasks: PackNet {mean[packnet]:.2%+-}, {below[packnet]:.2f} points below a network "
+    "each, {mean[single]:.2%+-}; SupSup {mean[supsup]:.2%+-}, {below[supsup]:.2f} "
+    "points below ({epochs} epochs each)",
+    "nothing is forgotten (the same network trained on, each task with its head, keeps "
+    "78.22%)": "forgetting {most_forgotten:.1f}; logits of every task "
+    "{bit_identical:bit-identical|CHANGED} after all {tasks}; trained on: "
+    "{mean[naive]:.2%+-}, forgetting {forgetting[naive]:.1%}",
+    "a task costs few bits": "{kib:,.1f} KiB a task; each owns {least:,} to {most:,} "
+    "of {weights:,} weights, {free:,} are free",
+    "tasks go through one compiled program": "times that learning a task compiled, for "
+    "{tasks} tasks and {seeds} seeds side by side: {compiled}",
 }
 
 
@@ -62,18 +87,16 @@ class Problem(NamedTuple):
     retrained: int
     rates: tuple[float, ...]
 
-    def start(self, task: int) -> Any:
-        """Parameters [S, ...] that a task begins with."""
-        return jax.tree.map(lambda w: w[task], self.starts)
-
-    def batches(self, task: int) -> np.ndarray:
-        """Rows of training images, [S, epochs, steps, B], shuffled in every epoch."""
+    def given(self, task: int) -> tuple[Any, np.ndarray, jax.Array]:
+        """First parameters [S, ...], rows [S, steps, B] of images, and pixels."""
         how = {"epochs": self.epochs, "size": BATCH_SIZE, "seed": task}
-        return _train.orders(SEEDS, len(self.data.x_train), **how)
+        rows = _train.orders(SEEDS, len(self.data.x_train), **how)
+        start = jax.tree.map(lambda w: w[task], self.starts)
+        return start, rows.reshape(SEEDS, -1, BATCH_SIZE), self.orders[task]
 
 
 def run(context: Context) -> Outcome:
-    """Ten tasks, learned in four ways."""
+    """Several tasks, learned in four ways."""
     problem = _problem(context)
     many = len(problem.orders)
     packed, state, kept, compiled = _packnet(context, problem)
@@ -81,75 +104,47 @@ def run(context: Context) -> Outcome:
     masked, masks = _supsup(context, problem)
     final = {name: matrix[:, -1] for name, matrix in matrices.items()}
     final |= {"single": _single(context, problem), "supsup": masked}
-    lost = {n: np.asarray(metrics.forgetting(m)) for n, m in matrices.items()}
     one = jax.tree.map(lambda x: x[0], state)
-    bits = _bits(problem, one, masks)
     owned = np.asarray(one.counts)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(one.owner))
-
-    def said(name: str) -> str:
-        means = 100 * final[name].mean(1)
-        return f"{means.mean():.2f}% +- {means.std():.2f}"
-
-    def below(name: str) -> str:
-        return f"{100 * (final['single'] - final[name]).mean():.2f} points below"
-
+    numbers = {
+        "accuracy_matrices": matrices,
+        "final": final,
+        "forgetting": {
+            n: np.asarray(metrics.forgetting(m)) for n, m in matrices.items()
+        },
+        "bits_per_task": _bits(problem, one, masks),
+        "weights": sum(leaf.size for leaf in jax.tree.leaves(one.owner)),
+        "owned": owned,
+        "allotted": packnet.allotment(one, rates=problem.rates),
+        "bit_identical": kept,
+        "compiled": compiled,
+    }
+    below = {n: 100 * (final["single"] - f).mean() for n, f in final.items()}
+    kib = {label: numbers["bits_per_task"][n] / 8_192 for n, label in NAMES.items()}
     return Outcome(
-        rows=[
-            Row(
-                f"{many} tasks in one network as good as {many} networks (Kang et al., "
-                "2022, all of MNIST: PackNet 96.37%, SupSup 96.31%, a network each "
-                "97.37%)",
-                f"PackNet {said('packnet')}, {below('packnet')} a network each, "
-                f"{said('single')}; SupSup {said('supsup')}, {below('supsup')} "
-                f"({problem.epochs} epochs each)",
-            ),
-            Row(
-                "nothing is forgotten (the same network trained on, each task with its "
-                "head, keeps 78.22%)",
-                f"forgetting {lost['packnet'].max():.1f}; logits of every task "
-                f"{'bit-identical' if kept else 'CHANGED'} after all {many}; trained "
-                f"on: {said('naive')}, forgetting {lost['naive'].mean():.1%}",
-            ),
-            Row(
-                "a task costs few bits",
-                ", ".join(
-                    f"{NAMES[name]} {bits[name] / 8_192:,.1f} KiB" for name in NAMES
-                )
-                + f" a task; each owns {owned.min():,} to {owned.max():,} of "
-                f"{weights:,} weights, {weights - owned.sum():,} are free",
-            ),
-            Row(
-                "tasks go through one compiled program",
-                f"learning a task compiled {compiled} time"
-                f"{'' if compiled == 1 else 's'} for {many} tasks and "
-                f"{SEEDS} seeds side by side",
-            ),
-        ],
-        settings={
+        rows=rows(
+            ROWS,
+            **numbers,
+            mean={name: found.mean(1) for name, found in final.items()},
+            below=below,
+            kib=kib,
+            tasks=many,
+            seeds=SEEDS,
+            epochs=problem.epochs,
+            most_forgotten=numbers["forgetting"]["packnet"].max(),
+            least=owned.min(),
+            most=owned.max(),
+            free=numbers["weights"] - owned.sum(),
+        ),
+        settings=SETTINGS
+        | {
             "network": "-".join(map(str, (problem.data.x_train.shape[1], *WIDTHS))),
             "tasks": many,
-            "seeds": SEEDS,
-            "optimizer": "adam",
-            "learning_rate": RATE,
-            "supsup": "signed constant, no biases; learning rate to 0 by a cosine",
-            "batch_size": BATCH_SIZE,
             "epochs": problem.epochs,
             "of_these_after_pruning": problem.retrained,
             "rates": problem.rates,
-            "inputs": "standardized",
         },
-        numbers={
-            "accuracy_matrices": matrices,
-            "final": final,
-            "forgetting": lost,
-            "bits_per_task": bits,
-            "weights": weights,
-            "owned": owned,
-            "allotted": packnet.allotment(one, rates=problem.rates),
-            "bit_identical": kept,
-            "compiled": compiled,
-        },
+        numbers=numbers,
         pictures=[
             _draw_accuracy(context, matrices, final),
             _draw_owners(context, problem, one),
@@ -160,25 +155,17 @@ def run(context: Context) -> Outcome:
 def _problem(context: Context) -> Problem:
     data = context.data.standardized()
     large = np.prod(data.shape) >= MNIST_PIXELS
-    tasks = context.tasks or (QUICK_TASKS if context.quick else TASKS)
+    tasks = context.tasks or context.pick(TASKS)
     orders = _tasks.permutations(data, tasks)
     data = data.flat()
     model = _train.MLP(WIDTHS)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), data.x_train[:1])["params"]
-    rng = np.random.default_rng(0)
-
-    def draw(leaf: Any) -> jax.Array:
-        """Glorot's uniform kernels, and biases of 0, for every task and seed."""
-        bound = (6 / sum(leaf.shape)) ** 0.5 if len(leaf.shape) > 1 else 0.0
-        many = (tasks, SEEDS, *leaf.shape)
-        return jnp.asarray(rng.uniform(-bound, bound, many), jnp.float32)
-
-    epochs = EPOCHS["quick" if context.quick else "mnist" if large else "digits"]
+    widths = (data.x_train.shape[1], *WIDTHS)
+    epochs = context.pick(EPOCHS["mnist" if large else "digits"])
     return Problem(
         data,
         jnp.asarray(orders),
         lambda params, x: model.apply({"params": params}, x),
-        jax.tree.map(draw, shapes),
+        _train.glorot(np.random.default_rng(0), widths, tasks, SEEDS),
         epochs,
         round(RETRAINED * epochs),
         tuple(1 - 1 / (tasks + SPARE - task) for task in range(tasks)),
@@ -188,32 +175,21 @@ def _problem(context: Context) -> Problem:
 def _fit(
     problem: Problem, params: Any, mask: Any, order: jax.Array, rows: jax.Array
 ) -> Any:
-    """Parameters trained on a task, where a mask lets them, or all.
-
-    `rows` are [epochs, steps, B].
-    """
-    x, y = (
-        jnp.asarray(problem.data.x_train)[:, order],
-        jnp.asarray(problem.data.y_train),
-    )
+    """Parameters trained on a task, where a mask lets them, or all."""
     optimizer = optax.adam(RATE)
     if mask is not None:
         optimizer = optax.chain(optimizer, optim.mask_updates(mask))
 
-    def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
-        params, opt_state = carry
+    def loss(params: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
+        return _train.cross_entropy(problem.apply(params, x), y)
 
-        def loss(params: Any) -> jax.Array:
-            return _train.cross_entropy(problem.apply(params, x[rows]), y[rows])
+    step, begun = _train.descend(loss, optimizer), _train.begin(optimizer, params)
+    return _train.scan(step, begun, rows, *_images(problem, order))[0].params
 
-        gradients = jax.grad(loss)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
 
-    (params, _), _ = lax.scan(
-        step, (params, optimizer.init(params)), rows.reshape(-1, BATCH_SIZE)
-    )
-    return params
+def _images(problem: Problem, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, y = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
+    return x[:, order], y
 
 
 def _logits(problem: Problem, params: Any, order: jax.Array) -> jax.Array:
@@ -234,11 +210,11 @@ def _row(problem: Problem, params_of: Callable[[jax.Array], Any]) -> jax.Array:
 def _packnet(context: Context, problem: Problem) -> tuple[np.ndarray, Any, bool, int]:
     """Matrices [S, T, T], networks, whether logits stayed, and how many compiles."""
     many = len(problem.orders)
-    first = problem.epochs - problem.retrained
+    first = (problem.epochs - problem.retrained) * (
+        len(problem.data.x_train) // BATCH_SIZE
+    )
 
-    def task(
-        state: Any, fresh: Any, rows: jax.Array, order: jax.Array, rate: jax.Array
-    ) -> Any:
+    def task(state: Any, fresh: Any, rows: Any, order: Any, rate: Any) -> Any:
         training = packnet.begin(state, fresh)
         params = _fit(problem, training.params, training.mask, order, rows[:first])
         pruned = packnet.prune(training, params, rate=rate)
@@ -252,15 +228,15 @@ def _packnet(context: Context, problem: Problem) -> tuple[np.ndarray, Any, bool,
     learn = jax.jit(jax.vmap(task, in_axes=(0, 0, 0, None, None)))
     say = jax.jit(jax.vmap(logits, in_axes=(0, None, None)))
     empty = functools.partial(packnet.init, head=HEAD, capacity=many)
-    state, rows, said = jax.vmap(empty)(problem.start(0)), [], []
+    state, matrix, said = jax.vmap(empty)(problem.given(0)[0]), [], []
     for i in context.track(f"packnet: {many} tasks", many):
-        given = problem.start(i), problem.batches(i), problem.orders[i]
-        state, row = learn(state, *given, jnp.float32(problem.rates[i]))
-        rows.append(np.asarray(row))
+        rate = jnp.float32(problem.rates[i])
+        state, row = learn(state, *problem.given(i), rate)
+        matrix.append(np.asarray(row))
         said.append(np.asarray(say(state, i, problem.orders[i])))
-    again = (say(state, i, order) for i, order in enumerate(problem.orders))
-    kept = all(map(np.array_equal, said, again))
-    return np.stack(rows, axis=1), state, kept, learn._cache_size()
+    again = [np.asarray(say(state, i, order)) for i, order in enumerate(problem.orders)]
+    kept = _train.same_bits(said, again)
+    return np.stack(matrix, axis=1), state, kept, learn._cache_size()
 
 
 def _naive(context: Context, problem: Problem) -> np.ndarray:
@@ -276,10 +252,10 @@ def _naive(context: Context, problem: Problem) -> np.ndarray:
         return body, heads, _row(problem, params_of)
 
     learn = jax.jit(jax.vmap(task, in_axes=(0, 1, None, 0), out_axes=(0, 1, 0)))
-    body, heads = problem.start(0), problem.starts[HEAD_NAME]
+    body, heads = problem.given(0)[0], problem.starts[HEAD_NAME]
     found = []
     for i in context.track("packnet: one network, trained on", len(problem.orders)):
-        body, heads, row = learn(body, heads, i, problem.batches(i))
+        body, heads, row = learn(body, heads, i, problem.given(i)[1])
         found.append(np.asarray(row))
     return np.stack(found, axis=1)
 
@@ -288,54 +264,45 @@ def _single(context: Context, problem: Problem) -> np.ndarray:
     """Accuracies [S, T] of a network for each task."""
 
     def task(params: Any, rows: jax.Array, order: jax.Array) -> jax.Array:
-        params = _fit(problem, params, None, order, rows)
-        return _accuracy(problem, params, order)
+        return _accuracy(problem, _fit(problem, params, None, order, rows), order)
 
     learn = jax.jit(jax.vmap(task, in_axes=(0, 0, None)))
-    found = []
-    for i in context.track("packnet: a network each", len(problem.orders)):
-        given = problem.start(i), problem.batches(i), problem.orders[i]
-        found.append(np.asarray(learn(*given)))
-    return np.stack(found, axis=1)
+    tasks = context.track("packnet: a network each", len(problem.orders))
+    return np.stack([np.asarray(learn(*problem.given(i))) for i in tasks], axis=1)
 
 
 def _supsup(context: Context, problem: Problem) -> tuple[np.ndarray, bank.MaskBank]:
     """Accuracies [S, T] of a random network under a mask for each task, and these."""
     model = _train.MLP(WIDTHS, False, initializer.signed_constant())
-    x, y = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
-    many = len(problem.orders)
+    x, many = problem.data.x_train, len(problem.orders)
     keys = jax.random.split(jax.random.key(1), SEEDS)
     weights = _train.draw(lambda key: model.init(key, x[:1])["params"], keys)
     steps = problem.epochs * (len(x) // BATCH_SIZE)
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
     mine = problem._replace(apply=lambda params, x: model.apply({"params": params}, x))
 
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def loss(scores: Any, weights: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        params = masking.apply(weights, supsup.soft_mask(scores))
         return _train.cross_entropy(mine.apply(params, x), y)
+
+    step = _train.descend(loss, optimizer)
 
     def one(
         tasks: bank.MaskBank, weights: Any, key: jax.Array, rows: jax.Array, order: Any
     ) -> Any:
-        shown = x[:, order]
-
         def train(rows: jax.Array, *, key: jax.Array) -> tuple[Any, jax.Array]:
-            state = supsup.init(weights, optimizer, key=key)
-
-            def step(state: Any, rows: jax.Array) -> tuple[Any, None]:
-                data = shown[rows], y[rows]
-                return supsup.step(state, weights, loss, optimizer, *data)[0], None
-
-            mask = supsup.mask(lax.scan(step, state, rows)[0])
+            begun = _train.begin(optimizer, supsup.init(weights, key=key), weights)
+            member, _ = _train.scan(step, begun, rows, *_images(problem, order))
+            mask = supsup.mask(member.params)
             return mask, _accuracy(mine, masking.apply(weights, mask), order)
 
-        return supsup.learn(train, tasks, rows.reshape(1, -1, BATCH_SIZE), key=key)
+        return supsup.learn(train, tasks, rows[None], key=key)
 
     learn = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, None)), donate_argnums=0)
     tasks = jax.vmap(functools.partial(bank.empty, capacity=many))(weights)
     found = []
     for i in context.track("packnet: SupSup", many):
-        given = problem.batches(i), problem.orders[i]
-        tasks, accuracy = learn(tasks, weights, keys, *given)
+        tasks, accuracy = learn(tasks, weights, keys, *problem.given(i)[1:])
         found.append(np.asarray(accuracy[:, 0]))
     return np.stack(found, axis=1), tasks
 

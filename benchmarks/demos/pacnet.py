@@ -16,10 +16,10 @@ import numpy as np
 import optax
 from jax import lax
 from matplotlib.figure import Figure
-from scipy import stats
 
 from benchmarks import _friedman, _pictures, _train
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import half, rows
 from maskjax import optim
 from maskjax.recipes import pacnet
 
@@ -35,8 +35,8 @@ SCRATCH, TUNED, L2_SP, PAC, PAC_SOURCE = (
     "PAC-Net",
     "PAC-Net from w_S",
 )
-Pair = tuple[jax.Array, jax.Array]
 KEPT = (TUNED, L2_SP, PAC)  # what had a source to forget
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Budget(NamedTuple):
@@ -48,7 +48,39 @@ class Budget(NamedTuple):
     target: int
 
 
-DEFAULT, QUICK = Budget((1.0, 2.0), 3_000, 1_500, 600), Budget((1.0,), 300, 150, 100)
+BUDGETS = (
+    Budget((1.0,), 300, 150, 100),
+    Budget((1.0,), 1_500, 750, 400),
+    Budget((1.0, 2.0), 3_000, 1_500, 600),
+)
+SETTINGS = {
+    "data": "Friedman #1 and relatives (Pardoe & Stone, 2010), noise of 1",
+    "source_samples": SOURCE,
+    "target_samples": SIZES,
+    "network": "-".join(map(str, (_friedman.INPUTS, *WIDTHS))),
+    "density": DENSITY,
+    "scope": "global",
+    "lambda": LAM,
+    "optimizer": f"adam {RATE}; by a cosine to 0 on the source",
+    "batch_size": {"source": SOURCE_BATCH, "target": BATCH},
+    "stopping": "after a fixed number of steps, the same for all",
+    "rmse": f"on {TEST:,} noisy samples; the noise alone has 1",
+}
+_SIZES = ", ".join(map(str, SIZES))
+ROWS = {
+    f"a target is learned from {_SIZES} samples, at distance d of the source (the "
+    "paper's own figures were not available)": "RMSE, mean and 95% interval of {seeds} "
+    "seeds (noise alone: 1). {rmse:.2f+-95}",
+    f"with {SIZES[SHOWN]} samples better than from scratch": "d = {d:g}: "
+    "{pac:.2f+-95} and {scratch:.2f+-95}, which at the best of its steps in hindsight "
+    "is {best:.2f+-95}; the source's network as it is {source:.2f+-95}",
+    "the source is kept": "PAC-Net's predictions {exact:bit-identical|CHANGED} after "
+    f"the target; RMSE on the source after {SIZES[SHOWN]} samples of it: "
+    "{after:.2f+-95}",
+    "all goes through one compiled program": "times that training on the target "
+    "compiled, for {sources} sources, {sizes} sizes, {methods} methods and {seeds} "
+    "seeds: {compiled}",
+}
 
 
 class Start(NamedTuple):
@@ -85,14 +117,6 @@ class Sets(NamedTuple):
     unit: np.ndarray
 
 
-class Networks(NamedTuple):
-    """Trained on the source: all weights, and PAC-Net's."""
-
-    dense: Any
-    pruned: pacnet.Pruned
-    allocated: dict[str, pacnet.Allocated]
-
-
 class Programs(NamedTuple):
     """What is compiled, once for all distances, sizes and methods.
 
@@ -113,34 +137,49 @@ class Programs(NamedTuple):
 
 def run(context: Context) -> Outcome:
     """Each distance in turn, all methods, sizes and seeds side by side."""
-    budget = QUICK if context.quick else DEFAULT
+    budget = context.pick(BUDGETS)
     programs = _programs(budget)
     found = {
         distance: _transfer(context, budget, programs, i)
         for i, distance in enumerate(budget.distances)
     }
     compiled = programs.target._cache_size()
+    first = found[budget.distances[0]]
     return Outcome(
-        rows=_rows(context, budget, found, compiled),
-        settings={
-            "data": "Friedman #1 and relatives (Pardoe & Stone, 2010), noise of 1",
+        rows=rows(
+            ROWS,
+            rmse={
+                f"d = {d:g}:": {name: list(e) for name, e in each["rmse"].items()}
+                for d, each in found.items()
+            },
+            d=budget.distances[0],
+            pac=first["rmse"][PAC][SHOWN],
+            scratch=first["rmse"][SCRATCH][SHOWN],
+            best=first["rmse_at_the_best_step"][SCRATCH][SHOWN],
+            source=first["source_on_target"],
+            exact=all(each["bit_identical"] for each in found.values()),
+            after={
+                f"d = {d:g}:": {n: each["source_rmse_after"][n][SHOWN] for n in KEPT}
+                | {"before": each["source_rmse"][TUNED]}
+                | {"pruned": each["pruned_rmse"]}
+                | {"retrained": each["source_rmse"][PAC]}
+                for d, each in found.items()
+            },
+            sources=len(found),
+            sizes=len(SIZES),
+            methods=len(first["rmse"]),
+            seeds=context.seeds,
+            compiled=compiled,
+        ),
+        settings=SETTINGS
+        | {
             "distances": budget.distances,
-            "source_samples": SOURCE,
-            "target_samples": SIZES,
-            "network": "-".join(map(str, (_friedman.INPUTS, *WIDTHS))),
             "seeds": context.seeds,
-            "density": DENSITY,
-            "scope": "global",
-            "lambda": LAM,
-            "optimizer": f"adam {RATE}; by a cosine to 0 on the source",
-            "batch_size": {"source": SOURCE_BATCH, "target": BATCH},
             "steps": {
                 "source": budget.source,
                 "source, again or what is kept": budget.again,
                 "target": budget.target,
             },
-            "stopping": "after a fixed number of steps, the same for all",
-            "rmse": f"on {TEST:,} noisy samples; the noise alone has 1",
         },
         numbers={
             "distances": {str(d): each for d, each in found.items()},
@@ -148,59 +187,6 @@ def run(context: Context) -> Outcome:
         },
         pictures=[_draw(context, found)],
     )
-
-
-def _rows(
-    context: Context, budget: Budget, found: dict[float, Any], compiled: int
-) -> list[Row]:
-    def errors(each: dict[str, Any], name: str) -> str:
-        return f"{name} " + ", ".join(_said(e) for e in each["rmse"][name])
-
-    def after(each: dict[str, Any], name: str) -> str:
-        return f"{name} {_said(each['source_rmse_after'][name][SHOWN])}"
-
-    sizes = ", ".join(map(str, SIZES))
-    first = found[budget.distances[0]]
-    best = first["rmse_at_the_best_step"][SCRATCH][SHOWN]
-    exact = all(each["bit_identical"] for each in found.values())
-    return [
-        Row(
-            f"a target is learned from {sizes} samples, at distance d of the source "
-            "(the paper's own figures were not available)",
-            f"RMSE, mean and 95% interval of {context.seeds} seeds (noise alone: 1). "
-            + "; ".join(
-                f"d = {d:g}: " + "; ".join(errors(each, n) for n in each["rmse"])
-                for d, each in found.items()
-            ),
-        ),
-        Row(
-            f"with {SIZES[SHOWN]} samples better than from scratch",
-            f"d = {budget.distances[0]:g}: {_said(first['rmse'][PAC][SHOWN])} and "
-            f"{_said(first['rmse'][SCRATCH][SHOWN])}, which at the best of its steps "
-            f"in hindsight is {_said(best)}; the source's network as it is "
-            f"{_said(first['source_on_target'])}",
-        ),
-        Row(
-            "the source is kept",
-            f"PAC-Net's predictions {'bit-identical' if exact else 'CHANGED'} after "
-            f"the target; RMSE on the source after {SIZES[SHOWN]} samples of it: "
-            + "; ".join(
-                f"d = {d:g}: "
-                + ", ".join(after(each, n) for n in KEPT)
-                + f" (before: {_said(each['source_rmse'][TUNED])}; pruned "
-                f"{_said(each['pruned_rmse'])}, retrained "
-                f"{_said(each['source_rmse'][PAC])})"
-                for d, each in found.items()
-            ),
-        ),
-        Row(
-            "all goes through one compiled program",
-            f"training on the target compiled {compiled} time"
-            f"{'' if compiled == 1 else 's'} for {len(found)} distance"
-            f"{'' if len(found) == 1 else 's'}, {len(SIZES)} sizes, "
-            f"{len(first['rmse'])} methods and {context.seeds} seeds",
-        ),
-    ]
 
 
 def _programs(budget: Budget) -> Programs:
@@ -212,37 +198,25 @@ def _programs(budget: Budget) -> Programs:
     def error(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.mean((predict(params, x) - y) ** 2))
 
+    def loss(params: Any, start: Start, x: jax.Array, y: jax.Array) -> jax.Array:
+        far = pacnet.l2_sp(params, start.anchor, start.mask, lam=start.lam)
+        return jnp.mean((predict(params, x) - y) ** 2) + far
+
     def fit(
-        start: Start,
-        x: jax.Array,
-        y: jax.Array,
-        places: jax.Array,
-        count: jax.Array,
-        rate: optax.ScalarOrSchedule,
-        look: Callable[[Any], Any],
+        start: Start, x: Any, y: Any, places: Any, count: Any, rate: Any, look: Any
     ) -> tuple[Any, Any]:
         """Parameters, and looks at them; `places` are [looks, steps, B] in [0, 1)."""
         optimizer = optax.chain(optax.adam(rate), optim.mask_updates(start.mask))
+        step = _train.descend(loss, optimizer)
 
-        def step(carry: Any, places: jax.Array) -> tuple[Any, None]:
-            params, opt_state = carry
+        def stretch(member: _train.Member, places: jax.Array) -> tuple[Any, Any]:
             rows = jnp.minimum((places * count).astype(jnp.int32), count - 1)
+            member, _ = _train.scan(step, member, rows, x, y)
+            return member, look(member.params)
 
-            def loss(params: Any) -> jax.Array:
-                far = pacnet.l2_sp(params, start.anchor, start.mask, lam=start.lam)
-                return jnp.mean((predict(params, x[rows]) - y[rows]) ** 2) + far
-
-            gradients = jax.grad(loss)(params)
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        def stretch(carry: Any, places: jax.Array) -> tuple[Any, Any]:
-            carry, _ = lax.scan(step, carry, places)
-            return carry, look(carry[0])
-
-        begun = start.params, optimizer.init(start.params)
-        (params, _), seen = lax.scan(stretch, begun, places)
-        return params, seen
+        begun = _train.begin(optimizer, start.params, start)
+        member, seen = lax.scan(stretch, begun, places)
+        return member.params, seen
 
     def on_source(steps: int) -> Callable[..., Any]:
         rate = optax.cosine_decay_schedule(RATE, steps)
@@ -250,9 +224,7 @@ def _programs(budget: Budget) -> Programs:
             start, x, y, places, jnp.int32(SOURCE), rate, lambda _: None
         )[0]
 
-    def on_target(
-        start: Start, few: Pair, places: Any, count: jax.Array, test: Pair
-    ) -> Any:
+    def on_target(start: Start, few: Pair, places: Any, count: Any, test: Pair) -> Any:
         look = lambda params: error(params, *test)  # noqa: E731
         return fit(start, *few, places, count, RATE, look)
 
@@ -271,44 +243,66 @@ def _transfer(
     context: Context, budget: Budget, programs: Programs, which: int
 ) -> dict[str, Any]:
     """Errors [size, S] at one distance, in the unit of the data."""
-    distance = budget.distances[which]
+    distance, seeds = budget.distances[which], context.seeds
     rng = np.random.default_rng(which)
-    sets = _sets(context.seeds, distance)
-    nets = _source_networks(budget, programs, sets, rng)
-    starts = _starts(nets, _initial(context.seeds, rng))
-    source = pacnet.source(nets.allocated[PAC])
+    widths = (_friedman.INPUTS, *WIDTHS)
+    sets = _sets(seeds, distance)
+
+    def places(steps: int, looks: int, size: int) -> np.ndarray:
+        """Batches as fractions of however many samples."""
+        return rng.random((seeds, looks, steps // looks, size), np.float32)
+
+    # Trained on the source; then, for as long, all of it again and what is kept.
+    first = _start(_train.glorot(rng, widths, seeds))
+    where = places(budget.source, 1, SOURCE_BATCH)
+    params = programs.source(first, *sets.source, where)
+    pruned = jax.jit(jax.vmap(lambda w: pacnet.prune(w, density=DENSITY)))(params)
+    begun = _start(pruned.params, pruned.mask, pruned.anchor, LAM)
+    where = places(budget.again, 1, SOURCE_BATCH)
+    both = programs.again(_stacked([_start(params), begun]), *sets.source, where)
+    dense, kept = _unstacked(both, 2)
+    allocated = {
+        PAC: pacnet.allocate(pruned, kept),
+        PAC_SOURCE: pacnet.allocate(pruned, kept, start="source"),
+    }
+    starts = {
+        SCRATCH: _start(_train.glorot(rng, widths, seeds)),
+        TUNED: _start(dense),
+        L2_SP: _start(dense, lam=LAM),
+    } | {name: _start(each.params, each.mask) for name, each in allocated.items()}
+    source = pacnet.source(allocated[PAC])
     said = programs.predict(source, sets.held_out[0])
 
     def error(params: Any, data: Pair) -> np.ndarray:
         return np.asarray(programs.error(params, *data)) * sets.unit
 
     last, best, after, same = [], [], [], []
-    for i in context.track(f"pacnet: distance {distance:g}", len(SIZES)):
-        where = _places(rng, context.seeds, budget.target, LOOKS, BATCH)
+    for size in context.track(f"pacnet: distance {distance:g}", SIZES):
+        where = places(budget.target, LOOKS, BATCH)
         given = _stacked(list(starts.values())), sets.few, where
-        trained, seen = programs.target(*given, jnp.int32(SIZES[i]), sets.test)
+        trained, seen = programs.target(*given, jnp.int32(size), sets.test)
         seen = np.asarray(seen) * sets.unit[:, None]
         last.append(seen[..., -1])
         best.append(seen.min(-1))
         each = dict(zip(starts, _unstacked(trained, len(starts)), strict=True))
-        state = pacnet.calibrate(nets.allocated[PAC], each[PAC])
+        state = pacnet.calibrate(allocated[PAC], each[PAC])
         each[PAC] = pacnet.source(state)
-        same.append(np.array_equal(said, programs.predict(each[PAC], sets.held_out[0])))
+        again = programs.predict(each[PAC], sets.held_out[0])
+        same.append(_train.same_bits(said, again))
         after.append([error(each[name], sets.held_out) for name in KEPT])
 
     def by_name(errors: list[Any], names: Any) -> dict[str, np.ndarray]:
-        pairs = zip(names, zip(*errors, strict=True), strict=True)
-        return {name: np.stack(each) for name, each in pairs}
+        return dict(zip(names, np.stack(errors, axis=1), strict=True))
 
     return {
         "rmse": by_name(last, starts),
         "rmse_at_the_best_step": by_name(best, starts),
-        "source_on_target": error(nets.dense, sets.test),
+        "source_on_target": error(dense, sets.test),
         "source_rmse": {
-            TUNED: error(nets.dense, sets.held_out),
+            TUNED: error(dense, sets.held_out),
             PAC: error(source, sets.held_out),
         },
-        "pruned_rmse": error(nets.pruned.params, sets.held_out),
+        "pruned_rmse": error(pruned.params, sets.held_out),
         "source_rmse_after": by_name(after, KEPT),
         "bit_identical": all(same),
     }
@@ -341,36 +335,6 @@ def _sets(seeds: int, distance: float) -> Sets:
     )
 
 
-def _source_networks(
-    budget: Budget, programs: Programs, sets: Sets, rng: np.random.Generator
-) -> Networks:
-    """Trained on the source; then, for as long, all of it again and what is kept."""
-    seeds = len(sets.unit)
-    first = _initial(seeds, rng)
-    where = _places(rng, seeds, budget.source, 1, SOURCE_BATCH)
-    params = programs.source(_start(first), *sets.source, where)
-    pruned = jax.jit(jax.vmap(lambda w: pacnet.prune(w, density=DENSITY)))(params)
-    begun = _start(pruned.params, pruned.mask, pruned.anchor, LAM)
-    both = _stacked([_start(params), begun])
-    where = _places(rng, seeds, budget.again, 1, SOURCE_BATCH)
-    dense, kept = _unstacked(programs.again(both, *sets.source, where), 2)
-    allocated = {
-        PAC: pacnet.allocate(pruned, kept),
-        PAC_SOURCE: pacnet.allocate(pruned, kept, start="source"),
-    }
-    return Networks(dense, pruned, allocated)
-
-
-def _starts(nets: Networks, fresh: Any) -> dict[str, Start]:
-    """Where each method begins on the target."""
-    starts = {
-        SCRATCH: _start(fresh),
-        TUNED: _start(nets.dense),
-        L2_SP: _start(nets.dense, lam=LAM),
-    }
-    return starts | {n: _start(a.params, a.mask) for n, a in nets.allocated.items()}
-
-
 def _start(
     params: Any, mask: Any = None, anchor: Any = None, lam: float = 0.0
 ) -> Start:
@@ -382,45 +346,12 @@ def _start(
     return Start(params, mask, anchor, jnp.full(seeds, lam))
 
 
-def _initial(seeds: int, rng: np.random.Generator) -> Any:
-    """Glorot's uniform kernels, and biases of 0, [S, ...].
-
-    By NumPy, as batches are: `jax.random` would take longer to compile.
-    """
-    widths = (_friedman.INPUTS, *WIDTHS)
-    params = {}
-    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
-        bound = (6 / (a + b)) ** 0.5
-        kernel = rng.uniform(-bound, bound, (seeds, a, b)).astype(np.float32)
-        layer = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros((seeds, b))}
-        params[f"Dense_{i}"] = layer
-    return params
-
-
-def _places(
-    rng: np.random.Generator, seeds: int, steps: int, looks: int, size: int
-) -> np.ndarray:
-    """Batches as fractions of however many samples, [S, looks, steps / looks, B]."""
-    return rng.random((seeds, looks, steps // looks, size), np.float32)
-
-
 def _stacked(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _unstacked(tree: Any, count: int) -> list[Any]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
-
-
-def _half(errors: np.ndarray) -> np.ndarray:
-    """Half of the 95 % interval (Student's t) of the mean over the last axis."""
-    seeds = errors.shape[-1]
-    error = errors.std(-1, ddof=1) / seeds**0.5
-    return stats.t.ppf(0.975, seeds - 1) * error
-
-
-def _said(errors: np.ndarray) -> str:
-    return f"{errors.mean():.2f} +- {_half(errors):.2f}"
 
 
 def _draw(context: Context, found: dict[float, Any]) -> str:
@@ -431,14 +362,14 @@ def _draw(context: Context, found: dict[float, Any]) -> str:
     for axes, (distance, each) in zip(panels, found.items(), strict=True):
         for i, (name, errors) in enumerate(each["rmse"].items()):
             line = {"linestyle": ":", "color": "C3"} if name == PAC_SOURCE else {}
-            bars = errors.mean(-1), _half(errors)
+            bars = errors.mean(-1), half(errors)
             x = np.array(SIZES) * shifts[i]
             axes.errorbar(x, *bars, marker="o", markersize=3, label=name, **line)
         axes.axhline(1, color="gray", linestyle=":")
         axes.set_title(f"error on the target, d = {distance:g}")
     distance, each = next(iter(found.items()))
     for i, (name, errors) in enumerate(each["source_rmse_after"].items(), start=1):
-        bars = errors.mean(-1), _half(errors)
+        bars = errors.mean(-1), half(errors)
         x = np.array(SIZES) * shifts[i]
         last.errorbar(x, *bars, marker="o", markersize=3, color=f"C{i}", label=name)
     before = each["source_rmse"][TUNED].mean()

@@ -6,7 +6,7 @@ drop and grow connections; the control keeps the random mask that those start wi
 Members differ in seed and in density, and train side by side as one program.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ import optax
 
 import maskjax
 from benchmarks import _pictures, _train
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
 from maskjax import algebra, allocation, optim, score, select
 
 LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
-STEPS, QUICK_STEPS = 1_000, 200
+STEPS = 200, 300, 1_000
 CHANGES = 40  # how often masks move
 METHODS = {
     "one-shot": "dense for half of the steps, then pruned at once",
@@ -32,91 +33,89 @@ METHODS = {
 }
 MODEL = _train.MLP()
 KEY = jax.random.key(0)
-
-
-class Member(NamedTuple):
-    """One network in training."""
-
-    density: Any
-    params: Any
-    opt_state: optax.OptState
+SETTINGS = {
+    "network": "300-100",
+    "optimizer": "adam, cosine",
+    "learning_rate": LEARNING_RATE,
+    "batch_size": _train.BATCH_SIZE,
+    "rate": RATE,
+    "allocation": "erdos-renyi; global ranking for one-shot and gradual",
+    "inputs": "0 to 1",
+}
+ROWS = {
+    "pruned gradually a network keeps its accuracy (Zhu & Gupta)": "dense {dense:.1%}; "
+    "10% kept: gradual {gradual[0]:.1%}, one-shot {one-shot[0]:.1%}; 2% kept: gradual "
+    "{gradual[1]:.1%}, one-shot {one-shot[1]:.1%}",
+    "sparse from the start, RigL ends above SET, and both above a mask that stays "
+    "(Evci et al.)": "10% kept: rigl {rigl[0]:.1%}, set {set[0]:.1%}, static "
+    "{static[0]:.1%}; 2% kept: rigl {rigl[1]:.1%}, set {set[1]:.1%}, static "
+    "{static[1]:.1%}",
+    "counts are exact, removed weights stay removed": "{counts_are_exact:exact|NOT "
+    "exact}; {removed_are_zero:all exactly 0 after training|NOT all 0}",
+}
 
 
 def run(context: Context) -> Outcome:
     """Accuracy of every method at the same densities, after as many steps."""
     data = context.data.flat()
-    epochs = _train.epochs_of(QUICK_STEPS if context.quick else STEPS, data.x_train)
+    epochs = _train.epochs_of(context.pick(STEPS), data.x_train)
     steps = epochs * _train.steps_per_epoch(data.x_train)
     every = max(steps // CHANGES, 1)
     draws, chance, order = jax.random.split(KEY, 3)
+    seeds, many = context.seeds, len(DENSITIES)
     params = _train.draw(
         lambda key: MODEL.init(key, data.x_train[:1])["params"],
-        jax.random.split(draws, context.seeds),
+        jax.random.split(draws, seeds),
     )
-    # Every seed at every density, and dense.
-    densities = jnp.repeat(jnp.array([*DENSITIES]), context.seeds)
-    params_of_all = jax.tree.map(
-        lambda p: jnp.concatenate([p] * len(DENSITIES)), params
-    )
-    keys = jnp.tile(jax.random.split(chance, context.seeds), len(DENSITIES))
+    keys = jax.random.split(chance, seeds)
+    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)  # of all methods
+    # Every seed at every density; the dense ones are trained apart.
+    every_seed = jax.tree.map(lambda p: np.concatenate([p] * many), params)
+    sparse = np.repeat(np.float32(DENSITIES), seeds), every_seed, jnp.tile(keys, many)
 
-    def train(name: str, densities: jax.Array, params: Any, keys: jax.Array) -> Any:
-        def optimizer(density: jax.Array, key: jax.Array) -> Any:
-            adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+    def train(name: str, densities: Any, params: Any, keys: jax.Array) -> Any:
+        def optimizer(density: Any, key: jax.Array = KEY) -> Any:
+            adam = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
             if name == "dense":
                 return adam
             last = _sparse(name, density, key, steps=steps, every=every)
             return optim.with_gradients(optax.chain(adam, last))
 
-        def start(density: jax.Array, params: Any, key: jax.Array) -> Member:
-            opt_state = optimizer(density, key).init(params)
-            if name != "dense":
-                params = maskjax.apply(params, optim.mask_of(opt_state))
-            return Member(density, params, opt_state)
-
-        def step(
-            member: Member, x: jax.Array, y: jax.Array
-        ) -> tuple[Member, jax.Array]:
-            value, gradients = jax.value_and_grad(_loss)(member.params, x, y)
-            updates, opt_state = optimizer(member.density, KEY).update(
-                gradients, member.opt_state, member.params
-            )
-            params = optax.apply_updates(member.params, updates)
-            return Member(member.density, params, opt_state), value
+        def start(density: Any, params: Any, key: jax.Array) -> _train.Member:
+            member = _train.begin(optimizer(density, key), params, density)
+            if name == "dense":
+                return member
+            mask = optim.mask_of(member.opt_state)
+            return member._replace(params=maskjax.apply(params, mask))
 
         states = _train.draw(start, densities, params, keys)
-        track = context.track(f"pruning: {name}", epochs)
-        return _train.fit(step, _logits, states, data, track, key=order)
+        step = _train.descend(_loss, optimizer)
+        epoch = _train.epoch_of(step, data.x_train, data.y_train)
+        curve = [accuracy(states.params)]
+        for i in context.track(f"pruning: {name}", epochs):
+            states = _train.epochs_by(epoch, states, [i], key=order)
+            curve.append(accuracy(states.params))
+        return states, np.stack(curve)
 
-    _, dense = train("dense", jnp.ones(context.seeds), params, keys[: context.seeds])
+    _, dense = train("dense", np.ones(seeds), params, keys)
     curves, exact, zero = {}, True, True
     for name in METHODS:
-        states, curve = train(name, densities, params_of_all, keys)
-        curves[name] = curve.reshape(len(curve), len(DENSITIES), context.seeds)
-        kept, rest = jax.jit(jax.vmap(_kept_and_removed))(states)
-        exact &= _is_exact(np.asarray(kept), params_of_all)
+        states, curve = train(name, *sparse)
+        curves[name] = curve.reshape(len(curve), many, seeds)
+        kept, rest = _kept_and_removed(states.params, optim.mask_of(states.opt_state))
+        exact &= _is_exact(np.asarray(kept), every_seed)
         zero &= not np.asarray(rest).any()
-    found = {name: curve[-1] for name, curve in curves.items()}
+    numbers = {
+        "densities": DENSITIES,
+        "dense": dense[-1],
+        "counts_are_exact": exact,
+        "removed_are_zero": zero,
+        **{name: curve[-1] for name, curve in curves.items()},
+    }
     return Outcome(
-        rows=_rows(found, dense[-1], exact=exact, zero=zero),
-        settings={
-            "network": "300-100",
-            "optimizer": "adam, cosine",
-            "learning_rate": LEARNING_RATE,
-            "batch_size": _train.BATCH_SIZE,
-            "steps": steps,
-            "every": every,
-            "rate": RATE,
-            "allocation": "erdos-renyi; global ranking for one-shot and gradual",
-            "inputs": "0 to 1",
-        },
-        numbers={
-            "densities": DENSITIES,
-            "dense": dense[-1],
-            "counts_are_exact": exact,
-            "removed_are_zero": zero,
-            **found,
-        },
+        rows=rows(ROWS, **numbers),
+        settings=SETTINGS | {"steps": steps, "every": every},
+        numbers=numbers,
         pictures=[_draw(context, curves, dense)],
     )
 
@@ -155,18 +154,20 @@ def _sparse(
     }[name]()
 
 
-def _loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return _train.cross_entropy(MODEL.apply({"params": params}, x), y)
+def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    del density
+    return _train.cross_entropy(_logits(params, x), y)
 
 
-def _logits(member: Member, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": member.params}, x)
+def _logits(params: Any, x: jax.Array) -> jax.Array:
+    return MODEL.apply({"params": params}, x)
 
 
-def _kept_and_removed(member: Member) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+@jax.vmap
+def _kept_and_removed(params: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
     """How many weights the mask keeps, and the largest of those that it does not."""
-    mask = optim.mask_of(member.opt_state)
-    return algebra.count(mask), _train.largest_removed(member.params, mask)
+    return algebra.count(mask), _train.largest_removed(params, mask)
 
 
 def _is_exact(kept: np.ndarray, params: Any) -> bool:
@@ -175,34 +176,6 @@ def _is_exact(kept: np.ndarray, params: Any) -> bool:
     size = sum(k[0].size for k in kernels)
     wanted = np.repeat(np.array(DENSITIES) * size, len(kept) // len(DENSITIES))
     return bool((np.abs(kept - wanted) <= len(kernels) / 2).all())
-
-
-def _rows(
-    found: dict[str, np.ndarray], dense: np.ndarray, *, exact: bool, zero: bool
-) -> list[Row]:
-    def each(*names: str) -> str:
-        return "; ".join(
-            f"{density:.0%} kept: "
-            + ", ".join(f"{name} {found[name][i].mean():.1%}" for name in names)
-            for i, density in enumerate(DENSITIES)
-        )
-
-    return [
-        Row(
-            "pruned gradually a network keeps its accuracy (Zhu & Gupta)",
-            f"dense {dense.mean():.1%}; {each('gradual', 'one-shot')}",
-        ),
-        Row(
-            "sparse from the start, RigL ends above SET, and both above a mask that "
-            "stays (Evci et al.)",
-            each("rigl", "set", "static"),
-        ),
-        Row(
-            "counts are exact, removed weights stay removed",
-            ("exact" if exact else "NOT exact")
-            + ("; all exactly 0 after training" if zero else "; NOT all 0"),
-        ),
-    ]
 
 
 def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) -> str:

@@ -5,7 +5,6 @@ ladder of what the paper adds: signed constants as weights, weights rescaled by 
 sample keeps, and rounding of half of the entries while training.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
-from benchmarks._registry import Context, Demo, Outcome, Row
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows, said
 from maskjax import initializer, masking
 from maskjax.recipes import supermask
 
@@ -29,18 +28,38 @@ LADDER = {
     "both": (True, True, 0.0),
     "both, half rounded": (True, True, 0.5),
 }
-SEEDS, SAMPLES = 5, 10
+SEEDS, SAMPLES = (5, 3, 5), 10
 LEARNING_RATE, MOMENTUM = 100.0, 0.9  # as in the paper, like the batch
 BATCH_SIZE = 250
-EPOCHS, FEW_EPOCHS, QUICK_EPOCHS = 100, 50, 12  # the paper's are 2,000
+EPOCHS = 12, 30, 100  # the paper's are 2,000
+FEW_EPOCHS = 12, 20, 50  # of scikit-learn's digits
 LOOKS = 10  # at the test images, while training
 MODEL = _train.MLP(kernel_init=nn.initializers.glorot_normal())
+SETTINGS = {
+    "network": "300-100",
+    "weights": "Glorot normal, or signed constants of their deviation",
+    "biases": "0, not trained",
+    "optimizer": "sgd",
+    "learning_rate": LEARNING_RATE,
+    "momentum": MOMENTUM,
+    "batch_size": BATCH_SIZE,
+    "samples": SAMPLES,
+    "inputs": "0 to 1",
+}
+ROWS = {
+    "a learned mask on random weights knows MNIST: 95.3%, and 98.0% with signed "
+    "constants and rescaled weights (60,000 images, 2,000 epochs)": "mean of "
+    f"{SAMPLES} samples (and rounded) after {{epochs}} epochs: {{ladder}}; before: "
+    "{before:.1%}",
+    "weights are never trained; their density is what training makes it": "weights "
+    "{unchanged:bit-identical|CHANGED}; kept, at 50% before: {densities:.1%}",
+}
 
 
-class Member(NamedTuple):
-    """One network in training, and where it stands on the ladder."""
+class Rest(NamedTuple):
+    """What belongs to a network beside its scores, and where it is on the ladder."""
 
-    state: supermask.SupermaskState
+    weights: Any
     rescaled: jax.Array
     rounded: jax.Array
     key: jax.Array
@@ -48,65 +67,43 @@ class Member(NamedTuple):
 
 def run(context: Context) -> Outcome:
     """Every rung of the ladder from the same weights, tested by samples and rounded."""
-    data = context.data.flat()
-    epochs = EPOCHS if _steps(data) > 10 else FEW_EPOCHS  # few for scikit-learn's
-    epochs = QUICK_EPOCHS if context.quick else epochs
-    optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
+    data, seeds = context.data.flat(), context.pick(SEEDS)
+    steps = _train.steps_per_epoch(data.x_train, BATCH_SIZE)
+    epochs = context.pick(EPOCHS if steps > 10 else FEW_EPOCHS)
     draws, order, chance = jax.random.split(jax.random.key(0), 3)
-    before = _members(data, optimizer, draws)
-    epoch = _epoch_of(data, optimizer)
+    optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
+    before = _members(data, optimizer, jax.random.split(draws, seeds))
+    step = _train.descend(_loss, optimizer, has_aux=True)
+    epoch = _train.epoch_of(
+        step, data.x_train, data.y_train, size=BATCH_SIZE, groups=len(LADDER)
+    )
     sampled = _train.accuracy_of(_predict_sampled, data.x_test, data.y_test)
     rounded = _train.accuracy_of(_predict_rounded, data.x_test, data.y_test)
 
     after, seen, curve = before, [0], [_of_rungs(sampled(before))]
-    for i in context.track("supermask: logits", epochs):
-        after = epoch(after, jax.random.fold_in(order, i))
+    for i in context.track("supermask: scores", epochs):
+        after, _ = epoch(after, jax.random.fold_in(order, i))
         if (i + 1) % max(epochs // LOOKS, 1) == 0 or i + 1 == epochs:
             seen.append(i + 1)
             curve.append(_of_rungs(sampled(after)))
-    keys = jax.random.split(chance, SAMPLES)
-    tested = [sampled(_with_key(after, key)) for key in keys]
-    by_samples, by_rounding = (
-        _of_rungs(sum(tested) / SAMPLES),
-        _of_rungs(rounded(after)),
-    )
-    densities = _of_rungs(jax.jit(jax.vmap(supermask.density))(after.state))
-    unchanged = _same_bits(before.state.weights, after.state.weights)
-
-    def of(rung: str, values: dict[str, np.ndarray]) -> str:
-        return f"{values[rung].mean():.1%}"
-
-    ladder = ", ".join(
-        f"{rung} {of(rung, by_samples)} ({of(rung, by_rounding)})" for rung in LADDER
-    )
-    kept = ", ".join(f"{rung} {of(rung, densities)}" for rung in LADDER)
+    tested = [sampled(_with_key(after, k)) for k in jax.random.split(chance, SAMPLES)]
+    by_samples = _of_rungs(sum(tested) / SAMPLES)
+    by_rounding = _of_rungs(rounded(after))
+    densities = _of_rungs(jax.jit(jax.vmap(supermask.density))(after.params))
+    unchanged = _train.same_bits(before.rest.weights, after.rest.weights)
     return Outcome(
-        rows=[
-            Row(
-                "a learned mask on random weights knows MNIST: 95.3%, and 98.0% with "
-                "signed constants and rescaled weights (60,000 images, 2,000 epochs)",
-                f"mean of {SAMPLES} samples (and rounded) after {epochs} epochs: "
-                f"{ladder}; before: {of('plain', curve[0])}",
+        rows=rows(
+            ROWS,
+            epochs=epochs,
+            before=curve[0]["plain"],
+            unchanged=unchanged,
+            densities=densities,
+            ladder=", ".join(
+                f"{rung} {said(found, '.1%')} ({said(by_rounding[rung], '.1%')})"
+                for rung, found in by_samples.items()
             ),
-            Row(
-                "weights are never trained; their density is what training makes it",
-                f"weights {'bit-identical' if unchanged else 'CHANGED'}; kept, at 50% "
-                f"before: {kept}",
-            ),
-        ],
-        settings={
-            "network": "300-100",
-            "weights": "Glorot normal, or signed constants of their deviation",
-            "biases": "0, not trained",
-            "optimizer": "sgd",
-            "learning_rate": LEARNING_RATE,
-            "momentum": MOMENTUM,
-            "batch_size": BATCH_SIZE,
-            "epochs": epochs,
-            "seeds": SEEDS,
-            "samples": SAMPLES,
-            "inputs": "0 to 1",
-        },
+        ),
+        settings=SETTINGS | {"epochs": epochs, "seeds": seeds},
         numbers={
             "weights_unchanged": unchanged,
             "sampled": by_samples,
@@ -119,111 +116,66 @@ def run(context: Context) -> Outcome:
         },
         pictures=[
             _draw_curves(context, seen, curve),
-            _draw_probabilities(context, after),
+            _draw_probabilities(context, after.params),
         ],
     )
+
+
+def _masked(rest: Rest, mask: Any) -> Any:
+    """Weights under a mask, rescaled or not, so that both are one program."""
+    pair = masking.rescale(rest.weights, mask), masking.apply(rest.weights, mask)
+    return jax.tree.map(lambda r, a: jnp.where(rest.rescaled, r, a), *pair)
 
 
 def _logits(params: Any, x: jax.Array) -> jax.Array:
     return MODEL.apply({"params": params}, x)
 
 
-def _masked(member: Member) -> Callable[[Any, Any], Any]:
-    """Rescaled or not, so that both are one program."""
-
-    def masked(weights: Any, mask: Any) -> Any:
-        apply, rescale = masking.apply(weights, mask), masking.rescale(weights, mask)
-        return jax.tree.map(
-            lambda a, r: jnp.where(member.rescaled, r, a), apply, rescale
-        )
-
-    return masked
+def _loss(
+    scores: Any, rest: Rest, x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, Rest]:
+    """Under a sample of the mask, and with a new key for the next."""
+    key, sample = jax.random.split(rest.key)
+    soft = supermask.soft_mask(scores, rounded=rest.rounded, key=sample)
+    value = _train.cross_entropy(_logits(_masked(rest, soft), x), y)
+    return value, rest._replace(key=key)
 
 
-def _predict_sampled(member: Member, x: jax.Array) -> jax.Array:
-    out = supermask.predict(
-        _logits, member.state, x, masked=_masked(member), samples=1, key=member.key
-    )
-    return out[0]
+def _predict_sampled(member: _train.Member, x: jax.Array) -> jax.Array:
+    key = jax.random.split(member.rest.key, 1)[0]
+    return _logits(_masked(member.rest, supermask.mask(member.params, key=key)), x)
 
 
-def _predict_rounded(member: Member, x: jax.Array) -> jax.Array:
-    return supermask.predict(_logits, member.state, x, masked=_masked(member), key=None)
+def _predict_rounded(member: _train.Member, x: jax.Array) -> jax.Array:
+    return _logits(_masked(member.rest, supermask.mask(member.params, key=None)), x)
 
 
 def _members(
-    data: Data, optimizer: optax.GradientTransformation, key: jax.Array
-) -> Member:
+    data: Data, optimizer: optax.GradientTransformation, keys: jax.Array
+) -> _train.Member:
     """Each rung of the ladder for each seed, which has the same weights on all."""
 
-    def init(key: jax.Array, constant: jax.Array, *rung: jax.Array) -> Member:
+    def init(key: jax.Array, constant: jax.Array, *rung: jax.Array) -> _train.Member:
         draw, chance = jax.random.split(key)
         weights = MODEL.init(draw, data.x_train[:1])["params"]
         signed = initializer.signed_deviation(weights)
         weights = jax.tree.map(lambda s, w: jnp.where(constant, s, w), signed, weights)
-        return Member(supermask.init(weights, optimizer), *rung, chance)
+        scores = supermask.init(weights)
+        return _train.begin(optimizer, scores, Rest(weights, *rung, chance))
 
-    keys = jnp.tile(jax.random.split(key, SEEDS), len(LADDER))
-    rungs = [
-        jnp.repeat(jnp.array(x), SEEDS) for x in zip(*LADDER.values(), strict=True)
-    ]
-    return _train.draw(init, keys, *rungs)
-
-
-def _steps(data: Data) -> int:
-    return max(len(data.x_train) // BATCH_SIZE, 1)
+    rungs = zip(*LADDER.values(), strict=True)
+    rungs = [jnp.repeat(jnp.array(values), len(keys)) for values in rungs]
+    return _train.draw(init, jnp.tile(keys, len(LADDER)), *rungs)
 
 
-def _epoch_of(
-    data: Data, optimizer: optax.GradientTransformation
-) -> Callable[[Member, jax.Array], Member]:
-    """Batches of the paper's size, and a key of its own for every step."""
-    size = min(BATCH_SIZE, len(data.x_train))
-    x, y = jnp.asarray(data.x_train), jnp.asarray(data.y_train)
-
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _train.cross_entropy(_logits(params, x), y)
-
-    def of_member(member: Member, key: jax.Array, x: jax.Array, y: jax.Array) -> Member:
-        def step(member: Member, batch: jax.Array) -> tuple[Member, jax.Array]:
-            key, sample = jax.random.split(member.key)
-            state, value = supermask.step(
-                member.state,
-                loss,
-                optimizer,
-                x[batch],
-                y[batch],
-                masked=_masked(member),
-                rounded=member.rounded,
-                key=sample,
-            )
-            return member._replace(state=state, key=key), value
-
-        order = jax.random.permutation(key, len(x))[: _steps(data) * size]
-        return lax.scan(step, member, order.reshape(-1, size))[0]
-
-    of_all = jax.jit(jax.vmap(of_member, in_axes=(0, 0, None, None)))
-
-    def epoch(members: Member, key: jax.Array) -> Member:
-        keys = jnp.tile(jax.random.split(key, SEEDS), len(LADDER))
-        # Waiting keeps the progress bar honest.
-        return jax.block_until_ready(of_all(members, keys, x, y))
-
-    return epoch
-
-
-def _with_key(members: Member, key: jax.Array) -> Member:
-    return members._replace(key=jax.random.split(key, len(members.key)))
+def _with_key(members: _train.Member, key: jax.Array) -> _train.Member:
+    keys = jax.random.split(key, len(members.rest.key))
+    return members._replace(rest=members.rest._replace(key=keys))
 
 
 def _of_rungs(values: jax.Array) -> dict[str, np.ndarray]:
-    """Values of all members [rungs * SEEDS] by rung."""
-    return dict(zip(LADDER, np.asarray(values).reshape(-1, SEEDS), strict=True))
-
-
-def _same_bits(before: Any, after: Any) -> bool:
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+    """Values of all members [rungs * seeds] by rung."""
+    return dict(zip(LADDER, np.asarray(values).reshape(len(LADDER), -1), strict=True))
 
 
 def _draw_curves(
@@ -236,27 +188,27 @@ def _draw_curves(
         _pictures.band(axes, seen, np.stack([look[rung] for look in curve]), rung)
     axes.set_xlabel("epoch")
     axes.set_ylim(0.8, 1)  # they begin at chance, and differ by little in the end
-    _pictures.accuracy_axis(axes, SEEDS)
+    _pictures.accuracy_axis(axes, len(curve[0]["plain"]))
     axes.legend(loc="lower right", title="one sample of the mask")
     return _pictures.save(figure, context.out / "supermask_training.png")
 
 
-def _draw_probabilities(context: Context, members: Member) -> str:
+def _draw_probabilities(context: Context, scores: Any) -> str:
     figure, axes = _pictures.figure(
         f"Supermasks: with what probability a weight is kept, {context.data.name}"
     )
-    logits = members.state.logits["Dense_0"]["kernel"]
-    kept = np.asarray(jax.nn.sigmoid(logits)).reshape(len(LADDER), -1)
+    first = scores["Dense_0"]["kernel"]
+    kept = np.asarray(jax.nn.sigmoid(first)).reshape(len(LADDER), -1)
     bins = np.linspace(0, 1, 41)
     for rung, values in zip(LADDER, kept, strict=True):
         share = np.histogram(values, bins)[0] / values.size
         axes.stairs(share, bins, label=rung, linewidth=1.5)
     axes.set_yscale("log")
     axes.set_ylim(top=1)
-    axes.set_xlabel("sigmoid(logit), first layer, after training")
+    axes.set_xlabel("sigmoid(score), first layer, after training")
     axes.set_ylabel("fraction of weights")
     axes.legend(loc="upper right")
     return _pictures.save(figure, context.out / "supermask_probabilities.png")
 
 
-DEMO = Demo("supermask", "learned supermasks (Zhou et al. 2019)", run)
+DEMO = Demo("supermask", "learned supermasks (Zhou et al. 2019)", run, seconds=15)

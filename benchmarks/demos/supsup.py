@@ -16,18 +16,20 @@ import optax
 from jax import lax
 from matplotlib.figure import Figure
 
+import maskjax
 from benchmarks import _pictures, _tasks, _train
 from benchmarks._data import CLASSES, Data
-from benchmarks._registry import Context, Demo, Outcome, Row
-from maskjax import bank, initializer, masking, stacking, superposition
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows
+from maskjax import bank, initializer, stacking, superposition
 from maskjax.recipes import supsup, supsup_stream
 
-TASKS, QUICK_TASKS, MNIST_TASKS = 50, 5, 5
-STEPS, QUICK_STEPS = 469, 150  # one epoch of 60,000 images, in the authors' notebook
+TASKS, MNIST_TASKS = (5, 10, 50), 5
+STEPS = 150, 200, 469  # 469: one epoch of 60,000 images, in the authors' notebook
 OUTPUTS = 100  # 10 with labels, 90 superfluous
 MNIST_PIXELS, MNIST_RATE = 28 * 28, 1e-4
 CHUNK = 5
-IMAGES = 2_000  # whose task is inferred, of all tasks together
+IMAGES = 2_000, 1_000, 2_000  # whose task is inferred, of all tasks together
 TRIED = 250  # of these, with every mask
 STREAM, STREAM_CAPACITY, STREAM_EVERY = 5, 12, 100
 METHODS = (
@@ -36,6 +38,31 @@ METHODS = (
     ("binary", "superfluous"),
     ("exhaustive", "entropy"),
 )
+SETTINGS = {
+    "weights": "signed constant",
+    "optimizer": "rmsprop, decay 0.99",
+    "batch_size": _train.BATCH_SIZE,
+    "inputs": "standardized",
+    "images_with_every_mask": TRIED,
+    "stream": {"tasks": STREAM, "every": STREAM_EVERY, "epsilon": 1 / 8},
+}
+ROWS = {
+    "GG: thousands of tasks in one network of random weights (notebook of the authors, "
+    "5 permutations of MNIST: 92.4% after an epoch)": "{many} tasks: {given:.1%} "
+    "({worst:.1%} to {best:.1%}) after {steps} steps each, whose task is given",
+    "the task is found from one image (notebook: 250 of 250)": "{right:.1%} (every "
+    "mask on {tried} images, else {images})",
+    "GNs: a task not given costs nothing (notebook: 92.4%); GNu, where a wrong task is "
+    "a wrong answer: 94.9% for 250 tasks of MNIST": "on {images} single images: task "
+    "given {known:.1%}, GNs {gns:.1%}, GNu {gnu:.1%}",
+    "nothing is forgotten": "outputs of every task {kept:bit-identical|CHANGED} after "
+    "all others were learned",
+    "a bit a weight and task": "{per_task:,.0f} bytes a task for {weights:,} weights, "
+    "{bits:.3f} bits each; as floats {floats:,}",
+    "NNs: tasks that change unannounced get masks of their own": "{stream[tasks]} "
+    "tasks got {stream[masks]} masks: {stream[accuracy]:.1%} with inferred masks, "
+    "{stream[last]:.1%} with those that each task trained last",
+}
 
 
 class Problem(NamedTuple):
@@ -49,6 +76,7 @@ class Problem(NamedTuple):
     steps: int
     widths: tuple[int, ...]
     rate: float
+    images: int
 
 
 def run(context: Context) -> Outcome:
@@ -58,9 +86,7 @@ def run(context: Context) -> Outcome:
     given = np.asarray(_given(problem, tasks))
     images, labels, true = _images(problem)
     right, seen = {}, {}
-    for method, objective in context.bars.track(
-        METHODS, description="supsup: tasks inferred"
-    ):
+    for method, objective in context.track("supsup: tasks inferred", METHODS):
         some = TRIED if method == "exhaustive" else len(images)
         found = _inferred(problem, tasks, images[:some], method, objective)
         says = _says(problem, tasks, found, images[:some])
@@ -75,67 +101,42 @@ def run(context: Context) -> Outcome:
     many = len(problem.orders)
     per_task = sum(leaf.nbytes for leaf in jax.tree.leaves(tasks.masks)) / many
     weights = sum(leaf.size for leaf in jax.tree.leaves(problem.weights))
+    both = says_right & right[best]
     return Outcome(
-        rows=[
-            Row(
-                "GG: thousands of tasks in one network of random weights (notebook of "
-                "the authors, 5 permutations of MNIST: 92.4% after an epoch)",
-                f"{many} tasks: {given.mean():.1%} ({given.min():.1%} to "
-                f"{given.max():.1%}) after {problem.steps} steps each, whose task is "
-                "given",
-            ),
-            Row(
-                "the task is found from one image (notebook: 250 of 250)",
-                "; ".join(
-                    f"{m.replace('_', '-')}, {o} {hits.mean():.1%}"
-                    for (m, o), hits in right.items()
-                )
-                + f" (every mask on {TRIED} images, else {len(images)})",
-            ),
-            Row(
-                "GNs: a task not given costs nothing (notebook: 92.4%); GNu, where a "
-                "wrong task is a wrong answer: 94.9% for 250 tasks of MNIST",
-                f"on {len(images)} single images: task given {known.mean():.1%}, GNs "
-                f"{says_right.mean():.1%}, GNu {(says_right & right[best]).mean():.1%}",
-            ),
-            Row(
-                "nothing is forgotten",
-                f"outputs of every task {'bit-identical' if kept else 'CHANGED'} after "
-                "all others were learned",
-            ),
-            Row(
-                "a bit a weight and task",
-                f"{per_task:,.0f} bytes a task for {weights:,} weights, "
-                f"{8 * per_task / weights:.3f} bits each; as floats {4 * weights:,}",
-            ),
-            Row(
-                "NNs: tasks that change unannounced get masks of their own",
-                f"{stream['tasks']} tasks got {stream['masks']} masks: "
-                f"{stream['accuracy']:.1%} with inferred masks, "
-                f"{stream['last']:.1%} with those that each task trained last",
-            ),
-        ],
-        settings={
+        rows=rows(
+            ROWS,
+            many=many,
+            given=given,
+            worst=given.min(),
+            best=given.max(),
+            steps=problem.steps,
+            right={f"{m.replace('_', '-')} by {o}": x for (m, o), x in right.items()},
+            tried=TRIED,
+            images=len(images),
+            known=known,
+            gns=says_right,
+            gnu=both,
+            kept=kept,
+            per_task=per_task,
+            weights=weights,
+            bits=8 * per_task / weights,
+            floats=4 * weights,
+            stream=stream,
+        ),
+        settings=SETTINGS
+        | {
             "network": "-".join(map(str, problem.widths)) + " without biases",
-            "weights": "signed constant",
             "tasks": many,
-            "optimizer": "rmsprop, decay 0.99",
             "learning_rate": problem.rate,
-            "batch_size": _train.BATCH_SIZE,
             "steps": problem.steps,
-            "inputs": "standardized",
             "images_inferred": len(images),
-            "images_with_every_mask": TRIED,
-            "stream": {"tasks": STREAM, "every": STREAM_EVERY, "epsilon": 1 / 8},
         },
         numbers={
             "given": given,
-            "task_inference": {
-                f"{m} {o}": hits.mean() for (m, o), hits in right.items()
-            },
+            "task_inference": {f"{m} {o}": x.mean() for (m, o), x in right.items()},
             "images_given": known.mean(),
             "gns": says_right.mean(),
-            "gnu": (says_right & right[best]).mean(),
+            "gnu": both.mean(),
             "by_count": by_count,
             "unchanged": kept,
             "bytes_per_task": per_task,
@@ -153,10 +154,8 @@ def run(context: Context) -> Outcome:
 def _problem(context: Context) -> Problem:
     data = context.data.standardized()
     large = np.prod(data.shape) >= MNIST_PIXELS
-    tasks = context.tasks or (
-        QUICK_TASKS if context.quick else MNIST_TASKS if large else TASKS
-    )
-    orders = _tasks.permutations(data, tasks)
+    most = MNIST_TASKS if large else context.pick(TASKS)
+    orders = _tasks.permutations(data, context.tasks or most)
     data = data.flat()
     widths = (300, 300, OUTPUTS) if large else (300, 100, OUTPUTS)
     model = _train.MLP(widths, False, initializer.signed_constant())
@@ -169,9 +168,10 @@ def _problem(context: Context) -> Problem:
         lambda params, x: model.apply({"params": params}, x),
         weights,
         optax.rmsprop(rate, decay=0.99, eps=1e-8),
-        QUICK_STEPS if context.quick else STEPS,
+        context.pick(STEPS),
         (data.x_train.shape[1], *widths),
         rate,
+        context.pick(IMAGES),
     )
 
 
@@ -185,31 +185,28 @@ def _batches(problem: Problem, key: jax.Array) -> jax.Array:
     return orders[:, : whole * batch].reshape(-1, batch)[: problem.steps]
 
 
-def _loss(problem: Problem, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return _train.cross_entropy(problem.apply(params, x), y)
+def _trained(problem: Problem, member: _train.Member, steps: jax.Array) -> Any:
+    """A member after steps on its scores; its `rest` is the order of its pixels."""
+
+    def loss(scores: Any, order: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        params = maskjax.apply(problem.weights, supsup.soft_mask(scores))
+        return _train.cross_entropy(problem.apply(params, x[:, order]), y)
+
+    data = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
+    step = _train.descend(loss, problem.optimizer)
+    return _train.scan(step, member, steps, *data)
 
 
 def _learn(context: Context, problem: Problem) -> tuple[bank.MaskBank, bool]:
     """All tasks in chunks, and whether each says the same at the end as at first."""
-    x, y = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
     many = len(problem.orders)
 
     def train(order: jax.Array, *, key: jax.Array) -> tuple[Any, jax.Array]:
-        scores, shuffling = jax.random.split(key)
-        state = supsup.init(problem.weights, problem.optimizer, key=scores)
-
-        def step(state: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
-            return supsup.step(
-                state,
-                problem.weights,
-                functools.partial(_loss, problem),
-                problem.optimizer,
-                x[rows][:, order],
-                y[rows],
-            )
-
-        state, losses = lax.scan(step, state, _batches(problem, shuffling))
-        return supsup.mask(state), losses
+        drawing, shuffling = jax.random.split(key)
+        scores = supsup.init(problem.weights, key=drawing)
+        start = _train.begin(problem.optimizer, scores, order)
+        member, losses = _trained(problem, start, _batches(problem, shuffling))
+        return supsup.mask(member.params), losses
 
     @functools.partial(jax.jit, donate_argnums=0)
     def learn(tasks: bank.MaskBank, orders: jax.Array) -> bank.MaskBank:
@@ -221,8 +218,7 @@ def _learn(context: Context, problem: Problem) -> tuple[bank.MaskBank, bool]:
     for i in context.track(f"supsup: {many} tasks", -(-many // CHUNK)):
         tasks = learn(tasks, problem.orders[i * CHUNK : (i + 1) * CHUNK])
         before[i * CHUNK] = np.asarray(say(tasks, i * CHUNK))
-    same = [np.array_equal(old, say(tasks, start)) for start, old in before.items()]
-    return tasks, all(same)
+    return tasks, _train.same_bits(before, {i: say(tasks, i) for i in before})
 
 
 def _say(problem: Problem, tasks: bank.MaskBank, start: jax.Array) -> jax.Array:
@@ -238,7 +234,7 @@ def _given(problem: Problem, tasks: bank.MaskBank) -> jax.Array:
 
     def one(each: tuple[Any, jax.Array]) -> jax.Array:
         mask, order = each
-        logits = problem.apply(masking.apply(problem.weights, mask), x[:, order])
+        logits = problem.apply(maskjax.apply(problem.weights, mask), x[:, order])
         return jnp.mean(jnp.argmax(logits, -1) == y)
 
     return jax.jit(lambda tasks: lax.map(one, (tasks.masks, problem.orders)))(tasks)
@@ -247,8 +243,8 @@ def _given(problem: Problem, tasks: bank.MaskBank) -> jax.Array:
 def _images(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Test images of all tasks mixed, their labels, and the tasks they are of."""
     rng = np.random.default_rng(0)
-    true = np.arange(IMAGES, dtype=np.int32) % len(problem.orders)
-    rows = rng.integers(0, len(problem.data.x_test), IMAGES)
+    true = np.arange(problem.images, dtype=np.int32) % len(problem.orders)
+    rows = rng.integers(0, len(problem.data.x_test), problem.images)
     rng.shuffle(true)
     orders = np.asarray(problem.orders)[true]
     x = np.take_along_axis(problem.data.x_test[rows], orders, axis=1)
@@ -310,50 +306,41 @@ def _by_count(
     return result
 
 
-def _stream(context: Context, problem: Problem) -> dict[str, float]:
+def _stream(context: Context, problem: Problem) -> dict[str, Any]:
     """Tasks one after the other, each as long, without a word of where they end."""
-    x, y = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
+    x = jnp.asarray(problem.data.x_train)
     count = min(STREAM, len(problem.orders))
     state = supsup_stream.init(
-        problem.weights,
-        problem.optimizer,
-        capacity=STREAM_CAPACITY,
-        key=jax.random.key(2),
+        problem.weights, capacity=STREAM_CAPACITY, key=jax.random.key(2)
     )
 
     def objective(params: Any, x: jax.Array) -> jax.Array:
-        return superposition.entropy(problem.apply(params, x))
+        return superposition.logit_entropy(problem.apply(params, x))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def turn(state: Any, rows: jax.Array, order: jax.Array) -> Any:
-        state = supsup_stream.allocate(
-            objective,
-            problem.weights,
-            state,
-            problem.optimizer,
-            x[rows[0]][:, order],
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def turn(state: Any, opt_state: Any, rows: jax.Array, order: jax.Array) -> Any:
+        batch = x[rows[0]][:, order]
+        state = supsup_stream.allocate(objective, problem.weights, state, batch)
+        fresh = _train.begin(problem.optimizer, state.scores, order)
+        opt_state = jax.tree.map(
+            lambda new, old: jnp.where(state.switched, new, old),
+            fresh.opt_state,
+            opt_state,
         )
+        start = fresh._replace(opt_state=opt_state)
+        member, _ = _trained(problem, start, rows)
+        return state._replace(scores=member.params), member.opt_state
 
-        def step(state: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
-            loss = functools.partial(_loss, problem)
-            data = x[rows][:, order], y[rows]
-            return supsup_stream.step(
-                state, problem.weights, loss, problem.optimizer, *data
-            )
-
-        return lax.scan(step, state, rows)[0]
-
-    currents = []
+    currents, opt_state = [], problem.optimizer.init(state.scores)
     for task in context.track("supsup: tasks unannounced", count):
-        rows = _batches(problem, jax.random.fold_in(jax.random.key(3), task))
-        for start in range(0, len(rows) - STREAM_EVERY + 1, STREAM_EVERY):
-            state = turn(
-                state, rows[start : start + STREAM_EVERY], problem.orders[task]
-            )
+        steps = _batches(problem, jax.random.fold_in(jax.random.key(3), task))
+        for start in range(0, len(steps) - STREAM_EVERY + 1, STREAM_EVERY):
+            chunk = steps[start : start + STREAM_EVERY]
+            state, opt_state = turn(state, opt_state, chunk, problem.orders[task])
             currents.append((task, int(state.current)))
     tasks = supsup_stream.masks(state)
     images, labels, true = _images(problem)
-    mine = np.flatnonzero(np.asarray(true) < count)[: IMAGES // 4]
+    mine = np.flatnonzero(np.asarray(true) < count)[: problem.images // 4]
     found = _inferred(problem, tasks, images[mine], "one_shot", "superfluous")
     says = _says(problem, tasks, found, images[mine])
     # The mask that was trained last on each task.
@@ -362,7 +349,7 @@ def _stream(context: Context, problem: Problem) -> dict[str, float]:
     return {
         "tasks": count,
         "masks": int(tasks.learned),
-        "refused": int(tasks.refused),
+        "overflowed": int(tasks.overflowed),
         "accuracy": float(np.mean(np.asarray(says == labels[mine]))),
         "last": float(np.mean(np.asarray(own == labels[mine]))),
         "decisions": [list(pair) for pair in currents],
@@ -403,7 +390,7 @@ def _draw_masks(context: Context, problem: Problem, tasks: bank.MaskBank) -> str
     height, width = context.data.shape
     for i, axes in enumerate(drawn.subplots(1, shown)):
         mask = bank.take(tasks, i)["Dense_0"]["kernel"]
-        kept = masking.apply(jnp.ones(mask.shape), mask).mean(1)
+        kept = maskjax.apply(jnp.ones(mask.shape), mask).mean(1)
         image = np.zeros(height * width)
         image[np.asarray(problem.orders[i])] = np.asarray(kept)
         axes.imshow(image.reshape(height, width), cmap="viridis")
@@ -416,4 +403,5 @@ DEMO = Demo(
     "supsup",
     "SupSup: supermasks in superposition (Wortsman et al., 2020)",
     run,
+    seconds=20,
 )

@@ -64,7 +64,8 @@ def _ask(
     repeats = 3 if quick else getattr(question, "REPEATS", 50)
     seconds = getattr(question, "SECONDS", 4.0)
     found = []
-    for case in question.cases(quick=quick):
+    for sizes in question.QUICK if quick else question.FULL:
+        case = question.case(*sizes)
         timings = _timing.race(
             case.contestants, case.agree, repeats=repeats, seconds=seconds
         )

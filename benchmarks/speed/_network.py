@@ -1,11 +1,13 @@
-"""The network and the data that the questions about training share."""
+"""The networks and the data that the questions about training share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from maskjax import initializer
 
 BATCH = 128
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)
@@ -35,8 +37,26 @@ def forward(params: Params, x: jax.Array) -> jax.Array:
 
 def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     """The mean cross-entropy of a multilayer perceptron with ReLUs."""
-    logits = forward(params, x)
+    return cross_entropy(forward(params, x), y)
+
+
+def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean over a batch."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def signed(widths: Sequence[int]) -> list[jax.Array]:
+    """Kernels of signed constants, for a network without biases."""
+    draw = initializer.signed_constant()
+    each = enumerate(zip(widths, widths[1:], strict=False))
+    return [draw(jax.random.key(i), shape) for i, shape in each]
+
+
+def bare(weights: Sequence[jax.Array], x: jax.Array) -> jax.Array:
+    """Logits of a ReLU network without biases."""
+    for w in weights[:-1]:
+        x = jax.nn.relu(x @ w)
+    return x @ weights[-1]
 
 
 def times(mask: Any, params: Params) -> Params:
@@ -56,36 +76,3 @@ def batches(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     labels = jax.random.randint(label_key, (count, BATCH), 0, 10)
     noise = 0.5 * jax.random.normal(noise_key, (count, BATCH, 784))
     return jnp.clip(prototypes[labels] + noise, 0, 1), labels
-
-
-def dense_init(params: Params) -> tuple[Params, optax.OptState]:
-    """The state of ordinary training."""
-    return params, OPTIMIZER.init(params)
-
-
-def descend(
-    objective: Callable[..., jax.Array], state: tuple[Any, optax.OptState], *data: Any
-) -> tuple[tuple[Any, optax.OptState], jax.Array]:
-    """One step of gradient descent on what `objective` takes first."""
-    params, opt_state = state
-    value, gradients = jax.value_and_grad(objective)(params, *data)
-    updates, opt_state = OPTIMIZER.update(gradients, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), value
-
-
-class Training:
-    """A loop that goes on from where the last call ended; buffers are donated."""
-
-    def __init__(self, step: Callable[..., Any], state: Any, *rest: Any):
-        self._step, self._rest = step, rest
-        self._state = jax.tree.map(jnp.array, state)  # a copy: it will be donated
-
-    def __call__(self) -> Any:
-        """Run, and give what a check may read before the next call."""
-        self._state, value = self._step(self._state, *self._rest)
-        return self._state, value
-
-
-def shapes(tree: Any) -> list[list[int]]:
-    """The shapes of a tree's leaves."""
-    return [list(leaf.shape) for leaf in jax.tree.leaves(tree)]

@@ -6,7 +6,7 @@ last. Baselines select in the same step by sorting, by bisection without guesses
 not at all (the mask stays). The limit is an ordinary step, that trains the weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,28 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed import _network
-from benchmarks.speed._case import Case
+from benchmarks import _train
+from benchmarks.speed import _case, _network
 from maskjax import estimator, masking
 from maskjax.recipes import edge_popup
 
+WIDTHS, SMALL, DENSITY = (784, 300, 100, 10), (784, 30, 10), 0.5
 # Widths, members, steps in a scan, and steps in a scan for what sorts.
-FULL = [
-    ((784, 300, 100, 10), 1, 64, 4),
-    ((784, 300, 100, 10), 8, 16, 1),
-    ((784, 300, 100, 10), 64, 4, 1),
-]
-QUICK = [((784, 30, 10), 1, 2, 2), ((784, 30, 10), 2, 2, 2)]
-DENSITY = 0.5
-
-Pick = Callable[[jax.Array], jax.Array]
-
-
-def cases(*, quick: bool) -> Iterator[Case]:
-    """Networks of one size, more and more of them at once."""
-    for case in QUICK if quick else FULL:
-        yield _case(*case)
+FULL = [(WIDTHS, 1, 64, 4), (WIDTHS, 8, 16, 1), (WIDTHS, 64, 4, 1)]
+QUICK = [(SMALL, 1, 2, 2), (SMALL, 2, 2, 2)]
 
 
 def by_sorting(scores: jax.Array) -> jax.Array:
@@ -56,118 +43,112 @@ def by_bisection(scores: jax.Array) -> jax.Array:
     return keys >= lax.fori_loop(0, 31, settle, jnp.int32(0))
 
 
-def _step(state: Any, x: jax.Array, y: jax.Array, *, pick: Pick | None) -> Any:
-    """A step of edge-popup with another selection, or none."""
-    weights, mask, training = state
+def _ours(scores: Any, rest: Any, x: jax.Array, y: jax.Array) -> Any:
+    """The loss, and what the next step needs: where this selection cut."""
+    weights, cutoffs = rest
+    soft, cutoffs = edge_popup.soft_mask(
+        scores, density=DENSITY, guess=cutoffs, return_cutoff=True
+    )
+    loss = _network.loss(masking.apply(weights, soft), x, y)
+    return loss, (weights, cutoffs)
 
-    def objective(scores: Any) -> jax.Array:
+
+def _selecting(pick: Callable[[jax.Array], jax.Array] | None) -> Callable[..., Any]:
+    """The loss of edge-popup with another selection, or none."""
+
+    def loss(scores: Any, rest: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        weights, mask = rest
         ranked = jax.tree.map(jnp.abs, scores)
         hard = mask if pick is None else jax.tree.map(pick, ranked)
         soft = estimator.straight_through(hard, ranked)
         return _network.loss(masking.apply(weights, soft), x, y)
 
-    training, value = _network.descend(objective, training)
-    return (weights, mask, training), value
+    return loss
 
 
-def _case(widths: tuple[int, ...], members: int, steps: int, sorts: int) -> Case:
-    single = members == 1
-    keys = jax.random.key(0)
-    if not single:
-        keys = jax.random.split(keys, members)
+def _ordinary(params: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
+    return _network.loss(params, x, y)
 
-    def mapped(fn: Callable, in_axes: Any = 0) -> Callable:
-        return fn if single else jax.vmap(fn, in_axes)
+
+def case(widths: tuple[int, ...], members: int, steps: int, sorts: int) -> _case.Case:
+    """Networks of one size, one or several at once."""
+
+    def mapped(fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+        return fn if members == 1 else jax.vmap(fn, in_axes)
 
     @jax.jit
     @mapped
     def start(key: jax.Array) -> Any:
         params = _network.init(key, widths)
-        state = edge_popup.init(params, _network.OPTIMIZER, key=key)
-        return params, state, edge_popup.mask(state, density=DENSITY)
+        scores = edge_popup.init(params, key=key)
+        chosen = edge_popup.mask(scores, density=DENSITY, return_cutoff=True)
+        return params, scores, *chosen
 
     @jax.jit
     @mapped
-    def selections(state: edge_popup.EdgePopupState) -> Any:
-        ranked = jax.tree.map(jnp.abs, state.scores)
-        ours = edge_popup.mask(state, density=DENSITY)
+    def selections(scores: Any) -> Any:
+        ranked = jax.tree.map(jnp.abs, scores)
+        ours = edge_popup.mask(scores, density=DENSITY)
         return ours, *(jax.tree.map(f, ranked) for f in (by_sorting, by_bisection))
 
-    params, popup, mask = start(keys)
-    by_hand = (popup.weights, mask, (popup.scores, popup.opt_state))
-    xs, ys = _network.batches(jax.random.key(1), max(steps, sorts))
-
-    def ours(state: Any, x: jax.Array, y: jax.Array) -> Any:
-        return edge_popup.step(
-            state, _network.loss, _network.OPTIMIZER, x, y, density=DENSITY
-        )
-
-    def plain(state: Any, x: jax.Array, y: jax.Array) -> Any:
-        return _network.descend(_network.loss, state, x, y)
+    key = jax.random.key(0)
+    keys = key if members == 1 else jax.random.split(key, members)
+    params, scores, mask, cutoffs = start(keys)
+    data = _network.batches(jax.random.key(1), max(steps, sorts))
 
     def contestant(
-        name: str, role: Role, step: Callable, state: Any, steps: int = steps
-    ) -> Contestant:
+        name: str, loss: Any, learned: Any, rest: Any = None, steps: int = steps
+    ) -> Any:
+        step = _train.descend(loss, _network.OPTIMIZER, has_aux=loss is _ours)
         each = mapped(step, (0, None, None))
 
-        def several(state: Any, x: jax.Array, y: jax.Array) -> Any:
-            return lax.scan(lambda s, batch: each(s, *batch), state, (x, y))
+        def several(member: Any, *data: jax.Array) -> Any:
+            return lax.scan(lambda m, batch: each(m, *batch), member, data)
 
-        data = (xs[:steps], ys[:steps])
-        call, compile_s = compiled(several, state, *data, donate=(0,))
-        loop = _network.Training(call, state, *data)
-        return Contestant(name, role, loop, compile_s, steps)
+        begin = mapped(lambda p, rest: _train.begin(_network.OPTIMIZER, p, rest))
+        some = jax.tree.map(lambda leaf: leaf[:steps], data)
+        return _case.training(name, several, begin(learned, rest), *some, steps=steps)
 
-    def other(name: str, pick: Pick | None, steps: int = steps) -> Contestant:
-        def step(state: Any, x: jax.Array, y: jax.Array) -> Any:
-            return _step(state, x, y, pick=pick)
-
-        return contestant(name, "baseline", step, by_hand, steps)
+    others = {"by sorting": by_sorting, "by bisection": by_bisection, "mask kept": None}
 
     def agree(results: Mapping[str, Any]) -> None:
         # The first step of each: later ones may differ, since of equal scores the
         # baselines keep all.
         first = {name: np.asarray(losses)[0] for name, (_, losses) in results.items()}
-        for name in ("by sorting", "by bisection", "mask kept"):
-            np.testing.assert_allclose(
-                first["edge_popup"], first[name], rtol=1e-4, err_msg=name
-            )
-        state, losses = results["edge_popup"]
+        for name in others:
+            _case.close(first["edge_popup"], first[name], rtol=1e-4)
+        member, losses = results["edge_popup"]
         assert np.isfinite(losses).all()
-        for a, b in zip(
-            jax.tree.leaves(state.weights), jax.tree.leaves(params), strict=True
-        ):
-            np.testing.assert_array_equal(a, b)
-        masks = map(jax.tree.leaves, selections(state))
-        for a, b, c in zip(*masks, strict=True):
-            size = a.size // members
-            counts = np.asarray(a).reshape(members, -1).sum(1)
-            np.testing.assert_array_equal(counts, round(DENSITY * size))
-            np.testing.assert_array_equal(b, c)
-            assert not np.any(np.asarray(a & ~b))
+        assert _train.same_bits(member.rest[0], params)
+        masks = map(jax.tree.leaves, selections(member.params))
+        for ours, sorted_, bisected in zip(*masks, strict=True):
+            counts = np.asarray(ours).reshape(members, -1).sum(1)
+            np.testing.assert_array_equal(counts, round(DENSITY * ours.size / members))
+            np.testing.assert_array_equal(sorted_, bisected)
+            assert not np.any(np.asarray(ours) & ~np.asarray(sorted_))
 
-    return Case(
-        f"{'-'.join(map(str, widths))} members={members}",
-        {
-            "dtype": "float32",
-            "shape": _network.shapes(
-                params if single else jax.tree.map(lambda p: p[0], params)
-            ),
-            "density": DENSITY,
-            "structure": "Entries()",
-            "scope": "leaf",
-            "batch": _network.BATCH,
-            "members": members,
-            "mode": "scan",
-        },
+    one = params if members == 1 else jax.tree.map(lambda p: p[0], params)
+    return _case.of(
+        f"{_case.named(widths)} members={members}",
         [
-            contestant("edge_popup", "ours", ours, popup),
-            other("by sorting", by_sorting, sorts),
-            other("by bisection", by_bisection),
-            other("mask kept", None),
-            contestant(
-                "ordinary step", "limit", plain, mapped(_network.dense_init)(params)
+            contestant("edge_popup", _ours, scores, (params, cutoffs)),
+            *(
+                contestant(
+                    name,
+                    _selecting(pick),
+                    scores,
+                    (params, mask),
+                    sorts if pick is by_sorting else steps,
+                )
+                for name, pick in others.items()
             ),
+            contestant("ordinary step", _ordinary, params),
         ],
         agree,
+        shape=_case.shapes(one),
+        density=DENSITY,
+        scope="leaf",
+        batch=_network.BATCH,
+        members=members,
+        mode="scan",
     )

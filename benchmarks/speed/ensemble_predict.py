@@ -6,7 +6,7 @@ network. Baselines: as many forwards; all members at once; masks on the rows of 
 by `stacking.predict`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,48 +14,46 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _members
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed import _network
-from benchmarks.speed._case import Case
+from benchmarks.speed import _case, _network
 from maskjax import stacking
 from maskjax.recipes import masksembles, mc_dropout
 
-NETWORK, BATCH = (784, 512, 512, 10), 1024
 RATE = 0.5
-# Widths, batch, members of Masksembles, members of MC-dropout.
-FULL = [(NETWORK, BATCH, 4, 100)]
-QUICK = [((12, 16, 16, 3), 8, 4, 5)]
+# What is asked, widths, batch, members.
+FULL = [
+    ("Masksembles", (784, 512, 512, 10), 1024, 4),
+    ("MC-dropout", (784, 512, 512, 10), 1024, 100),
+]
+QUICK = [("Masksembles", (12, 16, 16, 3), 8, 4), ("MC-dropout", (12, 16, 16, 3), 8, 5)]
 REPEATS, SECONDS = 100, 10.0
 
 
-def cases(*, quick: bool) -> Iterator[Case]:
-    """Masksembles of scale 2, then MC-dropout."""
-    for widths, batch, few, many in QUICK if quick else FULL:
-        yield _masksembles(widths, batch, few)
-        yield _mc_dropout(widths, batch, many)
-
-
-def _contestant(name: str, role: Role, fn: Callable, *args: Any) -> Contestant:
-    call, compile_s = compiled(fn, *args)
-    scratch = getattr(call.memory_analysis(), "temp_size_in_bytes", 0) or None
-    return Contestant(name, role, lambda: call(*args), compile_s, nbytes=scratch)
-
-
-def _inputs(batch: int, widths: tuple[int, ...]) -> jax.Array:
+def case(kind: str, widths: tuple[int, ...], batch: int, members: int) -> _case.Case:
+    """Masksembles of scale 2, or MC-dropout."""
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.standard_normal((batch, widths[0])), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((batch, widths[0])), jnp.float32)
+    make = {"Masksembles": _masksembles, "MC-dropout": _mc_dropout}[kind]
+    return make(widths, x, members)
 
 
-def _agree(results: Mapping[str, Any], names: list[str]) -> None:
-    first = results[names[0]]
-    for name in names[1:]:
-        np.testing.assert_allclose(
-            first, results[name], rtol=1e-3, atol=1e-3, err_msg=name
-        )
+def _case_of(
+    name: str, fns: Mapping[str, Any], same: Sequence[str], **context: Any
+) -> _case.Case:
+    """A case of functions and their arguments, some of which say the same."""
+
+    def contestant(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        return _case.contestant(name, fn, *args, nbytes=lambda scratch: scratch or None)
+
+    def agree(results: Mapping[str, Any]) -> None:
+        for other in same[1:]:
+            _case.close(results[same[0]], results[other], rtol=1e-3, atol=1e-3)
+
+    contestants = [contestant(name, *fn) for name, fn in fns.items()]
+    return _case.of(name, contestants, agree, structure="Units()", **context)
 
 
-def _masksembles(widths: tuple[int, ...], batch: int, members: int) -> Case:
-    key, x = jax.random.key(0), _inputs(batch, widths)
+def _masksembles(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Case:
+    key = jax.random.key(0)
     params = _network.init(key, widths)
     last = len(params)
     after = lambda path, leaf: leaf.ndim == 2 and "layer_0" not in path  # noqa: E731
@@ -68,14 +66,13 @@ def _masksembles(widths: tuple[int, ...], batch: int, members: int) -> Case:
     body = {name: params[name] for name in names}
     thin = masksembles.thin(body, {name: stack[name] for name in names}, links=links)
 
-    def shared(size: int | None) -> Callable:
+    def shared(size: int | None) -> Callable[..., Any]:
         """The first layer once, then thin members."""
 
         def of(params: Any, thin: Any, x: jax.Array) -> jax.Array:
-            features = jax.nn.relu(_network.forward({"layer_0": params["layer_0"]}, x))
-            return masksembles.predict(
-                _network.forward, thin, features, batch_size=size
-            )
+            first = {"layer_0": params["layer_0"]}
+            x = jax.nn.relu(_network.forward(first, x))
+            return masksembles.predict(_network.forward, thin, x, batch_size=size)
 
         return of
 
@@ -92,50 +89,45 @@ def _masksembles(widths: tuple[int, ...], batch: int, members: int) -> Case:
                 x = x @ params[f"layer_{i}"]["kernel"] + params[f"layer_{i}"]["bias"]
             return x
 
-        masks = [stack[name]["kernel"] for name in names]
-        return stacking.map(member, masks, x)
+        return stacking.map(member, [stack[name]["kernel"] for name in names], x)
 
-    alone = "one dense forward"
-    ours, all_ = "thin, one at a time", "thin, all at once"
-    rows, features = "masks on rows", "masks on features"
-    return Case(
-        f"Masksembles {'-'.join(map(str, widths))} B={batch} N={members}",
-        {
-            "dtype": "float32",
-            "shape": _network.shapes(params),
-            "density": int(thin.inputs.shape[1]) / widths[1],
-            "structure": "Units()",
-            "members": members,
-            "batch": batch,
-            "scale": 2.0,
-        },
-        [
-            _contestant(ours, "ours", shared(1), params, thin, x),
-            _contestant(all_, "baseline", shared(None), params, thin, x),
-            _contestant(features, "baseline", on_features, params, stack, x),
-            _contestant(rows, "baseline", on_rows, params, stack, x),
-            _contestant(f"{members} dense forwards", "baseline", times, params, x),
-            _contestant(alone, "limit", _network.forward, params, x),
-        ],
-        lambda results: _agree(results, [ours, all_, rows, features]),
+    fns = {
+        "thin, one at a time": (shared(1), params, thin, x),
+        "thin, all at once": (shared(None), params, thin, x),
+        "masks on features": (on_features, params, stack, x),
+        "masks on rows": (on_rows, params, stack, x),
+        f"{members} dense forwards": (times, params, x),
+        "one dense forward": (_network.forward, params, x),
+    }
+    return _case_of(
+        f"Masksembles {_case.named(widths)} B={len(x)} N={members}",
+        fns,
+        list(fns)[:4],
+        shape=_case.shapes(params),
+        density=int(thin.inputs.shape[1]) / widths[1],
+        members=members,
+        batch=len(x),
+        scale=2.0,
     )
 
 
-def _mc_dropout(widths: tuple[int, ...], batch: int, members: int) -> Case:
+def _mc_dropout(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Case:
     net = _members.Net(widths[1:])
-    key, x = jax.random.key(0), _inputs(batch, widths)
-    variables = net.init(key, x)
+    variables = net.init(jax.random.key(0), x)
     params, units = variables["params"], variables["masks"]
-    keys = jax.random.split(key, members)
+    keys = jax.random.split(jax.random.key(0), members)
     hidden = len(widths) - 2
 
-    def predict(size: int | None, examples: int | None = None) -> Callable:
+    def dense(params: Any, x: jax.Array, masks: Any = units) -> Any:
+        return net.apply({"params": params, "masks": masks}, x)
+
+    def masked(size: int | None, examples: int | None = None) -> Callable[..., Any]:
         def of(params: Any, keys: jax.Array, x: jax.Array) -> jax.Array:
-            run = lambda masks, x: net.apply(  # noqa: E731
-                {"params": params, "masks": masks}, x
-            )
-            how = {"rate": RATE, "keys": keys, "batch_size": size}
-            return mc_dropout.predict(run, units, x, **how, examples=examples)
+            def member(key: jax.Array, x: jax.Array) -> jax.Array:
+                how = {"rate": RATE, "examples": examples, "key": key}
+                return dense(params, x, mc_dropout.mask(units, **how))
+
+            return stacking.map(member, keys, x, batch_size=size)
 
         return of
 
@@ -143,43 +135,29 @@ def _mc_dropout(widths: tuple[int, ...], batch: int, members: int) -> Case:
         """The same masks as a stack on kernels."""
 
         def member(key: jax.Array) -> Any:
-            masks = mc_dropout.masks(units, rate=RATE, key=key)
+            masks = mc_dropout.mask(units, rate=RATE, key=key)
             rows = [masks[f"LinenFeatureMask_{i}"]["features"] for i in range(hidden)]
+            kernels = [None, *(row[:, None] for row in rows)]
             return {
-                f"Dense_{i}": {
-                    "kernel": rows[i - 1][:, None] if i else None,
-                    "bias": None,
-                }
-                for i in range(hidden + 1)
+                f"Dense_{i}": {"kernel": kernel, "bias": None}
+                for i, kernel in enumerate(kernels)
             }
 
-        run = lambda params, x: net.apply(  # noqa: E731
-            {"params": params, "masks": units}, x
-        )
-        stack = jax.vmap(member)(keys)
-        return stacking.predict(run, params, stack, x, batch_size=1)
-
-    def dense(params: Any, x: jax.Array) -> jax.Array:
-        return net.apply({"params": params, "masks": units}, x)
+        return stacking.predict(dense, params, jax.vmap(member)(keys), x, batch_size=1)
 
     args = params, keys, x
-    ours, all_, rows = "one at a time", "all at once", "masks on rows"
-    return Case(
-        f"MC-dropout {'-'.join(map(str, widths))} B={batch} T={members}",
+    return _case_of(
+        f"MC-dropout {_case.named(widths)} B={len(x)} T={members}",
         {
-            "dtype": "float32",
-            "shape": _network.shapes(params),
-            "density": 1 - RATE,
-            "structure": "Units()",
-            "members": members,
-            "batch": batch,
+            "one at a time": (masked(1), *args),
+            "a mask for each sample": (masked(1, len(x)), *args),
+            "all at once": (masked(None), *args),
+            "masks on rows": (on_rows, *args),
+            "one dense forward": (dense, params, x),
         },
-        [
-            _contestant(ours, "ours", predict(1), *args),
-            _contestant("a mask for each sample", "baseline", predict(1, batch), *args),
-            _contestant(all_, "baseline", predict(None), *args),
-            _contestant(rows, "baseline", on_rows, *args),
-            _contestant("one dense forward", "limit", dense, params, x),
-        ],
-        lambda results: _agree(results, [ours, all_, rows]),
+        ["one at a time", "all at once", "masks on rows"],
+        shape=_case.shapes(params),
+        density=1 - RATE,
+        members=members,
+        batch=len(x),
     )

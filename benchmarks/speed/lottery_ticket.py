@@ -7,7 +7,7 @@ already: no scores, no selection, nothing kept but the losses.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 
 import maskjax
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed import _network
-from benchmarks.speed._case import Case
+from benchmarks import _train
+from benchmarks._timing import Contestant, compiled
+from benchmarks.speed import _case, _network
 from maskjax import masking
 from maskjax.recipes import lottery_ticket
 
@@ -27,23 +27,18 @@ QUICK = [((784, 30, 10), 2, 2, 2)]
 RATE = 0.2
 
 
-def cases(*, quick: bool) -> Iterator[Case]:
-    """One network."""
-    for case in QUICK if quick else FULL:
-        yield _case(*case)
-
-
-def _train(params: Any, mask: Any, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
+def _trained(
+    params: Any, mask: Any, x: jax.Array, y: jax.Array
+) -> tuple[Any, jax.Array]:
     """A scan over batches; the last loss."""
 
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def loss(params: Any, mask: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         return _network.loss(maskjax.apply(params, mask), x, y)
 
-    def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        return _network.descend(loss, state, *batch)
-
-    (params, _), losses = lax.scan(step, _network.dense_init(params), (x, y))
-    return params, losses[-1]
+    step = _train.descend(loss, _network.OPTIMIZER)
+    begun = _train.begin(_network.OPTIMIZER, params, mask)
+    member, losses = lax.scan(lambda m, batch: step(m, *batch), begun, (x, y))
+    return member.params, losses[-1]
 
 
 def _left(n: int, rounds: int) -> list[int]:
@@ -83,35 +78,30 @@ def _loop(train: Callable, params: Any, masks: Any, rounds: int) -> Any:
     return found, np.stack(losses, 1)
 
 
-def _case(widths: tuple[int, ...], rounds: int, seeds: int, steps: int) -> Case:
+def case(widths: tuple[int, ...], rounds: int, seeds: int, steps: int) -> _case.Case:
+    """One network, several seeds side by side."""
     keys = jax.random.split(jax.random.key(0), seeds)
     params = jax.jit(jax.vmap(lambda key: _network.init(key, widths)))(keys)
     data = _network.batches(jax.random.key(1), steps)
 
-    def search(params: Any, key: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+    def search(params: Any, key: jax.Array, *data: jax.Array) -> Any:
         def train(params: Any, mask: Any, *, key: jax.Array) -> Any:
-            return _train(params, mask, x, y)
+            return _trained(params, mask, *data)
 
         return lottery_ticket.search(train, params, rounds=rounds, rate=RATE, key=key)
 
-    def alone(params: Any, masks: Any, x: jax.Array, y: jax.Array) -> Any:
+    def alone(params: Any, masks: Any, *data: jax.Array) -> Any:
         def turn(_: None, mask: Any) -> tuple[None, jax.Array]:
-            return None, _train(maskjax.apply(params, mask), mask, x, y)[1]
+            return None, _trained(maskjax.apply(params, mask), mask, *data)[1]
 
         return lax.scan(turn, None, masks)[1]
 
-    def contestant(name: str, role: Role, fn: Callable, *args: Any) -> Contestant:
-        each = jax.vmap(fn, in_axes=(0, 0, None, None))
-        call, compile_s = compiled(each, *args)
-        run = functools.partial(call, *args)
-        return Contestant(name, role, run, compile_s, steps * (rounds + 1))
-
-    ours = contestant("search", "ours", search, params, keys, *data)
+    every = {"steps": steps * (rounds + 1)}
+    mapped = functools.partial(jax.vmap, in_axes=(0, 0, None, None))
+    ours = _case.contestant("search", mapped(search), params, keys, *data, **every)
     masks = ours.run().masks
-
     everything = jax.vmap(masking.everything)(params)
-    each = jax.vmap(_train, in_axes=(0, 0, None, None))
-    train, compile_s = compiled(each, params, everything, *data)
+    train, compile_s = compiled(mapped(_trained), params, everything, *data)
     loop = functools.partial(
         _loop,
         lambda params, masks: train(params, masks, *data),
@@ -122,11 +112,9 @@ def _case(widths: tuple[int, ...], rounds: int, seeds: int, steps: int) -> Case:
 
     def agree(results: Mapping[str, Any]) -> None:
         trace = results["search"]
-        np.testing.assert_allclose(
-            trace.metrics, results["training alone"], rtol=1e-3, err_msg="losses"
-        )
+        _case.close(trace.metrics, results["training alone"], rtol=1e-3)
         found, losses = results["loop, np.partition"]
-        np.testing.assert_allclose(trace.metrics[:, 0], losses[:, 0], rtol=1e-3)
+        _case.close(trace.metrics[:, 0], losses[:, 0], rtol=1e-3)
         for i, (layer, final) in enumerate(
             zip(trace.masks.values(), trace.final.values(), strict=True)
         ):
@@ -140,30 +128,21 @@ def _case(widths: tuple[int, ...], rounds: int, seeds: int, steps: int) -> Case:
             assert (mine[1] & theirs[1]).sum() > 0.999 * mine[1].sum()
             assert not np.asarray(final["kernel"])[~mine.swapaxes(0, 1)].any()
 
-    return Case(
-        f"{'-'.join(map(str, widths))} rounds={rounds} seeds={seeds}",
-        {
-            "dtype": "float32",
-            "shape": _network.shapes(jax.tree.map(lambda p: p[0], params)),
-            "density": (1 - RATE) ** rounds,
-            "structure": "Entries()",
-            "scope": "leaf",
-            "rate": RATE,
-            "rounds": rounds,
-            "members": seeds,
-            "batch": _network.BATCH,
-            "steps_of_a_round": steps,
-        },
+    least = mapped(alone), params, masks, *data
+    return _case.of(
+        f"{_case.named(widths)} rounds={rounds} seeds={seeds}",
         [
             ours,
-            Contestant(
-                "loop, np.partition",
-                "baseline",
-                loop,
-                compile_s,
-                steps * (rounds + 1),
-            ),
-            contestant("training alone", "limit", alone, params, masks, *data),
+            Contestant("loop, np.partition", loop, compile_s, **every),
+            _case.contestant("training alone", *least, **every),
         ],
         agree,
+        shape=_case.shapes(jax.tree.map(lambda p: p[0], params)),
+        density=(1 - RATE) ** rounds,
+        scope="leaf",
+        rate=RATE,
+        rounds=rounds,
+        members=seeds,
+        batch=_network.BATCH,
+        steps_of_a_round=steps,
     )

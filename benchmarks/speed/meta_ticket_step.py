@@ -8,20 +8,17 @@ set of weights for all.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
-from benchmarks import _episodes
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed import _network
-from benchmarks.speed._case import Case
-from maskjax import estimator
+from benchmarks import _episodes, _train
+from benchmarks._timing import Contestant, compiled
+from benchmarks.speed import _case, _network
 from maskjax.recipes import meta_ticket
 
 TASKS, RATE = 32, 0.01
@@ -32,17 +29,12 @@ QUICK = [(WAVES, 3, 2), ((16, 8, 5), 3, 1)]
 OPTIMIZER = optax.adam(1e-3)
 
 
-def cases(*, quick: bool) -> Iterator[Case]:
-    """Sine waves, five points each; and five classes of images, one of each."""
-    for case in QUICK if quick else FULL:
-        yield _case(*case)
-
-
 def _square(params: _network.Params, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean((_network.forward(params, x) - y) ** 2)
 
 
-def _case(widths: tuple[int, ...], tasks: int, steps: int) -> Case:
+def case(widths: tuple[int, ...], tasks: int, steps: int) -> _case.Case:
+    """Sine waves, five points each; or five classes of images, one of each."""
     key = jax.random.key(0)
     if widths[0] == 1:
         loss = _square
@@ -52,35 +44,37 @@ def _case(widths: tuple[int, ...], tasks: int, steps: int) -> Case:
         classes = jax.random.uniform(key, (50, 2, widths[0]))
         how = {"ways": widths[-1], "shots": 1, "queries": 1}
         draw = functools.partial(_episodes.images, classes=classes, **how)
-    support, query = jax.jit(functools.partial(draw, tasks=tasks))(key)
+    data = jax.jit(functools.partial(draw, tasks=tasks))(key)
     params = _network.init(key, widths)
-    state = meta_ticket.init(params, OPTIMIZER, density=0.5, key=key)
-    how = {"rates": RATE, "steps": steps}
+    scores, thresholds = meta_ticket.init(params, density=0.5, key=key)
+    member = _train.begin(OPTIMIZER, scores, thresholds)
 
-    def step(state: Any, support: Any, query: Any, *, size: int | None = None) -> Any:
-        return meta_ticket.step(
-            state, loss, OPTIMIZER, support, query, **how, batch_size=size
-        )
+    def after_adapting(scores: Any, support: Any, query: Any) -> jax.Array:
+        soft = meta_ticket.soft_mask(scores, thresholds)
+        how = {"inner_learning_rates": RATE, "steps": steps}
+        return loss(meta_ticket.adapt(loss, params, soft, *support, **how), *query)
 
-    def add(total: Any, state: Any, support: Any, query: Any) -> Any:
+    of_task = jax.value_and_grad(after_adapting)
+
+    def move(member: Any, found: Any) -> Any:
+        value, gradient = found
+        updates, opt_state = OPTIMIZER.update(gradient, member.opt_state)
+        scores = optax.apply_updates(member.params, updates)
+        return member._replace(params=scores, opt_state=opt_state), value
+
+    def together(size: int | None) -> Any:
+        def step(member: Any, *data: Any) -> Any:
+            mean = meta_ticket.mean_over_tasks
+            return move(member, mean(of_task, member.params, *data, batch_size=size))
+
+        return step
+
+    def add(total: Any, member: Any, *data: Any) -> Any:
         """One task's loss and gradient, and those before it."""
+        return jax.tree.map(jnp.add, total, of_task(member.params, *data))
 
-        def value(scores: Any) -> jax.Array:
-            soft = estimator.straight_through(meta_ticket.mask(state), scores)
-            params = meta_ticket.adapt(loss, state.weights, soft, *support, **how)
-            return loss(params, *query)
-
-        found = jax.value_and_grad(value)(state.scores)
-        return jax.tree.map(jnp.add, total, found)
-
-    def move(total: Any, state: Any) -> Any:
-        value, gradient = jax.tree.map(lambda x: x / tasks, total)
-        learned = state.scores, state.trained
-        updates, opt_state = OPTIMIZER.update(
-            (gradient, state.trained), state.opt_state
-        )
-        scores, _ = optax.apply_updates(learned, updates)
-        return state._replace(scores=scores, opt_state=opt_state), value
+    def last(total: Any, member: Any) -> Any:
+        return move(member, jax.tree.map(lambda x: x / tasks, total))
 
     def ordinary(params: Any, support: Any, query: Any) -> Any:
         """Steps on all samples at once, with the same weights."""
@@ -94,70 +88,39 @@ def _case(widths: tuple[int, ...], tasks: int, steps: int) -> Case:
         params, _ = lax.scan(descend, params, length=steps)
         return jax.value_and_grad(loss)(params, *query)
 
-    zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.scores)
-    sets = [jax.tree.map(lambda x, i=i: x[i], (support, query)) for i in range(tasks)]
-    together, compile_s = compiled(step, state, support, query)
-    chunked, compile_few = compiled(
-        functools.partial(step, size=1), state, support, query
-    )
-    single, compile_single = compiled(add, zero, state, *sets[0])
-    last, compile_last = compiled(move, zero, state)
-    least, compile_least = compiled(ordinary, params, support, query)
+    zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, scores)
+    sets = [jax.tree.map(lambda x, i=i: x[i], data) for i in range(tasks)]
+    single, compile_single = compiled(add, zero, member, *sets[0])
+    finish, compile_finish = compiled(last, zero, member)
 
     def loop() -> Any:
         total = zero
         for each in sets:
-            total = single(total, state, *each)
-        return last(total, state)
+            total = single(total, member, *each)
+        return finish(total, member)
 
     def agree(results: Mapping[str, Any]) -> None:
-        ours = results["vmapped"]
+        ours, value = results["vmapped"]
         for name in ("one at a time", "a Python loop"):
             theirs = results[name]
-            np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, err_msg=name)
+            _case.close(value, theirs[1], rtol=1e-4)
             # Moments, for of small gradients Adam makes steps of the same size.
-            for a, b in zip(
-                jax.tree.leaves(ours[0].opt_state[0].mu),
-                jax.tree.leaves(theirs[0].opt_state[0].mu),
-                strict=True,
-            ):
-                np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6, err_msg=name)
+            moments = (each.opt_state[0].mu for each in (ours, theirs[0]))
+            _case.close(*moments, rtol=1e-2, atol=1e-6)
 
-    def contestant(
-        name: str, role: Role, call: Callable[[], Any], compile_s: float
-    ) -> Contestant:
-        return Contestant(name, role, call, compile_s, steps=tasks)
-
-    return Case(
-        f"{'-'.join(map(str, widths))} tasks={tasks} steps={steps}",
-        {
-            "dtype": "float32",
-            "shape": _network.shapes(params),
-            "density": 0.5,
-            "structure": "Entries()",
-            "members": tasks,
-            "inner_steps": steps,
-            "samples_per_set": int(support[0].shape[1]),
-        },
+    each = {"steps": tasks}
+    return _case.of(
+        f"{_case.named(widths)} tasks={tasks} steps={steps}",
         [
-            contestant(
-                "vmapped", "ours", lambda: together(state, support, query), compile_s
-            ),
-            contestant(
-                "one at a time",
-                "baseline",
-                lambda: chunked(state, support, query),
-                compile_few,
-            ),
-            contestant(
-                "a Python loop", "baseline", loop, compile_single + compile_last
-            ),
-            contestant(
-                "ordinary training",
-                "limit",
-                lambda: least(params, support, query),
-                compile_least,
-            ),
+            _case.contestant("vmapped", together(None), member, *data, **each),
+            _case.contestant("one at a time", together(1), member, *data, **each),
+            Contestant("a Python loop", loop, compile_single + compile_finish, **each),
+            _case.contestant("ordinary training", ordinary, params, *data, **each),
         ],
         agree,
+        shape=_case.shapes(params),
+        density=0.5,
+        members=tasks,
+        inner_steps=steps,
+        samples_per_set=int(data[0][0].shape[1]),
     )

@@ -4,7 +4,7 @@ K masks of a network: their inner products with a tree, and their weighted sum.
 Baselines keep a byte or a float an entry. The limit is one pass that reads the bits.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,33 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed._case import Case
-from maskjax import packing
+from benchmarks._timing import Contestant
+from benchmarks.speed import _case
+from maskjax import packing, stacking
 
 NETWORK = [(784, 300), (300, 100), (100, 100)]
 SMALL = [(20, 10), (10, 7)]
-# Shapes, members, and whether a float an entry fits into memory.
-FULL = [(NETWORK, 25, True), (NETWORK, 250, True), (NETWORK, 2500, False)]
-QUICK = [(SMALL, 20, True)]
+# What is asked, shapes, members, and whether a float an entry fits into memory.
+FULL = [
+    (name, NETWORK, k, k < 2500) for k in (25, 250, 2500) for name in ("dot", "mix")
+]
+QUICK = [("dot", SMALL, 20, True), ("mix", SMALL, 20, True)]
 CHUNK = 16
 
 Bank = list[Any]
-
-
-def cases(*, quick: bool) -> Iterator[Case]:
-    """Banks of more and more masks, and both products."""
-    for shapes, k, fits in QUICK if quick else FULL:
-        rng = np.random.default_rng(0)
-        masks = [
-            jnp.asarray(rng.integers(0, 2, (k, *s), dtype=np.uint8).view(bool))
-            for s in shapes
-        ]
-        packed = jax.jit(lambda m: lax.map(packing.pack, m, batch_size=CHUNK))(masks)
-        tree = [jnp.asarray(rng.standard_normal(s, dtype=np.float32)) for s in shapes]
-        weights = jnp.asarray(rng.random(k, dtype=np.float32))
-        yield _case("dot", packing.dot, dot, masks, packed, tree, fits=fits)
-        yield _case("mix", packing.mix, mix, masks, packed, weights, fits=fits)
 
 
 def dot(bank: Bank, tree: Bank) -> jax.Array:
@@ -50,26 +37,33 @@ def dot(bank: Bank, tree: Bank) -> jax.Array:
     return jnp.stack(of_leaves).sum(0)
 
 
-def mix(bank: Bank, weights: jax.Array) -> Bank:
+def mix(bank: Bank, coefficients: jax.Array) -> Bank:
     """Weighted sums by `einsum`."""
-    return [jnp.einsum("kij,k->ij", m.astype(weights.dtype), weights) for m in bank]
+    c = coefficients
+    return [jnp.einsum("kij,k->ij", m.astype(c.dtype), c) for m in bank]
 
 
 def _chunked_dot(bank: Bank, tree: Bank) -> jax.Array:
-    return lax.map(lambda m: _masked_sum(m, tree), bank, batch_size=CHUNK)
+    def one(mask: Bank) -> jax.Array:
+        pairs = zip(mask, tree, strict=True)
+        return jnp.stack([jnp.where(m, v, 0).sum() for m, v in pairs]).sum()
+
+    return lax.map(one, bank, batch_size=CHUNK)
 
 
-def _masked_sum(mask: Bank, tree: Bank) -> jax.Array:
-    sums = [jnp.where(m, v, 0).sum() for m, v in zip(mask, tree, strict=True)]
-    return jnp.stack(sums).sum()
-
-
-def _chunked_mix(bank: Bank, weights: jax.Array) -> Bank:
+def _chunked_mix(bank: Bank, coefficients: jax.Array) -> Bank:
     def add(i: jax.Array, total: Bank) -> Bank:
-        return [t + weights[i] * m[i] for t, m in zip(total, bank, strict=True)]
+        pairs = zip(total, bank, strict=True)
+        return [t + coefficients[i] * m[i] for t, m in pairs]
 
-    zeros = [jnp.zeros(m.shape[1:], weights.dtype) for m in bank]
-    return lax.fori_loop(0, weights.shape[0], add, zeros)
+    zeros = [jnp.zeros(m.shape[1:], coefficients.dtype) for m in bank]
+    return lax.fori_loop(0, coefficients.shape[0], add, zeros)
+
+
+WAYS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "dot": (packing.dot, _chunked_dot, dot),
+    "mix": (stacking.mix, _chunked_mix, mix),
+}
 
 
 def read(packed: Bank) -> Bank:
@@ -77,59 +71,58 @@ def read(packed: Bank) -> Bank:
     return [lax.reduce(p.bits, np.uint32(0), lax.bitwise_xor, (0,)) for p in packed]
 
 
-def _case(
-    name: str,
-    ours: Callable,
-    unpacked: Callable,
-    masks: Bank,
-    packed: Bank,
-    operand: Any,
-    *,
-    fits: bool,
-) -> Case:
-    def contestant(
-        name: str, role: Role, fn: Callable, bank: Bank, *rest: Any
-    ) -> Contestant:
-        call, compile_s = compiled(fn, bank, *rest)
-        nbytes = sum(leaf.nbytes for leaf in bank)
-        return Contestant(
-            name, role, lambda: call(bank, *rest), compile_s, nbytes=nbytes
-        )
+def drawn(shapes: Sequence[tuple[int, ...]], k: int) -> tuple[Bank, Bank]:
+    """K masks at random, as booleans and packed."""
+    rng = np.random.default_rng(0)
+    masks = [
+        jnp.asarray(rng.integers(0, 2, (k, *s), dtype=np.uint8).view(bool))
+        for s in shapes
+    ]
+    pack = jax.jit(lambda m: lax.map(packing.pack, m, batch_size=CHUNK))
+    return masks, pack(masks)
 
-    chunked = {"dot": _chunked_dot, "mix": _chunked_mix}[name]
+
+def case(
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    k: int,
+    fits: bool,  # noqa: FBT001
+) -> _case.Case:
+    """One product with a bank of one size."""
+    masks, packed = drawn(shapes, k)
+    rng = np.random.default_rng(1)
+    tree = [jnp.asarray(rng.standard_normal(s, dtype=np.float32)) for s in shapes]
+    coefficients = jnp.asarray(rng.random(k, dtype=np.float32))
+    operand = {"dot": tree, "mix": coefficients}[name]
+    ours, chunked, unpacked = WAYS[name]
+
+    def contestant(name: str, fn: Any, bank: Bank, *rest: Any) -> Contestant:
+        held = sum(leaf.nbytes for leaf in bank)
+        return _case.contestant(name, fn, bank, *rest, nbytes=lambda _: held)
+
     contestants = [
-        contestant(f"packing.{name}", "ours", ours, packed, operand),
-        contestant("booleans in chunks", "baseline", chunked, masks, operand),
+        contestant(f"{ours.__module__.split('.')[1]}.{name}", ours, packed, operand),
+        contestant("booleans in chunks", chunked, masks, operand),
     ]
     if fits:
         floats = [m.astype(jnp.float32) for m in masks]
         contestants += [
-            contestant("booleans, einsum", "baseline", unpacked, masks, operand),
-            contestant("floats, einsum", "baseline", unpacked, floats, operand),
+            contestant("booleans, einsum", unpacked, masks, operand),
+            contestant("floats, einsum", unpacked, floats, operand),
         ]
-    contestants.append(contestant("read the bits", "limit", read, packed))
+    contestants.append(contestant("read the bits", read, packed))
 
     def agree(results: Mapping[str, Any]) -> None:
-        expected = results["booleans in chunks"]
         for each, result in results.items():
-            if each == "read the bits":
-                continue
-            for a, b in zip(
-                jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
-            ):
-                # Sums of 1e5 terms in another order.
-                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2, err_msg=each)
+            if each != "read the bits":  # sums of 1e5 terms in another order
+                expected = results["booleans in chunks"]
+                _case.close(result, expected, rtol=1e-3, atol=1e-2)
 
-    k = masks[0].shape[0]
-    return Case(
+    return _case.of(
         f"{name} K={k}",
-        {
-            "dtype": "float32",
-            "shape": [list(m.shape[1:]) for m in masks],
-            "density": 0.5,
-            "structure": "Entries()",
-            "members": k,
-        },
         contestants,
         agree,
+        shape=[list(s) for s in shapes],
+        density=0.5,
+        members=k,
     )

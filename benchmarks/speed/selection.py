@@ -6,7 +6,9 @@ limit is one pass over the scores that compares them with the known threshold an
 the mask.
 """
 
+import functools
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed._case import Case
+from benchmarks._timing import Contestant
+from benchmarks.speed import _case
 from maskjax import select
 
 SIZES = {
@@ -26,33 +28,29 @@ SIZES = {
     "2M": [(1024, 512)] * 2 + [(512, 512)] * 2 + [(512, 256)] * 3 + [(256, 64)],
     "20M": [(2048, 2048)] * 3 + [(2048, 1024)] * 2 + [(1024, 1024)] * 3,
 }
-# Scores, densities, scope; and whether to include what takes seconds, to sort.
+# Scores, density, scope; and whether to include what takes seconds, to sort.
 FULL = [
-    ("0.27M", "normal", (0.1, 0.5, 0.9), "global", True),
-    ("0.27M", "normal", (0.5,), "leaf", True),
-    ("2M", "normal", (0.1, 0.5, 0.9), "global", True),
-    ("2M", "rounded", (0.5,), "global", True),
-    ("20M", "normal", (0.1,), "global", True),
-    ("20M", "normal", (0.5, 0.9), "global", False),
-    ("20M", "normal", (0.1,), "leaf", False),
-    ("20M", "rounded", (0.5,), "global", False),
+    *(("0.27M", "normal", d, "global", True) for d in (0.1, 0.5, 0.9)),
+    ("0.27M", "normal", 0.5, "leaf", True),
+    *(("2M", "normal", d, "global", True) for d in (0.1, 0.5, 0.9)),
+    ("2M", "rounded", 0.5, "global", True),
+    *(("20M", "normal", d, "global", d == 0.1) for d in (0.1, 0.5, 0.9)),
+    ("20M", "normal", 0.1, "leaf", False),
+    ("20M", "rounded", 0.5, "global", False),
 ]
-QUICK = [
-    ("2k", "normal", (0.1,), "leaf", True),
-    ("2k", "rounded", (0.5,), "global", True),
-]
+QUICK = [("2k", "normal", 0.1, "leaf", True), ("2k", "rounded", 0.5, "global", True)]
 
 Leaves = Sequence[Any]
 
 
-def cases(*, quick: bool) -> Iterator[Case]:
-    """Sizes, densities, scopes and ties."""
-    for size, kind, densities, scope, sorts in QUICK if quick else FULL:
-        for density in densities:
-            yield _case(size, kind, density, scope, sorts=sorts)
-
-
-def _case(size: str, kind: str, density: float, scope: str, *, sorts: bool) -> Case:
+def case(
+    size: str,
+    kind: str,
+    density: float,
+    scope: Any,
+    sorts: bool,  # noqa: FBT001
+) -> _case.Case:
+    """One size, density, scope and kind of scores."""
     scores = [
         jnp.abs(jax.random.normal(jax.random.key(i), shape))
         for i, shape in enumerate(SIZES[size])
@@ -64,25 +62,17 @@ def _case(size: str, kind: str, density: float, scope: str, *, sorts: bool) -> C
     k = _quotas(host, density, scope)
     thresholds = _np_thresholds(host, k, scope)
 
-    def on_device(name: str, role: Role, fn: Callable, *args: Any) -> Contestant:
-        call, compile_s = compiled(fn, *args)
-        return Contestant(name, role, lambda: call(*args), compile_s)
-
     def ours(leaves: Leaves) -> Leaves:
         return select.top_k(leaves, density=density, scope=scope)
 
-    contestants = [on_device("maskjax", "ours", ours, scores)]
-    if sorts:
-        contestants += [
-            on_device("argsort", "baseline", lambda x: argsort(x, k, scope), scores),
-            on_device("sort", "baseline", lambda x: sort(x, k, scope), scores),
-            on_device("lax.top_k", "baseline", lambda x: top_k(x, k, scope), scores),
-        ]
+    contestants = [_case.contestant("maskjax", ours, scores)]
+    for name, find in {"argsort": argsort, "sort": sort, "lax.top_k": top_k}.items():
+        if sorts:
+            fn = functools.partial(find, k=k, scope=scope)
+            contestants.append(_case.contestant(name, fn, scores))
     if jax.default_backend() == "cpu":
         contestants += list(_on_host(host, k, scope))
-    contestants.append(
-        on_device("compare once", "limit", compare, scores, list(thresholds))
-    )
+    least = _case.contestant("compare once", compare, scores, list(thresholds))
 
     def agree(results: Mapping[str, Leaves]) -> None:
         exact = first_of_equals(host, k, thresholds, scope)
@@ -92,19 +82,28 @@ def _case(size: str, kind: str, density: float, scope: str, *, sorts: bool) -> C
             for mask, wanted in zip(masks, expected, strict=True):
                 np.testing.assert_array_equal(np.asarray(mask), wanted, err_msg=name)
 
-    return Case(
+    return _case.of(
         f"n={size} {kind} density={density} {scope}",
-        {
-            "dtype": "float32",
-            "shape": [list(s) for s in SIZES[size]],
-            "density": density,
-            "structure": "Entries()",
-            "scope": scope,
-            "scores": kind,
-        },
-        contestants,
+        [*contestants, least],
         agree,
+        shape=[list(s) for s in SIZES[size]],
+        density=density,
+        scope=scope,
+        scores=kind,
     )
+
+
+def _by_scope(
+    leaves: Leaves, k: list[int], scope: str, fn: Callable[..., Any], xp: Any = jnp
+) -> Leaves:
+    """What a function of flat scores and a count gives, in the shapes of the leaves."""
+    if scope == "leaf":
+        pairs = zip(leaves, k, strict=True)
+        return [fn(x.ravel(), n).reshape(x.shape) for x, n in pairs]
+    whole = fn(xp.concatenate([x.ravel() for x in leaves]), k[0])
+    ends = list(itertools.accumulate(x.size for x in leaves))[:-1]
+    pairs = zip(xp.split(whole, ends), leaves, strict=True)
+    return [piece.reshape(x.shape) for piece, x in pairs]
 
 
 def argsort(leaves: Leaves, k: list[int], scope: str) -> Leaves:
@@ -115,23 +114,17 @@ def argsort(leaves: Leaves, k: list[int], scope: str) -> Leaves:
         at = flat[last]
         return (flat >= at) & ((jnp.arange(flat.size) <= last) | (flat != at))
 
-    if scope == "leaf":
-        return [
-            mark(x.ravel(), n).reshape(x.shape) for x, n in zip(leaves, k, strict=True)
-        ]
-    chosen = mark(jnp.concatenate([x.ravel() for x in leaves]), k[0])
-    pieces = jnp.split(chosen, np.cumsum([x.size for x in leaves])[:-1].tolist())
-    return [piece.reshape(x.shape) for piece, x in zip(pieces, leaves, strict=True)]
+    return _by_scope(leaves, k, scope, mark)
 
 
 def sort(leaves: Leaves, k: list[int], scope: str) -> Leaves:
     """Everything that reaches the k-th of the sorted scores."""
-    return _reaching(leaves, k, scope, lambda x, n: jnp.sort(x)[x.size - n])
+    return _by_scope(leaves, k, scope, lambda x, n: x >= jnp.sort(x)[x.size - n])
 
 
 def top_k(leaves: Leaves, k: list[int], scope: str) -> Leaves:
     """Everything that reaches the last of `lax.top_k`."""
-    return _reaching(leaves, k, scope, lambda x, n: lax.top_k(x, n)[0][-1])
+    return _by_scope(leaves, k, scope, lambda x, n: x >= lax.top_k(x, n)[0][-1])
 
 
 def compare(leaves: Leaves, thresholds: Leaves) -> Leaves:
@@ -139,20 +132,11 @@ def compare(leaves: Leaves, thresholds: Leaves) -> Leaves:
     return [x >= t for x, t in zip(leaves, thresholds, strict=True)]
 
 
-def _reaching(
-    leaves: Leaves, k: list[int], scope: str, find: Callable[[Any, int], Any]
-) -> Leaves:
-    if scope == "leaf":
-        return compare(leaves, [find(x.ravel(), n) for x, n in zip(leaves, k)])  # noqa: B905
-    at = find(jnp.concatenate([x.ravel() for x in leaves]), k[0])
-    return compare(leaves, [at] * len(leaves))
-
-
 def _on_host(host: Leaves, k: list[int], scope: str) -> Iterator[Contestant]:
     def partition() -> Leaves:
         return compare(host, _np_thresholds(host, k, scope))
 
-    yield Contestant("np.partition", "baseline", partition)
+    yield Contestant("np.partition", partition)
     if importlib.util.find_spec("torch") is None:
         return
     import torch
@@ -175,8 +159,8 @@ def _on_host(host: Leaves, k: list[int], scope: str) -> Iterator[Contestant]:
     def top(x: Any, n: int) -> Any:
         return torch.topk(x, n, sorted=False).values.min()
 
-    yield Contestant("torch.kthvalue", "baseline", lambda: reaching(kth))
-    yield Contestant("torch.topk", "baseline", lambda: reaching(top))
+    yield Contestant("torch.kthvalue", lambda: reaching(kth))
+    yield Contestant("torch.topk", lambda: reaching(top))
 
 
 def _quotas(host: Leaves, density: float, scope: str) -> list[int]:
@@ -201,16 +185,11 @@ def first_of_equals(
     host: Leaves, k: list[int], thresholds: Leaves, scope: str
 ) -> Leaves:
     """The exact masks: of scores that equal the threshold, the first that fit."""
+    at = iter(thresholds)
 
-    def mark(flat: np.ndarray, n: int, at: np.float32) -> np.ndarray:
-        above, equal = flat > at, flat == at
+    def mark(flat: np.ndarray, n: int) -> np.ndarray:
+        cut = next(at)
+        above, equal = flat > cut, flat == cut
         return above | (equal & (np.cumsum(equal) <= n - above.sum()))
 
-    if scope == "leaf":
-        return [
-            mark(x.ravel(), n, at).reshape(x.shape)
-            for x, n, at in zip(host, k, thresholds, strict=True)
-        ]
-    chosen = mark(np.concatenate([x.ravel() for x in host]), k[0], thresholds[0])
-    pieces = np.split(chosen, np.cumsum([x.size for x in host])[:-1])
-    return [piece.reshape(x.shape) for piece, x in zip(pieces, host, strict=True)]
+    return _by_scope(host, k, scope, mark, np)

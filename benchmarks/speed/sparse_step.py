@@ -6,7 +6,7 @@ by hand: parameters times a mask of floats after every update. The limit is the 
 optimizer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,21 +15,16 @@ import numpy as np
 import optax
 from jax import lax
 
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed import _network
-from benchmarks.speed._case import Case
+from benchmarks import _train
+from benchmarks.speed import _case, _network
 from maskjax import optim, score, select
 
-DENSITY = 0.1
-EVERY = 100
-BATCHES = 4
+DENSITY, EVERY, BATCHES = 0.1, 100, 4
 SMALL, LARGE = (784, 300, 100, 10), (784, 2048, 2048, 10)
 # What is asked, widths, members, and steps in a scan.
 FULL = [
-    *(
-        (kind, SMALL, 1, 100)
-        for kind in ("keep_sparse", "mask_updates", "prune", "rigl")
-    ),
+    *((kind, SMALL, 1, 100) for kind in ("keep_sparse", "mask_updates")),
+    *((kind, SMALL, 1, 100) for kind in ("prune", "rigl")),
     *((kind, SMALL, 8, 100) for kind in ("keep_sparse", "prune")),
     *((kind, LARGE, 1, 100) for kind in ("keep_sparse", "prune")),
 ]
@@ -38,111 +33,88 @@ REPEATS = 30
 SECONDS = 20.0
 
 
-def cases(*, quick: bool) -> Iterator[Case]:
-    """Transformations, on networks alone and side by side."""
-    for kind, widths, members, steps in QUICK if quick else FULL:
-        yield _case(kind, widths, members, steps)
-
-
 def _tenth(params: Any) -> Any:
     return select.top_k(score.magnitude(params), density=DENSITY)
 
 
-def _with_mask(kind: str, every: int) -> optax.GradientTransformationExtraArgs:
-    adam = optax.adam(1e-3)
+def _with_mask(kind: str, every: int) -> optax.GradientTransformation:
+    moving = {"rate": 0.3, "every": every, "key": jax.random.key(1)}
     last = {
         "keep_sparse": lambda: optim.keep_sparse(_tenth),
         "mask_updates": lambda: optim.mask_updates(_tenth),
         "prune": lambda: optim.prune(DENSITY, every=every),
-        "rigl": lambda: optim.rigl(
-            DENSITY, rate=0.3, every=every, key=jax.random.key(1)
-        ),
+        "rigl": lambda: optim.rigl(DENSITY, **moving),
     }[kind]()
-    chain = optax.chain(adam, last)
+    chain = optax.chain(optax.adam(1e-3), last)
     return optim.with_gradients(chain) if kind == "rigl" else chain
 
 
-def _case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> Case:
+def case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> _case.Case:
+    """One transformation, on a network alone or on several side by side."""
     every = min(EVERY, steps)
-    plain, ours = optax.adam(1e-3), _with_mask(kind, every)
 
-    def mapped(fn: Callable, in_axes: Any = 0) -> Callable:
+    def mapped(fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
         return fn if members == 1 else jax.vmap(fn, in_axes)
 
-    keys = (
-        jax.random.key(0)
-        if members == 1
-        else jax.random.split(jax.random.key(0), members)
-    )
+    key = jax.random.key(0)
+    keys = key if members == 1 else jax.random.split(key, members)
     params = jax.jit(mapped(lambda key: _network.init(key, widths)))(keys)
-    floats = jax.jit(
-        mapped(lambda p: jax.tree.map(lambda m: m.astype(jnp.float32), _tenth(p)))
-    )(params)
-    xs, ys = _network.batches(jax.random.key(1), BATCHES)
+    tenth = mapped(lambda p: jax.tree.map(lambda m: m.astype(jnp.float32), _tenth(p)))
+    data = _network.batches(jax.random.key(1), BATCHES)
 
-    def step(optimizer: Any, state: Any, batch: Any, mask: Any = None) -> Any:
-        params, opt_state = state
-        gradients = jax.grad(_network.loss)(params, *batch)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        if mask is not None:
-            params = _network.times(mask, params)
-        return (params, opt_state), None
+    def loss(params: Any, floats: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        del floats
+        return _network.loss(params, x, y)
 
-    def contestant(
-        name: str, role: Role, optimizer: Any, mask: Any = None
-    ) -> Contestant:
-        def several(state: Any, mask: Any, xs: Any, ys: Any) -> Any:
-            def one(state: Any, i: Any) -> Any:
-                return step(optimizer, state, (xs[i], ys[i]), mask)
+    def contestant(name: str, optimizer: Any, floats: Any = None) -> Any:
+        step = _train.descend(loss, optimizer)
 
-            return lax.scan(one, state, jnp.arange(steps) % BATCHES)
+        def one(member: Any, batch: Any) -> Any:
+            member, value = step(member, *batch)
+            if floats is not None:
+                masked = _network.times(member.rest, member.params)
+                member = member._replace(params=masked)
+            return member, value
 
-        state = params, jax.jit(mapped(optimizer.init))(params)
-        run, compile_s = compiled(
-            mapped(several, (0, 0, None, None)), state, mask, xs, ys, donate=(0,)
-        )
-        loop = _network.Training(run, state, mask, xs, ys)
-        return Contestant(name, role, loop, compile_s, steps)
+        def several(member: Any, *data: Any) -> Any:
+            batch = lambda i: jax.tree.map(lambda leaf: leaf[i], data)  # noqa: E731
+            turns = jnp.arange(steps) % BATCHES
+            return lax.scan(lambda m, i: one(m, batch(i)), member, turns)
+
+        opt_state = jax.jit(mapped(optimizer.init))(params)
+        member = _train.Member(params, opt_state, floats)
+        run = mapped(several, (0, None, None))
+        return _case.training(name, run, member, *data, steps=steps)
 
     def agree(results: Mapping[str, Any]) -> None:
         """Removed weights are zero, frozen ones as they were, counts exact."""
-        (trained, opt_state), _ = results["maskjax"]
-        mask = optim.mask_of(opt_state)
-        for name, layer in mask.items():
-            after, kept = (
-                np.asarray(trained[name]["kernel"]),
-                np.asarray(layer["kernel"]),
+        trained = results["maskjax"][0]
+        for name, layer in optim.mask_of(trained.opt_state).items():
+            kept = np.asarray(layer["kernel"])
+            before, after = (
+                np.asarray(p[name]["kernel"]) for p in (params, trained.params)
             )
-            before = np.asarray(params[name]["kernel"])
             one = kept.reshape(members, -1).sum(axis=1)
             assert set(one) == {round(DENSITY * before.size / members)}, name
             still = before if kind == "mask_updates" else np.zeros_like(before)
             np.testing.assert_array_equal(after[~kept], still[~kept])
         if kind == "keep_sparse":
-            (by_hand, _), _ = results["times floats"]
-            for a, b in zip(
-                jax.tree.leaves(trained), jax.tree.leaves(by_hand), strict=True
-            ):
-                np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
+            by_hand = results["times floats"][0].params
+            _case.close(trained.params, by_hand, rtol=1e-2, atol=1e-3)
 
-    contestants = [
-        contestant("maskjax", "ours", ours),
-        contestant("times floats", "baseline", plain, floats),
-        contestant("plain optimizer", "limit", plain),
-    ]
-    return Case(
-        f"{kind} {'-'.join(map(str, widths))} members={members}",
-        {
-            "dtype": "float32",
-            "shape": _network.shapes(params),
-            "density": DENSITY,
-            "structure": "Entries()",
-            "batch": _network.BATCH,
-            "optimizer": "adam",
-            "every": every if kind in ("prune", "rigl") else None,
-            "mode": f"scan of {steps}",
-        },
-        contestants,
+    plain = optax.adam(1e-3)
+    return _case.of(
+        f"{kind} {_case.named(widths)} members={members}",
+        [
+            contestant("maskjax", _with_mask(kind, every)),
+            contestant("times floats", plain, jax.jit(tenth)(params)),
+            contestant("plain optimizer", plain),
+        ],
         agree,
+        shape=_case.shapes(params),
+        density=DENSITY,
+        batch=_network.BATCH,
+        optimizer="adam",
+        every=every if kind in ("prune", "rigl") else None,
+        mode=f"scan of {steps}",
     )

@@ -6,7 +6,7 @@ NumPy over sorted coefficients. The limit of the exact search is to sort one par
 sums, that of the walk to write the subsets.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,23 +15,23 @@ import numpy as np
 from jax import lax
 
 from benchmarks._timing import Contestant, compiled
-from benchmarks.speed._case import Case
+from benchmarks.speed import _case
 from maskjax.theory import subset_sum
 
 REPEATS = 10
-# Rows, targets each, coefficients: a part of 784-500-10, whose rows share theirs; a set
-# for each target; and a million targets for the walk.
-FULL = [(50, 784, 21), (2_000, 1, 21), (1_000, 1_000, 128)]
-QUICK = [(2, 30, 10), (20, 1, 10), (4, 10, 64)]
+# What is asked; rows, targets each, coefficients: a part of 784-500-10, whose rows
+# share theirs; a set for each target; and a million targets for the walk.
+ROW, TARGET, WALK = "coefficients of a row", "coefficients of a target", "greedy"
+FULL = [(ROW, 50, 784, 21), (TARGET, 2_000, 1, 21), (WALK, 1_000, 1_000, 128)]
+QUICK = [(ROW, 2, 30, 10), (TARGET, 20, 1, 10), (WALK, 4, 10, 64)]
 ALONE = 100  # targets that are solved one by one
 
 
-def cases(*, quick: bool) -> Iterator[Case]:
-    """Shared coefficients, others for each target, and the walk."""
-    shared, fresh, walk = QUICK if quick else FULL
-    yield _exact("coefficients of a row", *shared)
-    yield _exact("coefficients of a target", *fresh)
-    yield _greedy(*walk)
+def case(asked: str, rows: int, many: int, n: int) -> _case.Case:
+    """The exact search, or the walk."""
+    if asked == WALK:
+        return _greedy(rows, many, n)
+    return _exact(asked, rows, many, n)
 
 
 def meet(target: float, c: np.ndarray) -> float:
@@ -77,7 +77,7 @@ def two_pointers(t: jax.Array, c: jax.Array) -> jax.Array:
     return jax.vmap(row)(sums(c[:, :half]), sums(c[:, half:]), t)
 
 
-def _exact(name: str, rows: int, many: int, n: int) -> Case:
+def _exact(name: str, rows: int, many: int, n: int) -> _case.Case:
     rng = np.random.default_rng(0)
     t, c = rng.normal(0, 0.03, (rows, many)), rng.uniform(-0.5, 0.5, (rows, n))
     some = list(np.ndindex(rows, many))[:: max(1, t.size // ALONE)][:ALONE]
@@ -89,47 +89,33 @@ def _exact(name: str, rows: int, many: int, n: int) -> Case:
 
     with jax.enable_x64(True):
         given = jnp.asarray(t), jnp.asarray(c)
-        call, compile_s = compiled(two_pointers, *given)
+        call, seconds = compiled(two_pointers, *given)
 
     def agree(results: Mapping[str, Any]) -> None:
         error = results["subset_sum.nearest"].error
-        np.testing.assert_allclose(
-            [error[at] for at in some], results["NumPy, one by one"], atol=1e-15
-        )
-        np.testing.assert_allclose(results["XLA, two pointers"], error, atol=1e-15)
+        few = np.array([error[at] for at in some])
+        _case.close(few, results["NumPy, one by one"], rtol=1e-7, atol=1e-15)
+        _case.close(results["XLA, two pointers"], error, rtol=1e-7, atol=1e-15)
 
+    every = {"steps": t.size}
     contestants = [
-        Contestant(
-            "subset_sum.nearest",
-            "ours",
-            lambda: subset_sum.nearest(t, c),
-            steps=t.size,
-        ),
-        Contestant("NumPy, one by one", "baseline", alone, steps=len(some)),
-        Contestant(
-            "XLA, two pointers",
-            "baseline",
-            lambda: call(*given),
-            compile_s,
-            steps=t.size,
-        ),
-        Contestant(
-            "sort a part's sums", "limit", lambda: np.sort(sums, axis=1), steps=t.size
-        ),
+        Contestant("subset_sum.nearest", lambda: subset_sum.nearest(t, c), **every),
+        Contestant("NumPy, one by one", alone, steps=len(some)),
+        Contestant("XLA, two pointers", lambda: call(*given), seconds, **every),
+        Contestant("sort a part's sums", lambda: np.sort(sums, axis=1), **every),
     ]
-    return _case(f"nearest, {name}, n={n}", t, "float64", n, contestants, agree)
+    return _case_of(f"nearest, {name}, n={n}", contestants, agree, t, n)
 
 
-def _greedy(rows: int, many: int, n: int) -> Case:
+def _greedy(rows: int, many: int, n: int) -> _case.Case:
     rng = np.random.default_rng(0)
     sizes, signs = rng.uniform(-14, 0, (rows, n)), rng.choice([-1, 1], (rows, n))
     c = (2.0**sizes * signs).astype(np.float32)
     t = rng.uniform(-1, 1, (rows, many)).astype(np.float32)
     given = jnp.asarray(t), jnp.asarray(c)
-    call, compile_s = compiled(subset_sum.greedy, *given)
-    write, write_s = compiled(
-        lambda t: jnp.broadcast_to(t[..., None] > 0, (*t.shape, n)), t
-    )
+
+    def write(t: jax.Array, c: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(t[..., None] > 0, (*t.shape, n))
 
     def walk() -> np.ndarray:
         left, mask = t.copy(), np.zeros((*t.shape, n), bool)
@@ -147,33 +133,18 @@ def _greedy(rows: int, many: int, n: int) -> Case:
             assert np.median(error) < 1e-4
         assert np.mean(np.asarray(ours) > 1e-3) <= 0.01
 
+    every = {"steps": t.size}
+    greedy = subset_sum.greedy
     contestants = [
-        Contestant(
-            "subset_sum.greedy", "ours", lambda: call(*given), compile_s, steps=t.size
-        ),
-        Contestant("NumPy, sorted", "baseline", walk, steps=t.size),
-        Contestant(
-            "write the subsets", "limit", lambda: write(t), write_s, steps=t.size
-        ),
+        _case.contestant("subset_sum.greedy", greedy, *given, **every),
+        Contestant("NumPy, sorted", walk, **every),
+        _case.contestant("write the subsets", write, *given, **every),
     ]
-    return _case(
-        f"greedy, {t.size:,} targets, n={n}", t, "float32", n, contestants, agree
-    )
+    return _case_of(f"greedy, {t.size:,} targets, n={n}", contestants, agree, t, n)
 
 
-def _case(
-    name: str,
-    t: np.ndarray,
-    dtype: str,
-    n: int,
-    contestants: list[Contestant],
-    agree: Callable[[Mapping[str, Any]], None],
-) -> Case:
-    context = {
-        "dtype": dtype,
-        "shape": list(t.shape),
-        "density": None,
-        "structure": "Entries()",
-        "coefficients": n,
-    }
-    return Case(name, context, contestants, agree)
+def _case_of(
+    name: str, given: Sequence[Contestant], agree: Any, t: np.ndarray, n: int
+) -> _case.Case:
+    how = {"shape": list(t.shape), "density": None, "coefficients": n}
+    return _case.of(name, given, agree, dtype=str(t.dtype), **how)

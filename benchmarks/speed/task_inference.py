@@ -6,98 +6,71 @@ JAX, and in torch where it is installed); trying every mask. The limit reads the
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from benchmarks._timing import Contestant, Role, compiled
-from benchmarks.speed import packing as packing_
-from benchmarks.speed._case import Case
-from maskjax import bank, initializer, packing, superposition
+from benchmarks._timing import Contestant
+from benchmarks.speed import _case, _network, packing
+from maskjax import bank, superposition
 
 NETWORK, SMALL = (784, 300, 100, 500), (20, 12, 20)
 LABELS = 10
 # Widths, tasks, and whether a float for each entry fits into memory.
 FULL = [(NETWORK, 25, True), (NETWORK, 250, True), (NETWORK, 2500, False)]
 QUICK = [(SMALL, 20, True)]
-
-
-def cases(*, quick: bool) -> Iterator[Case]:
-    """More and more tasks."""
-    for case in QUICK if quick else FULL:
-        yield _case(*case[:2], fits=case[2])
-
-
-def network(weights: Any, x: jax.Array) -> jax.Array:
-    """Logits of a ReLU network without biases."""
-    for w in weights[:-1]:
-        x = jax.nn.relu(x @ w)
-    return x @ weights[-1]
+METHODS = {"one_shot": "one_shot", "binary": "binary", "every mask": "exhaustive"}
 
 
 def objective(weights: Any, x: jax.Array) -> jax.Array:
     """What the superfluous outputs get."""
-    return superposition.superfluous(network(weights, x), labels=LABELS)
+    return superposition.superfluous(_network.bare(weights, x), labels=LABELS)
 
 
 def by_autodiff(weights: Any, masks: Any, x: jax.Array) -> jax.Array:
     """The derivatives by the weights of dense float masks, at their mean."""
 
     def mixed(alphas: jax.Array) -> jax.Array:
-        return objective(
-            [
-                w * jnp.einsum("k,kij->ij", alphas, m)
-                for w, m in zip(weights, masks, strict=True)
-            ],
-            x,
-        )
+        both = zip(weights, masks, strict=True)
+        return objective([w * jnp.einsum("k,kij->ij", alphas, m) for w, m in both], x)
 
     k = masks[0].shape[0]
     return jnp.argmin(jax.grad(mixed)(jnp.full(k, 1 / k)))
 
 
-def _case(widths: tuple[int, ...], k: int, *, fits: bool) -> Case:
-    shapes = list(zip(widths, widths[1:], strict=False))
-    rng = np.random.default_rng(0)
-    draw = initializer.signed_constant()
-    weights = [draw(jax.random.key(i), s) for i, s in enumerate(shapes)]
-    masks = [
-        jnp.asarray(rng.integers(0, 2, (k, *s), dtype=np.uint8).view(bool))
-        for s in shapes
-    ]
-    tasks = jax.jit(lambda m: bank.from_stack(lax.map(packing.pack, m, batch_size=16)))(
-        masks
-    )
+def case(widths: tuple[int, ...], k: int, fits: bool) -> _case.Case:  # noqa: FBT001
+    """One number of tasks."""
+    weights = _network.signed(widths)
+    masks, packed = packing.drawn([w.shape for w in weights], k)
+    tasks = jax.jit(bank.from_stack)(packed)
+    rng = np.random.default_rng(1)
     x = jnp.asarray(rng.standard_normal((1, widths[0])), jnp.float32)
 
-    def contestant(name: str, role: Role, fn: Callable, *args: Any) -> Contestant:
-        call, compile_s, scratch = _compiled(fn, *args)
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(args)) + scratch
-        return Contestant(name, role, lambda: call(*args), compile_s, nbytes=held)
+    def contestant(name: str, fn: Any, *args: Any) -> Contestant:
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(args))
+        return _case.contestant(
+            name, fn, *args, nbytes=lambda scratch: held + int(scratch)
+        )
 
-    def method(name: str) -> Callable:
+    def method(name: str) -> Any:
         infer = getattr(superposition, name)
         return lambda weights, tasks, x: infer(objective, weights, tasks, x)
 
     contestants = [
-        contestant("one_shot", "ours", method("one_shot"), weights, tasks, x),
-        contestant("binary", "baseline", method("binary"), weights, tasks, x),
-        contestant("every mask", "baseline", method("exhaustive"), weights, tasks, x),
+        contestant(name, method(how), weights, tasks, x)
+        for name, how in METHODS.items()
     ]
     if fits:
         floats = [m.astype(jnp.float32) for m in masks]
-        contestants.append(
-            contestant(
-                "autodiff, float masks", "baseline", by_autodiff, weights, floats, x
-            )
-        )
-        contestants += list(_torch(weights, floats, x))
-    bits = jax.tree.leaves(tasks.masks, is_leaf=lambda m: hasattr(m, "bits"))
-    contestants.append(contestant("read the bits", "limit", packing_.read, bits))
+        given = weights, floats, x
+        contestants += [
+            contestant("autodiff, float masks", by_autodiff, *given),
+            *_torch(*given),
+        ]
+    contestants.append(contestant("read the bits", packing.read, packed))
 
     def agree(results: Mapping[str, Any]) -> None:
         # Near ties fall either way in float32: the derivatives have to agree.
@@ -110,28 +83,17 @@ def _case(widths: tuple[int, ...], k: int, *, fits: bool) -> Case:
             elif name != "read the bits":
                 assert 0 <= int(found) < k, name
 
-    return Case(
-        f"{'-'.join(map(str, widths))} K={k}",
-        {
-            "dtype": "float32",
-            "shape": [list(s) for s in shapes],
-            "density": 0.5,
-            "structure": "Entries()",
-            "members": k,
-            "images": 1,
-            "bytes_per_task": sum(leaf.nbytes for leaf in bits) / k,
-            "bytes_of_float_masks": 4 * k * sum(w.size for w in weights),
-        },
+    return _case.of(
+        f"{_case.named(widths)} K={k}",
         contestants,
         agree,
+        shape=_case.shapes(weights),
+        density=0.5,
+        members=k,
+        images=1,
+        bytes_per_task=sum(leaf.nbytes for leaf in packed) / k,
+        bytes_of_float_masks=4 * k * sum(w.size for w in weights),
     )
-
-
-def _compiled(fn: Callable, *args: Any) -> tuple[Callable, float, int]:
-    """As `_timing.compiled`, and how many bytes it takes besides its arguments."""
-    call, seconds = compiled(fn, *args)
-    analysis = call.memory_analysis()
-    return call, seconds, int(getattr(analysis, "temp_size_in_bytes", 0) or 0)
 
 
 def _torch(weights: Any, masks: Any, x: jax.Array) -> Iterator[Contestant]:
@@ -158,4 +120,4 @@ def _torch(weights: Any, masks: Any, x: jax.Array) -> Iterator[Contestant]:
         (slopes,) = torch.autograd.grad(value, alphas)
         return int(slopes.argmin())
 
-    yield Contestant("torch, float masks", "baseline", run)
+    yield Contestant("torch, float masks", run)

@@ -1,8 +1,12 @@
-"""What a person wants to know of predictions: right or not, how sure, and forgotten?
+"""How good predictions are: accuracy, uncertainty, calibration, forgetting.
 
-Classes are predicted as probabilities [..., B, C], of B samples, with labels [B].
-Leading axes stay: of M members' [M, B, C] most metrics are for each member, and those
-of the ensemble are of their mean. Those that compare members say [M, ..., C].
+Predicted classes are probabilities [..., B, C] for B samples, with labels [B]. Leading
+axes stay: probabilities [M, B, C] of M members give a metric for each member. For the
+ensemble, pass the members' mean. Metrics that compare members take [M, ..., C].
+
+All are JAX functions that run under `jit` and `vmap`. Values that break a promise (a
+label outside the classes, probabilities that don't sum to 1) are an error outside of
+`jit`, and make the result nan inside.
 
 >>> probs = jnp.array([[[0.75, 0.25], [0.5, 0.5]], [[0.25, 0.75], [0.0, 1.0]]])
 >>> labels = jnp.array([0, 1])
@@ -12,8 +16,9 @@ of the ensemble are of their mean. Those that compare members say [M, ..., C].
 >>> print(metrics.auroc(unsure, jnp.array([False, True])))
 1.0
 
-An accuracy matrix [..., T, T] has in row i and column j how well task j is done once
-task i was learned. Leading axes (seeds, orders) stay.
+For tasks learned one after the other, row i and column j of an accuracy matrix
+[..., T, T] is the accuracy on task j after learning task i. Leading axes (seeds,
+orders) stay.
 
 >>> accuracy = jnp.array([[1.0, 0.25], [0.75, 0.5]])
 >>> print(metrics.average_accuracy(accuracy), metrics.forgetting(accuracy))

@@ -1,4 +1,4 @@
-"""Whether predictions are right as often as they say."""
+"""Calibration: whether predictions are right as often as their probabilities say."""
 
 import functools
 from typing import Literal, NamedTuple
@@ -19,12 +19,12 @@ Of = Literal["top-label", "class-wise"]
 
 
 class Reliability(NamedTuple):
-    """What a reliability diagram draws: samples by how sure they were; a pytree.
+    """Samples in bins by their confidence, for a reliability diagram; a pytree.
 
     Attributes:
-        count: [..., bins], integers: how many samples.
-        confidence: [..., bins]: the mean of their probabilities; nan if there is none.
-        accuracy: [..., bins]: the fraction that was right; nan if there is none.
+        count: [..., bins], integers: the number of samples in each bin.
+        confidence: [..., bins]: their mean probability; nan in an empty bin.
+        accuracy: [..., bins]: the fraction that is right; nan in an empty bin.
     """
 
     count: Array
@@ -40,30 +40,31 @@ def reliability(
     binning: Binning = "equal-width",
     of: Of = "top-label",
 ) -> Reliability:
-    """How sure predictions were, and how often right, in bins of how sure they were.
+    """Confidence and accuracy of predictions, in bins of similar confidence.
 
     Args:
         probs: [..., B, C], probabilities.
         labels: [B] or [..., B], integers in [0, C).
-        bins: How many.
-        binning: `"equal-width"`: bin i is of the probabilities in (i / bins,
-            (i + 1) / bins], the ends rounded to a float, and 0 is in the first.
-            `"equal-mass"`: of as many samples each, as far as that can be: the sample
-            that is greater than k of B others is in bin floor(k * bins / B), and equal
-            ones are never parted.
-        of: `"top-label"`: the largest probability, of equal ones the first, which is
-            right if it is the label's. `"class-wise"`: every probability, class by
-            class, which is right if its class is the label.
+        bins: The number of bins.
+        binning: `"equal-width"`: bin i holds probabilities in (i / bins,
+            (i + 1) / bins]; 0 is in the first bin. `"equal-mass"`: bins of equal size
+            as far as ties allow; tied samples share a bin. (A sample that is greater
+            than k of the B samples is in bin floor(k * bins / B).)
+        of: `"top-label"`: bin the largest probability of each sample (the first of
+            equal ones); it is right if its class is the label. `"class-wise"`: bin the
+            probabilities of each class apart; one is right if its class is the label.
 
     Returns:
-        Arrays [..., bins], class-wise [..., C, bins]; exact counts. Confidence and
-        accuracy are nan as in `negative_log_likelihood`.
+        Arrays [..., bins], or [..., C, bins] class-wise. Counts are exact. Confidence
+        and accuracy are nan where a probability is nan or, under `jit`, where one is
+        no probability or a label is outside the classes.
 
     Raises:
         TypeError: If the probabilities are not floating, the labels not integers, or
-            the number of bins no whole number.
-        ValueError: If there are no samples, the shapes do not fit, known values are no
-            probabilities or labels of classes, or there is no bin or other option.
+            `bins` is no whole number.
+        ValueError: If there are no samples, the shapes do not fit, an option is not
+            one of those above, or, outside of `jit`, values are no probabilities or
+            labels are outside the classes.
 
     Example:
         >>> probs = jnp.array([[0.75, 0.25], [0.875, 0.125], [0.5, 0.5]])
@@ -93,24 +94,28 @@ def expected_calibration_error(
     binning: Binning = "equal-width",
     of: Of = "top-label",
 ) -> Array:
-    """How far predictions are from being right as often as they say.
+    """The mean difference between confidence and accuracy (ECE).
 
-    The mean, over samples, of |accuracy - confidence| of the sample's bin; class-wise
-    the mean of this over classes.
+    It is the mean, over samples, of |accuracy - confidence| of the sample's bin.
+    Class-wise, it is the mean of this over classes.
 
     Args:
-        probs: As in `reliability`.
-        labels: As in `reliability`.
-        bins: As in `reliability`.
-        binning: As in `reliability`.
-        of: As in `reliability`.
+        probs: [..., B, C], probabilities.
+        labels: [B] or [..., B], integers in [0, C).
+        bins: The number of bins.
+        binning: `"equal-width"` or `"equal-mass"`, as in `reliability`.
+        of: `"top-label"` or `"class-wise"`, as in `reliability`.
 
     Returns:
-        [...], float32, from 0 to 1. nan as in `negative_log_likelihood`.
+        [...], float32, from 0 to 1. nan where a probability is nan or, under `jit`,
+        where one is no probability or a label is outside the classes.
 
     Raises:
-        TypeError: As in `reliability`.
-        ValueError: As in `reliability`.
+        TypeError: If the probabilities are not floating, the labels not integers, or
+            `bins` is no whole number.
+        ValueError: If there are no samples, the shapes do not fit, an option is not
+            one of those above, or, outside of `jit`, values are no probabilities or
+            labels are outside the classes.
 
     Example:
         >>> probs = jnp.array([[0.75, 0.25], [0.875, 0.125], [0.5, 0.5]])
@@ -130,35 +135,35 @@ def expected_calibration_error(
 
 
 def temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
-    """The temperature by which to divide logits, fitted to labels.
+    """The temperature T for which softmax(logits / T) fits the labels best.
 
     The negative log-likelihood of softmax(b * logits) is convex in b = 1 / T. Its slope
-    is the mean of the expected logit less the label's; where it changes sign is found
-    by bisection, down to rounding, with logits counted from the largest. That fails for
-    no data, and takes as many steps for all.
+    is the mean expected logit minus the mean logit of the labels. The root of the slope
+    is found by bisection to the last bit, so that any data take the same number of
+    steps and no starting point or learning rate is needed.
 
-    Fit it to data that the network was not trained on. Of an ensemble, logits are the
-    logarithms of its mean probabilities.
+    Fit it to data that the network was not trained on. For an ensemble, pass the
+    logarithms of its mean probabilities as logits.
 
     Args:
-        logits: [..., B, C], floating; -inf is a class that can't be.
+        logits: [..., B, C], floating; -inf for classes that are impossible.
         labels: [B] or [..., B], integers in [0, C).
 
     Returns:
-        [...], float32: 2**-64 if the lower the better, as when no sample is wrong; inf,
-        for uniform predictions, if none does better than that; 1 if all do the same.
-        nan where a logit is nan or +inf, a label's -inf, or, if traced, a label outside
-        the classes.
+        [...], float32. 2**-64 (the lower limit) if the loss keeps falling as T goes to
+        0, as when no sample is wrong; inf if uniform predictions are best; 1 if every
+        T gives the same loss. nan where a logit is nan or +inf, the logit of a label is
+        -inf, or, under `jit`, a label is outside the classes.
 
     Raises:
         TypeError: If the logits are not floating, or the labels not integers.
-        ValueError: If there are no samples, the shapes do not fit, or a label that is
-            known is outside the classes.
+        ValueError: If there are no samples, the shapes do not fit, or, outside of
+            `jit`, a label is outside the classes.
 
     Example:
         >>> logits = jnp.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0]])
         >>> t = metrics.temperature(logits, jnp.array([0, 1, 0]))
-        >>> print(jax.nn.softmax(logits / t)[0])  # right two times of three
+        >>> print(jax.nn.softmax(logits / t)[0])  # right in two of three cases
         [0.666... 0.333...]
 
     References:
@@ -173,7 +178,7 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
 
 @jax.jit
 def _temperature(logits: Array, labels: Array, ok: Array) -> Array:
-    below = logits - logits.max(-1, keepdims=True)  # nan if +inf is among them
+    below = logits - logits.max(-1, keepdims=True)  # nan if one is +inf
     can = jnp.isfinite(below)
     own = _predicted.at(below, labels[..., None])[..., 0]
     ok &= ~jnp.isnan(below).any(-1) & jnp.isfinite(own)
@@ -191,7 +196,7 @@ def _temperature(logits: Array, labels: Array, ok: Array) -> Array:
 
     dtype = logits.dtype
     low, high = (jnp.full(ok.shape[:-1], 2.0**power, dtype) for power in (-64, 64))
-    steps = jnp.finfo(dtype).nmant + 7  # 2**7 > log(2**64 / 2**-64)
+    steps = jnp.finfo(dtype).nmant + 7  # 2**7 >= log2(2**64 / 2**-64)
     ends = lax.fori_loop(0, steps, halve, (low, high))
     best = jnp.where(slope(high) > 0, jnp.sqrt(ends[0]) * jnp.sqrt(ends[1]), high)
     fitted = jnp.where(slope(jnp.zeros_like(low)) < 0, 1 / best, jnp.inf)
@@ -208,18 +213,18 @@ def _binned(
     *,
     fn: str,
 ) -> tuple[Array, Array, Array, Array]:
-    """By bin: how many, the sum of their probabilities, how many right; and a flag."""
+    """For each bin: samples, the sum of their probabilities, right ones; and flags."""
     checks.at_least(bins, 1, fn=fn, name="bins")
     checks.one_of(binning, ("equal-width", "equal-mass"), fn=fn, name="binning")
     checks.one_of(of, ("top-label", "class-wise"), fn=fn, name="of")
     array, fine = _predicted.probabilities(probs, fn=fn)
     *lead, classes = array.shape
     given, known = _predicted.labels(labels, tuple(lead), classes=classes, fn=fn)
-    return _tally(array, given, fine & known, bins=bins, binning=binning, of=of)
+    return _in_bins(array, given, fine & known, bins=bins, binning=binning, of=of)
 
 
 @functools.partial(jax.jit, static_argnames=("bins", "binning", "of"))
-def _tally(
+def _in_bins(
     probs: Array, labels: Array, ok: Array, *, bins: int, binning: Binning, of: Of
 ) -> tuple[Array, Array, Array, Array]:
     ok = ok.all(-1)
@@ -235,7 +240,7 @@ def _tally(
     if binning == "equal-mass":
         keys = order_key(sure, None)
         keys, sure, right = lax.sort((keys, sure, right), num_keys=1)
-        place, _ = _predicted.ties(keys)  # how many are less
+        place, _ = _predicted.ties(keys)  # how many samples are less
         ends = [-(-i * sure.shape[-1] // bins) - 1 for i in range(bins + 1)]
     ends = jnp.asarray(ends, place.dtype)
 
@@ -248,7 +253,7 @@ def _tally(
             _predicted.count(inside & right),
         )
 
-    # One at a time: memory for the samples, not as often as there are bins.
-    tallies = lax.map(of_bin, (ends[:-1], ends[1:]))
-    count, sums, hits = (jnp.moveaxis(tally, 0, -1) for tally in tallies)
+    # One bin at a time: memory for the samples, not for samples times bins.
+    parts = lax.map(of_bin, (ends[:-1], ends[1:]))
+    count, sums, hits = (jnp.moveaxis(part, 0, -1) for part in parts)
     return count, sums, hits, ok

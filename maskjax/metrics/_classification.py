@@ -1,4 +1,4 @@
-"""How good predicted classes are, and how sure, and how far members agree."""
+"""Predicted classes: how good and how certain, and how much members disagree."""
 
 import functools
 
@@ -12,22 +12,22 @@ from maskjax.metrics import _predicted
 
 
 def accuracy(outputs: ArrayLike, labels: ArrayLike) -> Array:
-    """The fraction of samples whose class was predicted.
+    """The fraction of samples whose label is predicted.
 
-    The prediction is the class of the largest output, of equal ones the first.
+    The prediction is the class of the largest output, the first of equal ones.
 
     Args:
         outputs: [..., B, C], floating: probabilities or logits.
         labels: [B] or [..., B], integers in [0, C).
 
     Returns:
-        [...], float32: an exact count over B. nan where an output is nan or, if
-        traced, a label outside the classes.
+        [...], float32: an exact count divided by B. nan where an output is nan or,
+        under `jit`, a label is outside the classes.
 
     Raises:
         TypeError: If the outputs are not floating, or the labels not integers.
-        ValueError: If there are no samples, the shapes do not fit, or a label that is
-            known is outside the classes.
+        ValueError: If there are no samples, the shapes do not fit, or, outside of
+            `jit`, a label is outside the classes.
 
     Example:
         >>> probs = jnp.array([[0.75, 0.25], [0.5, 0.5]])
@@ -45,25 +45,27 @@ def accuracy(outputs: ArrayLike, labels: ArrayLike) -> Array:
 def negative_log_likelihood(
     probs: ArrayLike, labels: ArrayLike, *, logs: bool = False
 ) -> Array:
-    """How surprising the labels are: the mean of -log p(label), in nats.
+    """The mean of -log p(label), in nats.
 
-    Of an ensemble it is that of the members' mean, `probs.mean(0)`, or in logarithms
-    `jax.nn.logsumexp(log_probs, 0, b=1 / M)`; it is at most the mean of the members'.
+    For an ensemble, pass the members' mean: `probs.mean(0)`, or in logarithms
+    `jax.nn.logsumexp(log_probs, 0, b=1 / M)`. It is at most the mean over members.
 
     Args:
         probs: [..., B, C], probabilities.
         labels: [B] or [..., B], integers in [0, C).
-        logs: Whether `probs` are the logarithms of probabilities, as of
-            `jax.nn.log_softmax`: then what is less than the least number is no zero.
+        logs: Whether `probs` are logarithms of probabilities, as
+            `jax.nn.log_softmax` gives. Use them where probabilities may be too small
+            for their dtype.
 
     Returns:
-        [...], float32; inf where a label has no probability. nan where a probability
-        is nan or, if traced, not one, or a label outside the classes.
+        [...], float32; inf where a label has probability 0. nan where a probability is
+        nan or, under `jit`, where one is no probability or a label is outside the
+        classes.
 
     Raises:
         TypeError: If the probabilities are not floating, or the labels not integers.
-        ValueError: If there are no samples, the shapes do not fit, or known values are
-            no probabilities or labels of classes.
+        ValueError: If there are no samples, the shapes do not fit, or, outside of
+            `jit`, values are no probabilities or labels are outside the classes.
 
     Example:
         >>> probs = jnp.array([[0.5, 0.5], [0.25, 0.75]])
@@ -79,21 +81,23 @@ def negative_log_likelihood(
 
 
 def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
-    """The mean squared distance between probabilities and the truth.
+    """The mean squared distance between probabilities and one-hot labels.
 
-    The sum is over all classes, so it is 0 to 2: for two classes twice what is also
-    called by this name.
+    It sums over all classes and is from 0 to 2. For two classes it is twice the score
+    that considers one class only, as scikit-learn's does.
 
     Args:
         probs: [..., B, C], probabilities.
         labels: [B] or [..., B], integers in [0, C).
 
     Returns:
-        [...], float32. nan as in `negative_log_likelihood`.
+        [...], float32. nan where a probability is nan or, under `jit`, where one is no
+        probability or a label is outside the classes.
 
     Raises:
-        TypeError: As in `negative_log_likelihood`.
-        ValueError: As in `negative_log_likelihood`.
+        TypeError: If the probabilities are not floating, or the labels not integers.
+        ValueError: If there are no samples, the shapes do not fit, or, outside of
+            `jit`, values are no probabilities or labels are outside the classes.
 
     Example:
         >>> probs = jnp.array([[0.5, 0.5], [0.25, 0.75]])
@@ -108,20 +112,21 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> Array:
 
 
 def entropy(probs: ArrayLike) -> Array:
-    """The entropy of predictions in nats: how unsure they are.
+    """The entropy of predicted probabilities in nats: how uncertain they are.
 
-    Of an ensemble the predictive entropy is `entropy(probs.mean(0))`.
+    The predictive entropy of an ensemble is `entropy(probs.mean(0))`.
 
     Args:
         probs: [..., C], probabilities.
 
     Returns:
-        [...], float32, from 0 to log(C). nan where a probability is nan or, if traced,
-        not one.
+        [...], float32, from 0 to log(C). nan where a probability is nan or, under
+        `jit`, no probability.
 
     Raises:
         TypeError: If the probabilities are not floating.
-        ValueError: If there are none, or known values are no probabilities.
+        ValueError: If there are none, or, outside of `jit`, values are no
+            probabilities.
 
     Example:
         >>> print(metrics.entropy(jnp.array([[1.0, 0.0], [0.5, 0.5]])))
@@ -131,17 +136,19 @@ def entropy(probs: ArrayLike) -> Array:
 
 
 def expected_entropy(probs: ArrayLike) -> Array:
-    """The members' mean entropy in nats: how unsure each of them is.
+    """The mean entropy of the members in nats: how uncertain each one is.
 
     Args:
-        probs: [M, ..., C], probabilities by M members.
+        probs: [M, ..., C], probabilities of M members.
 
     Returns:
-        [...], float32. nan as in `entropy`.
+        [...], float32, from 0 to log(C). nan where a probability is nan or, under
+        `jit`, no probability.
 
     Raises:
-        TypeError: As in `entropy`.
-        ValueError: As in `entropy`, or if there is no axis of members.
+        TypeError: If the probabilities are not floating.
+        ValueError: If there are none, there is no axis of members, or, outside of
+            `jit`, values are no probabilities.
 
     Example:
         >>> probs = jnp.array([[[1.0, 0.0]], [[0.5, 0.5]]])
@@ -153,22 +160,25 @@ def expected_entropy(probs: ArrayLike) -> Array:
 
 
 def mutual_information(probs: ArrayLike) -> Array:
-    """What the members disagree about, in nats: between a prediction and its member.
+    """How much the members disagree, in nats.
 
-    The predictive entropy less the expected entropy, or the mean of KL(member || mean);
-    M times as much is the disagreement of deep ensembles' authors (arXiv:1612.01474).
-    It is summed from terms that are none below 0, not as a difference, so that what is
-    small is not lost.
+    It is the mutual information between the predicted class and the member: the
+    predictive entropy minus the expected entropy, or the mean of KL(member || mean).
+    (The disagreement of arXiv:1612.01474 is M times this.) It is computed as a sum of
+    terms that are at least 0, because a difference of entropies would lose small
+    values.
 
     Args:
-        probs: [M, ..., C], probabilities by M members.
+        probs: [M, ..., C], probabilities of M members.
 
     Returns:
-        [...], float32, from 0 to the lesser of log(M) and log(C). nan as in `entropy`.
+        [...], float32, from 0 to the smaller of log(M) and log(C). nan where a
+        probability is nan or, under `jit`, no probability.
 
     Raises:
-        TypeError: As in `entropy`.
-        ValueError: As in `entropy`, or if there is no axis of members.
+        TypeError: If the probabilities are not floating.
+        ValueError: If there are none, there is no axis of members, or, outside of
+            `jit`, values are no probabilities.
 
     Example:
         >>> probs = jnp.array([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])
@@ -187,10 +197,10 @@ def mutual_information(probs: ArrayLike) -> Array:
 def disagreement(outputs: ArrayLike) -> Array:
     """The fraction of pairs of members that predict different classes.
 
-    A member predicts the class of its largest output, of equal ones the first.
+    A member predicts the class of its largest output, the first of equal ones.
 
     Args:
-        outputs: [M, ..., C], probabilities or logits by M members, at least 2.
+        outputs: [M, ..., C], probabilities or logits of M members, M at least 2.
 
     Returns:
         [...], float32, from 0 to 1. nan where an output is nan.
@@ -213,10 +223,12 @@ def disagreement(outputs: ArrayLike) -> Array:
 
 
 def variation_ratio(outputs: ArrayLike) -> Array:
-    """The fraction of members that do not predict what most of them do.
+    """The fraction of members that do not predict the most frequent class.
+
+    A member predicts the class of its largest output, the first of equal ones.
 
     Args:
-        outputs: [M, ..., C], probabilities or logits by M members.
+        outputs: [M, ..., C], probabilities or logits of M members.
 
     Returns:
         [...], float32, from 0 to 1 - 1 / M. nan where an output is nan.
@@ -266,10 +278,10 @@ def _entropy(probs: Array, ok: Array) -> Array:
 @jax.jit
 def _mutual_information(probs: Array, ok: Array) -> Array:
     mean = probs.mean(0, keepdims=True)
-    # q ((1 + d) log(1 + d) - d) is p log(p / q) - p + q: not below 0, as p - q adds up
-    # to nothing over members.
+    # With mean q and p = q (1 + d), each term is p log(p / q) - p + q, which is at
+    # least 0; the p - q add up to 0 over members.
     d = (probs - mean) / jnp.where(mean > 0, mean, 1)
-    log_ratio = jnp.log1p(jnp.where(d > -1, d, 0))  # -1 too where p is next to nothing
+    log_ratio = jnp.log1p(jnp.where(d > -1, d, 0))  # d rounds to -1 for tiny p
     terms = mean * ((1 + d) * log_ratio - d)
     return _predicted.valid(jnp.maximum(terms, 0).sum(-1).mean(0), ok.all(0))
 
@@ -287,7 +299,7 @@ def _variation_ratio(outputs: Array) -> Array:
 
 
 def _votes(outputs: Array) -> Array:
-    """How many members predict each class, [..., C]; nan if one of them says nan."""
+    """How many members predict each class, [..., C]; nan if an output is nan."""
     chosen = jax.nn.one_hot(
         _predicted.winner(outputs), outputs.shape[-1], dtype=jnp.int32
     )
@@ -299,7 +311,7 @@ def _votes(outputs: Array) -> Array:
 def _labeled(
     probs: ArrayLike, labels: ArrayLike, *, fn: str, logs: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Probabilities [..., B, C] and labels [..., B]; whether both can be, [..., B]."""
+    """Probabilities [..., B, C], labels [..., B], and flags of valid samples."""
     array, fine = _predicted.probabilities(probs, fn=fn, logs=logs)
     *lead, classes = array.shape
     given, known = _predicted.labels(labels, tuple(lead), classes=classes, fn=fn)
@@ -307,7 +319,7 @@ def _labeled(
 
 
 def _members(probs: ArrayLike, *, fn: str) -> tuple[Array, Array]:
-    """Probabilities [M, ..., C], and whether they can be, [M, ...]."""
+    """Probabilities [M, ..., C], and whether they are valid, [M, ...]."""
     array, ok = _predicted.probabilities(probs, fn=fn)
     _with_members(array, "probs", 1, fn=fn)
     return array, ok

@@ -1,9 +1,11 @@
-"""How tasks fare that came one by one, and what it takes to keep them."""
+"""Continual learning: accuracy of tasks learned one after the other, and their cost."""
 
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from maskjax._core import checks, trees
@@ -12,10 +14,11 @@ from maskjax._core.trees import Array
 
 
 def average_accuracy(accuracy: ArrayLike) -> Array:
-    """How well all tasks are done in the end, on average.
+    """The mean accuracy over all tasks after learning the last one.
 
     Args:
-        accuracy: [..., T, T], an accuracy matrix. Only its last row matters.
+        accuracy: [..., T, T], an accuracy matrix: row i, column j is the accuracy on
+            task j after learning task i. Only the last row is used.
 
     Returns:
         [...].
@@ -32,18 +35,18 @@ def average_accuracy(accuracy: ArrayLike) -> Array:
         Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS
         2017. arXiv:1706.08840, section 2 (ACC).
     """
-    return _square(accuracy, "average_accuracy", 1)[..., -1, :].mean(-1)
+    return _average_accuracy(_square(accuracy, "average_accuracy", 1))
 
 
 def backward_transfer(accuracy: ArrayLike) -> Array:
-    """What later tasks did to earlier ones: above 0 they helped, below they hurt.
+    """How learning later tasks changed earlier ones: above 0 it helped, below it hurt.
 
-    The mean, over all tasks but the last, of how well a task is done in the end less
-    how well just after it was learned.
+    The mean, over all tasks but the last, of the final accuracy minus the accuracy
+    just after the task was learned.
 
     Args:
-        accuracy: [..., T, T], an accuracy matrix, T at least 2. What is above the
-            diagonal does not matter, and may be nan.
+        accuracy: [..., T, T], an accuracy matrix, T at least 2. Entries above the
+            diagonal are not used and may be nan.
 
     Returns:
         [...].
@@ -59,20 +62,18 @@ def backward_transfer(accuracy: ArrayLike) -> Array:
     References:
         Lopez-Paz & Ranzato, arXiv:1706.08840, section 2 (BWT).
     """
-    matrix = _square(accuracy, "backward_transfer", 2)
-    learned = jnp.diagonal(matrix, axis1=-2, axis2=-1)
-    return (matrix[..., -1, :-1] - learned[..., :-1]).mean(-1)
+    return _backward_transfer(_square(accuracy, "backward_transfer", 2))
 
 
 def forward_transfer(accuracy: ArrayLike, untrained: ArrayLike) -> Array:
-    """What earlier tasks did for later ones, before these were learned.
+    """How learning earlier tasks changed later ones before these were learned.
 
-    The mean, over all tasks but the first, of how well a task is done when those before
-    it were learned, less how well by a network that learned none.
+    The mean, over all tasks but the first, of the accuracy just before the task is
+    learned minus the accuracy of an untrained network.
 
     Args:
         accuracy: [..., T, T], an accuracy matrix, T at least 2.
-        untrained: [..., T], the accuracies of a network before any training.
+        untrained: [T] or [..., T], the accuracies of a network before any training.
 
     Returns:
         [...].
@@ -98,26 +99,26 @@ def forward_transfer(accuracy: ArrayLike, untrained: ArrayLike) -> Array:
             f"each of {matrix.shape[-1]} tasks, got shape {start.shape} for "
             f"{matrix.shape}."
         )
-    before = jnp.diagonal(matrix, offset=1, axis1=-2, axis2=-1)
-    return before.mean(-1) - start[..., 1:].mean(-1)
+    return _forward_transfer(matrix, start)
 
 
 def forgetting(accuracy: ArrayLike) -> Array:
-    """How much was known of earlier tasks once, and is not in the end.
+    """How much accuracy was lost since each task was at its best.
 
-    The mean, over all tasks but the last, of how well a task was done at best, from
-    when it was learned to just before the last, less how well in the end. Below 0 if
-    the last task helped.
+    The mean, over all tasks but the last, of the best accuracy minus the final one. The
+    best is taken from when the task was learned up to just before the last task. The
+    result is below 0 if the last task helped.
 
     Args:
-        accuracy: As in `backward_transfer`.
+        accuracy: [..., T, T], an accuracy matrix, T at least 2. Entries above the
+            diagonal are not used and may be nan.
 
     Returns:
         [...].
 
     Raises:
-        TypeError: As in `backward_transfer`.
-        ValueError: As in `backward_transfer`.
+        TypeError: If the matrix is not floating.
+        ValueError: If it is not square, or of a single task.
 
     Example:
         >>> print(metrics.forgetting(jnp.array([[1.0, 0.25], [0.75, 0.5]])))
@@ -127,24 +128,21 @@ def forgetting(accuracy: ArrayLike) -> Array:
         Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018.
         arXiv:1801.10112, section 4.2.
     """
-    matrix = _square(accuracy, "forgetting", 2)
-    since = jnp.tril(jnp.ones(matrix.shape[-2:], bool))[:-1, :-1]
-    known = jnp.where(since, matrix[..., :-1, :-1], -jnp.inf)
-    return (known.max(-2) - matrix[..., -1, :-1]).mean(-1)
+    return _forgetting(_square(accuracy, "forgetting", 2))
 
 
 def bits_per_task(tree: Any, *, tasks: int, levels: int | None = None) -> float:
-    """What it takes to keep a tree that so many tasks share.
+    """The memory of a tree that several tasks share, in bits per task.
 
     Args:
-        tree: Tree of arrays, packed masks, or `None`. A boolean takes a bit, packed or
-            not, and any other entry the bits of its dtype.
-        tasks: Among how many tasks it is divided.
-        levels: How many values an entry can have, if fewer than its dtype says: of T
-            tasks an owner has T + 1.
+        tree: Tree of arrays, packed masks, or `None`. A boolean takes one bit, packed
+            or not; any other entry takes the bits of its dtype.
+        tasks: The number of tasks that share it.
+        levels: How many values an entry can take, if these are fewer than its dtype
+            has. (An owner index for T tasks has T + 1: one means "free".)
 
     Returns:
-        Bits, a Python number: the sum of all entries' over `tasks`.
+        The bits of all entries divided by `tasks`, a Python float.
 
     Raises:
         TypeError: If `tasks` or `levels` is no whole number, or a leaf no array.
@@ -174,6 +172,30 @@ def bits_per_task(tree: Any, *, tasks: int, levels: int | None = None) -> float:
     return sum(_bits(leaf, levels) for _, leaf in leaves) / tasks
 
 
+@jax.jit
+def _average_accuracy(matrix: Array) -> Array:
+    return matrix[..., -1, :].mean(-1)
+
+
+@jax.jit
+def _backward_transfer(matrix: Array) -> Array:
+    learned = jnp.diagonal(matrix, axis1=-2, axis2=-1)
+    return (matrix[..., -1, :-1] - learned[..., :-1]).mean(-1)
+
+
+@jax.jit
+def _forward_transfer(matrix: Array, untrained: Array) -> Array:
+    before = jnp.diagonal(matrix, offset=1, axis1=-2, axis2=-1)
+    return before.mean(-1) - untrained[..., 1:].mean(-1)
+
+
+@jax.jit
+def _forgetting(matrix: Array) -> Array:
+    learned = np.tri(matrix.shape[-1], dtype=bool)[:-1, :-1]
+    best = matrix[..., :-1, :-1].max(-2, where=learned, initial=-jnp.inf)
+    return (best - matrix[..., -1, :-1]).mean(-1)
+
+
 def _bits(leaf: Any, levels: int | None) -> int:
     if isinstance(leaf, PackedMask):
         return math.prod(leaf.shape) * math.prod(leaf.bits.shape[:-1])
@@ -186,7 +208,7 @@ def _bits(leaf: Any, levels: int | None) -> int:
 def _width(dtype: Any) -> int:
     if jnp.issubdtype(dtype, jnp.bool_):
         return 1
-    # Whose `itemsize` is a whole byte when they have 4 bits.
+    # The `itemsize` of a 4-bit dtype is a whole byte.
     if jnp.issubdtype(dtype, jnp.integer):
         return jnp.iinfo(dtype).bits
     if jnp.issubdtype(dtype, jnp.floating):
@@ -195,7 +217,6 @@ def _width(dtype: Any) -> int:
 
 
 def _floating(values: ArrayLike, name: str, function: str) -> Array:
-    # A NumPy matrix of doubles is as good as any.
     array = jnp.asarray(values)
     checks.floating(array, fn=f"maskjax.metrics.{function}", name=name)
     return array

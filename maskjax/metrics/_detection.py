@@ -1,4 +1,4 @@
-"""Whether scores tell apart: out-of-distribution from not, and wrong from right."""
+"""Detection: how well scores separate two kinds of samples, and right from wrong."""
 
 import fractions
 import numbers
@@ -14,15 +14,15 @@ from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
 from maskjax.select._search import order_key
 
-_PARTS = 40_000  # whose square fits into 32 bits
+_PARTS = 40_000  # its square fits into 32 bits
 
 
 class RiskCoverage(NamedTuple):
     """A risk-coverage curve; a pytree.
 
     Attributes:
-        coverage: [B]: 1 / B, 2 / B, ..., 1: the fraction of samples that is answered.
-        risk: [..., B]: the mean loss of so many samples, the surest.
+        coverage: [B]: 1 / B, 2 / B, ..., 1, the fraction of samples that is answered.
+        risk: [..., B]: the mean loss over that fraction, the most confident samples.
     """
 
     coverage: Array
@@ -30,19 +30,19 @@ class RiskCoverage(NamedTuple):
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> Array:
-    """The area under the ROC curve: how often the positive of a pair scores higher.
+    """The area under the ROC curve.
 
-    The probability that a positive sample scores higher than a negative one, if equal
-    by half (midranks).
+    It is the probability that a positive sample scores higher than a negative one,
+    where a tie counts half.
 
     Args:
-        scores: [..., B], floating: higher is more likely positive. For out-of-
-            distribution detection an uncertainty, `metrics.entropy` for one.
+        scores: [..., B], floating. Higher means more likely positive. To detect
+            out-of-distribution samples, use an uncertainty such as `metrics.entropy`.
         labels: [B] or [..., B], booleans: True is positive (out of distribution).
 
     Returns:
-        [...], float32: exact counts, divided. nan if one of the two kinds is missing,
-        or a score is nan.
+        [...], float32, from exact counts. nan if all samples are of one kind, or a
+        score is nan.
 
     Raises:
         TypeError: If the scores are not floating, or the labels not booleans.
@@ -61,22 +61,22 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> Array:
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> Array:
-    """The area under the precision-recall curve (AUPR), as steps.
+    """The area under the precision-recall curve (AUPR), by steps.
 
-    The mean, over positive samples, of the precision of calling positive whatever
-    scores at least as high. So does scikit-learn's `average_precision_score`.
+    It is the mean, over positive samples, of the precision at a threshold of the
+    sample's score. scikit-learn's `average_precision_score` is the same.
 
     Args:
-        scores: As in `auroc`.
-        labels: As in `auroc`.
+        scores: [..., B], floating. Higher means more likely positive.
+        labels: [B] or [..., B], booleans: True is positive.
 
     Returns:
-        [...], float32, above 0 to 1. nan if there is no positive sample, or a score is
-        nan.
+        [...], float32, above 0 and up to 1. nan if there is no positive sample, or a
+        score is nan.
 
     Raises:
-        TypeError: As in `auroc`.
-        ValueError: As in `auroc`.
+        TypeError: If the scores are not floating, or the labels not booleans.
+        ValueError: If there are no samples, or the shapes do not fit.
 
     Example:
         >>> labels = jnp.array([False, False, True, True])
@@ -88,24 +88,27 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> Array:
 
 
 def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Array:
-    """The false positive rate where so many positives are found, 95 % by default.
+    """The false positive rate at a given true positive rate.
 
-    The least fraction of negatives with scores of at least t, over all thresholds t
-    that a fraction `tpr` of the positives reaches, or more: the first such point of
-    scikit-learn's `roc_curve(..., drop_intermediate=False)`, without interpolation.
+    It is the lowest false positive rate of all thresholds whose true positive rate is
+    at least `tpr`: the first such point of scikit-learn's
+    `roc_curve(..., drop_intermediate=False)`, without interpolation.
 
     Args:
-        scores: As in `auroc`.
-        labels: As in `auroc`.
-        tpr: True positive rate, a Python number in [0, 1] that is a fraction of at most
-            40,000 parts: how many positives it comes to is an exact count.
+        scores: [..., B], floating. Higher means more likely positive.
+        labels: [B] or [..., B], booleans: True is positive.
+        tpr: The true positive rate, a Python number in [0, 1]. It is read as a fraction
+            with a denominator of at most 40,000, so that the number of positives that
+            it requires is exact.
 
     Returns:
-        [...], float32. nan if one of the two kinds is missing, or a score is nan.
+        [...], float32. nan if all samples are of one kind, or a score is nan.
 
     Raises:
-        TypeError: As in `auroc`, or if `tpr` is no Python number.
-        ValueError: As in `auroc`, or if `tpr` is not in [0, 1], or not such a fraction.
+        TypeError: If the scores are not floating, the labels not booleans, or `tpr` is
+            no Python number.
+        ValueError: If there are no samples, the shapes do not fit, `tpr` is not in
+            [0, 1], or it is not such a fraction.
 
     Example:
         >>> scores = jnp.array([0.1, 0.4, 0.4, 0.8])
@@ -113,13 +116,13 @@ def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Ar
         0.5
     """
     fn = "maskjax.metrics.fpr_at_tpr"
-    if not isinstance(tpr, numbers.Real):  # an array is none
+    if not isinstance(tpr, numbers.Real):  # an array is no Python number
         raise TypeError(
             f"`{fn}` needs `tpr` as a Python number, got {checks.kind_of(tpr)}."
         )
     checks.unit_interval(tpr, fn=fn, name="tpr")
     part = fractions.Fraction(str(tpr)).limit_denominator(_PARTS)
-    if abs(float(part) - float(tpr)) > 1e-7:  # as a float32 may be
+    if abs(float(part) - float(tpr)) > 1e-7:  # the error of a float32
         raise ValueError(
             f"`{fn}` needs `tpr` as a fraction of at most {_PARTS:,} parts, got {tpr}."
         )
@@ -127,22 +130,23 @@ def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Ar
 
 
 def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> RiskCoverage:
-    """The risk of answering only for the surest samples, for every number of them.
+    """The mean loss if only the most confident samples are answered.
 
-    Which of equally sure samples are answered is left to chance: the risk is what it
-    then is on average, and does not depend on their order.
+    Samples of equal confidence are in random order: the risk is the expected one, and
+    does not depend on the order in which they are given.
 
     Args:
-        confidence: [..., B], floating: higher is surer, as `probs.max(-1)`.
-        losses: [B] or [..., B]: booleans, True is wrong, or floating, any loss.
+        confidence: [..., B], floating. Higher means more confident, as in
+            `probs.max(-1)`.
+        losses: [B] or [..., B], booleans (True is wrong) or floating, any loss.
 
     Returns:
-        The curve; its risk is nan where a confidence is nan. Once samples may be among
-        those answered whose loss is inf or nan, so is the risk.
+        The curve. All risks are nan where a confidence is nan. If a loss is inf or nan,
+        so is the risk from the first coverage that may include its sample.
 
     Raises:
-        TypeError: If the confidence is not floating, or the losses neither this nor
-            booleans.
+        TypeError: If the confidence is not floating, or the losses are neither floating
+            nor booleans.
         ValueError: If there are no samples, or the shapes do not fit.
 
     Example:
@@ -163,16 +167,18 @@ def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
     """The area under the risk-coverage curve: the mean of its risks.
 
     Args:
-        confidence: As in `risk_coverage`.
-        losses: As in `risk_coverage`.
+        confidence: [..., B], floating. Higher means more confident, as in
+            `probs.max(-1)`.
+        losses: [B] or [..., B], booleans (True is wrong) or floating, any loss.
 
     Returns:
-        [...], float32: lower is better; confidence that says nothing has the mean loss.
-        nan where a confidence is nan, and inf or nan as its risks are.
+        [...], float32; lower is better. Confidence without information gives the mean
+        loss. nan where a confidence is nan; inf or nan where a risk is.
 
     Raises:
-        TypeError: As in `risk_coverage`.
-        ValueError: As in `risk_coverage`.
+        TypeError: If the confidence is not floating, or the losses are neither floating
+            nor booleans.
+        ValueError: If there are no samples, or the shapes do not fit.
 
     Example:
         >>> wrong = jnp.array([False, True, False, True])
@@ -188,9 +194,9 @@ def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
 @jax.jit
 def _auroc(scores: Array, positive: Array) -> Array:
     ranked = _rank(scores, positive)
-    lower = _predicted.at(_before(ranked), ranked.begin)  # positives
+    lower = _predicted.at(_before(ranked), ranked.begin)  # positives that score lower
     others = (ranked.begin - lower).astype(ranked.dtype)
-    # Of all pairs, those that the positive wins, and that it loses.
+    # The fractions of pairs that the positive wins, and that it loses.
     won = _mean(others, ranked.positive) / ranked.negatives
     lost = _mean(lower.astype(ranked.dtype), ~ranked.positive) / ranked.positives
     return _settle((1 + (won - lost)) / 2, ranked)
@@ -208,7 +214,7 @@ def _average_precision(scores: Array, positive: Array) -> Array:
 def _fpr_at_tpr(scores: Array, positive: Array, parts: Array, of: Array) -> Array:
     ranked = _rank(scores, positive)
     hits, called = _called(ranked)
-    # ceil(positives * parts / of), without a product that overflows.
+    # ceil(positives * parts / of), written so that no product overflows.
     whole, rest = jnp.divmod(ranked.count, of)
     needed = whole * parts - (-rest * parts // of)
     enough = hits >= needed[..., None]
@@ -226,10 +232,10 @@ class _Ranked(NamedTuple):
     """Samples from the lowest score to the highest."""
 
     positive: Array  # [..., B]
-    begin: Array  # of those of an equal score
-    count: Array  # of positives, [...]
+    begin: Array  # where the run of equal scores begins
+    count: Array  # the number of positives, [...]
     positives: Array  # the same as a float
-    negatives: Array  # so too
+    negatives: Array  # the number of negatives as a float
     known: Array  # whether no score is nan
 
     @property
@@ -258,13 +264,13 @@ def _before(ranked: _Ranked) -> Array:
 
 
 def _called(ranked: _Ranked) -> tuple[Array, Array]:
-    """For each sample how many score at least as high: positives, and in all."""
+    """For each sample how many score at least as high: positives, and all samples."""
     hits = ranked.count[..., None] - _predicted.at(_before(ranked), ranked.begin)
     return hits, ranked.positive.shape[-1] - ranked.begin
 
 
 def _mean(values: Array, where: Array) -> Array:
-    """The mean along the last axis of those chosen, nan if there are none."""
+    """The mean of the chosen values along the last axis; nan if there are none."""
     chosen = _predicted.count(where).astype(values.dtype)
     return jnp.where(where, values, 0).sum(-1) / chosen
 
@@ -287,11 +293,11 @@ def _curve(array: Array, lost: Array) -> RiskCoverage:
     begin, end = _predicted.ties(ordered)
     sums = _predicted.before(lost, dtype)
     surer, upto = (_predicted.at(sums, i) for i in (begin, end))
-    loss = jnp.where(upto == surer, 0, upto - surer)  # also where both are infinite
+    loss = jnp.where(upto == surer, 0, upto - surer)  # 0 if both are infinite
     size = array.shape[-1]
     answered = jnp.arange(1, size + 1, dtype=begin.dtype)
     number = jnp.broadcast_to(answered, array.shape)
-    # Of `end - begin` that are as sure, any `number - begin` may be the answered ones.
+    # Of `end - begin` equally confident samples, any `number - begin` are answered.
     drawn, equal, rest = (
         x.astype(array.dtype) for x in (number - begin, end - begin, loss)
     )

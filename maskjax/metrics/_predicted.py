@@ -1,7 +1,7 @@
-"""Predictions and the truth about them: checked, also as far as their values are known.
+"""Checks of predictions and labels, and counting that stays exact.
 
-Values are read if they are not traced. Traced ones can't be complained about: each
-check then gives a flag, False where it fails, and the metric is nan there.
+A check of values raises outside of `jit`. Under `jit` values are unknown, so each check
+returns flags instead, False where it fails, and the metric is nan there.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array
 
-# What rounding may do to a sum of probabilities, as in scikit-learn: sqrt(eps).
+# How far a sum of probabilities may be from 1: sqrt(eps), as in scikit-learn.
 _SLACK = float(np.sqrt(np.finfo(np.float32).eps))
 
 
@@ -29,20 +29,19 @@ def floating(values: ArrayLike, name: str, *, fn: str) -> Array:
     return array.astype(dtypes.at_least_float32(array.dtype))
 
 
-def settled(ok: Array, complaint: Callable[[], str]) -> Array:
-    """The flags, or an error if they are known and one is False."""
-    if not isinstance(ok, Tracer) and not ok.all():
+def require(fine: Array, complaint: Callable[[], str]) -> None:
+    """Raise if a flag has a value, and it is False."""
+    if not isinstance(fine, Tracer) and not fine:
         raise ValueError(complaint())
-    return ok
 
 
 def valid(value: Array, ok: Array) -> Array:
-    """The value, nan where a check has failed."""
+    """The value, nan where a flag is False."""
     return jnp.where(ok, value, jnp.nan)
 
 
 def outputs(values: ArrayLike, name: str, *, fn: str) -> Array:
-    """A floating array [..., C] with something in it."""
+    """A floating array [..., C] that is not empty."""
     array = floating(values, name, fn=fn)
     if not array.ndim or not array.size:
         raise ValueError(
@@ -54,10 +53,10 @@ def outputs(values: ArrayLike, name: str, *, fn: str) -> Array:
 def probabilities(
     values: ArrayLike, *, fn: str, logs: bool = False
 ) -> tuple[Array, Array]:
-    """Probabilities [..., C] or their logarithms, and flags [...]; nan is let pass."""
+    """Probabilities [..., C] or their logarithms, and flags [...]; nan may pass."""
     array = outputs(values, "probs", fn=fn)
     slack = max(_SLACK, float(jnp.finfo(jnp.asarray(values).dtype).eps) ** 0.5)
-    ok, sums, least = _sums(array, logs=logs, slack=slack)
+    ok, fine, sums, least = _sums(array, logs=logs, slack=slack)
 
     def complaint() -> str:
         at = np.unravel_index(int(jnp.argmin(ok)), ok.shape)
@@ -69,28 +68,33 @@ def probabilities(
             f"{float(least[at]):g}. Of logits take {cure}."
         )
 
-    return array, settled(ok, complaint)
+    require(fine, complaint)
+    return array, ok
 
 
 @functools.partial(jax.jit, static_argnames=("logs", "slack"))
-def _sums(array: Array, *, logs: bool, slack: float) -> tuple[Array, Array, Array]:
-    """Whether they are probabilities; their sum, and the least, [...]."""
+def _sums(array: Array, *, logs: bool, slack: float) -> tuple[Array, ...]:
+    """Flags [...], whether all are True, and the sums and minima of probabilities."""
     plain = jnp.exp(array) if logs else array
     sums, least = plain.sum(-1), plain.min(-1)
-    return ~((abs(sums - 1) > slack) | (least < 0)), sums, least
+    ok = ~((abs(sums - 1) > slack) | (least < 0))
+    return ok, ok.all(), sums, least
 
 
 def labels(
     given: ArrayLike, lead: tuple[int, ...], *, classes: int, fn: str
 ) -> tuple[Array, Array]:
-    """Labels of shape `lead`, clipped, and flags; they may have been of its end."""
+    """Labels of shape `lead`, clipped to the classes, and flags.
+
+    Labels may have only the last axes of `lead`; they are broadcast.
+    """
     array = jnp.asarray(given)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"`{fn}` needs `labels` as an integer array, got {checks.kind_of(array)}."
         )
     _fit(array, lead, "labels", fn=fn)
-    clipped, ok = _clipped(array, lead, classes=classes)
+    clipped, ok, fine = _clipped(array, lead, classes=classes)
 
     def complaint() -> str:
         return (
@@ -98,28 +102,30 @@ def labels(
             f"to {array.max()}."
         )
 
-    return clipped, settled(ok, complaint)
+    require(fine, complaint)
+    return clipped, ok
 
 
 @functools.partial(jax.jit, static_argnames=("lead", "classes"))
 def _clipped(
     array: Array, lead: tuple[int, ...], *, classes: int
-) -> tuple[Array, Array]:
-    """Labels of shape `lead` as the nearest classes, and whether they are these."""
-    if array.dtype.itemsize < 4:  # which may not reach as far as the classes
+) -> tuple[Array, Array, Array]:
+    """The nearest classes of shape `lead`, flags, and whether all are True."""
+    if array.dtype.itemsize < 4:  # it may be too narrow for the number of classes
         array = array.astype(jnp.int32)
     array = jnp.broadcast_to(array, lead)
     clipped = jnp.clip(array, 0, classes - 1)
-    return clipped.astype(jnp.int32), clipped == array
+    ok = clipped == array
+    return clipped.astype(jnp.int32), ok, ok.all()
 
 
 def winner(outputs: Array) -> Array:
-    """The class of the largest output, of equal ones the first."""
+    """The class of the largest output, the first of equal ones."""
     return jnp.argmax(outputs, axis=-1).astype(jnp.int32)
 
 
 def scores(values: ArrayLike, name: str, *, fn: str) -> Array:
-    """Floating [..., B] with something in it, and not more than can be counted."""
+    """A floating array [..., B] that is neither empty nor too large to count."""
     array = floating(values, name, fn=fn)
     if not array.ndim or not array.size:
         raise ValueError(
@@ -130,7 +136,7 @@ def scores(values: ArrayLike, name: str, *, fn: str) -> Array:
 
 
 def flags(given: ArrayLike, lead: tuple[int, ...], name: str, *, fn: str) -> Array:
-    """Booleans of shape `lead`, or of its end."""
+    """Booleans broadcast to `lead`; they may have only its last axes."""
     array = jnp.asarray(given)
     if not jnp.issubdtype(array.dtype, jnp.bool_):
         raise TypeError(
@@ -141,7 +147,7 @@ def flags(given: ArrayLike, lead: tuple[int, ...], name: str, *, fn: str) -> Arr
 
 
 def trailing(values: ArrayLike, lead: tuple[int, ...], name: str, *, fn: str) -> Array:
-    """Floating numbers of shape `lead`, or of its end."""
+    """Floating numbers broadcast to `lead`; they may have only its last axes."""
     array = floating(values, name, fn=fn)
     _fit(array, lead, name, fn=fn)
     return jnp.broadcast_to(array, lead)
@@ -157,7 +163,7 @@ def _fit(array: Array, lead: tuple[int, ...], name: str, *, fn: str) -> None:
 
 
 def countable(size: int, *, fn: str) -> None:
-    """Whether integers reach as far as the number of samples."""
+    """Raise if integers can't count so many samples."""
     if size >= 2**31 - 1 and not dtypes.wide_integers():
         raise ValueError(
             f"`{fn}` needs 64-bit integers to count {size} samples. Set "
@@ -166,25 +172,25 @@ def countable(size: int, *, fn: str) -> None:
 
 
 def whole() -> Any:
-    """The dtype to count in: float32 would stop at 2**24."""
+    """The dtype to count in; float32 is exact only up to 2**24."""
     return jnp.dtype("int64" if dtypes.wide_integers() else "int32")
 
 
 def count(flags: Array) -> Array:
-    """How many are True along the last axis, exactly."""
+    """How many flags are True along the last axis, exactly."""
     return jnp.sum(flags, axis=-1, dtype=whole())
 
 
 def share(flags: Array, dtype: Any) -> Array:
-    """The fraction that is True along the last axis: an exact count, divided."""
+    """The fraction of flags that are True along the last axis, from an exact count."""
     return count(flags).astype(dtype) / flags.shape[-1]
 
 
 def ties(ordered: Array) -> tuple[Array, Array]:
-    """Of values in order [..., n], the run of equal ones that each is in.
+    """The run of equal values that each of the sorted values [..., n] is in.
 
     Returns:
-        Where it begins, and ends (the index after the last), each [..., n].
+        The index where the run begins, and the index after its end, each [..., n].
     """
     size = ordered.shape[-1]
     edge = jnp.ones((*ordered.shape[:-1], 1), bool)
@@ -197,11 +203,10 @@ def ties(ordered: Array) -> tuple[Array, Array]:
 
 
 def before(values: Array, dtype: Any) -> Array:
-    """Sums of all that come before each index, [..., n + 1] of [..., n]."""
-    sums = jnp.cumsum(values, axis=-1, dtype=dtype)
-    return jnp.concatenate([jnp.zeros((*values.shape[:-1], 1), dtype), sums], -1)
+    """Sums of all values before each index, from [..., n] to [..., n + 1]."""
+    return jnp.cumulative_sum(values, axis=-1, dtype=dtype, include_initial=True)
 
 
 def at(values: Array, index: Array) -> Array:
-    """The values at an index of the last axis, for each."""
+    """Values gathered along the last axis."""
     return jnp.take_along_axis(values, index, axis=-1)

@@ -1,4 +1,4 @@
-"""How good predicted numbers are, and how sure: normal distributions and mixtures."""
+"""Regression: predicted normal distributions, and mixtures of them."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import erf
+from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
 from maskjax._core import checks
@@ -17,9 +18,9 @@ from maskjax.metrics import _predicted
 def gaussian_nll(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Array:
     """The negative log-likelihood of targets under normal distributions, in nats.
 
-    It is of a density and may be below 0. It depends on the targets' unit: of targets
-    that were divided by a number it is less by the logarithm of the number, which is to
-    be added for the likelihood of the targets as they were.
+    It is the logarithm of a density, so it may be below 0, and it depends on the unit
+    of the targets. If targets were divided by a number, add the logarithm of that
+    number to get the result for the original targets.
 
     Args:
         mean: [...], floating.
@@ -27,13 +28,13 @@ def gaussian_nll(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Ar
         targets: [...], floating.
 
     Returns:
-        [...], float32, for each target: take the mean over a data set. nan where a
-        number is nan or, if traced, a variance not above 0.
+        [...], float32, one for each target. nan where an argument is nan or, under
+        `jit`, a variance is not above 0.
 
     Raises:
         TypeError: If an argument is not floating.
-        ValueError: If the shapes differ, there are no targets, or a variance that is
-            known is not above 0.
+        ValueError: If the shapes differ, there are no targets, or, outside of `jit`, a
+            variance is not above 0.
 
     Example:
         >>> nll = metrics.gaussian_nll(jnp.zeros(2), 1.0, jnp.array([0.0, 2.0]))
@@ -51,23 +52,25 @@ def mixture_nll(
 ) -> Array:
     """The negative log-likelihood of targets under equal mixtures of normals, in nats.
 
-    At most the mean of the members'. With a constant variance, the inverse of the
-    precision, it is that of MC-dropout (arXiv:1506.02142).
+    It is at most the mean over members. With a constant variance, the inverse of the
+    precision, it is the likelihood of MC-dropout (arXiv:1506.02142).
 
     Args:
         means: [M, ...], floating.
         variances: [M, ...] or a scalar, above 0.
         targets: [...], floating.
-        event_ndim: How many of the last axes are the numbers of one target. A member
-            has them independent, the mixture has not: one member is right about all.
+        event_ndim: How many of the last axes belong to one target. Its numbers are
+            independent within a member, but not in the mixture.
 
     Returns:
-        [...], float32, for each target: without the last `event_ndim` axes. nan as in
-        `gaussian_nll`.
+        [...] without the last `event_ndim` axes, float32, one for each target. nan
+        where an argument is nan or, under `jit`, a variance is not above 0.
 
     Raises:
-        TypeError: As in `gaussian_nll`, or if `event_ndim` is no whole number.
-        ValueError: As in `gaussian_nll`, or if there are not so many axes.
+        TypeError: If an array is not floating, or `event_ndim` is no whole number.
+        ValueError: If the shapes do not fit, there are no targets, the targets have
+            fewer axes than `event_ndim`, or, outside of `jit`, a variance is not
+            above 0.
 
     Example:
         >>> means, variances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1))
@@ -88,21 +91,23 @@ def mixture_nll(
 def gaussian_crps(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> Array:
     """The continuous ranked probability score of targets under normal distributions.
 
-    The integral of the squared difference between the distribution functions of what
-    was predicted and what came. In the targets' unit; with no variance it would be the
-    absolute error.
+    It is the integral of the squared difference between the predicted distribution
+    function and the step at the target. It has the unit of the targets, and approaches
+    the absolute error as the variance goes to 0.
 
     Args:
-        mean: As in `gaussian_nll`.
-        variance: As in `gaussian_nll`.
-        targets: As in `gaussian_nll`.
+        mean: [...], floating.
+        variance: [...] or a scalar, above 0.
+        targets: [...], floating.
 
     Returns:
-        [...], float32, for each target, at least 0. nan as in `gaussian_nll`.
+        [...], float32, one for each target, at least 0. nan where an argument is nan
+        or, under `jit`, a variance is not above 0.
 
     Raises:
-        TypeError: As in `gaussian_nll`.
-        ValueError: As in `gaussian_nll`.
+        TypeError: If an argument is not floating.
+        ValueError: If the shapes differ, there are no targets, or, outside of `jit`, a
+            variance is not above 0.
 
     Example:
         >>> print(metrics.gaussian_crps(jnp.zeros(2), 1.0, jnp.array([0.0, 2.0])))
@@ -110,7 +115,7 @@ def gaussian_crps(mean: ArrayLike, variance: ArrayLike, targets: ArrayLike) -> A
 
     References:
         Gneiting & Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation",
-        JASA 102, 2007, equation 21 (its negative is given there).
+        JASA 102, 2007, equation 21 (they give its negative).
     """
     fn = "maskjax.metrics.gaussian_crps"
     return _gaussian_crps(*_gaussians(mean, variance, targets, fn=fn))
@@ -120,16 +125,18 @@ def mixture_crps(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> 
     """The continuous ranked probability score of targets under mixtures of normals.
 
     Args:
-        means: As in `mixture_nll`.
-        variances: As in `mixture_nll`.
-        targets: As in `mixture_nll`.
+        means: [M, ...], floating.
+        variances: [M, ...] or a scalar, above 0.
+        targets: [...], floating.
 
     Returns:
-        [...], float32, for each target, at least 0. nan as in `gaussian_nll`.
+        [...], float32, one for each target, at least 0. nan where an argument is nan
+        or, under `jit`, a variance is not above 0.
 
     Raises:
-        TypeError: As in `gaussian_nll`.
-        ValueError: As in `gaussian_nll`.
+        TypeError: If an argument is not floating.
+        ValueError: If the shapes do not fit, there are no targets, or, outside of
+            `jit`, a variance is not above 0.
 
     Example:
         >>> means, variances = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1))
@@ -162,7 +169,7 @@ def _mixture_nll(
 @jax.jit
 def _gaussian_crps(mean: Array, variance: Array, targets: Array) -> Array:
     mean, variance, targets = _shaped(mean, variance, targets)
-    # Half the mean distance of two draws, each of the variance, is sd / sqrt(pi).
+    # Half the expected distance between two draws is deviation / sqrt(pi).
     within = jnp.sqrt(variance) * float(1 / np.sqrt(np.pi))
     return _distance(targets - mean, variance) - within
 
@@ -175,18 +182,17 @@ def _mixture_crps(means: Array, variances: Array, targets: Array) -> Array:
         mean, variance = (value[None] for value in member)
         return _distance(means - mean, variances + variance).mean(0)
 
-    # One at a time: memory for M pairs, not for M * M.
+    # One member at a time: memory for M pairs, not for M * M.
     within = lax.map(to_others, (means, variances)).mean(0)
     return _distance(targets - means, variances).mean(0) - within / 2
 
 
 def _nll(mean: Array, variance: Array, targets: Array) -> Array:
-    constant = float(np.log(2 * np.pi))
-    return (constant + jnp.log(variance) + (targets - mean) ** 2 / variance) / 2
+    return -norm.logpdf(targets, mean, jnp.sqrt(variance))
 
 
 def _distance(mean: Array, variance: Array) -> Array:
-    """The mean of |X| for normal X."""
+    """The expectation of |X| for normal X."""
     deviation = jnp.sqrt(variance)
     z = mean / deviation * float(np.sqrt(0.5))
     return mean * erf(z) + deviation * jnp.exp(-(z**2)) * float(np.sqrt(2 / np.pi))
@@ -200,7 +206,7 @@ def _gaussians(
     fn: str,
     members: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Arrays that fit; known variances are above 0."""
+    """The three as arrays, if they fit and no variance is known to be 0 or less."""
     names = ("means", "variances") if members else ("mean", "variance")
     mu = _predicted.floating(mean, names[0], fn=fn)
     var = _predicted.floating(variance, names[1], fn=fn)
@@ -216,16 +222,21 @@ def _gaussians(
             f"`{fn}` needs `{names[1]}` of shape {mu.shape}, like `{names[0]}`, or a "
             f"scalar, got {var.shape}."
         )
-    # Not a number is no complaint: it stays.
-    _predicted.settled(
-        ~(var <= 0),
+    # A variance of nan is no error; the result is nan.
+    _predicted.require(
+        _none_below(var),
         lambda: f"`{fn}` needs `{names[1]}` above 0, got {float(var.min()):g}.",
     )
     return mu, var, y
 
 
+@jax.jit
+def _none_below(variance: Array) -> Array:
+    return ~(variance <= 0).any()
+
+
 def _shaped(mean: Array, variance: Array, targets: Array) -> tuple[Array, ...]:
-    """In the means' shape, members of the targets as 1, and the wider of two dtypes."""
+    """Arrays of one dtype and rank; nan for variances that are not above 0."""
     dtype = jnp.promote_types(mean.dtype, targets.dtype)
     variance = _predicted.valid(variance, ~(variance <= 0))
     variance = jnp.broadcast_to(variance, mean.shape)

@@ -3,39 +3,40 @@
 What's Hidden in a Randomly Weighted Neural Network? arXiv:1911.13299.
 
 Algorithm (numbers match the comments below):
-  1. draw weights once and freeze them; draw scores
-  2. forward with the mask of the highest |scores|, a fraction `density` of each leaf
-  3. send the gradient straight through the mask to every score, removed ones included
-Baselines: `density=None` keeps the thresholds and searches for none, `sample` draws
-masks (Zhou et al., arXiv:1905.01067), and before the first step the mask is random.
+  1. draw weights once and freeze them; draw a score for each weight
+  2. the mask keeps the highest |scores|, a fraction `density` of each leaf
+  3. the gradient goes straight through the mask to every score, removed ones included
+Before training the mask is a random one. The paper trains the scores with SGD, momentum
+0.9 and a cosine schedule; the training loop is yours.
+
+Variants that are compositions, with `sizes` the absolute values of the scores:
+  * thresholds that stay: `estimator.threshold(sizes, at=cutoffs)`, with the cutoffs
+    that `mask` returned once
+  * sampled masks: `supermask`
 
 Departures from the paper:
   * the mask has exactly round(density * n) entries, ties going to the lower index
-  * `density` is the fraction kept everywhere, as `prune_rate` of the code is not
-  * selection starts from where the last step cut, which changes its time only
+  * `density` is the fraction kept; `prune_rate` in the paper's code is not always
 
     >>> import optax
     >>> from maskjax.recipes import edge_popup
     >>> weights, sgd = {"w": jnp.array([[1.0], [-1.0]])}, optax.sgd(1.0)
-    >>> loss = lambda params, x, y: jnp.mean((x @ params["w"] - y) ** 2)
-    >>> state = edge_popup.init(weights, sgd, key=jax.random.key(0))
-    >>> x, y = jnp.array([[0.0, 1.0]]), -1.0
+    >>> def loss(scores, x, y):
+    ...     params = maskjax.apply(weights, edge_popup.soft_mask(scores, density=0.5))
+    ...     return jnp.mean((x @ params["w"] - y) ** 2)
+    >>> scores = edge_popup.init(weights, key=jax.random.key(0))
+    >>> opt_state, x, y = sgd.init(scores), jnp.array([[0.0, 1.0]]), -1.0
     >>> for _ in range(3):
-    ...     state, value = edge_popup.step(state, loss, sgd, x, y, density=0.5)
-    >>> edge_popup.mask(state, density=0.5)["w"].ravel(), state.weights["w"].ravel()
-    (Array([False,  True], dtype=bool), Array([ 1., -1.], dtype=float32))
+    ...     updates, opt_state = sgd.update(jax.grad(loss)(scores, x, y), opt_state)
+    ...     scores = optax.apply_updates(scores, updates)
+    >>> edge_popup.mask(scores, density=0.5)["w"].ravel()
+    Array([False,  True], dtype=bool)
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
-import optax
 
-from maskjax import estimator, initializer, masking, select
-from maskjax._core import checks, trees
+from maskjax import estimator, initializer, select
+from maskjax._core import blame, checks
 from maskjax._core.trees import (
     Array,
     Density,
@@ -43,195 +44,124 @@ from maskjax._core.trees import (
     Params,
     Predicate,
     Scores,
+    SoftMask,
     map_mask,
 )
 from maskjax.where import kernels
 
-__all__ = ["EdgePopupState", "init", "mask", "predict", "step"]
+__all__ = ["init", "mask", "soft_mask"]
 
 
-class EdgePopupState(NamedTuple):
-    """What training carries; a pytree.
-
-    Attributes:
-        weights: The random parameters, which never change.
-        scores: One for each weight that carries a mask, else `None`.
-        cutoffs: Where the last selection cut, one scalar for each leaf of scores.
-        opt_state: The optimizer's, for the scores.
-    """
-
-    weights: Params
-    scores: Scores
-    cutoffs: Scores
-    opt_state: optax.OptState
-
-
-def init(
-    weights: Params,
-    optimizer: optax.GradientTransformation,
-    *,
-    density: Density | Scores = 0.5,
-    where: Predicate = kernels,
-    key: Array,
-) -> EdgePopupState:
-    """Scores, uniform in +-1 / sqrt(fan_in), for random weights.
+def init(weights: Params, *, where: Predicate = kernels, key: Array) -> Scores:
+    """Scores to train, uniform in +-1 / sqrt(fan_in).
 
     Args:
-        weights: Tree of arrays, from `initializer.signed_constant`, say; none changes.
-        optimizer: Trains the scores. The paper: SGD of momentum 0.9, cosine schedule.
-        density: The fraction of scores that the first cutoffs let pass, on average; one
-            for all, or a tree of them.
-        where: Which leaves carry a mask; they have a fan-in, that is 2 axes or more.
+        weights: Tree of arrays, for example from `initializer.signed_constant`. Only
+            shapes and dtypes are used.
+        where: Which leaves carry a mask. They need a fan-in, that is 2 axes or more.
         key: A typed key; every leaf gets its own.
 
     Returns:
-        The state before the first step.
+        A tree of scores in the weights' dtypes, `None` where `where` does not choose.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or the key is not typed.
+        TypeError: If a chosen leaf is not floating, or the key is not a typed key.
         ValueError: If `where` chooses nothing, or a leaf without a fan-in.
 
     Example:
-        >>> w = {"w": jnp.ones((4, 2))}
-        >>> edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0)).cutoffs
-        {'w': Array(0.25, dtype=float32)}
+        >>> scores = edge_popup.init({"w": jnp.ones((4, 2))}, key=jax.random.key(0))
+        >>> scores["w"].shape, bool((abs(scores["w"]) <= 0.5).all())
+        ((4, 2), True)
     """
-    fn = "maskjax.recipes.edge_popup.init"
-    checks.typed_key(key, fn=fn)
-    chosen = checks.chosen_leaves(weights, where, fn=fn)
-    if trees.is_single(density):
-        density = map_mask(lambda _, d=density: d, chosen)
-    for _, _, d in checks.matched(chosen, density, fn=fn, names=("weights", "density")):
-        checks.unit_interval(d, fn=fn, name="density")
-    flat = [p for p, w in trees.mask_leaves(chosen)[0] if w is not None and w.ndim < 2]
-    checks.raise_all(flat, f"`{fn}` needs leaves of 2 axes or more, for a fan-in")
-    scores = initializer.uniform_scores(weights, where=where, key=key)  # 1.
-    roots = map_mask(lambda w: max(math.prod(w.shape[:-1]), 1) ** 0.5, chosen)
-    cuts = map_mask(
-        lambda w, r, d: jnp.asarray((1 - d) / r, w.dtype), chosen, roots, density
-    )
-    return EdgePopupState(weights, scores, cuts, optimizer.init(scores))
+    with blame.instead_of(
+        "maskjax.initializer.scores", "maskjax.recipes.edge_popup.init"
+    ):
+        return initializer.scores(weights, where=where, key=key)  # 1.
+
+
+def soft_mask(
+    scores: Scores,
+    *,
+    density: Density | Scores,
+    scope: select.Scope = "leaf",
+    guess: Scores | None = None,
+    return_cutoff: bool = False,
+) -> SoftMask | tuple[SoftMask, Scores]:
+    """The mask of the highest |scores|, for the loss: its gradient reaches the scores.
+
+    In a loop, return the cutoffs as the loss's aux and pass them to the next step as
+    `guess`: the selection then takes about half of the time, with the same mask.
+
+    Args:
+        scores: Tree of floating leaves, `None` where a weight is left alone.
+        density: The fraction to keep, in [0, 1]: a number, a scalar array, or with
+            scope "leaf" a tree of them like `scores` (`allocation.erk`).
+        scope: "leaf" ranks each leaf on its own, as the paper does; "global" all leaves
+            together.
+        guess: The cutoffs of an earlier call. They never change the mask.
+        return_cutoff: Whether to return the cutoffs as well.
+
+    Returns:
+        A soft mask of exact 0s and 1s in the scores' dtypes, with the derivative of
+        |scores|. With `return_cutoff` also a tree of one scalar for each leaf: the
+        |score| at which the selection cut.
+
+    Raises:
+        TypeError: If a leaf of `scores` is not floating, or density is not a number.
+        ValueError: If density is outside [0, 1], the scope is unknown, or `guess` or a
+            tree of densities does not fit `scores`.
+
+    Example:
+        >>> scores = {"w": jnp.array([-3.0, 1.0, 2.0])}
+        >>> edge_popup.soft_mask(scores, density=0.34)
+        {'w': Array([1., 0., 0.], dtype=float32)}
+        >>> jax.grad(lambda s: edge_popup.soft_mask(s, density=0.34)["w"].sum())(scores)
+        {'w': Array([-1.,  1.,  1.], dtype=float32)}
+    """
+    fn = "maskjax.recipes.edge_popup.soft_mask"
+    how = {"density": density, "scope": scope, "guess": guess}
+    with blame.instead_of("maskjax.estimator.top_k", fn):
+        soft, cutoff = estimator.top_k(_sizes(scores, fn), **how, return_cutoff=True)
+    return (soft, cutoff) if return_cutoff else soft  # 2. and 3.
 
 
 def mask(
-    state: EdgePopupState,
+    scores: Scores,
     *,
-    density: Density | Scores | None,
+    density: Density | Scores,
     scope: select.Scope = "leaf",
-    sample: Array | None = None,
-) -> Mask:
-    """The mask of the highest |scores|.
+    guess: Scores | None = None,
+    return_cutoff: bool = False,
+) -> Mask | tuple[Mask, Scores]:
+    """The mask of the highest |scores|, to keep once they are trained.
 
     Args:
-        state: The training state.
-        density: The fraction of weights to keep, as in `select.top_k`: one for all, or
-            a tree of them (`allocation.erk`). `None`: what reaches `state.cutoffs`.
-        scope: "leaf", as in the paper, or "global".
-        sample: A typed key, with density `None`: keep with probability sigmoid(score).
+        scores: Tree of floating leaves, `None` where a weight is left alone.
+        density: The fraction to keep, exactly as for `soft_mask`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        guess: The cutoffs of an earlier call. They never change the mask.
+        return_cutoff: Whether to return the cutoffs as well.
 
     Returns:
-        A mask, of exactly round(density * n) entries if there is a density: True keeps.
+        A mask of exactly round(density * n) entries: True keeps. With `return_cutoff`
+        also a tree of one scalar for each leaf: the |score| at which the selection cut.
 
     Raises:
-        ValueError: As in `select.top_k`, or if there are a density and a key.
+        TypeError: If a leaf of `scores` is not floating, or density is not a number.
+        ValueError: If density is outside [0, 1], the scope is unknown, or `guess` or a
+            tree of densities does not fit `scores`.
 
     Example:
-        >>> w = {"w": jnp.ones((4, 2))}
-        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
-        >>> int(edge_popup.mask(state, density=0.25)["w"].sum())
-        2
+        >>> edge_popup.mask({"w": jnp.array([-3.0, 1.0, 2.0])}, density=0.34)
+        {'w': Array([ True, False, False], dtype=bool)}
     """
-    return _choice(state, density, scope, sample)[0]
+    fn = "maskjax.recipes.edge_popup.mask"
+    how = {"density": density, "scope": scope, "guess": guess}
+    with blame.instead_of("maskjax.select.top_k", fn):
+        kept, cutoff = select.top_k(_sizes(scores, fn), **how, return_cutoff=True)
+    return (kept, cutoff) if return_cutoff else kept
 
 
-def step(
-    state: EdgePopupState,
-    loss: Callable[..., Array],
-    optimizer: optax.GradientTransformation,
-    *data: Any,
-    density: Density | Scores | None,
-    scope: select.Scope = "leaf",
-    sample: Array | None = None,
-) -> tuple[EdgePopupState, Array]:
-    """One step on the scores; pure, to be compiled and mapped by the caller.
-
-    Args:
-        state: The training state.
-        loss: `(params, *data) -> scalar`.
-        optimizer: The one that `init` was given.
-        *data: A batch, passed on to `loss`.
-        density: As in `mask`.
-        scope: As in `mask`.
-        sample: As in `mask`, a new key for each step.
-
-    Returns:
-        The next state, and the loss at this one.
-
-    Raises:
-        ValueError: As in `mask`.
-
-    Example:
-        >>> w, loss = {"w": jnp.ones((4, 1))}, lambda params: jnp.sum(params["w"])
-        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
-        >>> print(edge_popup.step(state, loss, optax.sgd(0.1), density=0.5)[1])
-        2.0
-    """
-    hard, cutoffs = _choice(state, density, scope, sample)  # 2.
-    size = jnp.abs if sample is None else jax.nn.sigmoid
-
-    def objective(scores: Scores) -> Array:
-        soft = estimator.straight_through(hard, map_mask(size, scores))  # 3.
-        return loss(masking.apply(state.weights, soft), *data)
-
-    value, gradients = jax.value_and_grad(objective)(state.scores)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.scores)
-    scores = optax.apply_updates(state.scores, updates)
-    return EdgePopupState(state.weights, scores, cutoffs, opt_state), value
-
-
-def predict(
-    apply: Callable[..., Any],
-    state: EdgePopupState,
-    *inputs: Any,
-    density: Density | Scores | None,
-    scope: select.Scope = "leaf",
-    sample: Array | None = None,
-) -> Any:
-    """What the random network says under the learned mask.
-
-    Args:
-        apply: `(params, *inputs) -> output`.
-        state: The training state.
-        *inputs: Passed on to `apply`.
-        density: As in `mask`.
-        scope: As in `mask`.
-        sample: As in `mask`.
-
-    Returns:
-        The output of `apply`.
-
-    Example:
-        >>> w = {"w": jnp.ones((4, 1))}
-        >>> state = edge_popup.init(w, optax.sgd(0.1), key=jax.random.key(0))
-        >>> net = lambda params, x: x @ params["w"]
-        >>> edge_popup.predict(net, state, jnp.ones((1, 4)), density=0.75)
-        Array([[3.]], dtype=float32)
-    """
-    kept = mask(state, density=density, scope=scope, sample=sample)
-    return apply(masking.apply(state.weights, kept), *inputs)
-
-
-def _choice(state: Any, density: Any, scope: Any, key: Any) -> tuple[Mask, Scores]:
-    """The mask, and where it cut."""
-    ranked, cutoffs = map_mask(jnp.abs, state.scores), state.cutoffs
-    if key is not None and density is not None:
-        needs = "`maskjax.recipes.edge_popup` needs `density` as None with a `sample`"
-        raise ValueError(f"{needs}, which floats, got {density}.")
-    if key is not None:
-        soft = map_mask(jax.nn.sigmoid, state.scores)
-        return select.bernoulli(soft, key=key), cutoffs
-    if density is None:
-        return map_mask(jnp.greater_equal, ranked, cutoffs), cutoffs
-    return select.top_k(
-        ranked, density=density, scope=scope, guess=cutoffs, return_cutoff=True
-    )
+def _sizes(scores: Scores, fn: str) -> Scores:
+    checks.floating_scores(scores, fn=fn)
+    return map_mask(jnp.abs, scores)

@@ -1,19 +1,20 @@
 """IteRand: draw removed weights anew while the mask is learned (Chijiwa et al., 2021).
 
 Pruning Randomly Initialized Neural Networks with Iterative Randomization, NeurIPS 2021,
-arXiv:2106.09269. The weights below a mask are never trained, but those that it removes
-can be replaced at no cost: nothing that the network says depends on them. So scores get
-to choose among more weights than there are.
+arXiv:2106.09269. The weights under a learned mask are never trained. Those that the
+mask removes do not affect the network's output, so they can be replaced at no cost, and
+the scores get to choose among more weights than the network has.
 
-Algorithm: every so many steps (in the paper some hundreds or thousands, `lax.cond`)
+Algorithm: every few hundred or thousand steps (with `lax.cond`, or between epochs)
   1. each weight that the mask removes is, with some probability, drawn anew
-  2. everything else goes on: scores, mask, optimizer
-It goes with any recipe that learns a mask on random weights: edge_popup, meta_ticket.
+  2. scores, mask and optimizer go on unchanged
+It combines with any recipe that learns a mask on random weights: `edge_popup`,
+`supermask`, `meta_ticket`.
 
     >>> from maskjax.recipes import iterand
-    >>> weights, draw = {"w": jnp.zeros((2, 2))}, initializer.signed_constant()
+    >>> draw, weights = initializer.signed_constant(), {"w": jnp.zeros((2, 2))}
     >>> mask, key = {"w": jnp.array([[True, False], [False, True]])}, jax.random.key(0)
-    >>> abs(iterand.redraw(weights, mask, draw, key=key)["w"])
+    >>> abs(iterand.redraw(draw, weights, mask, key=key)["w"])
     Array([[0., 1.],
            [1., 0.]], dtype=float32)
 """
@@ -22,46 +23,50 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import initializer, masking, packing, select
-from maskjax._core import checks
+from maskjax._core import blame, checks
 from maskjax._core.trees import Array, Density, Mask, Params, map_mask
 
 __all__ = ["redraw"]
 
 
 def redraw(
+    draw: initializer.Initializer,
     weights: Params,
     mask: Mask,
-    draw: initializer.Initializer,
     *,
     probability: Density = 1.0,
     mix: Density = 1.0,
     key: Array,
 ) -> Params:
-    """The weights, drawn anew where a mask removes them.
+    """The weights, with those that a mask removes drawn anew.
 
     Args:
-        weights: Tree of arrays.
-        mask: A mask of the weights' shapes: True keeps, `None` leaves all as they are.
-        draw: `(key, shape, dtype) -> array`, as the weights were drawn at first.
-        probability: With which a removed weight is drawn anew, each on its own.
-        mix: It then becomes sqrt(1 - mix^2) old + mix new, which has the variance of
-            either. Below 1 this is the "asymptotic" way of Meta-ticket's code.
+        draw: An initializer, `(key, shape, dtype) -> array`, usually the one that the
+            weights come from.
+        weights: Tree of arrays. Leaves without a mask are passed through uncopied.
+        mask: A mask of the weights, packed or not: True keeps. A leaf that is `None`
+            leaves its weights as they are.
+        probability: The probability that a removed weight is drawn anew, independently
+            of the others. May be traced.
+        mix: The share of the new weight, which becomes sqrt(1 - mix^2) old + mix new;
+            that has the same variance. Below 1 this is the "asymptotic" way of
+            Meta-ticket's code. May be traced.
         key: A typed key; every leaf gets its own.
 
     Returns:
-        A tree like `weights`; under the mask, the same network to the bit.
+        A tree like `weights`. Weights that the mask keeps are unchanged, bit for bit.
 
     Raises:
-        TypeError: If the mask is not boolean, a weight under it not floating, or the
-            key not typed.
-        ValueError: If the mask does not fit the weights or has no leaf, or if
-            `probability` or `mix` is outside [0, 1].
+        TypeError: If the mask is not boolean, a weight under it not floating, `draw`
+            not a function, or the key not a typed key.
+        ValueError: If the mask does not fit the weights or has no leaf, `draw` refuses
+            a leaf's shape, or `probability` or `mix` is outside [0, 1].
 
     Example:
         >>> weights = {"w": jnp.zeros((1, 3))}
         >>> mask = {"w": jnp.array([[True, False, True]])}
         >>> draw = lambda key, shape, dtype: jnp.full(shape, 5.0, dtype)
-        >>> iterand.redraw(weights, mask, draw, mix=0.6, key=jax.random.key(0))
+        >>> iterand.redraw(draw, weights, mask, mix=0.6, key=jax.random.key(0))
         {'w': Array([[0., 3., 0.]], dtype=float32)}
     """
     fn = "maskjax.recipes.iterand.redraw"
@@ -78,7 +83,8 @@ def redraw(
     kept = packing.unpack(mask)
     drawing, chance = jax.random.split(key)
     chosen = lambda path, _: path in masked  # noqa: E731
-    new = initializer.redraw(weights, draw, where=chosen, key=drawing)
+    with blame.instead_of("maskjax.initializer.redraw", fn):
+        new = initializer.redraw(draw, weights, where=chosen, key=drawing)
 
     def mixed(_: Array, old: Array, new: Array) -> Array:
         share = jnp.asarray(mix).astype(old.dtype)

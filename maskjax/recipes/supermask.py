@@ -3,13 +3,14 @@
 Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask. arXiv:1905.01067, 5.
 
 Algorithm (numbers match the comments below):
-  1. draw weights once and freeze them; a logit for each, at first 0
-  2. forward with a fresh sample of the mask, probabilities being sigmoid(logits)
+  1. draw weights once and freeze them; a score for each, at first 0, is the logit of
+     the probability that the weight is kept
+  2. each step samples a mask with probabilities sigmoid(scores)
   3. the gradient goes through the sigmoid, as if the sample were its probability
-  4. test with samples too, and average their accuracies; or with the mask rounded
-To it the paper adds
+  4. test with samples too and average their accuracies, or with the rounded mask
+The paper trains the scores with SGD, momentum 0.9 and learning rate 100, and adds
   * signed constants: weights from `initializer.signed_deviation`
-  * dynamic weight rescaling: `masked=masking.rescale`, in `step` and in `predict`
+  * dynamic weight rescaling: `masking.rescale` in place of `maskjax.apply`
   * rounding half of the entries, random ones, while training: `rounded=0.5`
 
 Departures from the paper:
@@ -18,22 +19,23 @@ Departures from the paper:
     >>> import optax
     >>> from maskjax.recipes import supermask
     >>> weights, sgd = {"w": jnp.array([[1.0], [-1.0]])}, optax.sgd(9.0)
-    >>> loss = lambda params, x, y: jnp.mean((x @ params["w"] - y) ** 2)
-    >>> state, x, y = supermask.init(weights, sgd), jnp.array([[0.0, 1.0]]), -1.0
+    >>> def loss(scores, x, y, key):
+    ...     params = maskjax.apply(weights, supermask.soft_mask(scores, key=key))
+    ...     return jnp.mean((x @ params["w"] - y) ** 2)
+    >>> scores, x, y = supermask.init(weights), jnp.array([[0.0, 1.0]]), -1.0
+    >>> opt_state = sgd.init(scores)
     >>> for key in jax.random.split(jax.random.key(0), 20):
-    ...     state, _ = supermask.step(state, loss, sgd, x, y, key=key)
-    >>> jax.nn.sigmoid(state.logits["w"]).round(1).ravel(), state.weights["w"].ravel()
-    (Array([0.5, 1. ], dtype=float32), Array([ 1., -1.], dtype=float32))
+    ...     gradients = jax.grad(loss)(scores, x, y, key)
+    ...     updates, opt_state = sgd.update(gradients, opt_state)
+    ...     scores = optax.apply_updates(scores, updates)
+    >>> jax.nn.sigmoid(scores["w"]).round(1).ravel()
+    Array([0.5, 1. ], dtype=float32)
 """
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from maskjax import estimator, masking, select
+from maskjax import estimator, select
 from maskjax._core import checks
 from maskjax._core.trees import (
     Array,
@@ -42,200 +44,135 @@ from maskjax._core.trees import (
     Params,
     Predicate,
     Scores,
+    SoftMask,
     map_mask,
 )
 from maskjax.where import kernels
 
-__all__ = ["SupermaskState", "density", "init", "mask", "predict", "step"]
+__all__ = ["density", "init", "mask", "soft_mask"]
 
 
-class SupermaskState(NamedTuple):
-    """What training carries; a pytree.
+def init(weights: Params, *, where: Predicate = kernels) -> Scores:
+    """Scores to train, all 0: every weight is kept with probability one half.
 
-    Attributes:
-        weights: The random parameters, which never change.
-        logits: One for each weight that carries a mask, else `None`.
-        opt_state: The optimizer's, for the logits.
-    """
-
-    weights: Params
-    logits: Scores
-    opt_state: optax.OptState
-
-
-def init(
-    weights: Params,
-    optimizer: optax.GradientTransformation,
-    *,
-    logits: Scores = None,
-    where: Predicate = kernels,
-) -> SupermaskState:
-    """Logits for random weights, all 0 if none are given.
+    Any other tree of logits can take its place. An axis of a leaf may be 1, so that the
+    weights along it share a decision.
 
     Args:
-        weights: Tree of arrays. What carries no mask stays as it is too.
-        optimizer: Trains the logits. The paper: SGD, momentum 0.9, learning rate 100.
-        logits: Where to begin. An axis may be 1, so that weights along it share a
-            decision; a leaf may be `None`, to carry no mask.
-        where: Which leaves carry a mask, unless `logits` say so.
+        weights: Tree of arrays. Only shapes and dtypes are used.
+        where: Which leaves carry a mask.
 
     Returns:
-        The state before the first step.
+        A tree of scores in the weights' dtypes, `None` where `where` does not choose.
 
     Raises:
-        TypeError: If a chosen leaf, or one of `logits`, is not floating.
-        ValueError: If `where` chooses nothing, or `logits` do not fit the weights.
+        TypeError: If a chosen leaf is not floating.
+        ValueError: If `where` chooses nothing.
 
     Example:
-        >>> supermask.init({"w": jnp.ones((1, 2))}, optax.sgd(100.0)).logits
-        {'w': Array([[0., 0.]], dtype=float32)}
+        >>> supermask.init({"w": jnp.ones((1, 2)), "b": jnp.ones(2)})
+        {'b': None, 'w': Array([[0., 0.]], dtype=float32)}
     """
     fn = "maskjax.recipes.supermask.init"
-    if logits is None:  # 1.
-        logits = map_mask(jnp.zeros_like, checks.chosen_leaves(weights, where, fn=fn))
-    checks.mask_of(logits, weights, fn=fn, names=("weights", "logits"))
-    checks.floating_scores(logits, fn=fn, name="logits")
-    return SupermaskState(weights, logits, optimizer.init(logits))
+    return map_mask(jnp.zeros_like, checks.chosen_leaves(weights, where, fn=fn))  # 1.
 
 
-def mask(state: SupermaskState, *, key: Array | None) -> Mask:
-    """A sample of the mask, or the mask rounded.
+def soft_mask(scores: Scores, *, rounded: Density = 0.0, key: Array) -> SoftMask:
+    """A sample of the mask, for the loss: its gradient reaches the scores.
+
+    With `rounded=0` this is `estimator.bernoulli`.
 
     Args:
-        state: The training state.
-        key: A typed key, for a sample. `None`: probabilities of one half or more.
-
-    Returns:
-        A mask: True keeps.
-
-    Raises:
-        TypeError: If the key is not typed.
-
-    Example:
-        >>> state = supermask.init({"w": jnp.ones((1, 3))}, optax.sgd(100.0))
-        >>> supermask.mask(state, key=None)
-        {'w': Array([[ True,  True,  True]], dtype=bool)}
-    """
-    soft = map_mask(jax.nn.sigmoid, state.logits)
-    if key is None:
-        return select.threshold(soft, at=0.5)
-    checks.typed_key(key, fn="maskjax.recipes.supermask.mask")
-    return select.bernoulli(soft, key=key)
-
-
-def density(state: SupermaskState) -> Array:
-    """The fraction of weights that samples keep on average: mean sigmoid(logits).
-
-    Args:
-        state: The training state.
-
-    Returns:
-        A scalar, of all weights that carry a mask.
-
-    Example:
-        >>> print(supermask.density(supermask.init({"w": jnp.eye(2)}, optax.sgd(1.0))))
-        0.5
-    """
-    soft = jax.tree.leaves(map_mask(jax.nn.sigmoid, state.logits))
-    sizes = jax.tree.leaves(map_mask(lambda _, w: w.size, state.logits, state.weights))
-    means = jnp.stack([jnp.mean(p, dtype=jnp.float32) for p in soft])
-    return jnp.average(means, weights=jnp.array(sizes, jnp.float32))
-
-
-def step(
-    state: SupermaskState,
-    loss: Callable[..., Array],
-    optimizer: optax.GradientTransformation,
-    *data: Any,
-    masked: Callable[..., Params] = masking.apply,
-    rounded: Density = 0.0,
-    key: Array,
-) -> tuple[SupermaskState, Array]:
-    """One step on the logits; pure, to be compiled and mapped by the caller.
-
-    Args:
-        state: The training state.
-        loss: `(params, *data) -> scalar`.
-        optimizer: The one that `init` was given.
-        *data: A batch, passed on to `loss`.
-        masked: `(weights, mask) -> params`. `masking.rescale` multiplies each leaf by
-            its size over what the sample keeps, and the gradient goes through that too
-            (not with `functools.partial(masking.rescale, through_count=False)`).
-        rounded: The fraction of entries, random ones, that are rounded, not sampled.
+        scores: Tree of floating leaves, the logits of being kept, `None` where a weight
+            is left alone.
+        rounded: The fraction of entries, random ones, that are rounded and not sampled.
             Their gradient is that of the sigmoid too. May be traced.
         key: A typed key, a new one for each step.
 
     Returns:
-        The next state, and the loss at this one.
+        A soft mask of exact 0s and 1s in the scores' dtypes, with the derivative of the
+        sigmoid.
 
     Raises:
-        TypeError: If the key is not typed, or `rounded` not a number.
-        ValueError: If `rounded` is outside [0, 1].
+        TypeError: If a leaf of `scores` is not floating, the key is not a typed key, or
+            `rounded` is not a number.
+        ValueError: If `rounded` is outside [0, 1], or `scores` has no leaf.
 
     Example:
-        >>> state = supermask.init({"w": jnp.ones((1, 2))}, optax.sgd(1.0))
-        >>> loss, key = lambda params: jnp.sum(params["w"]), jax.random.key(0)
-        >>> supermask.step(state, loss, optax.sgd(1.0), key=key)[0].logits["w"]
-        Array([[-0.25, -0.25]], dtype=float32)
+        >>> scores, key = {"w": jnp.array([-99.0, 99.0])}, jax.random.key(0)
+        >>> supermask.soft_mask(scores, key=key)
+        {'w': Array([0., 1.], dtype=float32)}
     """
-    fn = "maskjax.recipes.supermask.step"
+    fn = "maskjax.recipes.supermask.soft_mask"
     checks.typed_key(key, fn=fn)
     checks.unit_interval(rounded, fn=fn, name="rounded")
+    checks.floating_scores(scores, fn=fn)
 
     def mean(p: Array) -> Array:  # of an entry, over whether it is rounded too
         share = jnp.asarray(rounded, p.dtype)
         return (1 - share) * p + share * (p >= 0.5).astype(p.dtype)
 
-    def objective(logits: Scores) -> Array:
-        soft = map_mask(jax.nn.sigmoid, logits)
-        hard = select.bernoulli(map_mask(mean, soft), key=key)  # 2.
-        sample = estimator.straight_through(hard, soft)  # 3.
-        return loss(masked(state.weights, sample), *data)
-
-    value, gradients = jax.value_and_grad(objective)(state.logits)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.logits)
-    logits = optax.apply_updates(state.logits, updates)
-    return SupermaskState(state.weights, logits, opt_state), value
+    soft = map_mask(jax.nn.sigmoid, scores)
+    hard = select.bernoulli(map_mask(mean, soft), key=key)  # 2.
+    return estimator.straight_through(hard, soft)  # 3.
 
 
-def predict(
-    apply: Callable[..., Any],
-    state: SupermaskState,
-    *inputs: Any,
-    masked: Callable[..., Params] = masking.apply,
-    samples: int = 10,
-    key: Array | None,
-) -> Any:
-    """What the random network says under samples of the mask, or under it rounded.
+def mask(scores: Scores, *, key: Array | None) -> Mask:
+    """A sample of the mask, or the rounded mask.
+
+    For S samples and their outputs, [S, ...]: `stacking.map` over S keys.
 
     Args:
-        apply: `(params, *inputs) -> output`.
-        state: The training state.
-        *inputs: Passed on to `apply`.
-        masked: As in `step`.
-        samples: How many, S.
-        key: A typed key. `None`: the mask rounded.
+        scores: Tree of floating leaves, `None` where a weight is left alone.
+        key: A typed key, for a sample; `None` for the rounded mask, which keeps
+            probabilities of one half or more.
 
     Returns:
-        The outputs of `apply` for S independent samples, [S, ...]. Without a key the
-        one output for the rounded mask.
+        A mask shaped like `scores`: True keeps.
 
     Raises:
-        TypeError: If the key is not typed.
-        ValueError: If there is no sample.
+        TypeError: If a leaf of `scores` is not floating, or the key is not a typed key.
+        ValueError: If `scores` has no leaf.
 
     Example:
-        >>> state = supermask.init({"w": jnp.ones((4, 1))}, optax.sgd(100.0))
-        >>> net = lambda params, x: x @ params["w"]
-        >>> supermask.predict(net, state, jnp.ones((1, 4)), key=None)
-        Array([[4.]], dtype=float32)
+        >>> supermask.mask({"w": jnp.array([-1.0, 0.0, 2.0])}, key=None)
+        {'w': Array([False,  True,  True], dtype=bool)}
     """
-    checks.at_least(samples, 1, fn="maskjax.recipes.supermask.predict", name="samples")
-
-    def under(key: Array | None) -> Any:
-        return apply(masked(state.weights, mask(state, key=key)), *inputs)
-
+    fn = "maskjax.recipes.supermask.mask"
+    checks.floating_scores(scores, fn=fn)
+    soft = map_mask(jax.nn.sigmoid, scores)
     if key is None:
-        return under(key)
-    checks.typed_key(key, fn="maskjax.recipes.supermask.predict")
-    return jax.vmap(under)(jax.random.split(key, samples))  # 4.
+        return select.threshold(soft, at=0.5)
+    checks.typed_key(key, fn=fn)
+    return select.bernoulli(soft, key=key)  # 2. and 4.
+
+
+def density(scores: Scores, params: Params | None = None) -> Array:
+    """The fraction of weights that a sample keeps on average: mean sigmoid(scores).
+
+    Args:
+        scores: Tree of floating leaves, `None` where a weight is left alone.
+        params: The weights, needed where scores have axes of 1 that weights share: each
+            score then counts once for every weight that it decides on.
+
+    Returns:
+        A float32 scalar in [0, 1].
+
+    Raises:
+        TypeError: If a leaf of `scores` is not floating.
+        ValueError: If `scores` has no leaf, or does not fit `params`.
+
+    Example:
+        >>> print(supermask.density({"w": jnp.zeros((2, 2)), "b": None}))
+        0.5
+    """
+    fn = "maskjax.recipes.supermask.density"
+    checks.floating_scores(scores, fn=fn)
+    if params is None:
+        params = scores
+    else:
+        checks.mask_of(scores, params, fn=fn, names=("params", "scores"))
+    sizes = jax.tree.leaves(map_mask(lambda _, w: float(w.size), scores, params))
+    soft = jax.tree.leaves(map_mask(jax.nn.sigmoid, scores))
+    means = jnp.stack([jnp.mean(p, dtype=jnp.float32) for p in soft])
+    return jnp.average(means, weights=jnp.array(sizes, jnp.float32))

@@ -1,152 +1,126 @@
 """Supermasks in Superposition: one random network, thousands of tasks (NeurIPS 2020).
 
-Wortsman et al., arXiv:2006.14769. Without task ids in training: `supsup_stream`; masks
-kept in a Hopfield network: `hopsupsup`.
+Wortsman et al., arXiv:2006.14769. To train without task ids use `supsup_stream`; to
+store masks in a Hopfield network, `hopsupsup`.
 
 Algorithm (numbers match the comments below):
-  1. draw weights once and freeze them; for each task draw scores
-  2. the mask is where a score is at least 0; train scores straight through it
-  3. keep each task's mask, one bit a weight, in a `bank`
-  4. given an image of an unknown task, weigh all masks alike: the one along which the
-     objective falls fastest is the task's (`superposition.infer`)
-  5. run each image under its task's mask (`stacking.predict_each`)
-GG: skip 4. GNs: all tasks share labels. GNu: they do not, so that a wrong task is a
-wrong answer. Masks of other recipes (`edge_popup`) can be kept in a bank just as well.
+  1. Draw weights once and freeze them. Draw scores for each task.
+  2. A task's mask keeps the weights whose score is at least 0. Train the scores with
+     the identity as the mask's derivative (straight through).
+  3. Store each task's mask in a `bank`, one bit a weight.
+  4. For an image of an unknown task, run the network under the mean of all masks. Its
+     task is the one towards whose mask the objective falls fastest
+     (`superposition.infer`).
+  5. Run each image under its task's mask (`stacking.predict_each`).
+The paper's scenarios: GG is given the task of an image and skips 4. GNs and GNu are
+not; in GNs tasks share labels, in GNu a wrong task is a wrong answer. A bank takes the
+masks of other recipes, such as `edge_popup`, just as well.
 
 Departures from the paper:
-  * of n tasks "binary" keeps exactly ceil(n / 2); the reference code loops under ties
-  * a task that is not learned is never inferred; in the reference code it may be
+  * "binary" keeps exactly ceil(n / 2) of n tasks; the reference code loops under ties
+  * only learned tasks are inferred; the reference code may infer an unlearned one
 
     >>> from maskjax.recipes import supsup
-    >>> weights = {"w": jnp.array([[1.0, -1.0], [-1.0, 1.0]])}
+    >>> weights, x = {"w": jnp.array([[1.0, -1.0], [-1.0, 1.0]])}, jnp.ones((1, 2))
     >>> net = lambda params, x: x @ params["w"]
-    >>> def train(task, *, key):
-    ...     loss = lambda params: net(params, jnp.ones((1, 2)))[0, task]
-    ...     state = supsup.init(weights, optax.sgd(9.0), key=key)
-    ...     state, value = supsup.step(state, weights, loss, optax.sgd(9.0))
-    ...     return supsup.mask(state), value
+    >>> def train(task, *, key):  # your loop, with any optimizer; here one step
+    ...     scores = supsup.init(weights, key=key)
+    ...     def loss(scores):
+    ...         params = maskjax.apply(weights, supsup.soft_mask(scores))
+    ...         return net(params, x)[0, task]
+    ...     value, slopes = jax.value_and_grad(loss)(scores)
+    ...     scores = jax.tree.map(lambda s, slope: s - 9 * slope, scores, slopes)
+    ...     return supsup.mask(scores), value
     >>> tasks = bank.empty(weights, capacity=2)
     >>> tasks, _ = supsup.learn(train, tasks, jnp.arange(2), key=jax.random.key(0))
-    >>> net(maskjax.apply(weights, bank.take(tasks, 1)), jnp.ones((1, 2)))[0, 1]
+    >>> net(maskjax.apply(weights, bank.take(tasks, 1)), x)[0, 1]
     Array(-1., dtype=float32)
-    >>> superposition.infer(net, weights, tasks, jnp.ones((1, 2))).shape  # per image
+    >>> superposition.infer(net, weights, tasks, x).shape  # a task for each image
     (1,)
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from maskjax import estimator, initializer, masking, packing, select, stacking
-from maskjax._core import checks
-from maskjax._core.trees import Array, Mask, Params, Predicate, Scores
-from maskjax.bank import MaskBank, extend, require_room
+from maskjax import estimator, initializer, packing, select, stacking
+from maskjax._core import blame, checks
+from maskjax._core.trees import Array, Mask, Params, Predicate, Scores, SoftMask
+from maskjax.bank import MaskBank, extend, require_bank, require_room
 from maskjax.where import kernels
 
-__all__ = ["SupSupState", "init", "learn", "mask", "step"]
+__all__ = ["init", "learn", "mask", "soft_mask"]
 
 
-class SupSupState(NamedTuple):
-    """What the training of one task carries; a pytree.
+def init(weights: Params, *, where: Predicate = kernels, key: Array) -> Scores:
+    """Scores for one task, uniform in +-1 / sqrt(fan_in).
 
-    Attributes:
-        scores: One for each weight that carries a mask, else `None`.
-        opt_state: The optimizer's, for the scores.
-    """
-
-    scores: Scores
-    opt_state: optax.OptState
-
-
-def init(
-    weights: Params,
-    optimizer: optax.GradientTransformation,
-    *,
-    where: Predicate = kernels,
-    key: Array,
-) -> SupSupState:
-    """Scores, uniform in +-1 / sqrt(fan_in), for one task.
+    To start from what was learned use `initializer.scores_of` instead, on
+    `bank.mean(tasks)` or on the mask of a similar task.
 
     Args:
-        weights: The random weights, drawn by `initializer.signed_constant`, say.
-        optimizer: Trains the scores. The paper: RMSProp of rate 1e-4 and decay 0.99.
+        weights: The random weights, for example from `initializer.signed_constant`.
         where: Which leaves carry a mask.
         key: A typed key; every leaf gets its own.
 
     Returns:
-        The state before the first step. To begin with what was learned, replace its
-        scores: `initializer.scores_of(bank.mean(tasks))`, or of a similar task's mask.
+        A tree of scores, `None` where `where` does not choose. Train them with any
+        optimizer; the paper uses RMSProp, learning rate 1e-4 and decay 0.99.
 
     Raises:
-        TypeError: As in `initializer.uniform_scores`.
-        ValueError: As in `initializer.uniform_scores`.
+        TypeError: If a chosen leaf is not floating, or the key is not typed.
+        ValueError: If `where` chooses nothing, or a leaf without a fan-in.
 
     Example:
-        >>> w = {"w": jnp.ones((4, 2))}
-        >>> supsup.init(w, optax.sgd(0.1), key=jax.random.key(0)).scores["w"].shape
-        (4, 2)
+        >>> scores = supsup.init({"w": jnp.ones((4, 2))}, key=jax.random.key(0))
+        >>> bool((abs(scores["w"]) <= 0.5).all())
+        True
     """
-    scores = initializer.uniform_scores(weights, where=where, key=key)  # 1.
-    return SupSupState(scores, optimizer.init(scores))
+    fn = "maskjax.recipes.supsup.init"
+    with blame.instead_of("maskjax.initializer.scores", fn):
+        return initializer.scores(weights, where=where, key=key)  # 1.
 
 
-def mask(state: SupSupState) -> Mask:
-    """The mask of scores that are at least 0.
+def soft_mask(scores: Scores) -> SoftMask:
+    """The mask to train through: scores of at least 0, derivative 1.
 
     Args:
-        state: The training state.
+        scores: A task's scores.
+
+    Returns:
+        A soft mask of exact 0s and 1s in the scores' dtypes, for `maskjax.apply`.
+
+    Raises:
+        TypeError: If a leaf is not floating.
+
+    Example:
+        >>> supsup.soft_mask({"w": jnp.array([-0.1, 0.0, 0.1])})
+        {'w': Array([0., 1., 1.], dtype=float32)}
+    """
+    checks.floating_scores(scores, fn="maskjax.recipes.supsup.soft_mask")
+    return estimator.threshold(scores, at=0.0)  # 2.
+
+
+def mask(scores: Scores) -> Mask:
+    """The mask to keep: scores of at least 0.
+
+    Args:
+        scores: A task's scores.
 
     Returns:
         A mask: True keeps.
 
+    Raises:
+        TypeError: If a leaf is not floating.
+
     Example:
-        >>> supsup.mask(supsup.SupSupState({"w": jnp.array([-0.1, 0.0, 0.1])}, ()))
+        >>> supsup.mask({"w": jnp.array([-0.1, 0.0, 0.1])})
         {'w': Array([False,  True,  True], dtype=bool)}
     """
-    return select.threshold(state.scores, at=0.0)
-
-
-def step(
-    state: SupSupState,
-    weights: Params,
-    loss: Callable[..., Array],
-    optimizer: optax.GradientTransformation,
-    *data: Any,
-) -> tuple[SupSupState, Array]:
-    """One step on a task's scores; pure, to be compiled and mapped by the caller.
-
-    Args:
-        state: The training state.
-        weights: The random weights, which never change.
-        loss: `(params, *data) -> scalar`.
-        optimizer: The one that `init` was given.
-        *data: A batch, passed on to `loss`.
-
-    Returns:
-        The next state, and the loss at this one.
-
-    Raises:
-        ValueError: If the scores do not fit the weights.
-
-    Example:
-        >>> w = {"w": jnp.ones((4, 1))}
-        >>> state = supsup.init(w, optax.sgd(9.0), key=jax.random.key(0))
-        >>> loss = lambda params: jnp.sum(params["w"])
-        >>> state, _ = supsup.step(state, w, loss, optax.sgd(9.0))
-        >>> int(supsup.mask(state)["w"].sum())
-        0
-    """
-
-    def objective(scores: Scores) -> Array:
-        soft = estimator.threshold(scores, at=0.0)
-        return loss(masking.apply(weights, soft), *data)  # 2.
-
-    value, gradients = jax.value_and_grad(objective)(state.scores)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.scores)
-    return SupSupState(optax.apply_updates(state.scores, updates), opt_state), value
+    checks.floating_scores(scores, fn="maskjax.recipes.supsup.mask")
+    return select.threshold(scores, at=0.0)
 
 
 def learn(
@@ -157,23 +131,24 @@ def learn(
     batch_size: int = 8,
     key: Array,
 ) -> tuple[MaskBank, Any]:
-    """Tasks trained side by side, and their masks appended to a bank.
+    """Train several tasks at once, and append their masks to a bank.
 
     Args:
-        train: `(task, *, key) -> (mask, metrics)`, one whole training, pure. Statistics
-            of normalization are a task's own: return them among the metrics.
-        bank: Where the masks go.
-        tasks: Tree of arrays [K, ...]: what `train` is given, one for each task.
-        batch_size: How many are trained side by side; memory for their scores. More
-            fill an accelerator; on a CPU, one after the other (1) is as fast or faster.
-        key: A typed key. Each task gets its own, which depends on the number it will
-            have in the bank, not on which others are learned in the same call.
+        train: `(task, *, key) -> (mask, metrics)`, one task's whole training, pure.
+            Statistics of normalization belong to a task: return them in the metrics.
+        bank: The bank to append to.
+        tasks: Tree of arrays [K, ...]; `train` gets one entry of each.
+        batch_size: How many tasks are trained at once. Memory for scores grows with it.
+            More fill an accelerator; on a CPU, 1 is as fast or faster.
+        key: A typed key. A task's own key depends on the number that it will have in
+            the bank, not on the other tasks of the call.
 
     Returns:
-        The bank with K masks more, and metrics [K, ...].
+        The bank with K more masks, and metrics [K, ...].
 
     Raises:
-        TypeError: If `train` returns no pair or no mask, or the key is not typed.
+        TypeError: If `bank` is not a bank, `train` does not return a pair, or its mask
+            is not a mask, or the key is not typed.
         ValueError: If K is 0, there is no room, or the masks do not fit the bank.
 
     Example:
@@ -186,13 +161,16 @@ def learn(
     fn = "maskjax.recipes.supsup.learn"
     checks.typed_key(key, fn=fn)
     checks.at_least(batch_size, 1, fn=fn, name="batch_size")
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
+    require_bank(bank, fn=fn)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]
+    sizes = {shape[:1] for shape in shapes}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(
             f"`{fn}` needs `tasks` with one leading axis of at least 1, got shapes "
-            f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]}."
+            f"{shapes}."
         )
-    many = sizes.pop()[0]
+    many = shapes[0][0]
+    require_room(bank, many, fn=fn)
 
     def one(each: tuple[Any, Array]) -> tuple[Mask, Any]:
         task, number = each
@@ -206,10 +184,8 @@ def learn(
 
     def all_of(bank: MaskBank) -> tuple[MaskBank, Any]:
         numbers = bank.learned + jnp.arange(many, dtype=jnp.int32)
-        each = tasks, numbers
-        masks, metrics = stacking.map(one, each, batch_size=batch_size)
+        masks, metrics = stacking.map(one, (tasks, numbers), batch_size=batch_size)
         return extend(bank, masks), metrics
 
-    require_room(bank, many, fn=fn)
-    jax.eval_shape(all_of, bank)  # complains before anything is trained
+    jax.eval_shape(all_of, bank)  # raises before anything is trained
     return all_of(bank)

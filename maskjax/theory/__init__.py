@@ -1,1 +1,1 @@
-"""Constructions that prove: what a mask alone can make of random weights."""
+"""Constructions from proofs: what a mask alone can make of random weights."""

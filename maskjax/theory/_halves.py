@@ -1,8 +1,8 @@
-"""Meet in the middle: pairs of sums, one of each part of the coefficients.
+"""Meet in the middle: search pairs of sums, one from each half of the coefficients.
 
-A row of n coefficients [r, n] is cut into a left part, of `split` coefficients, and a
-right one. A sum is known by its place, whose bit p is the p-th coefficient. All is
-float64, on the host.
+Rows of coefficients [r, n] are cut into a left part of `split` coefficients and a right
+part. The place of a sum among all sums of a part tells its subset: bit p is coefficient
+p. Everything is NumPy in float64.
 """
 
 import math
@@ -10,21 +10,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_PIECE = 2**23  # bytes: as much as caches hold is done at a time
-# Nanoseconds, measured on one core: to look at a pair of sums; to find a sum's place
-# among others; to sort one; to call NumPy a few times.
+_PIECE = 2**23  # bytes to work on at a time: about what caches hold
+# Nanoseconds, measured on one core: to compare a pair of sums with a target; to find
+# the place of a sum among sorted ones; to sort one sum; to call NumPy a few times.
 _PAIR, _PLACE, _SORT, _CALL = 3, 60, 15, 20_000
-_FEW = 8
+_FEW = 8  # for so few targets, places are found without another sort
 
 
 def needed(n: int, split: int, targets: int) -> int:
-    """What the search works in: sums, sorted sums, and places for every target."""
+    """The bytes of a search: sums, sorted sums, and places for every target."""
     left, right = 2**split, 2 ** (n - split)
     return 8 * (2 * left + 2 * right + 6 * left * targets)
 
 
 def split_at(targets: int, n: int, memory: int, *, fn: str) -> int:
-    """How many coefficients are looked up, so that it costs as much as to sort."""
+    """The size of the left part for which look-ups cost as much as sorting."""
     split = max(0, min(n // 2, round((n - math.log2(targets)) / 2)))
     while split < n // 2 and needed(n, split, 1) > memory:
         split += 1
@@ -40,7 +40,7 @@ def split_at(targets: int, n: int, memory: int, *, fn: str) -> int:
 def pieces(
     shape: tuple[int, int], n: int, split: int, memory: int
 ) -> Iterator[tuple[slice, slice]]:
-    """Parts of the targets, each small enough to work on at once."""
+    """Parts of the targets [rows, columns] that are small enough to work on at once."""
     rows, columns, most = 1, 1, min(memory, _PIECE)
     while columns < shape[1] and needed(n, split, 2 * columns) <= most:
         columns *= 2
@@ -52,7 +52,7 @@ def pieces(
 
 
 def sums_of(c: np.ndarray, split: int) -> tuple[np.ndarray, np.ndarray]:
-    """All sums of either part; bit p of a sum's place is its p-th coefficient."""
+    """All sums of the left part, and of the right part."""
 
     def sums(c: np.ndarray) -> np.ndarray:
         out = np.zeros((len(c), 2 ** c.shape[1]))
@@ -67,7 +67,7 @@ def sums_of(c: np.ndarray, split: int) -> tuple[np.ndarray, np.ndarray]:
 def closest(
     left: np.ndarray, right: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Errors [r, m] of the pairs that sum to nearest each target, and their places."""
+    """For each target [r, m] the pair of sums nearest to it: its error and places."""
     (rows, a), b, many = left.shape, right.shape[1], targets.shape[1]
     if _PAIR * a * b * many < _PLACE * a * many + _SORT * b + _CALL:
         size = max(1, _PIECE // (16 * a * b * many))
@@ -76,7 +76,7 @@ def closest(
         error, i, j = (np.concatenate(x) for x in zip(*found, strict=True))
         return error, i, j
 
-    # What is looked up one after the other had better be near one another.
+    # Sorted, because consecutive look-ups of near values hit the cache.
     rank = np.argsort(targets, axis=1)
     small, sums = np.sort(left, axis=1), np.sort(right, axis=1)
     rest = np.take_along_axis(targets, rank, 1)[:, None, :] - small[:, ::-1, None]
@@ -102,7 +102,7 @@ def closest(
 def _closest_pair(
     left: np.ndarray, right: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `closest`, by a look at each pair."""
+    """The same as `closest`, by comparing every pair."""
     pairs = (left[:, :, None] + right[:, None, :]).reshape(len(left), 1, -1)
     error = pairs - targets[:, :, None]
     np.abs(error, out=error)
@@ -112,10 +112,10 @@ def _closest_pair(
 
 
 def _unsorted(values: np.ndarray, ordered: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Where, among values, are those of some places in their order."""
+    """From places among sorted values to places among the values."""
     if place.shape[1] > _FEW:
         return np.take_along_axis(np.argsort(values, axis=1), place, 1)
-    # To look at each takes less time than to sort places with the values.
+    # For few targets it is faster to compare all values than to sort them once more.
     value = np.take_along_axis(ordered, place, 1)
     return np.argmax(values[:, None, :] == value[..., None], axis=-1)
 
@@ -123,7 +123,7 @@ def _unsorted(values: np.ndarray, ordered: np.ndarray, place: np.ndarray) -> np.
 def closest_of_size(
     left: np.ndarray, right: np.ndarray, targets: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places of the pairs nearest to targets, of subsets of so many coefficients."""
+    """Places of the nearest pairs among the subsets of `size` coefficients."""
     sizes = [np.bitwise_count(np.arange(s.shape[1])) for s in (left, right)]
     least = max(0, size - int(sizes[1].max()))
     nearest = np.full(targets.shape, np.inf)
@@ -138,7 +138,7 @@ def closest_of_size(
 
 
 def subset(i: np.ndarray, j: np.ndarray, split: int, n: int) -> np.ndarray:
-    """The subsets [r, m, n] whose sums are at these places."""
+    """The subsets [r, m, n] of the sums at these places."""
     bits = [(i[..., None] >> np.arange(split)) & 1 == 1]
     bits.append((j[..., None] >> np.arange(n - split)) & 1 == 1)
     return np.concatenate(bits, -1)

@@ -1,20 +1,21 @@
-"""Wide random networks in pairs of layers, of which strong tickets are made.
+"""Wide random networks in pairs of layers, which strong tickets are made of.
 
-A pair {"inner": [i, k], "outer": [i, k, o]} is a layer from each of i inputs to its own
-block of k hidden neurons, ReLU, and a layer from all of these to o outputs. With a bias
-the last block is that of a constant 1, and i is one more than there are inputs.
+A pair {"inner": [i, k], "outer": [i, k, o]} connects each of i inputs to its own block
+of k hidden neurons, and after a ReLU all of these to o outputs. With biases, the last
+block belongs to a constant 1, and i is the number of inputs plus one.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from maskjax import initializer, packing
-from maskjax._core import checks, trees
+from maskjax._core import checks
 from maskjax._core.trees import Array, Mask, Params
+from maskjax.theory import _networks
 
 
 def init(
@@ -28,26 +29,27 @@ def init(
     shared: bool = False,
     dtype: Any = jnp.float32,
 ) -> Params:
-    """A wide random network, of twice the depth of the networks it can be pruned to.
+    """A wide random network, twice as deep as the networks it can be pruned to.
 
     Args:
-        widths: Those of the target: of its input, its hidden layers, its output.
-        k: How many hidden neurons for each input of a layer; `gadget.block_size` knows
-            how many are enough.
+        widths: The target's widths: input, hidden layers, output.
+        k: The number of hidden neurons for each input of a layer. For most
+            constructions `gadget.block_size` computes how many are enough.
         key: A typed key.
         bias: Whether targets have biases.
-        inner: What draws the weights to the hidden neurons,
-        outer: and those from them, `(key, shape, dtype) -> array`.
-        shared: Whether the outer weights are drawn once for each output, and used again
-            for each of its inputs, as in the code of arXiv:2006.07990.
-        dtype: That of the weights.
+        inner: Draws the weights to the hidden neurons, `(key, shape, dtype) -> array`.
+        outer: Draws the weights from the hidden neurons, `(key, shape, dtype) ->
+            array`.
+        shared: Whether all inputs of a layer share one draw of outer weights, as in the
+            code of arXiv:2006.07990.
+        dtype: The dtype of the weights.
 
     Returns:
         A list of pairs of layers.
 
     Raises:
         TypeError: If a number is not whole, or the key not a typed key.
-        ValueError: If there are not two widths, or a number is below 1.
+        ValueError: If there are fewer than two widths, or a number is below 1.
 
     Example:
         >>> wide = strong_ticket.init((3, 2), k=5, bias=True, key=jax.random.key(0))
@@ -73,18 +75,19 @@ def init(
 
 
 def forward(layers: Params, x: Array, *, bias: bool = False) -> Array:
-    """What a ReLU network says, dense or in pairs of layers, masked or not.
+    """The output of a ReLU network of dense layers, or of pairs of layers.
 
     Args:
-        layers: A list of layers, as above, with ReLU between them.
+        layers: A list of layers, masked or not, with ReLU between them.
         x: [..., n].
-        bias: Of pairs as in `init`. Dense layers say themselves whether they have one.
+        bias: Whether pairs of layers have biases, as in `init`. It does not matter for
+            dense layers.
 
     Returns:
         [..., o].
 
     Raises:
-        ValueError: If a layer is of neither kind, or does not fit what it gets.
+        ValueError: If a layer is of neither kind, or does not fit its input.
 
     Example:
         >>> kernels = jnp.array([[1.0, -1.0]]), jnp.ones((2, 1))
@@ -93,22 +96,22 @@ def forward(layers: Params, x: Array, *, bias: bool = False) -> Array:
         Array([[3.],
                [2.]], dtype=float32)
     """
-    return run(layers, x, bias=bias, fn="maskjax.theory.strong_ticket.forward")
+    fn = "maskjax.theory.strong_ticket.forward"
+    _networks.require_inputs(layers, x.shape, bias=bias, fn=fn)
+    return run(layers, x, bias=bias)
 
 
-def run(layers: Params, x: Array, *, bias: bool, fn: str) -> Array:
-    """As `forward`, for a public function to blame."""
+@functools.partial(jax.jit, static_argnames="bias")
+def run(layers: Params, x: Array, *, bias: bool) -> Array:
+    """The output of layers that fit."""
     for i, layer in enumerate(layers):
         x = jax.nn.relu(x) if i else x
-        if isinstance(layer, Mapping) and "kernel" in layer:
-            _fed(x, layer["kernel"].shape[-2], i, bias="bias" in layer, fn=fn)
+        if "kernel" in layer:
             x = x @ layer["kernel"]
             if "bias" in layer:
                 x = x + jnp.broadcast_to(layer["bias"], x.shape)
             continue
-        pair(layer, i, fn=fn)
         v, u = layer["inner"], layer["outer"]
-        _fed(x, len(v) - bias, i, bias=bias, fn=fn)
         if bias:
             x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
         hidden = jax.nn.relu(jnp.einsum("...i,ik->...ik", x, v))
@@ -124,19 +127,21 @@ def dense(
     bias: bool = False,
     inner: initializer.Initializer = initializer.uniform(),
 ) -> tuple[Params, Mask]:
-    """The wide network with all weights of its first layers, those between blocks too.
+    """The wide network as dense layers, with random weights between blocks too.
+
+    Use it to check the construction. It needs n * i * k weights where a pair of layers
+    needs i * k.
 
     Args:
         params: A wide network of L pairs, from `init`.
         mask: A mask of it; a leaf that is `None` keeps all.
         key: A typed key, for the weights between blocks.
-        bias: As in `init`.
-        inner: As in `init`.
+        bias: Whether pairs of layers have biases, as in `init`.
+        inner: Draws the weights between blocks, `(key, shape, dtype) -> array`.
 
     Returns:
-        A list of 2 L dense layers, and a mask of it: its output under this mask is that
-        of `params` under theirs. The first of a pair has n * i * k weights, which is
-        why there is another form.
+        A list of 2 L dense layers, and a mask of it. Under that mask its output is the
+        output of `params` under `mask`.
 
     Raises:
         TypeError: If the key is not a typed key.
@@ -152,67 +157,31 @@ def dense(
     fn = "maskjax.theory.strong_ticket.dense"
     checks.typed_key(key, fn=fn)
     for i, layer in enumerate(params):
-        pair(layer, i, fn=fn)
+        _networks.require_pair(layer, i, fn=fn)
     checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
-    mask = packing.unpack(mask)
     layers, masks = [], []
-    for i, (layer, kept) in enumerate(zip(params, mask, strict=True)):
-        v, u = layer["inner"], layer["outer"]
-        kept_v, kept_u = (
-            _whole(kept[name], layer[name]) for name in ("inner", "outer")
-        )
-        (rows, k), o = v.shape, u.shape[-1]
-        drawn = inner(jax.random.fold_in(key, i), (rows, rows * k), v.dtype)
-        own = jnp.arange(rows * k)[None] // k == jnp.arange(rows)[:, None]
-        first = jnp.where(own, v.reshape(1, -1), drawn)
-        keep = own & kept_v.reshape(1, -1)
-        n = rows - bias
-        layers += [{"kernel": first[:n]}, {"kernel": u.reshape(-1, o)}]
-        masks += [{"kernel": keep[:n]}, {"kernel": kept_u.reshape(-1, o)}]
-        if bias:
-            layers[-2]["bias"], masks[-2]["bias"] = first[n], keep[n]
+    for i, (layer, kept) in enumerate(zip(params, packing.unpack(mask), strict=True)):
+        rows, k = layer["inner"].shape
+        shape = (rows, rows * k)
+        drawn = inner(jax.random.fold_in(key, i), shape, layer["inner"].dtype)
+        for found, pair in zip(
+            (layers, masks), _dense(layer, kept, drawn), strict=True
+        ):
+            first, second = pair
+            ends = {"bias": first[-1]} if bias else {}
+            found += [{"kernel": first[: rows - bias]} | ends, {"kernel": second}]
     return layers, masks
 
 
-def pair(layer: Any, i: int, *, fn: str) -> None:
-    """Complain unless a layer is a pair of layers."""
-    has = {}
-    if isinstance(layer, Mapping):
-        has = {name: getattr(x, "shape", ()) for name, x in layer.items()}
-    inner, outer = has.get("inner", ()), has.get("outer", ())
-    if has.keys() != {"inner", "outer"} or len(inner) != 2 or outer[:-1] != inner:
-        raise ValueError(
-            f"`{fn}` needs layer {i} with 'inner' [i, k] and 'outer' [i, k, o], got "
-            f"{has or checks.kind_of(layer)}."
-        )
-
-
-def finite(layers: Params, *, fn: str, name: str) -> None:
-    """Complain of weights, whose values are known, that are inf or nan."""
-
-    def complaint(path: str, leaf: Any) -> str | None:
-        array = np.asarray(leaf)
-        wrong = np.argwhere(~np.isfinite(array))
-        if not len(wrong):
-            return None
-        at = tuple(wrong[0].tolist())
-        return f"{path}: {len(wrong):,} are not, the first {array[at]} at {at}"
-
-    checks.raise_all(
-        (complaint(*each) for each in trees.named_leaves(layers)),
-        f"`{fn}` needs every weight of `{name}` finite",
-    )
-
-
-def _fed(x: Array, n: int, i: int, *, bias: bool, fn: str) -> None:
-    """Complain unless a layer gets as many inputs as it has weights for."""
-    if x.shape[-1:] != (n,):
-        has = "with a bias" if bias else "without a bias"
-        raise ValueError(
-            f"`{fn}` needs inputs [..., {n}] for layer {i}, {has}, got {x.shape}."
-        )
-
-
-def _whole(kept: Any, weights: Array) -> Array:
-    """A leaf of a mask in the shape of the weights."""
-    return jnp.broadcast_to(True if kept is None else kept, weights.shape)
+@jax.jit
+def _dense(layer: Params, kept: Mask, drawn: Array) -> tuple[Any, Any]:
+    """The two kernels of a pair, and their masks; the constant's row is the last."""
+    kept = {
+        name: jnp.broadcast_to(True if kept[name] is None else kept[name], w.shape)
+        for name, w in layer.items()
+    }
+    (rows, k), o = layer["inner"].shape, layer["outer"].shape[-1]
+    own = jnp.arange(rows * k)[None] // k == jnp.arange(rows)[:, None]
+    kernels = jnp.where(own, layer["inner"].reshape(1, -1), drawn), layer["outer"]
+    masks = own & kept["inner"].reshape(1, -1), kept["outer"]
+    return tuple((a, b.reshape(-1, o)) for a, b in (kernels, masks))

@@ -1,16 +1,17 @@
-"""One weight out of random ones: a block of hidden neurons, and a mask that keeps few.
+"""One weight made of random ones: a block of hidden neurons, and a mask that keeps few.
 
-A block of k neurons sees one input x. Neuron h adds u_h relu(v_h x): where x > 0 only
-those with v_h > 0, and then u_h v_h x; where x < 0 only the others. Kept neurons of
-either sign whose products u_h v_h come to w are a weight w. Four ways to choose them:
+A block of k neurons has one input x; neuron h contributes u_h relu(v_h x). If x > 0,
+only neurons with v_h > 0 fire, and contribute u_h v_h x; if x < 0, only the others do.
+So if the products u_h v_h of the kept neurons of each sign sum to w, the block computes
+w x. Four ways to choose the neurons, for each sign:
 
   * "factor": one neuron with v near |w| and u near the sign of w; error about k**-1/2
-  * "product": one whose product is nearest to w; error about 1 / k
-  * "subset_sum": the subset whose products sum to nearest w; error exponential in k
-  * "greedy": a walk over products from large to small, without a search
+  * "product": the neuron whose product is nearest to w; error about 1 / k
+  * "subset_sum": the subset whose sum is nearest to w; error exponentially small in k
+  * "greedy": a subset from one pass over the products, from large ones to small ones
 
-Shapes: I inputs, k neurons in the block of each, O outputs; the block of an input
-serves every output, since u is drawn for each.
+Shapes: I inputs, each with a block of k neurons, and O outputs. A block serves every
+output, because u has a weight for each.
 
     >>> inner, outer = jnp.array([[0.5, 1.0]]), jnp.array([[[0.5], [0.75]]])
     >>> chosen = gadget.choose(
@@ -41,9 +42,9 @@ _SUMS = ("greedy", "subset_sum")
 
 
 def choose(
-    inner: Array,
-    outer: Array,
-    target: Array,
+    inner: Any,
+    outer: Any,
+    target: Any,
     *,
     construction: Construction,
     nonnegative: Any = False,
@@ -51,30 +52,30 @@ def choose(
     bins: int = 14,
     memory: int = 2**30,
 ) -> Array:
-    """The neurons that become each weight.
+    """The neurons of each block to keep, so that it makes the wanted weight.
 
-    No neuron at all is as good a choice as any: a weight of 0 keeps none.
+    Keeping no neuron is a choice too; it is best for a weight of 0. All constructions
+    but "subset_sum" run under `jit`.
 
     Args:
         inner: [I, k], floating: v.
-        outer: [I, k, O]: u.
-        target: [I, O]: the weights wanted.
-        construction: How, as above.
-        nonnegative: Whether an input is never negative, a boolean or [I] of them: then
-            neurons with v < 0 are left out, since they never fire.
-        tolerance: With "subset_sum" the smallest subset within it instead of the
-            nearest, as in `subset_sum.smallest`.
-        bins: With "greedy", as in `subset_sum.greedy`.
-        memory: With "subset_sum", as in `subset_sum.nearest`.
+        outer: [I, k, O], floating: u.
+        target: [I, O], floating: the wanted weights.
+        construction: One of the four ways listed in the module's docstring.
+        nonnegative: Whether an input is never negative, a boolean or [I] of them. If
+            so, neurons with v < 0 are removed, because they never fire.
+        tolerance: With "subset_sum" only: choose the smallest subset within this
+            tolerance instead of the nearest one.
+        bins: With "greedy": the number of bins of magnitudes, see `subset_sum.greedy`.
+        memory: With "subset_sum": how many bytes the search may use.
 
     Returns:
-        [I, k, O], boolean: True keeps the outer weight. The constructions other than
-        "subset_sum" go under `jit`.
+        [I, k, O], boolean: True keeps the outer weight.
 
     Raises:
-        TypeError: If an array is not floating, or traced with "subset_sum".
-        ValueError: If shapes do not fit, there is no such construction, a tolerance is
-            given to another, or there are too many neurons for an exact search.
+        TypeError: If an array is not floating, or is traced with "subset_sum".
+        ValueError: If shapes do not fit, the construction is unknown, a tolerance is
+            given without "subset_sum", or the search needs more than `memory`.
 
     Example:
         >>> v, u = jnp.array([[1.0, 1.0, -1.0]]), jnp.array([[[0.25], [0.5], [-0.75]]])
@@ -103,15 +104,16 @@ def choose(
 
 
 def gains(inner: Any, outer: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What kept neurons multiply an input by.
+    """The weights that the kept neurons make.
 
     Args:
         inner: [I, k]: v.
         outer: [I, k, O]: u.
-        mask: [I, k, O]: the outer weights that are kept.
+        mask: [I, k, O], boolean: True keeps the outer weight.
 
     Returns:
-        Two arrays [I, O], float64: for positive inputs, and for negative ones.
+        Two arrays [I, O], float64: the weight for positive inputs, and the one for
+        negative inputs.
 
     Example:
         >>> v, u = jnp.array([[1.0, -0.5]]), jnp.array([[[0.25], [0.5]]])
@@ -121,7 +123,7 @@ def gains(inner: Any, outer: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     v, kept = np.asarray(inner).astype(np.float64), np.asarray(mask)
     sums = np.zeros((2, v.shape[0], kept.shape[2]))
-    for i, u in enumerate(np.asarray(outer)):  # an input at a time, for memory's sake
+    for i, u in enumerate(np.asarray(outer)):  # one input at a time, to save memory
         terms = np.where(kept[i], u.astype(np.float64), 0.0)
         sums[0, i] = v[i].clip(min=0) @ terms
         sums[1, i] = v[i].clip(max=0) @ terms
@@ -136,21 +138,24 @@ def beyond(
     construction: Construction,
     nonnegative: Any = False,
 ) -> np.ndarray:
-    """The weights that are out of reach: not between the least and most there can be.
+    """The wanted weights that are out of reach.
+
+    A weight is out of reach if it is below the lowest or above the highest value that
+    the construction can make: of one product, or of a sum of products.
 
     Args:
-        inner: [I, k]: v.
-        outer: [I, k, O]: u.
-        target: [I, O]: the weights wanted.
-        construction: As in `choose`: one product, or a sum of several.
-        nonnegative: As in `choose`.
+        inner: [I, k], floating: v.
+        outer: [I, k, O], floating: u.
+        target: [I, O], floating: the wanted weights.
+        construction: One of the four ways listed in the module's docstring.
+        nonnegative: Whether an input is never negative, a boolean or [I] of them.
 
     Returns:
-        [I, O], boolean, of NumPy.
+        [I, O], a boolean NumPy array: True is out of reach.
 
     Raises:
-        TypeError: As in `choose`.
-        ValueError: As in `choose`.
+        TypeError: If an array is not floating.
+        ValueError: If shapes do not fit, or the construction is unknown.
 
     Example:
         >>> v, u = jnp.array([[0.5, 0.5]]), jnp.array([[[0.5], [0.25]]])
@@ -184,28 +189,31 @@ def block_size(
     delta: float,
     nonnegative: bool = False,
 ) -> int:
-    """How many neurons are enough for one weight, by the proofs.
+    """How many neurons are provably enough for one weight.
 
-    "product": for |w| + epsilon <= 1/2, all weights uniform in [-1, 1]: a draw has v >
-    0 and u v within epsilon of w with probability at least epsilon ln(2) / 2. "factor":
-    for |w| <= 1, all uniform in [-1, 1]: each factor is within epsilon / 2 with
-    probability at least epsilon / 4. "greedy": for |w| <= 1, v = +-1 and u from
-    `initializer.signed_log_uniform(2**-b)`, where b = ceil(log2(1 / epsilon)): each of
-    the b bins has a coefficient of each sign, which `subset_sum.greedy` halves by.
+    * "product", for |w| + epsilon <= 1/2 and all weights uniform in [-1, 1]: a neuron
+      has v > 0 and u v within epsilon of w with probability at least epsilon ln(2) / 2.
+    * "factor", for |w| <= 1 and all weights uniform in [-1, 1]: each factor is within
+      epsilon / 2 with probability at least epsilon / 4.
+    * "greedy", for |w| <= 1, v = +-1 and u from
+      `initializer.signed_log_uniform(2**-b)` with b = ceil(log2(1 / epsilon)): each of
+      the b bins has a coefficient of each sign, so `subset_sum.greedy` halves the error
+      b times.
 
     Args:
-        construction: "factor", "product" or "greedy"; for subset sums no constant is
+        construction: "factor", "product" or "greedy". For "subset_sum" no constant is
             known.
-        epsilon: The error, in (0, 1/2].
-        delta: The probability of a larger one, in (0, 1). For n weights at once divide
-            it by n.
-        nonnegative: As in `choose`.
+        epsilon: The allowed error, in (0, 1/2].
+        delta: The allowed probability of a larger error, in (0, 1). For n weights at
+            once, divide it by n.
+        nonnegative: Whether the input is never negative.
 
     Returns:
         k, a Python integer.
 
     Raises:
-        ValueError: If the construction is another, or a number out of range.
+        ValueError: If the construction is not one of these, or a number is out of
+            range.
 
     Example:
         >>> gadget.block_size("product", epsilon=0.05, delta=0.01)
@@ -252,7 +260,7 @@ def _choose(
         return mask.reshape(terms.shape).swapaxes(1, 2)
 
     def one(sign: int, v: Array, u: Array, w: Array) -> Array:
-        """Of an input's block the best neuron that fires on this sign, [k, O]."""
+        """The best neuron of one block that fires for this sign, [k, O]."""
         v, u = v * sign, u * sign
         fires = (v > 0)[:, None]
         error = away = jnp.abs(v[:, None] * u - w[None])
@@ -266,7 +274,7 @@ def _choose(
     def half(sign: int) -> Array:
         if construction == "greedy":
             return walk(sign)
-        # An input at a time, so that no more than a mask is as large as the weights.
+        # One input at a time, so that only the mask is as large as all weights.
         return lax.map(lambda given: one(sign, *given), (inner, u, w))
 
     mask = half(1)
@@ -283,7 +291,7 @@ def _sum_up(
     tolerance: float | None,
     memory: int,
 ) -> None:
-    """Set in the mask, of neurons that fire on one sign, those of the best subsets."""
+    """Add to the mask the best subsets of the neurons that fire for one sign."""
     v, u, w = (np.asarray(a) for a in (inner, outer, target))
 
     def subsets(w: np.ndarray, terms: np.ndarray) -> np.ndarray:
@@ -296,7 +304,7 @@ def _sum_up(
     if not inputs.size:
         return
     if len(inputs) > 1 and (v == v[:1]).all() and (u == u[:1]).all():
-        # All inputs share a row's coefficients, which makes them cheap.
+        # All inputs share their coefficients, so that one search serves all of them.
         (h,) = np.nonzero(fires[0])
         terms = (v[0, h, None].astype(np.float64) * u[0, h].astype(np.float64)).T
         found = subsets(w[inputs].T, terms)
@@ -311,7 +319,7 @@ def _sum_up(
 def _fit(
     inner: Any, outer: Any, target: Any, nonnegative: Any, *, fn: str
 ) -> np.ndarray:
-    """For each input whether it is never negative, if all arrays fit."""
+    """Whether each input is never negative, [I]; raises unless all arrays fit."""
     named = {"inner": inner, "outer": outer, "target": target}
     checks.raise_all(
         (

@@ -1,10 +1,10 @@
-"""Neuron subnetworks: whole neurons of a random layer kept or removed, nothing else.
+"""Neuron subnetworks: random networks from which only whole neurons are removed.
 
-A network of H random neurons says s * sum_h m_h u_h relu(w_h . x): the mask m keeps
-neurons, and one number s scales the sum. Weights can't be chosen one by one, so that a
-neuron subnetwork is no better than a linear function of the same random features,
-which is why it can't be a single ReLU neuron of many inputs unless it is very large.
-Malach et al., arXiv:2002.00585, section 3.
+The output of H random neurons is s * sum_h m_h u_h relu(w_h . x), where the mask m
+keeps neurons and one number s scales the sum. This is a linear function of random
+features, so it can't do better than linear regression on them. In particular, it can't
+approximate a single ReLU neuron of many inputs unless it is very large. Malach et al.,
+arXiv:2002.00585, section 3.
 
 Shapes: N samples, D inputs, H neurons. `outputs` are [N, H], u_h relu(w_h . x_n).
 
@@ -29,15 +29,15 @@ __all__ = ["error", "greedy", "learned", "ridge", "scale"]
 
 
 def scale(mask: Array, outputs: Array, y: Array) -> Array:
-    """The number by which the kept neurons' sum is nearest to the targets.
+    """The scale for which the kept neurons' sum is nearest to the targets.
 
     Args:
         mask: [H], boolean, or floating (a soft mask).
         outputs: [N, H], floating.
-        y: [N].
+        y: [N], floating.
 
     Returns:
-        A scalar, of either sign; 0 if the sum is 0.
+        A scalar, positive or negative; 0 if the sum is 0.
 
     Raises:
         TypeError: If `outputs` or `y` is not floating.
@@ -49,24 +49,23 @@ def scale(mask: Array, outputs: Array, y: Array) -> Array:
         Array(2., dtype=float32)
     """
     _fit(mask, outputs, y, fn="scale")
-    total = outputs @ mask.astype(outputs.dtype)
-    return _ratio(total @ y, total @ total)
+    return _scale(mask, outputs, y)
 
 
 def error(mask: Array, outputs: Array, y: Array) -> Array:
-    """What of the targets the kept neurons miss, at the best scale.
+    """The error of the kept neurons at the best scale.
 
     Args:
-        mask: [H], boolean, or floating: it is differentiable in a soft mask.
+        mask: [H], boolean, or floating (a soft mask, in which it is differentiable).
         outputs: [N, H], floating.
-        y: [N].
+        y: [N], floating.
 
     Returns:
-        The mean squared error as a fraction of the targets' mean square, in [0, 1].
+        The mean squared error divided by the targets' mean square, in [0, 1].
 
     Raises:
-        TypeError: As in `scale`.
-        ValueError: As in `scale`.
+        TypeError: If `outputs` or `y` is not floating.
+        ValueError: If the shapes do not fit.
 
     Example:
         >>> outputs = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -74,27 +73,26 @@ def error(mask: Array, outputs: Array, y: Array) -> Array:
         Array(0.5, dtype=float32)
     """
     _fit(mask, outputs, y, fn="error")
-    total = outputs @ mask.astype(outputs.dtype)
-    return 1 - _ratio((total @ y) ** 2, (total @ total) * (y @ y))
+    return _error(mask, outputs, y)
 
 
 def greedy(outputs: Array, y: Array, *, budget: int) -> Array:
-    """The neurons that, one by one, each leave the smallest error.
+    """Neurons added one by one, each time the one that leaves the smallest error.
 
-    As in matching pursuit, but that all neurons share one scale, which is the best one
-    at every step. Where the error is smallest in the end, there it stops.
+    This is matching pursuit, except that all neurons share one scale, which is the best
+    one at every step. The result is the prefix with the smallest error.
 
     Args:
         outputs: [N, H], floating.
-        y: [N].
-        budget: How many neurons to keep at most; a larger one is never worse.
+        y: [N], floating.
+        budget: The largest number of neurons to keep. A larger budget is never worse.
 
     Returns:
         [H], boolean: True keeps.
 
     Raises:
-        TypeError: As in `scale`, or if `budget` is no whole number.
-        ValueError: As in `scale`, or if `budget` is below 1.
+        TypeError: If `outputs` or `y` is not floating, or `budget` is no whole number.
+        ValueError: If the shapes do not fit, or `budget` is below 1.
 
     Example:
         >>> outputs = jnp.array([[1.0, 0.0, 3.0], [0.0, 1.0, 0.0]])
@@ -109,25 +107,26 @@ def greedy(outputs: Array, y: Array, *, budget: int) -> Array:
 def learned(
     outputs: Array, y: Array, *, budget: int, optimizer: Any, steps: int, key: Array
 ) -> Array:
-    """The neurons of the highest scores, which are trained straight through the choice.
+    """The neurons with the highest scores, which are trained by straight-through steps.
 
-    It is edge-popup with a neuron in place of a weight, on all samples in each step;
-    the best choice along the way is kept.
+    This is edge-popup with neurons in place of weights. Every step uses all samples.
+    The result is the best choice of all steps.
 
     Args:
         outputs: [N, H], floating.
-        y: [N].
+        y: [N], floating.
         budget: How many neurons to keep, exactly; at most H.
-        optimizer: A transformation of optax.
+        optimizer: An optax gradient transformation.
         steps: How many steps to train.
-        key: A typed key, for the first scores.
+        key: A typed key, for the initial scores.
 
     Returns:
         [H], boolean: True keeps.
 
     Raises:
-        TypeError: As in `scale`, if a number is not whole, or the key not a typed key.
-        ValueError: As in `scale`, or if `budget` or `steps` is out of range.
+        TypeError: If `outputs` or `y` is not floating, a number is not whole, or the
+            key is not a typed key.
+        ValueError: If the shapes do not fit, or `budget` or `steps` is out of range.
 
     Example:
         >>> outputs = jnp.array([[1.0, 0.0, 3.0], [0.0, 1.0, 0.0]])
@@ -151,38 +150,25 @@ def learned(
     n = outputs.shape[1]
     if budget > n:
         raise ValueError(f"`{fn}` needs `budget` of at most {n} neurons, got {budget}.")
-
-    def loss(scores: Array) -> tuple[Array, Array]:
-        mask = estimator.top_k({"h": scores}, density=budget / n)["h"]
-        return error(mask, outputs, y), mask > 0
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        scores, state, best, kept = carry
-        (value, mask), slope = jax.value_and_grad(loss, has_aux=True)(scores)
-        kept, best = jnp.where(value < best, mask, kept), jnp.minimum(value, best)
-        updates, state = optimizer.update(slope, state, scores)
-        return (scores + updates, state, best, kept), None
-
     scores = initializer.uniform()(key, (n,), outputs.dtype)
-    start = scores, optimizer.init(scores), jnp.full((), jnp.inf, y.dtype)
-    carry, _ = lax.scan(step, (*start, jnp.zeros(n, bool)), length=steps + 1)
-    return carry[-1]
+    return _learned(scores, outputs, y, budget=budget, optimizer=optimizer, steps=steps)
 
 
 def ridge(outputs: Array, y: Array, *, penalty: float) -> Array:
-    """What a neuron subnetwork is held against: a weight for each neuron, all free.
+    """Ridge regression on the neurons' outputs: a baseline with a weight per neuron.
 
     Args:
         outputs: [N, H], floating.
-        y: [N].
-        penalty: What the mean squared error is charged for the weights' squares.
+        y: [N], floating.
+        penalty: The factor of the squared weights, which are added to the mean squared
+            error.
 
     Returns:
-        [H], weights: a soft mask, for `error`.
+        [H], weights. Pass them to `error` as a soft mask.
 
     Raises:
-        TypeError: As in `scale`.
-        ValueError: As in `scale`.
+        TypeError: If `outputs` or `y` is not floating.
+        ValueError: If the shapes do not fit.
 
     Example:
         >>> outputs = jnp.array([[1.0, 0.0], [0.0, 2.0]])
@@ -190,12 +176,19 @@ def ridge(outputs: Array, y: Array, *, penalty: float) -> Array:
         Array([3., 1.], dtype=float32)
     """
     _fit(None, outputs, y, fn="ridge")
-    n, h = outputs.shape
-    if h <= n:
-        square = outputs.T @ outputs + n * penalty * jnp.eye(h, dtype=outputs.dtype)
-        return jnp.linalg.solve(square, outputs.T @ y)
-    square = outputs @ outputs.T + n * penalty * jnp.eye(n, dtype=outputs.dtype)
-    return outputs.T @ jnp.linalg.solve(square, y)
+    return _ridge(outputs, y, penalty)
+
+
+@jax.jit
+def _scale(mask: Array, outputs: Array, y: Array) -> Array:
+    total = outputs @ mask.astype(outputs.dtype)
+    return _ratio(total @ y, total @ total)
+
+
+@jax.jit
+def _error(mask: Array, outputs: Array, y: Array) -> Array:
+    total = outputs @ mask.astype(outputs.dtype)
+    return 1 - _ratio((total @ y) ** 2, (total @ total) * (y @ y))
 
 
 @functools.partial(jax.jit, static_argnames="budget")
@@ -205,7 +198,7 @@ def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
 
     def step(carry: Any, _: None) -> tuple[Any, Any]:
         left, total = carry
-        # Of the sum with each neuron: its product with y, and its square.
+        # The product with y, and the square, of the sum with each neuron added.
         product = total @ y + fits
         square = total @ total + 2 * (total @ outputs) + sizes
         gain = jnp.where(left, _ratio(product**2, square), -jnp.inf)
@@ -217,8 +210,40 @@ def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
     return jnp.zeros(n, bool).at[order].set(jnp.arange(len(gains)) <= gains.argmax())
 
 
+@functools.partial(jax.jit, static_argnames=("budget", "optimizer", "steps"))
+def _learned(
+    scores: Array, outputs: Array, y: Array, *, budget: int, optimizer: Any, steps: int
+) -> Array:
+    n = outputs.shape[1]
+
+    def loss(scores: Array) -> tuple[Array, Array]:
+        mask = estimator.top_k({"h": scores}, density=budget / n)["h"]
+        return _error(mask, outputs, y), mask > 0
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        scores, state, best, kept = carry
+        (value, mask), slope = jax.value_and_grad(loss, has_aux=True)(scores)
+        kept, best = jnp.where(value < best, mask, kept), jnp.minimum(value, best)
+        updates, state = optimizer.update(slope, state, scores)
+        return (scores + updates, state, best, kept), None
+
+    start = scores, optimizer.init(scores), jnp.full((), jnp.inf, y.dtype)
+    carry, _ = lax.scan(step, (*start, jnp.zeros(n, bool)), length=steps + 1)
+    return carry[-1]
+
+
+@jax.jit
+def _ridge(outputs: Array, y: Array, penalty: Any) -> Array:
+    n, h = outputs.shape
+    if h <= n:
+        square = outputs.T @ outputs + n * penalty * jnp.eye(h, dtype=outputs.dtype)
+        return jnp.linalg.solve(square, outputs.T @ y)
+    square = outputs @ outputs.T + n * penalty * jnp.eye(n, dtype=outputs.dtype)
+    return outputs.T @ jnp.linalg.solve(square, y)
+
+
 def _ratio(above: Array, below: Array) -> Array:
-    """A quotient that is 0, and has no slope, where there is nothing below."""
+    """A quotient that is 0, with gradient 0, where the denominator is 0."""
     some = below > 0
     return jnp.where(some, above / jnp.where(some, below, 1), 0)
 

@@ -1,15 +1,15 @@
-"""Which of a few random numbers add up to a given one: exactly, by fewest, greedily.
+"""Subsets of numbers whose sums approximate targets: nearest, smallest, or greedy.
 
-Rows of coefficients [R, n] serve M targets each, [R, M]; coefficients for every target
-alone are M = 1. A subset is a mask [R, M, n]; the empty one sums to 0.
+Each row of coefficients [R, n] serves M targets, [R, M]. (M = 1: every target has its
+own coefficients.) A subset is a mask [R, M, n]; the empty one sums to 0.
 
     >>> found = subset_sum.nearest(jnp.array([[0.5]]), jnp.array([[0.75, 0.25, 0.25]]))
     >>> print(found.mask[0, 0], found.error)
     [False  True  True] [[0.]]
 
-`nearest` and `smallest` run in NumPy on the host, in float64, in which sums of float32
-numbers of like size are exact; XLA's CPU backend takes longer for the same search
-(`benchmarks.speed`, question `subset_sum`). `greedy` is JAX and goes under `jit`.
+`nearest` and `smallest` are exact searches in NumPy, for up to about 50 coefficients.
+They run in float64, where sums of float32 numbers of similar size are exact. `greedy`
+is a JAX function for any number of coefficients and runs under `jit`.
 """
 
 import functools
@@ -28,10 +28,10 @@ from maskjax.theory import _halves
 __all__ = ["Subsets", "greedy", "nearest", "smallest"]
 
 _MEMORY = 2**30
-_LANES = 2**13  # targets at a time in `greedy`,
-_SORTED = 4  # and for how many coefficients had better be sorted
+_LANES = 2**13  # targets that `greedy` works on at a time
+_SORTED = 4  # for so many targets a row, `greedy` sorts the coefficients first
 _LEAST = -(2**15)  # below the exponents of all floats
-# Of a few targets, known by their numbers [L]: subsets [L, n], and what is left, [L].
+# From the numbers [L] of a few targets to their subsets [L, n] and what is left, [L].
 _Some = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -41,8 +41,8 @@ class Subsets(NamedTuple):
     Attributes:
         mask: [R, M, n], boolean: True is in the subset.
         error: [R, M], the distance between the target and the subset's sum.
-        beyond: [R, M], boolean: no sum reaches the target, since it is less than that
-            of all negative coefficients or more than that of all positive ones.
+        beyond: [R, M], boolean: the target is out of reach, because it is below the sum
+            of all negative coefficients or above the sum of all positive ones.
     """
 
     mask: Any
@@ -51,25 +51,26 @@ class Subsets(NamedTuple):
 
 
 def nearest(targets: Any, coefficients: Any, *, memory: int = _MEMORY) -> Subsets:
-    """The subsets whose sums are nearest, of all 2**n.
+    """For each target the subset, of all 2**n, whose sum is nearest.
 
-    Meet in the middle: the sums of one part of the coefficients are sorted, and what
-    each sum of the rest leaves of a target is looked up, 2**(n / 2) times instead of
-    2**n. The more targets share coefficients, the larger is the part that is sorted.
+    The search meets in the middle. It sorts the sums of one half of the coefficients
+    and looks up what each sum of the other half leaves of the target: about 2**(n / 2)
+    look-ups instead of 2**n.
 
     Args:
         targets: [R, M], floating.
         coefficients: [R, n], floating.
-        memory: How many bytes to work in at most.
+        memory: The largest number of bytes to use.
 
     Returns:
-        The subsets, as NumPy arrays. An error is that of the sum in float64, from the
-        first coefficient to the last. Of subsets that are equally near it is any one.
+        The subsets, as NumPy arrays. Errors are those of sums in float64, from the
+        first coefficient to the last. If several subsets are equally near, it is any
+        one of them.
 
     Raises:
         TypeError: If an argument is not a floating array, or is traced.
         ValueError: If the shapes do not fit, an entry is not finite, or `memory` is not
-            enough for one target; the error says what is.
+            enough for one target; the message says how much is.
 
     Example:
         >>> found = subset_sum.nearest(jnp.array([[0.5, 9.0]]), jnp.array([[0.3, 0.5]]))
@@ -94,24 +95,26 @@ def nearest(targets: Any, coefficients: Any, *, memory: int = _MEMORY) -> Subset
 def smallest(
     targets: Any, coefficients: Any, *, tolerance: float, memory: int = _MEMORY
 ) -> Subsets:
-    """The smallest subsets whose sums are near enough.
+    """For each target the smallest subset whose sum is within a tolerance.
 
-    The search of `nearest`, by cardinality: subsets of none, of one, of two and so on,
-    until a target has some within the tolerance, and then the nearest of these.
+    It searches subsets of 0, 1, 2, ... coefficients until some are within the tolerance
+    and returns the nearest of these.
 
     Args:
         targets: [R, M], floating.
         coefficients: [R, n], floating.
-        tolerance: How far a sum may be from its target.
-        memory: As in `nearest`.
+        tolerance: The largest distance of a sum from its target.
+        memory: The largest number of bytes to use.
 
     Returns:
-        The subsets, as in `nearest`. Where no subset is within the tolerance it is the
-        nearest of all: its error says so.
+        The subsets, as NumPy arrays, with errors in float64. If no subset is within the
+        tolerance, it is the nearest one, and its error is above the tolerance.
 
     Raises:
-        TypeError: As in `nearest`, or if the tolerance is not a number.
-        ValueError: As in `nearest`, or if the tolerance is negative.
+        TypeError: If an array is not floating or is traced, or the tolerance is not a
+            number.
+        ValueError: If the shapes do not fit, an entry is not finite, the tolerance is
+            negative, or `memory` is not enough for one target.
 
     Example:
         >>> coefficients = jnp.array([[0.25, 0.25, 0.75, 0.5625]])
@@ -143,24 +146,24 @@ def smallest(
 
 
 def greedy(targets: Any, coefficients: Any, *, bins: int = 14) -> Subsets:
-    """Subsets by a walk from large coefficients to small ones, without any search.
+    """Subsets from one pass over the coefficients, from large ones to small ones.
 
-    Coefficients are put into bins by their magnitude: the first from the power of two
-    below the largest of its row, each next one from half of that, the last with all
-    that is smaller. Bin by bin, each coefficient joins if that brings the sum nearer: 0
-    never does, and counts for no bin.
+    Coefficients are binned by magnitude. A bin holds magnitudes between two powers of
+    two, the first bin the largest ones of the row, and the last bin everything that is
+    smaller. Bin by bin, a coefficient joins the subset if that brings the sum nearer to
+    the target.
 
-    If every bin has a coefficient of each sign (the last: of at least half its upper
-    end) and the target is within the first bin's upper end 2**e, then the error is at
-    most 2**(e - bins): each bin halves what is left.
+    Suppose that every bin has a coefficient of each sign (the last bin: one of at least
+    half its upper end), and that the target is at most 2**e, the upper end of the first
+    bin. Then each bin halves the error, which ends at most at 2**(e - bins).
 
     Args:
         targets: [R, M], floating.
-        coefficients: [R, n], floating, of the targets' dtype.
-        bins: How many.
+        coefficients: [R, n], floating, of the targets' dtype. Zeros change nothing.
+        bins: The number of bins.
 
     Returns:
-        The subsets. An error is what the walk leaves of the target, in its dtype.
+        The subsets. Errors are in the targets' dtype.
 
     Raises:
         TypeError: If an argument is not a floating array, the dtypes differ, or `bins`
@@ -192,8 +195,8 @@ def greedy(targets: Any, coefficients: Any, *, bins: int = 14) -> Subsets:
 @functools.partial(jax.jit, static_argnames="bins")
 def _walk(t: jax.Array, c: jax.Array, *, bins: int) -> Subsets:
     (rows, many), n = t.shape, c.shape[1]
-    # 2**(exponent - 1) <= |c| < 2**exponent, exactly. Of 0, which never joins, `frexp`
-    # says exponent 0, and it must not be the largest of its row.
+    # 2**(exponent - 1) <= |c| < 2**exponent, exactly. `frexp` gives 0 the exponent 0,
+    # but 0 must not be the largest of its row.
     mantissa, exponent = jnp.frexp(jnp.abs(c))
     exponent = jnp.where((mantissa >= 0.5) & (mantissa < 1), exponent, _LEAST)
     place = jnp.clip(exponent.max(1, keepdims=True) - exponent, 0, bins - 1)
@@ -208,7 +211,7 @@ def _walk(t: jax.Array, c: jax.Array, *, bins: int) -> Subsets:
 
 
 def _by_bins(t: jax.Array, c: jax.Array, place: jax.Array, bins: int) -> _Some:
-    """The walk once for each bin over all coefficients, which need not be sorted."""
+    """A pass over all coefficients for each bin. Nothing needs to be sorted."""
     many, n = t.shape[1], c.shape[1]
 
     def some(lane: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -229,7 +232,7 @@ def _by_bins(t: jax.Array, c: jax.Array, place: jax.Array, bins: int) -> _Some:
 
 
 def _in_order(t: jax.Array, c: jax.Array, place: jax.Array) -> _Some:
-    """The same walk over coefficients that were put in order, once for each row."""
+    """One pass over coefficients that are sorted by bin, once for each row."""
     many, n = t.shape[1], c.shape[1]
     at = jnp.arange(n, dtype=jnp.int32)[None]
     # XLA sorts single numbers several times faster than numbers with their places.
@@ -279,7 +282,7 @@ def _fit(targets: Any, coefficients: Any, *, fn: str) -> None:
 
 
 def _doubles(targets: Any, coefficients: Any, *, fn: str) -> tuple[Any, Any]:
-    """Both as float64 on the host."""
+    """Both as NumPy arrays in float64."""
     fn = _name(fn)
     _fit(targets, coefficients, fn=fn)
     if isinstance(targets, Tracer) or isinstance(coefficients, Tracer):
@@ -299,7 +302,7 @@ def _doubles(targets: Any, coefficients: Any, *, fn: str) -> tuple[Any, Any]:
 
 
 def _error(mask: np.ndarray, t: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Distances from sums, in float64, from the first coefficient to the last."""
+    """Distances of targets from sums, added from the first coefficient to the last."""
     total = np.zeros(t.shape)
     for p in range(c.shape[1]):
         total += np.where(mask[..., p], c[:, p, None], 0.0)

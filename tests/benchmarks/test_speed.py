@@ -1,4 +1,8 @@
+"""Questions about speed: the timer, the lines, the tables, and every question."""
+
 import json
+import sys
+import types
 
 import jax
 import numpy as np
@@ -6,27 +10,14 @@ import pytest
 
 from benchmarks import _timing
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import _results, packing, selection
+from benchmarks.speed import _case, _results, packing, selection
 
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures("loose")]
 
 CONTEXT = {"device", "cores", "jax", "maskjax", "commit", "run"}
 CONTEXT |= {"dtype", "shape", "density", "structure"}
 MEASURED = {"question", "case", "contestant", "role"}
 MEASURED |= {"compile_s", "median_s", "iqr_s", "repeats"}
-
-
-@pytest.fixture(autouse=True)
-def _ordinary_promotion(_strict_promotion):
-    """Benchmarks are scripts of users, who leave promotion as it is."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def test_every_question_is_tested():
-    (mark,) = test_a_quick_run_writes_lines_with_all_their_context.pytestmark
-    names = {getattr(each, "values", (each,))[0] for each in mark.args[1]}
-    assert names == set(speed.QUESTIONS)
 
 
 def _lines(root, question):
@@ -47,28 +38,32 @@ def test_an_unknown_question_is_refused(capsys):
     assert "invalid choice: 'weather'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "selection",
-        "packing",
-        pytest.param("import_time", marks=pytest.mark.slow),
-        pytest.param("masked_step", marks=pytest.mark.slow),
-        pytest.param("sparse_step", marks=pytest.mark.slow),
-        pytest.param("edge_popup_step", marks=pytest.mark.slow),
-        pytest.param("lottery_ticket", marks=pytest.mark.slow),
-        pytest.param("tasks_learned", marks=pytest.mark.slow),
-        pytest.param("task_inference", marks=pytest.mark.slow),
-        pytest.param("meta_ticket_step", marks=pytest.mark.slow),
-        pytest.param("ensemble_predict", marks=pytest.mark.slow),
-        pytest.param("ensemble_training", marks=pytest.mark.slow),
-        pytest.param("subset_sum", marks=pytest.mark.slow),
-    ],
-)
-def test_a_quick_run_writes_lines_with_all_their_context(question, tmp_path, capsys):
-    assert speed.main(["--quick", "--only", question, "--out", str(tmp_path)]) == 0
-    lines = _lines(tmp_path, question)
-    cases = {line["case"] for line in lines}
+@pytest.fixture
+def toy(monkeypatch):
+    """A question that nothing is compiled for; the right answer, which may change."""
+    toy = types.ModuleType("benchmarks.speed.toy", "How fast is 1 + 1?")
+    toy.FULL, toy.QUICK, toy.answers = [(100,), (200,)], [(1,), (2,)], [2, 2, 2]
+
+    def case(size):
+        names = ("we", "they", "nobody is faster")
+        each = [
+            _timing.Contestant(name, lambda i=i: np.full(size, toy.answers[i]))
+            for i, name in enumerate(names)
+        ]
+
+        def agree(results):
+            for result in results.values():
+                np.testing.assert_array_equal(result, 2)
+
+        return _case.of(f"n={size}", each, agree, shape=[size], density=None, extra=3)
+
+    toy.case = case
+    monkeypatch.setitem(sys.modules, toy.__name__, toy)
+    monkeypatch.setattr(speed, "QUESTIONS", ("toy",))
+    return toy
+
+
+def _check(lines, question):
     for line in lines:
         assert CONTEXT | MEASURED <= line.keys()
         assert line["question"] == question
@@ -76,34 +71,50 @@ def test_a_quick_run_writes_lines_with_all_their_context(question, tmp_path, cap
         assert line["iqr_s"] >= 0
         assert line["repeats"] == 3
         assert line["commit"] != "unknown"
-    for case in cases:
+    for case in {line["case"] for line in lines}:
         roles = [line["role"] for line in lines if line["case"] == case]
-        assert roles.count("ours") == 1
-        assert roles.count("limit") == 1
-        assert roles.count("baseline") >= 1
+        assert roles == ["ours", *["baseline"] * (len(roles) - 2), "limit"]
+        assert len(roles) >= 3
+
+
+def test_a_quick_run_writes_lines_with_all_their_context(toy, tmp_path, capsys):
+    assert speed.main(["--quick", "--only", "toy", "--out", str(tmp_path)]) == 0
+    lines = _lines(tmp_path, "toy")
+    _check(lines, "toy")
+    assert [line["case"] for line in lines] == ["n=1"] * 3 + ["n=2"] * 3
+    assert all(line["extra"] == 3 for line in lines)
+    assert "we (ours)" in capsys.readouterr().out
+
+
+def test_a_quick_run_leaves_the_results_alone(toy, monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "RESULTS", tmp_path / "results")
+    assert speed.main(["--quick"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_nothing_is_timed_when_results_disagree(wrong, toy, tmp_path):
+    toy.answers[wrong] = 3
+    with pytest.raises(AssertionError, match="not equal"):
+        speed.main(["--quick", "--only", "toy", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", speed.QUESTIONS)
+def test_a_question_is_answered(question, tmp_path, capsys):
+    assert speed.main(["--quick", "--only", question, "--out", str(tmp_path)]) == 0
+    lines = _lines(tmp_path, question)
+    _check(lines, question)
     assert f"{lines[0]['contestant']} (ours)" in capsys.readouterr().out
 
 
-def test_a_quick_run_leaves_the_results_alone(monkeypatch, tmp_path):
-    monkeypatch.setattr(speed, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(packing, "QUICK", [])
-    assert speed.main(["--quick", "--only", "packing"]) == 0
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("wrong", ["argsort", "compare"])
-def test_nothing_is_timed_when_results_disagree(wrong, monkeypatch, tmp_path):
-    right = getattr(selection, wrong)
-
-    def flipped(*args):
-        first, *rest = right(*args)
-        return [~first, *rest]
-
-    monkeypatch.setattr(selection, wrong, flipped)
-    monkeypatch.setattr(selection, "QUICK", selection.QUICK[:1])
-    with pytest.raises(AssertionError, match="not equal"):
-        speed.main(["--quick", "--only", "selection", "--out", str(tmp_path)])
-    assert not list(tmp_path.iterdir())
+def test_contestants_of_packed_masks_agree():
+    """The one real case in the fast suite: compiled, and its memory counted."""
+    case = packing.case(*packing.QUICK[0])
+    case.agree({each.name: each.run() for each in case.contestants})
+    assert all(each.compile_s > 0 for each in case.contestants)
+    assert [each.nbytes for each in case.contestants[1:4]] == [5400, 5400, 21600]
 
 
 def test_the_exact_mask_keeps_the_first_of_equals():
@@ -122,7 +133,7 @@ def test_contestants_take_turns_and_are_timed_per_step():
             calls.append(name)
             return seconds
 
-        return _timing.Contestant(name, "baseline", run, keeps_time=True, **more)
+        return _timing.Contestant(name, run, keeps_time=True, **more)
 
     quick, slow = contestant("quick", 1.0, steps=4), contestant("slow", 3.0)
     timings = _timing.race([quick, slow], lambda _: None, repeats=10, seconds=6.0)
@@ -134,7 +145,7 @@ def test_contestants_take_turns_and_are_timed_per_step():
 
 def test_the_median_and_the_range_between_quartiles_are_reported():
     values = iter([9.0, 5.0, 1.0, 2.0, 3.0, 4.0])
-    each = _timing.Contestant("x", "ours", lambda: next(values), keeps_time=True)
+    each = _timing.Contestant("x", lambda: next(values), keeps_time=True)
     timings = _timing.race([each], lambda _: None, repeats=5)
     assert timings["x"] == _timing.Timing(3.0, 2.0, 5)  # 9, the first, warms up
 

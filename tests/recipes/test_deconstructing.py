@@ -1,5 +1,6 @@
 """Deconstructing lottery tickets: by hand, against NumPy, and the paper's laws."""
 
+import functools
 import itertools
 
 import jax
@@ -8,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from maskjax import masking, packing, score, select, stacking
+from maskjax import masking, packing, select
 from maskjax.recipes import deconstructing
 from tests import trees
 from tests.reference import deconstructing as reference
+from tests.reference import selection
 from tests.reference.selection import quota
 
-SHAPES = {"a": (5, 8), "b": (8, 3)}
+SHAPES = {"a": (5, 8), "b": (5, 8)}  # of one shape, for one program
 RATES = {"a": 0.2, "b": 0.1, "bias": None}
 KEPT = ("rewind", "reinit", "reshuffle", "constant")
 SIGNS = ("original", "random")
@@ -26,61 +28,61 @@ REMOVED = (
 RESHUFFLED = tuple(name + "_reshuffle" for name in SHRUNK)
 
 
+KEY = jax.random.key(0)
+
+
 def weights(seed, **shapes):
     rng = np.random.default_rng(seed)
     shapes = shapes or {**SHAPES, "bias": (3,)}
-    return {k: jnp.asarray(rng.normal(size=s), "float32") for k, s in shapes.items()}
+    return {k: rng.normal(size=s).astype("float32") for k, s in shapes.items()}
 
 
-def numpy(tree):
-    return {k: None if x is None else np.asarray(x) for k, x in tree.items()}
+def everything():
+    return {k: np.ones(s, bool) for k, s in SHAPES.items()} | {"bias": None}
 
 
-@pytest.fixture
-def trained():
-    return weights(0), weights(1)
+def some():
+    """What a round of pruning left."""
+    rng = np.random.default_rng(7)
+    return {k: rng.random(s) < 0.7 for k, s in SHAPES.items()} | {"bias": None}
 
 
-@pytest.fixture
-def gradients():
-    return weights(2)
+TRAINED, GRADIENTS = (weights(0), weights(1)), weights(2)
+ALIVE = everything(), some()
 
 
-@pytest.fixture
-def alive(trained):
-    """Everything, and what a round left of it."""
-    mask = select.random(trained[0], density=0.7, key=jax.random.key(7))
-    return masking.everything(trained[0]), mask
+def table_of(initial, final, alive, gradients=GRADIENTS, seed=0):
+    how = {"gradients": gradients, "key": jax.random.key(seed)}
+    return jax.device_get(deconstructing.scores(initial, final, alive, **how))
 
 
-@jax.jit
-def table_of(initial, final, alive, gradients=None, seed=0):
-    return deconstructing.scores(
-        initial, final, alive, gradients=gradients, key=jax.random.key(seed)
-    )
+def _cut(scores, alive, rates):
+    return select.drop(scores, alive, rate=rates)
 
 
-def masks_of(initial, final, alive, gradients, rates):
+CUT = jax.jit(jax.vmap(_cut, in_axes=(0, None, None)))
+CUTS = jax.jit(jax.vmap(_cut, in_axes=(None, None, 0)))
+
+
+def masks_of(table, alive):
     """One program for every criterion: scores stacked, selection mapped."""
-    table = deconstructing.scores(
-        initial, final, alive, gradients=gradients, key=jax.random.key(0)
-    )
-    stack = stacking.stack(list(table.values()))
-    masks = jax.vmap(lambda scores: select.drop(scores, alive, rate=rates))(stack)
-    return dict(zip(table, stacking.unstack(masks), strict=True))
-
-
-RESTART = jax.jit(deconstructing.restart, static_argnames=("kept", "sign", "removed"))
+    stack = jax.tree.map(lambda *leaves: np.stack(leaves), *table.values())
+    rates = jax.tree.map(np.float32, RATES)
+    masks = jax.device_get(CUT(stack, alive, rates))
+    return {
+        name: jax.tree.map(lambda m, i=i: m[i], masks) for i, name in enumerate(table)
+    }
 
 
 def restarted(trained, mask, *, seed=0, **actions):
-    return RESTART(*trained, mask, key=jax.random.key(seed), **actions)
+    key = jax.random.key(seed)
+    return jax.device_get(deconstructing.restart(*trained, mask, key=key, **actions))
 
 
 def test_scores_by_hand():
-    initial = {"w": jnp.array([[1.0, -2.0, 3.0, -4.0]])}
-    final = {"w": jnp.array([[-5.0, -1.0, 4.0, 2.0]])}
-    table = table_of(initial, final, masking.everything(initial))
+    initial = {"w": np.float32([[1, -2, 3, -4]])}
+    final = {"w": np.float32([[-5, -1, 4, 2]])}
+    table = table_of(initial, final, {"w": np.ones((1, 4), bool)}, None)
     expected = {
         "large_final": [5, 1, 4, 2],
         "small_final": [-5, -1, -4, -2],
@@ -104,79 +106,80 @@ def test_scores_by_hand():
         np.testing.assert_array_equal(scores["w"], [expected[name]], err_msg=name)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["everything", "a mask"])
-def test_every_criterion_agrees_with_the_reference(
-    first, trained, gradients, alive, every_transform
-):
-    alive = alive[0] if first else alive[1]
-    rates = jax.tree.map(jnp.float32, RATES)
-    masks = every_transform(masks_of)(*trained, alive, gradients, rates)
-    w_i, w_f, slope, before = map(numpy, (*trained, gradients, alive))
+@pytest.mark.parametrize("alive", ALIVE, ids=["everything", "a mask"])
+def test_every_criterion_agrees_with_the_reference(alive):
+    table = table_of(*TRAINED, alive)
+    masks = masks_of(table, alive)
+    assert len(masks) == 15
     for name in SHAPES:
-        n = int(before[name].sum())
+        before = alive[name]
+        n = int(before.sum())
         k = n - quota(RATES[name], n)
-        arguments = w_i[name], w_f[name], slope[name], before[name], k
+        arguments = *(w[name] for w in (*TRAINED, GRADIENTS)), before, k
         for criterion, mask in masks.items():
             assert mask["bias"] is None
             assert mask[name].sum() == k
-            assert not (mask[name] & ~before[name]).any()
+            assert not (mask[name] & ~before).any()
             if criterion != "random":
                 expected = reference.mask(criterion, *arguments)
                 np.testing.assert_array_equal(mask[name], expected, err_msg=criterion)
 
 
-def test_criteria_that_rank_do_so_at_every_count(trained, alive):
-    cut = jax.vmap(lambda s, m, rate: select.drop(s, m, rate=rate), (None, None, 0))
-    w_i, w_f = (numpy(w)["b"] for w in trained)
-    for mask in alive:
-        before = np.asarray(mask["b"])
-        n = int(before.sum())
-        rates = 1 - jnp.arange(n + 1, dtype=jnp.float32) / n
-        table = table_of(*trained, mask)
-        for criterion in reference.RANKED:
-            masks = jax.jit(cut)(table[criterion], mask, rates)["b"]
-            for k, kept in enumerate(np.asarray(masks)):
-                expected = reference.mask(criterion, w_i, w_f, w_i, before, k)
-                np.testing.assert_array_equal(kept, expected, err_msg=f"{k} of {n}")
+@pytest.mark.parametrize("alive", ALIVE, ids=["everything", "a mask"])
+def test_criteria_that_rank_do_so_at_every_count(alive):
+    before = alive["b"]
+    n, (w_i, w_f) = int(before.sum()), (w["b"] for w in TRAINED)
+    table = table_of(*TRAINED, alive)
+    rates = np.float32(1 - np.arange(before.size + 1) / n)
+    for criterion in reference.RANKED:
+        scores = {"b": table[criterion]["b"]}
+        masks = jax.device_get(CUTS(scores, {"b": before}, np.maximum(rates, 0)))["b"]
+        for k, kept in enumerate(masks[: n + 1]):
+            expected = reference.mask(criterion, w_i, w_f, w_i, before, k)
+            np.testing.assert_array_equal(kept, expected, err_msg=f"{k} of {n}")
 
 
-def test_dead_weights_do_not_change_ranks(trained, alive):
-    _, mask = alive
+def test_dead_weights_do_not_change_ranks():
+    alive = some()
     loud = [
-        masking.apply(w, mask, fill=jax.tree.map(lambda x: 99 * x, w)) for w in trained
+        {
+            k: w if alive[k] is None else np.where(alive[k], w, 99 * w)
+            for k, w in t.items()
+        }
+        for t in TRAINED
     ]
-    table, expected = (table_of(*pair, mask) for pair in (loud, trained))
-    for name in reference.RANKED:
-        trees.assert_same(
-            masking.apply(table[name], mask), masking.apply(expected[name], mask)
-        )
+    table, expected = table_of(*loud, alive), table_of(*TRAINED, alive)
+    for criterion in reference.RANKED:
+        for k in SHAPES:
+            found, same = (t[criterion][k][alive[k]] for t in (table, expected))
+            np.testing.assert_array_equal(found, same)
 
 
-def test_counts_are_exact_when_every_score_is_equal(trained, gradients, alive):
-    equal = [jax.tree.map(jnp.ones_like, tree) for tree in (*trained, gradients)]
-    for before in alive:
-        masks = masks_of(*equal[:2], before, equal[2], RATES)
-        masks.pop("random")
-        assert len(masks) == 14
-        for name in SHAPES:
-            flat = np.asarray(before[name]).ravel()
-            k = flat.sum() - quota(RATES[name], int(flat.sum()))
-            lowest = (flat & (np.cumsum(flat) <= k)).reshape(SHAPES[name])
-            for mask in masks.values():
-                np.testing.assert_array_equal(mask[name], lowest)
+@pytest.mark.parametrize("alive", ALIVE, ids=["everything", "a mask"])
+def test_counts_are_exact_when_every_score_is_equal(alive):
+    equal = [jax.tree.map(np.ones_like, t) for t in (*TRAINED, GRADIENTS)]
+    masks = masks_of(table_of(*equal[:2], alive, equal[2]), alive)
+    masks.pop("random")
+    assert len(masks) == 14
+    for name in SHAPES:
+        flat = alive[name].ravel()
+        k = flat.sum() - quota(RATES[name], int(flat.sum()))
+        lowest = (flat & (np.cumsum(flat) <= k)).reshape(SHAPES[name])
+        for mask in masks.values():
+            np.testing.assert_array_equal(mask[name], lowest)
 
 
-def test_criteria_depend_on_what_they_should(trained, alive):
-    initial, final = trained
-    mask = alive[0]
-    negative = jax.tree.map(jnp.negative, initial)
+def test_criteria_depend_on_what_they_should():
+    initial, final = TRAINED
+    mask = everything()
     table = table_of(initial, final, mask)
     other = table_of(initial, weights(5), mask, seed=1)
     swapped = table_of(final, initial, mask)
-    flipped = table_of(negative, final, mask)
-    for name in ("large_init", "small_init"):
+    flipped = table_of(jax.tree.map(np.negative, initial), final, mask)
+    of_initial = {"large_init", "small_init", "snip", "grad"}
+    for name in of_initial:
         trees.assert_same(table[name], other[name])
-    for name in table.keys() - {"large_init", "small_init"}:
+    for name in table.keys() - of_initial:
         assert (table[name]["a"] != other[name]["a"]).any(), name
     trees.assert_same(table["movement"], swapped["movement"])
     for name in ("magnitude_increase", "large_final", *reference.RANKED):
@@ -189,60 +192,60 @@ def test_criteria_depend_on_what_they_should(trained, alive):
             assert not ((table[same][leaf] != 0) & (table[diff][leaf] != 0)).any()
 
 
-def test_masks_of_one_sign_are_where_scores_are_positive(trained, alive):
-    initial, final = trained
-    still = {**final, "a": final["a"].at[0].set(0.0)}
-    table = table_of(initial, still, alive[0])
+def test_masks_of_one_sign_are_where_scores_are_positive():
+    initial, final = TRAINED
+    still = {**final, "a": final["a"] * (np.arange(5)[:, None] > 0).astype("f4")}
+    table = table_of(initial, still, everything())
     for name in SHAPES:
-        w_i, w_f = np.asarray(initial[name]), np.asarray(still[name])
+        turn = initial[name] * still[name]
         same = table["large_final_same_sign"][name] > 0
         diff = table["large_final_diff_sign"][name] > 0
-        np.testing.assert_array_equal(same, w_i * w_f > 0)
-        np.testing.assert_array_equal(diff, w_i * w_f < 0)
+        np.testing.assert_array_equal(same, turn > 0)
+        np.testing.assert_array_equal(diff, turn < 0)
 
 
-@pytest.mark.parametrize("removed", REMOVED)
-@pytest.mark.parametrize("kept", ["rewind", "constant"])
-def test_actions_agree_with_the_reference(kept, removed, trained, alive):
-    mask = alive[1]
-    start = restarted(trained, mask, kept=kept, removed=removed)
-    trees.assert_same(start["bias"], trained[0]["bias"])
+@pytest.mark.parametrize(
+    ("kept", "removed"),
+    [("constant", "zero"), *(("rewind", removed) for removed in REMOVED)],
+)
+def test_actions_agree_with_the_reference(kept, removed):
+    mask = some()
+    start = restarted(TRAINED, mask, kept=kept, removed=removed)
+    trees.assert_same(start["bias"], TRAINED[0]["bias"])
     for name in SHAPES:
-        arguments = (numpy(tree)[name] for tree in (*trained, mask))
+        arguments = (tree[name] for tree in (*TRAINED, mask))
         expected = reference.start(*arguments, kept, removed)
         np.testing.assert_array_equal(start[name] == 0, expected == 0)
-        gone = ~np.asarray(mask[name])
+        gone = ~mask[name]
         np.testing.assert_array_equal(start[name][gone], expected[gone])
         rtol = 1e-6 if kept == "constant" else 0  # a deviation is a sum
         np.testing.assert_allclose(start[name], expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("removed", RESHUFFLED)
-def test_control_zeros_are_as_many_at_random_places(removed, trained, alive):
-    mask = alive[1]
-    starts = [restarted(trained, mask, removed=removed, seed=i) for i in range(2)]
+def test_control_zeros_are_as_many_at_random_places(removed):
+    mask = some()
+    starts = [restarted(TRAINED, mask, removed=removed, seed=i) for i in range(2)]
     aimed = removed.removesuffix("_reshuffle")
     for name in SHAPES:
-        w_i, w_f, kept = (numpy(tree)[name] for tree in (*trained, mask))
+        w_i, w_f, kept = (tree[name] for tree in (*TRAINED, mask))
         expected = reference.zeros(w_i, w_f, kept, aimed)
-        first, second = (np.asarray(start[name] == 0) for start in starts)
+        first, second = (start[name] == 0 for start in starts)
         assert first.sum() == second.sum() == expected.sum()
-        if name == "a":  # which is large enough not to meet by chance
-            assert (first != second).any()
-            assert (first != expected).any()
+        assert (first != second).any()
+        assert (first != expected).any()
         assert (first & kept).any() == ("all" in removed)
-        np.testing.assert_array_equal(np.asarray(starts[0][name])[~first], w_i[~first])
+        np.testing.assert_array_equal(starts[0][name][~first], w_i[~first])
 
 
 @pytest.mark.parametrize("sign", SIGNS)
 @pytest.mark.parametrize("kept", KEPT)
-def test_kept_weights_have_the_values_and_signs_asked_for(kept, sign, trained, alive):
-    mask = alive[1]
+def test_kept_weights_have_the_values_and_signs_asked_for(kept, sign):
+    mask = some()
     run = {"kept": kept, "sign": sign, "removed": "freeze_init"}
-    start, again = (restarted(trained, mask, seed=i, **run) for i in range(2))
+    start, again = (restarted(TRAINED, mask, seed=i, **run) for i in range(2))
     for name in SHAPES:
-        w_i, m = np.asarray(trained[0][name]), np.asarray(mask[name])
-        new, other = np.asarray(start[name]), np.asarray(again[name])
+        w_i, m, new, other = (t[name] for t in (TRAINED[0], mask, start, again))
         np.testing.assert_array_equal(new[~m], w_i[~m])
         if sign == "original":
             np.testing.assert_array_equal(np.sign(new[m]), np.sign(w_i[m]))
@@ -267,10 +270,11 @@ def test_kept_weights_have_the_values_and_signs_asked_for(kept, sign, trained, a
             assert not np.isin(sizes, whole[m]).all()
 
 
-def test_reinit_under_a_full_mask_is_a_permutation(trained, alive):
-    start = restarted(trained, alive[0], kept="reinit", sign="random")
+def test_reinit_under_a_full_mask_is_a_permutation():
+    actions = {"kept": "reinit", "sign": "random", "removed": "freeze_init"}
+    start = restarted(TRAINED, everything(), **actions)
     for name in SHAPES:
-        old, new = np.asarray(trained[0][name]), np.asarray(start[name])
+        old, new = TRAINED[0][name], start[name]
         np.testing.assert_array_equal(np.sort(old.ravel()), np.sort(new.ravel()))
         assert (old != new).any()
 
@@ -278,8 +282,8 @@ def test_reinit_under_a_full_mask_is_a_permutation(trained, alive):
 def test_permutations_are_uniform():
     # Two of three are kept. "reshuffle" swaps them or not, and "reinit" brings each of
     # three values to each of two places, equally often.
-    w = {"w": jnp.array([[1.0, 2.0, 3.0]])}
-    mask = {"w": jnp.array([[True, False, True]])}
+    w = {"w": np.float32([[1, 2, 3]])}
+    mask = {"w": np.array([[True, False, True]])}
 
     @jax.jit
     @jax.vmap
@@ -289,136 +293,136 @@ def test_permutations_are_uniform():
             for kept in ("reshuffle", "reinit")
         }
 
-    start = run(jax.random.split(jax.random.key(0), 2000))
+    start = jax.device_get(run(jax.random.split(KEY, 2000)))
     assert all((values[:, 1] == 0).all() for values in start.values())
-    swapped = (start["reshuffle"] == jnp.array([[3.0, 0.0, 1.0]])).all(1)
+    swapped = (start["reshuffle"] == [[3, 0, 1]]).all(1)
     np.testing.assert_allclose(swapped.mean(), 0.5, atol=0.05)
     for place, value in itertools.product((0, 2), (1, 2, 3)):
         share = (start["reinit"][:, place] == value).mean()
         np.testing.assert_allclose(share, 1 / 3, atol=0.05)
 
 
-def test_large_final_rewind_and_zero_are_the_lottery_ticket(trained, alive):
-    for before in alive:
-        table = table_of(*trained, before)
-        mask = select.drop(table["large_final"], before, rate=RATES)
-        ticket = select.drop(score.magnitude(trained[1]), before, rate=RATES)
-        trees.assert_same(mask, ticket)
-        trees.assert_same(restarted(trained, mask), masking.apply(trained[0], ticket))
+@pytest.mark.parametrize("alive", ALIVE, ids=["everything", "a mask"])
+def test_large_final_rewind_and_zero_are_the_lottery_ticket(alive):
+    mask = masks_of(table_of(*TRAINED, alive), alive)["large_final"]
+    start = restarted(TRAINED, mask)
+    for k in SHAPES:
+        size, n = abs(TRAINED[1][k]).ravel(), int(alive[k].sum())
+        ticket = selection.best(size, n - quota(RATES[k], n), alive[k].ravel())
+        ticket = ticket.reshape(SHAPES[k])
+        np.testing.assert_array_equal(start[k], np.where(ticket, TRAINED[0][k], 0))
 
 
-@pytest.mark.parametrize("removed", ["zero", *SHRUNK])
-def test_what_is_removed_stays_where_it_was_put(removed, trained, alive):
-    mask = alive[1]
-    start = restarted(trained, mask, removed=removed)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(0.1), optax.sgd(0.01, momentum=0.9)
-    )
-
-    def effective(params):
-        return masking.apply(params, mask, fill=start)
+def test_what_is_removed_stays_where_it_was_put():
+    mask = some()
+    decay = optax.add_decayed_weights(0.1)
+    optimizer = optax.chain(decay, optax.sgd(0.01, momentum=0.9))
 
     @jax.jit
-    def train(params):
+    def train(start):
+        effective = lambda params: masking.apply(params, mask, fill=start)  # noqa: E731
+        loss = lambda params: sum(  # noqa: E731
+            jnp.sum(x**4) for x in effective(params).values()
+        )
+
         def step(carry, _):
             params, state = carry
-            slope = jax.grad(
-                lambda p: sum(jnp.sum(x**4) for x in effective(p).values())
-            )
-            updates, state = optimizer.update(slope(params), state, params)
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=5)[0][0]
+        carry = start, optimizer.init(start)
+        return effective(jax.lax.scan(step, carry, length=5)[0][0])
 
-    after = effective(train(start))
-    for name in SHAPES:
-        gone = ~np.asarray(mask[name])
-        a, b = np.asarray(start[name]), np.asarray(after[name])
-        assert a[gone].tobytes() == b[gone].tobytes()
-        moved = a != 0 if removed == "freeze_init_zero_all" else np.ones_like(gone)
-        assert (a != b)[~gone & moved].all()
+    for removed in ("zero", *SHRUNK):
+        start = restarted(TRAINED, mask, removed=removed)
+        after = jax.device_get(train(start))
+        for name in SHAPES:
+            gone, a, b = ~mask[name], start[name], after[name]
+            assert a[gone].tobytes() == b[gone].tobytes()
+            moved = a != 0 if removed == SHRUNK[1] else np.ones_like(gone)
+            assert (a != b)[~gone & moved].all()
 
 
-def test_vmap_over_seeds_is_a_loop_compiled_once_or_not_at_all(alive):
-    initial, final = (
-        stacking.stack([weights(seed, a=SHAPES["a"]) for seed in seeds])
-        for seeds in ((3, 4, 5), (6, 7, 8))
-    )
-    mask = {"a": alive[1]["a"]}
+def test_vmap_over_seeds_is_a_loop_compiled_once_or_not_at_all():
+    each = [(weights(i), weights(2 + i)) for i in range(2)]
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
     def run(initial, final, key):
-        table = deconstructing.scores(initial, final, mask, key=key)
+        trained, how = (initial, final, some()), {"gradients": initial, "key": key}
         actions = {"kept": "reshuffle", "sign": "random", "removed": RESHUFFLED[1]}
-        return table, deconstructing.restart(initial, final, mask, key=key, **actions)
+        table = deconstructing.scores(*trained, **how)
+        return table, deconstructing.restart(*trained, key=key, **actions)
 
+    keys = jax.random.split(KEY, 2)
+    every = jax.device_get(jax.jit(jax.vmap(run))(*both, keys))
     compiled = jax.jit(run)
-    keys = jax.random.split(jax.random.key(0), 3)
-    every = jax.jit(jax.vmap(run))(initial, final, keys)
-    for i, how in enumerate((compiled, compiled, run)):
-        one = how(stacking.take(initial, i), stacking.take(final, i), keys[i])
-        trees.assert_same(stacking.take(every, i), one)
+    for i, how in enumerate((compiled, run)):
+        one = jax.device_get(how(*each[i], keys[i]))
+        trees.assert_same(jax.tree.map(lambda x, i=i: x[i], every), one)
+    compiled(*each[1], keys[1])
     assert compiled._cache_size() == 1
-    random = np.asarray(every[0]["random"]["a"])
+    random = every[0]["random"]["a"]
     assert (random[0] != random[1]).all()
 
 
 @pytest.mark.parametrize("name", trees.NAMES)
 def test_every_kind_of_tree_is_taken_apart(name):
-    initial, final = (trees.make(name, "bfloat16", seed=i) for i in range(2))
-    mask = masking.everything(initial)
-    actions = {"kept": "constant", "removed": "freeze_init_zero_all"}
+    initial = jax.eval_shape(functools.partial(trees.make, name, "bfloat16"))
+    actions = {"kept": "constant", "removed": "freeze_init_zero_all", "key": KEY}
 
-    @jax.jit
     def run(initial, final):
-        key = jax.random.key(0)
-        table = deconstructing.scores(initial, final, mask, gradients=final, key=key)
-        start = deconstructing.restart(initial, final, mask, key=key, **actions)
-        return stacking.stack(list(table.values())), start
+        mask = masking.everything(initial)
+        trained = initial, final, mask
+        table = deconstructing.scores(*trained, gradients=final, key=KEY)
+        return mask, table, deconstructing.restart(*trained, **actions)
 
-    stack, start = run(initial, final)
-    assert stacking.size(stack) == 15
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(stack))
-    assert jax.tree.structure(start) == jax.tree.structure(initial)
-    for before, after, scored in zip(
-        *map(jax.tree.leaves, (initial, start)),
-        jax.tree.structure(initial).flatten_up_to(stack),
-        strict=True,
-    ):
-        assert (before.dtype, before.shape) == (after.dtype, after.shape)
-        if scored is None:
-            np.testing.assert_array_equal(trees.to_numpy(before), trees.to_numpy(after))
+    mask, table, start = jax.eval_shape(run, initial, initial)
+    assert len(table) == 15
+    full = jax.tree.map(lambda m: (m.shape, np.dtype("float32")), mask)
+    kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert all(kinds(scores) == full for scores in table.values())
+    assert kinds(start) == kinds(initial)
 
 
-def test_doubles_are_scored_as_doubles(x64):
-    initial, final = (
-        {"w": jnp.asarray(np.random.default_rng(i).normal(size=(2, 3)))}
-        for i in range(2)
-    )
-    table = table_of(initial, final, masking.everything(initial))
-    assert all(s["w"].dtype == jnp.float64 for s in table.values())
+def test_doubles_are_scored_as_doubles_and_halves_as_floats(x64):
+    half = {"w": np.ones((2, 3), jnp.bfloat16)}
+    for initial, dtype in (({"w": np.ones((2, 3))}, "float64"), (half, "float32")):
+        mask = {"w": np.ones((2, 3), bool)}
+        scores = functools.partial(deconstructing.scores, key=KEY)
+        scores = jax.eval_shape(scores, initial, initial, mask)
+        assert all(s["w"].dtype == dtype for s in scores.values())
+        start = functools.partial(deconstructing.restart, key=KEY)
+        assert (
+            jax.eval_shape(start, initial, initial, mask)["w"].dtype
+            == initial["w"].dtype
+        )
 
 
-def test_masks_may_be_packed_or_share_decisions(trained):
-    rows = {"a": jnp.arange(5)[:, None] < 2, "b": jnp.ones((1, 1), bool), "bias": None}
+def test_masks_may_be_packed_or_share_decisions():
+    rows = {"a": np.arange(5)[:, None] < 2, "b": np.ones((1, 1), bool), "bias": None}
     full = {
-        k: m if m is None else m | jnp.zeros(SHAPES[k], bool) for k, m in rows.items()
+        k: m if m is None else m | np.zeros(SHAPES[k], bool) for k, m in rows.items()
     }
+    packed = jax.jit(packing.pack)(full)
 
     @jax.jit
-    def run(mask):
-        key = jax.random.key(0)
-        start = deconstructing.restart(*trained, mask, kept="constant", key=key)
-        table = deconstructing.scores(*trained, mask, key=key)
-        return start, table[reference.RANKED[0]]
+    def run(*masks):
+        return [
+            (
+                deconstructing.restart(*TRAINED, mask, key=KEY),
+                deconstructing.scores(*TRAINED, mask, key=KEY)[reference.RANKED[0]],
+            )
+            for mask in masks
+        ]
 
-    expected = run(full)
-    trees.assert_same(run(rows), expected)
-    trees.assert_same(run(packing.pack(full)), expected)
+    expected, *others = jax.device_get(run(full, rows, packed))
+    for found in others:
+        trees.assert_same(found, expected)
 
 
 def test_weights_that_are_zero_before_training_are_positive():
-    w, mask = {"w": jnp.array([[0.0, -1.0, 1.0]])}, {"w": jnp.array([[True] * 3])}
-    start = deconstructing.restart(w, w, mask, kept="constant", key=jax.random.key(0))
+    w, mask = {"w": np.float32([[0, -1, 1]])}, {"w": np.array([[True] * 3])}
+    start = restarted((w, w), mask, kept="constant")
     np.testing.assert_array_equal(np.sign(start["w"]), [[1, -1, 1]])
 
 
@@ -433,52 +437,49 @@ def test_weights_that_are_zero_before_training_are_positive():
         ),
     ],
 )
-def test_unknown_actions_are_refused_and_the_known_are_listed(
-    action, known, trained, alive
-):
+def test_unknown_actions_are_refused_and_the_known_are_listed(action, known):
     ((name, word),) = action.items()
-    with pytest.raises(
-        ValueError, match=rf"restart` needs `{name}` as {known}.*, got '{word}'"
-    ):
-        deconstructing.restart(*trained, alive[0], key=jax.random.key(0), **action)
+    text = rf"restart` needs `{name}` as {known}.*, got '{word}'"
+    with pytest.raises(ValueError, match=text):
+        restarted(TRAINED, everything(), **action)
+
+
+WHOLE = TRAINED[0] | {"a": np.ones((5, 8), "int32")}
+SWAPPED = everything() | {"a": np.ones((8, 3), bool)}
+BAD = [  # what is other than it should be, the error, and its text
+    ({"key": np.zeros(2, "uint32")}, TypeError, "{blame} `key` as a typed key"),
+    (
+        {"final": TRAINED[1] | {"b": WHOLE["bias"]}},
+        ValueError,
+        "{blame} `initial` and `fi",
+    ),
+    ({"final": TRAINED[1] | {"c": WHOLE["a"]}}, ValueError, r"only in `final`: c"),
+    ({"mask": SWAPPED}, ValueError, r"a: mask \(8, 3\), initial \(5, 8\)"),
+    ({"mask": TRAINED[0]}, TypeError, "{blame} every leaf of `mask` to be a boolean"),
+    ({"initial": WHOLE}, TypeError, r"`initial` under `mask` to be a .*\n  a: int32"),
+    (
+        {"final": WHOLE},
+        TypeError,
+        r"`final` under `mask` to be a floating.*\n  a: int32",
+    ),
+    (
+        {"mask": dict.fromkeys(SWAPPED)},
+        ValueError,
+        "`initial` under `mask` with at lea",
+    ),
+]
 
 
 @pytest.mark.parametrize("function", [deconstructing.scores, deconstructing.restart])
-def test_trees_that_do_not_fit_are_refused(function, trained, alive):
-    initial, final = trained
-    mask, key = alive[0], jax.random.key(0)
+@pytest.mark.parametrize(("other", "kind", "text"), BAD)
+def test_trees_that_do_not_fit_are_refused(function, other, kind, text):
     blame = f"deconstructing.{function.__name__}` needs"
-    with pytest.raises(TypeError, match=f"{blame} `key` as a typed key"):
-        function(initial, final, mask, key=jnp.zeros(2, jnp.uint32))
-    with pytest.raises(
-        ValueError, match=f"{blame} `initial` and `final` of the same s"
-    ):
-        function(initial, {**final, "b": final["a"]}, mask, key=key)
-    with pytest.raises(ValueError, match=r"only in `final`: c"):
-        function(initial, {**final, "c": final["a"]}, mask, key=key)
-    with pytest.raises(ValueError, match=r"a: mask \(8, 3\), initial \(5, 8\)"):
-        function(initial, final, {**mask, "a": mask["b"]}, key=key)
-    with pytest.raises(
-        TypeError, match=f"{blame} every leaf of `mask` to be a boolean"
-    ):
-        function(initial, final, {**mask, "a": final["a"]}, key=key)
-    whole = {**initial, "a": initial["a"].astype(jnp.int32)}
-    with pytest.raises(
-        TypeError, match=r"`initial` under `mask` to be a floating .*\n  a: int32"
-    ):
-        function(whole, final, mask, key=key)
-    with pytest.raises(
-        TypeError, match=r"`final` under `mask` to be a floating .*\n  a: int32"
-    ):
-        function(initial, whole, mask, key=key)
-    nothing = dict.fromkeys(mask)
-    with pytest.raises(
-        ValueError, match=r"`initial` under `mask` with at least one leaf"
-    ):
-        function(initial, final, nothing, key=key)
+    fine = {"initial": TRAINED[0], "final": TRAINED[1], "mask": everything()}
+    with pytest.raises(kind, match=text.replace("{blame}", blame)):
+        function(**{"key": KEY} | fine | other)
 
 
-def test_gradients_that_do_not_fit_are_refused(trained, gradients, alive):
-    gradients["a"] = gradients["b"]
+def test_gradients_that_do_not_fit_are_refused():
+    wrong = GRADIENTS | {"a": GRADIENTS["bias"]}
     with pytest.raises(ValueError, match=r"`gradients` of the same shapes, got:\n  a"):
-        table_of(*trained, alive[0], gradients)
+        deconstructing.scores(*TRAINED, everything(), gradients=wrong, key=KEY)

@@ -1,5 +1,6 @@
 """Dropout kept on: laws of its masks, and NumPy in float64."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -13,33 +14,31 @@ from maskjax.recipes import mc_dropout
 from tests import trees
 from tests.reference import mc_dropout as reference
 
-UNITS = {"input": jnp.ones(6, bool), "hidden": jnp.ones(8, bool)}
+UNITS = {"input": np.ones(6, bool), "hidden": np.ones(8, bool)}
+RNG = np.random.default_rng(0)
+PARAMS = {
+    name: RNG.normal(size=shape).astype(np.float32)
+    for name, shape in {"a": (6, 8), "b": (8, 3)}.items()
+}
+X = RNG.normal(size=(5, 6)).astype(np.float32)
+T = 12
 
 
-def network(masks, x, p):
-    h = jax.nn.relu((x * masks["input"][None]) @ p["a"]) * masks["hidden"][None]
-    return h @ p["b"]
+def network(masks, x):
+    h = jax.nn.relu((x * masks["input"][None]) @ PARAMS["a"]) * masks["hidden"][None]
+    return h @ PARAMS["b"]
 
 
-@pytest.fixture
-def params():
-    rng = np.random.default_rng(0)
-    shapes = {"a": (6, 8), "b": (8, 3)}
-    return {k: jnp.asarray(rng.normal(size=s), "float32") for k, s in shapes.items()}
+@jax.jit
+def predicted(keys, x, rate):
+    """What members say, their masks, and what a mask drawn where it is used says."""
+    masks = mc_dropout.masks(UNITS, rate=rate, keys=keys)
 
+    def member(key, x):
+        return network(mc_dropout.mask(UNITS, rate=rate, key=key), x)
 
-@pytest.fixture
-def x():
-    return jnp.asarray(np.random.default_rng(1).normal(size=(5, 6)), "float32")
-
-
-def predicted(apply, units, *inputs, keys, **how):
-    """One compilation, for all that a prediction consists of."""
-
-    def run(keys, *inputs):
-        return mc_dropout.predict(apply, units, *inputs, keys=keys, **how)
-
-    return jax.jit(run)(keys, *inputs)
+    drawn = stacking.map(member, keys, x, batch_size=5)
+    return stacking.map(network, masks, x), masks, drawn
 
 
 def keys(count, *, seed=0):
@@ -47,127 +46,137 @@ def keys(count, *, seed=0):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
-def test_units_are_dropped_at_the_rate_and_the_others_enlarged(rate, every_transform):
-    units = {"a": jnp.ones(30_000, jnp.float32), "b": None}
-    draw = every_transform(lambda data: mc_dropout.masks(
-        units, rate=rate, key=jax.random.wrap_key_data(data)
-    ))  # fmt: skip
-    masks = draw(jax.random.key_data(jax.random.key(0)))
+def test_units_are_dropped_at_the_rate_and_the_others_enlarged(rate):
+    units = {"a": np.ones(30_000, np.float32), "b": None}
+    masks = mc_dropout.mask(units, rate=rate, key=jax.random.key(0))
     assert masks["b"] is None
-    kept = np.asarray(masks["a"]) > 0
+    found = np.asarray(masks["a"])
     size = np.float32(1) / (np.float32(1) - np.float32(rate))
-    assert set(np.unique(masks["a"])) <= {np.float32(0), size}
-    sigma = (rate * (1 - rate) / kept.size) ** 0.5
-    assert abs(kept.mean() - (1 - rate)) <= 4 * sigma
+    assert set(np.unique(found)) <= {np.float32(0), size}
+    sigma = (rate * (1 - rate) / found.size) ** 0.5
+    assert abs((found > 0).mean() - (1 - rate)) <= 4 * sigma
 
 
 def test_masks_take_the_dtype_of_floats_and_the_rates_of_leaves():
-    units = {"a": jnp.ones(4, jnp.bfloat16), "b": jnp.ones((3, 1), bool)}
-    rates = {"a": 0.0, "b": jnp.float32(0.5)}
-    masks = mc_dropout.masks(units, rate=rates, key=jax.random.key(1))
+    units = {"a": np.ones(4, jnp.bfloat16), "b": np.ones((3, 1), bool)}
+    rates = {"a": 0.0, "b": jnp.asarray(np.float32(0.5))}
+    masks = mc_dropout.mask(units, rate=rates, key=jax.random.key(1))
     assert masks["a"].dtype == jnp.bfloat16
     assert masks["b"].dtype == jnp.float32
-    assert (masks["a"] == 1).all()
+    assert (np.asarray(masks["a"]) == 1).all()
     assert masks["b"].shape == (3, 1)
-    one = mc_dropout.masks(units, rate=0.5, examples=2, key=jax.random.key(1))
-    assert one["a"].shape == (2, 1, 4)
-
-
-def test_leaves_get_keys_of_their_own():
-    masks = mc_dropout.masks(
-        [jnp.ones(64), jnp.ones(64)], rate=0.5, key=jax.random.key(0)
+    draw = functools.partial(mc_dropout.mask, units, rate=0.5, examples=2)
+    assert jax.eval_shape(lambda k: draw(key=k), jax.random.key(1))["a"].shape == (
+        *(2, 1, 4),
     )
-    assert not np.array_equal(masks[0], masks[1])
 
 
-def test_without_dropout_members_are_the_network(params, x):
-    how = {"rate": 0.0, "keys": keys(4)}
-    out = predicted(network, UNITS, x, params, **how)
-    plain = network({k: jnp.ones(u.shape) for k, u in UNITS.items()}, x, params)
-    np.testing.assert_allclose(out[0], plain, rtol=1e-5, atol=1e-6)
+def test_leaves_and_members_get_keys_of_their_own():
+    units = [np.ones(64, "f4")] * 2
+    draw = functools.partial(mc_dropout.mask, units, rate=0.5)
+    masks = jax.device_get(mc_dropout.masks(units, rate=0.5, keys=keys(3)))
+    assert len({row.tobytes() for leaf in masks for row in leaf}) == 6
+    for i, key in enumerate(keys(3)):  # as they are alone
+        for mine, together in zip(draw(key=key), masks, strict=True):
+            np.testing.assert_array_equal(mine, together[i])
+
+
+def test_without_dropout_members_are_the_network():
+    out, *_ = predicted(keys(T), X, np.float32(0))
+    plain = np.maximum(X @ PARAMS["a"], 0) @ PARAMS["b"]
+    np.testing.assert_allclose(out[0], plain, rtol=1e-5, atol=1e-5)
     mean, variance = mc_dropout.moments(out, precision=math.inf)
-    np.testing.assert_array_equal(mean, out[0])
-    assert not variance.any()
+    np.testing.assert_allclose(mean, out[0], rtol=1e-6)
+    assert np.max(variance) < 1e-10
 
 
-def test_members_are_those_of_a_loop_over_keys(params, x):
-    how = {"rate": 0.3, "keys": keys(6)}
-    every = predicted(network, UNITS, x, params, **how)
-    for i, key in enumerate(keys(6)):
-        masks = mc_dropout.masks(UNITS, rate=0.3, key=key)
-        alone = network(masks, x, params)
-        np.testing.assert_allclose(every[i], alone, rtol=1e-5, atol=1e-5)
-    for size in (1, 4):
-        few = predicted(network, UNITS, x, params, **how, batch_size=size)
-        np.testing.assert_allclose(few, every, rtol=1e-5, atol=1e-5)
+def test_members_are_those_of_a_loop_over_keys():
+    out, masks, drawn = predicted(keys(T), X, np.float32(0.3))
+    masks = jax.device_get(masks)
+    assert (masks["hidden"] == 0).any()
+    for i in range(T):
+        kept = X * masks["input"][i]
+        alone = np.maximum(kept @ PARAMS["a"], 0) * masks["hidden"][i] @ PARAMS["b"]
+        np.testing.assert_allclose(out[i], alone, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(drawn, out, rtol=1e-5, atol=1e-5)
 
 
 def test_of_a_linear_model_the_moments_are_known():
     rng, rate = np.random.default_rng(0), 0.3
     w, x = rng.normal(size=(6, 1)), rng.normal(size=(4, 6))
-    net = lambda masks, x: (x * masks[None]) @ jnp.asarray(w, "float32")  # noqa: E731
-    how = {"rate": rate, "keys": keys(20_000)}
-    out = predicted(net, jnp.ones(6), jnp.asarray(x, "float32"), **how)
-    mean, variance = mc_dropout.moments(out, precision=math.inf)
+
+    @jax.jit
+    def run(keys, w, x):
+        masks = mc_dropout.masks(np.ones(6), rate=rate, keys=keys)
+        out = stacking.map(lambda mask, x: (x * mask[None]) @ w, masks, x)
+        return mc_dropout.moments(out, precision=math.inf)
+
+    mean, variance = run(keys(20_000), *np.float32(w[None]), np.float32(x))
     exact = (w[:, 0] ** 2 * x**2).sum(1, keepdims=True) * rate / (1 - rate)
-    assert (abs(mean - x @ w) < 4 * (exact / 20_000) ** 0.5).all()
+    assert (abs(np.asarray(mean) - x @ w) < 4 * (exact / 20_000) ** 0.5).all()
     np.testing.assert_allclose(variance, exact, rtol=0.05)
 
 
+@jax.jit
+def judged(outputs, targets, tau):
+    of = functools.partial(mc_dropout.log_likelihood, outputs, targets)
+    events = [of(precision=tau, event_ndim=axes) for axes in (0, 1, 2)]
+    # A precision for each of two numbers.
+    each = of(precision=tau * jnp.asarray([1.0, 2.0]))
+    alone = jax.vmap(
+        lambda o: mc_dropout.log_likelihood(o[None], targets, precision=tau)
+    )(outputs)
+    return mc_dropout.moments(outputs, precision=tau), events, each, alone
+
+
 @pytest.mark.parametrize("tau", [0.1, 4.0])
-def test_moments_and_likelihood_agree_with_numpy(tau, transform):
+def test_moments_and_likelihood_agree_with_numpy(tau):
     rng = np.random.default_rng(0)
     outputs = rng.normal(size=(7, 4, 2)).astype("float32")
     targets = rng.normal(size=(4, 2)).astype("float32") + 3
-    found = transform(lambda o: mc_dropout.moments(o, precision=tau))(outputs)
-    for mine, theirs in zip(found, reference.moments(outputs, tau), strict=True):
+    found = judged(outputs, targets, np.float32(tau))
+    moments, events, each, alone = jax.device_get(found)
+    eager = mc_dropout.moments(jnp.asarray(outputs), precision=tau)
+    for mine, theirs in zip(
+        (*moments, *eager), reference.moments(outputs, tau) * 2, strict=True
+    ):
         assert mine.dtype == jnp.float32
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
-    score = transform(lambda o, y: mc_dropout.log_likelihood(o, y, precision=tau))
-    found = score(jnp.asarray(outputs), jnp.asarray(targets))
-    exact = reference.log_likelihood(outputs, targets, tau)
-    np.testing.assert_allclose(found, exact, rtol=1e-5)
-    for axes in (1, 2):
-        found_of_samples = mc_dropout.log_likelihood(
-            jnp.asarray(outputs), targets, precision=tau, event_ndim=axes
-        )
+    for axes, score in enumerate(events):
         exact = reference.log_likelihood(outputs, targets, tau, axes)
-        np.testing.assert_allclose(found_of_samples, exact, rtol=1e-5)
-    each = jnp.array([tau, 2 * tau])  # a precision for each of two numbers
-    of_both = mc_dropout.log_likelihood(jnp.asarray(outputs), targets, precision=each)
-    np.testing.assert_allclose(of_both[:, 0], found[:, 0], rtol=1e-6)
-    alone = [
-        mc_dropout.log_likelihood(o[None], targets, precision=tau)
-        for o in jnp.asarray(outputs)
-    ]
-    assert (found >= np.mean(alone, 0) - 1e-5).all()  # Jensen
-    assert (found <= np.max(alone, 0) + 1e-5).all()
+        np.testing.assert_allclose(score, exact, rtol=1e-5)
+    np.testing.assert_allclose(each[:, 0], events[0][:, 0], rtol=1e-6)
+    assert (events[0] >= alone.mean(0) - 1e-5).all()  # Jensen
+    assert (events[0] <= alone.max(0) + 1e-5).all()
 
 
-def test_a_sample_of_two_numbers_is_right_only_under_one_member():
-    outputs, targets = jnp.array([[-1.0, -1.0], [1.0, 1.0]]), jnp.array([1.0, -1.0])
-    found = mc_dropout.log_likelihood(outputs, targets, precision=10.0, event_ndim=1)
-    # By hand: each member is wrong by 2 in one number, of density e^-20.
+def test_likelihoods_by_hand():
+    score = mc_dropout.log_likelihood
+    outputs, targets = np.float32([[-1, -1], [1, 1]]), np.float32([1, -1])
+    found = score(jnp.asarray(outputs), targets, precision=10.0, event_ndim=1)
+    # Each member is wrong by 2 in one number, of density e^-20.
     np.testing.assert_allclose(found, np.log(10 / (2 * np.pi)) - 20, rtol=1e-6)
+    # Far from every member it stays finite.
+    outputs, targets = np.zeros((2, 2), "f4"), np.full(2, 1e3, "f4")
+    found = score(jnp.asarray(outputs), targets, precision=1e2, event_ndim=1)
+    np.testing.assert_allclose(found, -1e8, rtol=1e-6)
 
 
-def test_a_likelihood_far_from_every_member_stays_finite():
-    outputs, targets = jnp.zeros((3, 1)), jnp.full(1, 1e3)
-    found = mc_dropout.log_likelihood(outputs, targets, precision=1e2)
-    np.testing.assert_allclose(found, -0.5e8, rtol=1e-6)
+def test_information_is_between_nothing_and_the_entropy():
+    out, *_ = predicted(keys(T), 3 * X, np.float32(0.5))
 
+    @jax.jit
+    def asked(out):
+        p = jax.nn.softmax(out, -1)
+        return p, metrics.mutual_information(p), metrics.entropy(p.mean(0))
 
-def test_information_is_between_nothing_and_the_entropy(params, x):
-    how = {"rate": 0.5, "keys": keys(50)}
-    out = predicted(network, UNITS, 3 * x, params, **how)
-    p = jax.nn.softmax(out, -1)
-    informed = metrics.mutual_information(p)
-    whole = metrics.entropy(p.mean(0))
+    p, informed, whole = map(np.asarray, asked(out))
     assert (informed >= 0).all()
     assert (informed <= whole).all()
     assert informed.max() > 0.01
-    parts = reference.entropy(np.asarray(p)).mean(0)
-    np.testing.assert_allclose(informed, np.asarray(whole) - parts, atol=1e-6)
+    np.testing.assert_allclose(
+        informed, whole - reference.entropy(p).mean(0), atol=1e-6
+    )
 
 
 def test_a_decay_and_its_precision_belong_together():
@@ -187,61 +196,55 @@ class Net(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def flax_net():
-    net = Net()
-    variables = net.init(jax.random.key(0), jnp.ones((1, 6)))
-
-    def run(masks, x):
-        return net.apply({**variables, "masks": masks}, x)
-
-    return run, variables
+def variables():
+    return jax.jit(Net().init)(jax.random.key(0), np.ones((1, 6), "f4"))
 
 
-def test_predicting_leaves_statistics_alone_and_masks_the_features(flax_net, x):
-    run, variables = flax_net
-    before = jax.tree.map(np.array, variables)
-    how = {"rate": 0.5, "keys": keys(5)}
-    first = predicted(run, variables["masks"], x, **how)
-    again = predicted(run, variables["masks"], x, **how)
-    np.testing.assert_array_equal(first, again)
-    trees.assert_same(before, jax.tree.map(np.array, variables))
+def run(variables, masks, x):
+    return Net().apply({**variables, "masks": masks}, x)
+
+
+def test_masks_on_features_are_those_on_rows_and_may_be_each_samples_own(variables):
     # As masks on the rows of the kernel that follows.
     rows = jax.tree.map(lambda _: None, variables["params"])
-    units = {**rows, "Dense_1": {"kernel": jnp.ones((16, 1), bool), "bias": None}}
-    fixed = {k: v for k, v in variables.items() if k != "params"}
-    apply = lambda params, x: Net().apply({"params": params, **fixed}, x)  # noqa: E731
+    units = {**rows, "Dense_1": {"kernel": np.ones((16, 1), bool), "bias": None}}
 
-    def as_features(key):
-        return mc_dropout.masks(units, rate=0.5, key=key)
+    @jax.jit
+    def compare(variables, keys, x):
+        fixed = {k: v for k, v in variables.items() if k != "params"}
+        apply = lambda params, x: Net().apply({"params": params, **fixed}, x)  # noqa: E731
+        net = functools.partial(run, variables)
+        stack = mc_dropout.masks(units, rate=0.5, keys=keys)
+        on_rows = stacking.predict(apply, variables["params"], stack, x)
+        features = stack["Dense_1"]["kernel"][..., 0]
+        masks = {"LinenFeatureMask_0": {"features": features}}
+        on_features = stacking.map(net, masks, x)
+        same = jnp.broadcast_to(x[:1], x.shape)
+        draw = functools.partial(mc_dropout.masks, variables["masks"], rate=0.5)
+        shared = stacking.map(net, draw(keys=keys), same)
+        own = stacking.map(net, draw(keys=keys, examples=len(x)), same)
+        return on_rows, on_features, shared, own
 
-    stack = jax.vmap(as_features)(keys(5))
-    on_rows = stacking.predict(apply, variables["params"], stack, x)
-    features = stack["Dense_1"]["kernel"][..., 0]
-    masks = {"LinenFeatureMask_0": {"features": features}}
-    on_features = stacking.map(run, masks, x)
+    before = jax.tree.map(np.array, variables)
+    found = jax.device_get(compare(variables, keys(3), X))
+    on_rows, on_features, shared, own = found
     np.testing.assert_allclose(on_rows, on_features, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(shared, np.repeat(shared[:, :1], 5, 1))
+    assert len(np.unique(own.reshape(15, 3).round(5), axis=0)) == 15
+    again = jax.device_get(compare(variables, keys(3), X))
+    trees.assert_same(again, found)
+    trees.assert_same(before, jax.tree.map(np.array, variables))  # statistics too
 
 
-def test_masks_are_shared_by_a_batch_or_each_samples_own(flax_net):
-    run, variables = flax_net
-    same = jnp.ones((4, 6))
-    how = {"rate": 0.5, "keys": keys(3)}
-    shared = predicted(run, variables["masks"], same, **how)
-    np.testing.assert_array_equal(shared, np.repeat(shared[:, :1], 4, 1))
-    own = predicted(run, variables["masks"], same, **how, examples=4)
-    assert len(np.unique(np.asarray(own).reshape(12, 3).round(5), axis=0)) == 12
-
-
-def test_memory_is_for_as_many_members_as_run_at_a_time(flax_net):
-    run, variables = flax_net
-    x, many = jnp.ones((64, 6)), keys(1000)
-
+def test_memory_is_for_as_many_members_as_run_at_a_time(variables):
     def scratch(batch_size):
-        how = {"rate": 0.5, "batch_size": batch_size}
-        predict = lambda x, keys: mc_dropout.predict(  # noqa: E731
-            run, variables["masks"], x, keys=keys, **how
-        )
-        compiled = jax.jit(predict).lower(x, many).compile()
+        def member(key, x):
+            masks = mc_dropout.mask(variables["masks"], rate=0.5, key=key)
+            return run(variables, masks, x)
+
+        predict = functools.partial(stacking.map, member, batch_size=batch_size)
+        shapes = jax.eval_shape(lambda: (keys(1000), jnp.ones((64, 6))))
+        compiled = jax.jit(predict).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     hidden = 64 * 16 * 4  # the features of one member
@@ -251,14 +254,16 @@ def test_memory_is_for_as_many_members_as_run_at_a_time(flax_net):
 
 def test_rates_outside_of_the_interval_are_refused():
     key = jax.random.key(0)
-    for rate in (-0.1, 1.5, math.nan):
-        with pytest.raises(ValueError, match=r"masks` needs `rate` in \[0, 1\], got"):
-            mc_dropout.masks(UNITS, rate=rate, key=key)
-    for rate in (1, 1.0):
-        with pytest.raises(ValueError, match="masks` needs `rate` below 1, got 1"):
-            mc_dropout.masks(UNITS, rate=rate, key=key)
-    with pytest.raises(TypeError, match="`rate` as a number"):
-        mc_dropout.masks(UNITS, rate="half", key=key)
+    for name, given in (("mask", {"key": key}), ("masks", {"keys": keys(2)})):
+        draw = functools.partial(getattr(mc_dropout, name), UNITS, **given)
+        for rate in (-0.1, 1.5, math.nan):
+            with pytest.raises(ValueError, match=rf"{name}` needs `rate` in \[0, 1\]"):
+                draw(rate=rate)
+        for rate in (1, 1.0):
+            with pytest.raises(ValueError, match=f"{name}` needs `rate` below 1, got"):
+                draw(rate=rate)
+        with pytest.raises(TypeError, match=f"{name}` needs `rate` as a number"):
+            draw(rate="half")
     how = {"length_scale": 1.0, "samples": 10}
     with pytest.raises(ValueError, match="precision` needs `rate` below 1"):
         mc_dropout.precision(rate=1.0, weight_decay=1.0, **how)
@@ -271,51 +276,56 @@ def test_rates_outside_of_the_interval_are_refused():
 
 
 def test_a_key_used_for_two_members_is_refused():
-    predict, net = mc_dropout.predict, lambda masks: masks
-    twice = jnp.stack([*keys(3), *keys(2)])
+    draw = functools.partial(mc_dropout.masks, np.ones(2, "f4"), rate=0.5)
+    twice = jax.random.key_data(keys(3))
+    twice = jax.random.wrap_key_data(np.asarray(twice)[[0, 1, 2, 0, 1]])
     with pytest.raises(
-        ValueError, match="(?s)a key of its own.*0 and 3.*members 1 and 4"
+        ValueError, match="(?s)masks` needs a key of its own.*0 and 3.*members 1 and 4"
     ):
-        predict(net, jnp.ones(2), rate=0.5, keys=twice)
+        draw(keys=twice)
     # What is traced is not known.
-    run = jax.jit(lambda k: predict(net, jnp.ones(2), rate=0.5, keys=k))
-    assert run(twice).shape == (5, 2)
+    assert jax.eval_shape(lambda k: draw(keys=k), twice).shape == (5, 2)
     with pytest.raises(TypeError, match="`keys` as typed keys, one for each member"):
-        predict(net, jnp.ones(2), rate=0.5, keys=jax.random.PRNGKey(0))
+        draw(keys=jax.random.PRNGKey(0))
     with pytest.raises(
         ValueError, match=r"`keys` of shape \(members,\), got shape \(\)"
     ):
-        predict(net, jnp.ones(2), rate=0.5, keys=jax.random.key(0))
+        draw(keys=jax.random.key(0))
     with pytest.raises(ValueError, match=r"got shape \(0,\)"):
-        predict(net, jnp.ones(2), rate=0.5, keys=keys(3)[:0])
+        draw(keys=twice[:0])
 
 
 def test_other_bad_input_is_refused():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="`units` with at least one leaf"):
-        mc_dropout.masks({"a": None}, rate=0.5, key=key)
+        mc_dropout.mask({"a": None}, rate=0.5, key=key)
     with pytest.raises(ValueError, match="`examples` of at least 1, got 0"):
-        mc_dropout.masks(UNITS, rate=0.5, examples=0, key=key)
+        mc_dropout.mask(UNITS, rate=0.5, examples=0, key=key)
     with pytest.raises(TypeError, match="`key` as a typed key"):
-        mc_dropout.masks(UNITS, rate=0.5, key=jax.random.PRNGKey(0))
+        mc_dropout.mask(UNITS, rate=0.5, key=jax.random.PRNGKey(0))
+    score = functools.partial(mc_dropout.log_likelihood, precision=1.0)
+    four = np.ones(4, "f4")
     for shape, wanted in (((3, 5), r"\(3, 4\)"), ((4,), r"\(4, 4\)")):
         needs = f"log_likelihood` needs `outputs` of shape {wanted}, got"
         with pytest.raises(ValueError, match=needs):
-            mc_dropout.log_likelihood(jnp.ones(shape), jnp.ones(4), precision=1.0)
+            score(np.ones(shape, "f4"), four)
     with pytest.raises(ValueError, match="not empty"):
-        mc_dropout.log_likelihood(jnp.ones((0, 4)), jnp.ones(4), precision=1.0)
-    whole = jnp.ones((3, 4), int)
+        score(np.ones((0, 4), "f4"), four)
+    whole = np.ones((3, 4), int)
     with pytest.raises(TypeError, match="log_likelihood` needs `outputs` as a float"):
-        mc_dropout.log_likelihood(whole, jnp.ones(4), precision=1.0)
+        score(whole, four)
+    with pytest.raises(TypeError, match="log_likelihood` needs `targets` as a float"):
+        score(np.ones((3, 4), "f4"), np.ones(4, int))
     with pytest.raises(TypeError, match="moments` needs `outputs` as a floating array"):
         mc_dropout.moments(whole, precision=2.0)
 
 
 def test_rates_and_units_are_named():
-    key, units = jax.random.key(0), {"a": jnp.ones(3), "b": jnp.ones(2)}
+    draw = functools.partial(mc_dropout.mask, key=jax.random.key(0))
+    units = {"a": np.ones(3, "f4"), "b": np.ones(2, "f4")}
     with pytest.raises(ValueError, match="(?s)`units` and `rate` of the.*`units`: b"):
-        mc_dropout.masks(units, rate={"a": 0.5}, key=key)
+        draw(units, rate={"a": 0.5})
     with pytest.raises(ValueError, match=r"`rate of b` below 1, got 1\.0"):
-        mc_dropout.masks(units, rate={"a": 0.5, "b": 1.0}, key=key)
+        draw(units, rate={"a": 0.5, "b": 1.0})
     with pytest.raises(TypeError, match=r"(?s)`units` with a shape.*  a: int 3"):
-        mc_dropout.masks({"a": 3, "b": None}, rate=0.5, key=key)
+        draw({"a": 3, "b": None}, rate=0.5)

@@ -1,19 +1,32 @@
 """Supermasks without task ids: the rule by hand, and what the paper promises."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from maskjax import bank, initializer, packing, select, stacking, superposition
+import maskjax
+from maskjax import packing, stacking, superposition, where
 from maskjax.recipes import supsup_stream as stream
-from tests import trees
-from tests.reference import superposition as reference
+from tests import networks, trees
+from tests.reference import superposition as by_hand
+from tests.reference import supsup as reference
 
 SHAPES = [(24, 48), (48, 32), (32, 20)]
-CAPACITY, LABELS = 6, 3
-SGD = optax.rmsprop(0.02, decay=0.99)
+CAPACITY, LABELS, STEPS = 6, 3, 40
+KEY, RMSPROP = jax.random.key(1), optax.rmsprop(0.02, decay=0.99)
+
+
+def _weights():
+    rng = np.random.default_rng(4)
+    signs = [(rng.choice([-1.0, 1.0], s), s) for s in SHAPES]
+    return [np.float32(sign * (2 / s[0]) ** 0.5) for sign, s in signs]
+
+
+WEIGHTS = _weights()
 
 
 def network(params, x):
@@ -31,192 +44,240 @@ def loss(params, x, y):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
-@pytest.fixture(scope="module")
-def weights():
-    blank = [jnp.zeros(s) for s in SHAPES]
-    key = jax.random.key(0)
-    return initializer.redraw(blank, initializer.signed_constant(), key=key)
-
-
-@pytest.fixture(scope="module")
-def fresh(weights):
-    return stream.init(weights, SGD, capacity=CAPACITY, key=jax.random.key(1))
-
-
 def data(task, *, count=64):
     rng = np.random.default_rng(0)
     y = rng.integers(0, LABELS, count)
     x = 2 * rng.normal(size=(LABELS, 24))[y] + rng.normal(size=(count, 24))
     order = np.random.default_rng(task).permutation(24)
-    return jnp.asarray(x[:, order], "float32"), jnp.asarray(y, "int32")
+    return np.float32(x[:, order]), np.int32(y)
 
 
-@pytest.fixture(scope="module")
-def turn(weights):
-    """A decision, and steps: one program for the whole file."""
+@jax.jit
+def _turn(state, x, y, epsilon):
+    """A decision, and a user's steps: one program for the whole file."""
+    state = stream.allocate(surplus, WEIGHTS, state, x, epsilon=epsilon)
 
-    @jax.jit
-    def run(state, x, y, epsilon):
-        state = stream.allocate(surplus, weights, state, SGD, x, epsilon=epsilon)
+    def objective(scores):
+        return loss(maskjax.apply(WEIGHTS, stream.soft_mask(scores)), x, y)
 
-        def step(state, _):
-            return stream.step(state, weights, loss, SGD, x, y)
+    def step(carry, _):
+        scores, opt_state = carry
+        updates, opt_state = RMSPROP.update(jax.grad(objective)(scores), opt_state)
+        return (optax.apply_updates(scores, updates), opt_state), None
 
-        return jax.lax.scan(step, state, length=40)[0]
-
-    def turn(state, x, y, epsilon):
-        return run(state, x, y, jnp.float32(epsilon))
-
-    turn.run = run
-    return turn
+    start = state.scores, RMSPROP.init(state.scores)
+    (scores, _), _ = jax.lax.scan(step, start, length=STEPS)
+    return state._replace(scores=scores)
 
 
-def test_the_rule_by_hand(weights, fresh, turn):
-    state = fresh
-    for task in range(3):
-        state = turn(state, *data(task), 9.0)  # always a new one
+def turn(state, task, epsilon):
+    return jax.device_get(_turn(state, *data(task), np.float32(epsilon)))
+
+
+@functools.partial(jax.jit, static_argnames="starts")
+def decide(state, x, epsilon, *, starts=("random",)):
+    """A decision for each start, among learned masks only."""
+    allocate = functools.partial(stream.allocate, surplus, WEIGHTS, state, x)
+    return {s: allocate(epsilon=epsilon, least=1, start=s) for s in starts}
+
+
+masks = jax.jit(stream.masks)
+
+
+@functools.cache
+def fresh():
+    init = jax.jit(lambda key: stream.init(WEIGHTS, capacity=CAPACITY, key=key))
+    return jax.device_get(init(KEY))
+
+
+@functools.cache
+def always():
+    """The states of a learner that takes every batch for a new task."""
+    states = [fresh()]
+    for i in range(CAPACITY + 2):
+        states.append(turn(states[-1], i % 3, CAPACITY - 1 + 1e-3))
+    return states
+
+
+def test_the_rule_by_hand():
+    state, (x, _) = always()[3], data(1)
     assert state.learned == 3
-    x, _ = data(1)
-    dense = packing.unpack(stream.masks(state).masks)
     # k is 5: two of the masks are those of scores that nobody trained yet.
-    untrained = select.threshold(state.scores, at=0.0)
-    masks = [
-        np.where(np.arange(CAPACITY)[:, None, None] < 3, d, u).astype(float)
-        for d, u in zip(dense, untrained, strict=True)
-    ]
+    stack = [s.copy() for s in state.stored]
+    for s, current in zip(stack, state.scores, strict=True):
+        s[state.current] = current
+    wide = [np.float64(w) for w in WEIGHTS]
+    dense = [np.float64(s >= 0) for s in stack]
     alphas = np.where(np.arange(CAPACITY) < 5, 1 / 5, 0)
-    wide = [np.float64(w) for w in weights]
-    _, slopes = reference.gradient(wide, masks, alphas, np.float64(x), labels=LABELS)
+    _, slopes = by_hand.gradient(wide, dense, alphas, np.float64(x), labels=LABELS)
     nu = np.exp(-slopes[:5]) / np.exp(-slopes[:5]).sum()
     share = 5 * nu[:3].max()
-    below, above = share - 1 - 1e-3, share - 1 + 1e-3
-    old = turn(state, *data(1), below)
+    old = turn(state, 1, share - 1 - 1e-3)
     assert (old.learned, old.current) == (3, np.argmax(nu[:3]))
-    new = turn(state, *data(1), above)
+    new = turn(state, 1, share - 1 + 1e-3)
     assert (new.learned, new.current) == (4, 3)
-    assert turn.run._cache_size() == 1
+    assert _turn._cache_size() == 1
 
 
-def test_epsilon_at_its_ends_never_and_always_allocates(fresh, turn):
-    never, always = fresh, fresh
-    for i in range(CAPACITY + 2):
-        never = turn(never, *data(i % 3), -1.0)
-        always = turn(always, *data(i % 3), CAPACITY - 1 + 1e-3)
-        assert never.learned == 1
-        assert always.learned == min(i + 1, CAPACITY)
-    assert never.refused == 0
-    assert always.refused == 2
-    assert always.current == -1
+def test_epsilon_at_its_ends_never_and_always_allocates():
+    never, states = fresh(), always()
+    for i in range(3):
+        never = turn(never, i, -1.0)
+        assert (never.learned, never.current, never.overflowed) == (1, 0, 0)
+        assert never.switched == (i == 0)
+    learned = [int(state.learned) for state in states]
+    assert learned == [0, 1, 2, 3, 4, 5, 6, 6, 6]
+    assert [bool(state.switched) for state in states[1:]] == 7 * [True] + [False]
+    assert (states[-1].overflowed, states[-1].current) == (2, -1)
 
 
-def test_without_room_nothing_is_trained(fresh, turn):
-    state = fresh
-    for i in range(CAPACITY):
-        state = turn(state, *data(i), 9.0)
-    after = turn(state, *data(9), 9.0)
+def test_without_room_nothing_that_is_trained_is_kept():
+    before, after = always()[CAPACITY], always()[CAPACITY + 2]
     assert after.current == -1
-    trees.assert_same(after.scores, state.scores)
-    trees.assert_same(stream.masks(after).masks, stream.masks(state).masks)
-    again = turn(after, *data(0), -1.0)  # room is not needed to go on with an old one
-    assert again.current >= 0
-    assert again.learned == CAPACITY
+    trees.assert_same(masks(after)[:3], masks(before)[:3])
+    again = turn(after, 0, -1.0)  # room is not needed to go on with an old one
+    assert (again.learned, again.current >= 0) == (CAPACITY, True)
+    for stored, old, last in zip(
+        again.stored, before.stored, before.scores, strict=True
+    ):
+        np.testing.assert_array_equal(stored[:-1], old[:-1])
+        np.testing.assert_array_equal(stored[-1], last)
 
 
-def test_a_decision_moves_the_current_scores_only(fresh, turn):
-    state = turn(turn(fresh, *data(0), 9.0), *data(1), 9.0)
-    after = turn(state, *data(1), -1.0)
-    for new, old in zip(after.scores, state.scores, strict=True):
-        changed = np.asarray((new != old).any(axis=(1, 2)))
-        assert changed[int(after.current)]
-        assert changed.sum() == 1
-    given = select.threshold(stacking.take(after.scores, after.current), at=0.0)
-    held = bank.take(stream.masks(after), after.current)
-    trees.assert_same(packing.unpack(held), given)
+def test_a_decision_moves_the_current_scores_only():
+    state = always()[2]
+    after = turn(state, 1, -1.0)
+    held = jax.device_get(masks(after))
+    for i, (new, old) in enumerate(zip(after.stored, state.stored, strict=True)):
+        changed = (new != old).any(axis=(1, 2))
+        np.testing.assert_array_equal(np.flatnonzero(changed), [state.current])
+        bits = jax.tree.map(lambda bits: bits[after.current], held.masks[i])
+        kept = packing.unpack(bits)
+        np.testing.assert_array_equal(kept, after.scores[i] >= 0)
 
 
-def test_tasks_are_found_again_without_their_ids(weights, fresh, turn):
-    state = fresh
-    for task in range(3):
-        state = turn(state, *data(task), 9.0)
-    decide = jax.jit(
-        lambda state, x: stream.allocate(
-            surplus, weights, state, SGD, x, epsilon=-1.0, least=1
-        )
-    )
+def test_tasks_are_found_again_without_their_ids():
+    state = always()[3]
     for task in (0, 2, 1, 0):  # now nobody says to which task it changes
-        assert decide(state, data(task)[0]).current == task
-    tasks = stream.masks(state)
+        x, _ = data(task)
+        assert decide(state, x, np.float32(-1))["random"].current == task
+
+    @jax.jit
+    def predict(tasks, x):
+        infer = functools.partial(superposition.infer, network, WEIGHTS, tasks)
+        found = infer(x, labels=LABELS, batch_size=8)
+        return stacking.predict_each(network, WEIGHTS, tasks.masks, found, x)
+
     for task in range(3):
         x, y = data(task)
-        found = superposition.infer(
-            network, weights, tasks, x[:24], labels=LABELS, batch_size=8
-        )
-        logits = stacking.predict_each(network, weights, tasks.masks, found, x[:24])
-        assert jnp.mean(jnp.argmax(logits[:, :LABELS], -1) == y[:24]) > 0.75
+        logits = np.asarray(predict(masks(state), x[:24]))
+        assert np.mean(logits[:, :LABELS].argmax(-1) == y[:24]) > 0.75
 
 
-@pytest.mark.parametrize(
-    "start", ["random", "mean_scores", "mean_masks", "last", "nearest"]
-)
-def test_new_scores_begin_where_they_are_told(start, weights, fresh, turn):
-    state = turn(turn(fresh, *data(0), 9.0), *data(1), 9.0)
-    allocate = jax.jit(
-        lambda state, x, e: stream.allocate(
-            surplus, weights, state, SGD, x, epsilon=e, start=start
-        )
-    )
+def test_new_scores_begin_where_they_are_told():
+    starts = "random", "mean_scores", "mean_masks", "last", "nearest"
+    state, (x, _) = always()[2], data(0)
+    run = functools.partial(decide, starts=starts)
+    best = run(state, x, np.float32(-1))["random"].current
+    after = jax.device_get(run(state, x, np.float32(9)))
+    first = jax.device_get(run(fresh(), x, np.float32(9)))
+    for start in starts:
+        assert after[start].learned == 3
+        assert after[start].switched
+        for i, scores in enumerate(state.stored):
+            two = np.stack([scores[0], state.scores[i]])
+            bound = 1 / np.sqrt(SHAPES[i][0])
+            majority = (two >= 0).mean(0) * 2 - 1
+            expected = {
+                "random": scores[2],
+                "mean_scores": two.mean(0),
+                "mean_masks": majority * bound / np.sqrt(3),
+                "last": two[1],
+                "nearest": two[int(best)],
+            }[start]
+            actual = after[start].scores[i]
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+        # There is nothing to begin the first with.
+        trees.assert_same(first[start].scores, [s[0] for s in fresh().stored])
+
+
+def test_a_users_loop_moves_scores_to_the_same_bits():
+    """nnx.Optimizer, MultiSteps, statistics as aux, and donated buffers."""
+    start, split, _, loss, _ = networks.of_nnx()
+    weights, stats = jax.device_get(split(start))
+    optimizer = optax.MultiSteps(RMSPROP, every_k_schedule=2)
+    batches = np.random.default_rng(0).normal(size=(20, 16, 8)).astype("float32")
+
+    class Scores(nnx.Module):
+        def __init__(self, tree):
+            self.leaves = nnx.List(map(nnx.Param, jax.tree.leaves(tree)))
+
+        def tree(self, like):
+            leaves = [leaf[...] for leaf in self.leaves]
+            return jax.tree.structure(like).unflatten(leaves)
+
+    def objective(module, state, stats, x, y):
+        soft = stream.soft_mask(module.tree(state.scores))
+        return loss(maskjax.apply(weights, soft), stats, x, y)
+
+    @nnx.jit
+    def step(module, train, state, stats, x, y):
+        slopes, stats = nnx.grad(objective, has_aux=True)(module, state, stats, x, y)
+        train.update(module, slopes)
+        return stats
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def begin(state, x):
+        def total(params, x):
+            return sum(p.sum() for p in jax.tree.leaves(params)) * x.sum()
+
+        return stream.allocate(total, weights, state, x)
+
+    state = begin(stream.init(weights, capacity=2, key=KEY), batches[0])
+    module = Scores(state.scores)
+    train = nnx.Optimizer(module, optimizer, wrt=nnx.Param)
+    expected, rest = jax.device_get((state.scores, stats))
+    plain, opt_state = reference.steps(loss, optimizer), optimizer.init(expected)
+    with jax.numpy_dtype_promotion("standard"):
+        for batch in batches:
+            x, y = batch[:, :5], batch[:, 5:]
+            stats = step(module, train, state, stats, x, y)
+            opt_state, expected, rest = plain(opt_state, expected, weights, rest, x, y)
+    scores = module.tree(state.scores)
+    trees.assert_same(scores, expected)
+    trees.assert_same(stats, rest)
+    state = state._replace(scores=scores)
+    tasks, learned = stream.masks(state), int(state.learned)
+    begin(state, batches[0])
+    assert tasks.learned == learned == 1  # the bank outlives the donated state
+    assert tasks.overflowed == 0
+
+
+def test_bad_arguments():
+    fn = r"supsup_stream\.{}` needs ".format
+
+    def refused(kind, match, call, *args, **how):
+        with pytest.raises(kind, match=match):
+            call(*args, **how)
+
+    init, allocate = stream.init, functools.partial(stream.allocate, surplus)
+    room = fn("init") + "`capacity` of at least 1"
+    refused(ValueError, room, init, WEIGHTS, capacity=0, key=KEY)
+    refused(TypeError, fn("init") + "`key`", init, WEIGHTS, capacity=1, key=0)
+    flat = "(?s)" + fn("init") + ".*b: Can"
+    wrong = {"a": np.ones((2, 2), "float32"), "b": np.ones(2, "float32")}
+    every = where.matching("")
+    refused(ValueError, flat, init, wrong, capacity=1, where=every, key=KEY)
     x, _ = data(0)
-    best = int(allocate(state, x, -1.0).current)
-    after = allocate(state, x, 9.0)
-    assert after.learned == 3
-    for i, scores in enumerate(state.scores):
-        two = np.asarray(scores[:2])
-        bound = 1 / np.sqrt(SHAPES[i][0])
-        majority = (two >= 0).mean(0) * 2 - 1
-        expected = {
-            "random": scores[2],
-            "mean_scores": two.mean(0),
-            "mean_masks": majority * bound / np.sqrt(3),
-            "last": two[1],
-            "nearest": two[best],
-        }[start]
-        np.testing.assert_allclose(after.scores[i][2], expected, rtol=1e-5, atol=1e-7)
-    # There is nothing to begin the first with.
-    first = allocate(fresh, x, 9.0)
-    trees.assert_same(first.scores, fresh.scores)
-
-
-def test_the_optimizer_starts_afresh_with_every_switch(fresh, turn, weights):
-    allocate = jax.jit(
-        lambda state, x, e: stream.allocate(surplus, weights, state, SGD, x, epsilon=e)
-    )
-    state = turn(fresh, *data(0), 9.0)
-    x, _ = data(0)
-    same = allocate(state, x, -1.0)
-    trees.assert_same(same.opt_state, state.opt_state)
-    other = allocate(state, x, 9.0)
-    blank = SGD.init(stacking.take(state.scores, 0))
-    trees.assert_same(other.opt_state, blank)
-
-
-def test_a_fresh_state_can_be_donated(weights):
-    state = stream.init(weights, SGD, capacity=2, key=jax.random.key(1))
-    later = jax.jit(lambda s: s._replace(learned=s.learned + 1), donate_argnums=0)
-    assert later(state).learned == 1
-
-
-def test_bad_arguments(weights, fresh):
-    with pytest.raises(ValueError, match="`capacity` of at least 1"):
-        stream.init(weights, SGD, capacity=0, key=jax.random.key(0))
-    with pytest.raises(TypeError, match="typed key"):
-        stream.init(weights, SGD, capacity=1, key=0)
-    x, _ = data(0)
-    with pytest.raises(ValueError, match="`start` as 'random' or"):
-        stream.allocate(surplus, weights, fresh, SGD, x, start="mean")
-    with pytest.raises(ValueError, match="`least` of at least 1"):
-        stream.allocate(surplus, weights, fresh, SGD, x, least=0)
-    other = [weights[0][:, :3], weights[1][:3], weights[2]]
-    with pytest.raises(ValueError, match=r"(?s)0: stack \(24, 48\), params \(24, 3\)"):
-        stream.allocate(surplus, other, fresh, SGD, x)
-    with pytest.raises(ValueError, match=r"(?s)0: mask \(24, 48\), params \(24, 3\)"):
-        stream.step(fresh, other, lambda p: p[0].sum(), SGD)
+    start = fn("allocate") + "`start` as 'random' or"
+    refused(ValueError, start, allocate, WEIGHTS, fresh(), x, start="mean")
+    least = fn("allocate") + "`least` of at least 1"
+    refused(ValueError, least, allocate, WEIGHTS, fresh(), x, least=0)
+    other = [WEIGHTS[0][:, :3], WEIGHTS[1][:3], WEIGHTS[2]]
+    misfit = "(?s)" + fn("allocate") + r".*0: scores \(24, 48\), weights \(24, 3\)"
+    refused(ValueError, misfit, allocate, other, fresh(), x)
+    wrong = fresh()._replace(scores=other)
+    misfit = "(?s)" + fn("masks") + r".*0: state.packed \(24, 48\), state.scores \(24"
+    refused(ValueError, misfit, stream.masks, wrong)
+    none = {"a": np.ones(2, bool)}
+    refused(TypeError, "(?s)" + fn("soft_mask") + ".*a: bool", stream.soft_mask, none)

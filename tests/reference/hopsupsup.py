@@ -24,7 +24,7 @@ def energy(psi: np.ndarray, s: np.ndarray) -> float:
 
 
 def descent(psi: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
-    """The states of one sweep, entry after entry, as a network without self-weights."""
+    """The states of one sweep, entry after entry, without an entry's own weight."""
     s, states = s.copy(), [s.copy()]
     for i in range(len(s)):
         others = psi[i] @ s - psi[i, i] * s[i]
@@ -34,7 +34,7 @@ def descent(psi: np.ndarray, s: np.ndarray) -> list[np.ndarray]:
 
 
 def entropy(w: np.ndarray, mask: np.ndarray, x: np.ndarray) -> tuple[float, np.ndarray]:
-    """Of the softmax, averaged over images; and its gradient by the mask."""
+    """The mean entropy of the softmax over images, and its gradient by the mask."""
     logits = (x * mask) @ w
     log = logits - logits.max(1, keepdims=True)
     log -= np.log(np.exp(log).sum(1, keepdims=True))

@@ -15,7 +15,11 @@ derivative leaves out everything that passes through g.
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from jax import lax
 
 
 def order_statistic(scores: np.ndarray, density: float) -> float:
@@ -55,3 +59,45 @@ def task_gradients(
         by_mask = by_mask - rates * by_theta * slope(m * theta, x, y) - theta * back
         by_theta = by_theta - m * back
     return float(np.mean(residual**2)), by_theta, by_mask
+
+
+def step(loss, optimizer, learned, opt_state, start, tasks, *, rates, steps):
+    """One step of meta-training in plain JAX, for parameters in a flat dict.
+
+    Args:
+        loss: `(params, x, y) -> scalar`.
+        optimizer: Trains `learned`.
+        learned: Scores, and the weights that are meta-trained, by name.
+        opt_state: The optimizer's state.
+        start: Weights that never change, and thresholds of the scores, by name.
+        tasks: Support and query sets of B tasks.
+        rates: An inner learning rate, or `None`, by name.
+        steps: The number of inner steps.
+    """
+
+    def query_loss(learned, support, query):
+        scores, trained = learned
+        fixed, thresholds = start
+        hard = {k: (s >= thresholds[k]).astype(s.dtype) for k, s in scores.items()}
+        masks = {k: hard[k] + (s - lax.stop_gradient(s)) for k, s in scores.items()}
+        params = {**fixed, **trained}
+        w = params | {k: m * params[k] for k, m in masks.items()}
+        paces = {
+            k: r if r is None else jnp.full_like(w[k], r) for k, r in rates.items()
+        }
+        paces |= {k: m * (m * paces[k]) for k, m in masks.items() if rates[k]}
+        for _ in range(steps):
+            slope = jax.grad(loss)(w, *support)
+            w = {
+                k: v if paces[k] is None else v - paces[k] * slope[k]
+                for k, v in w.items()
+            }
+        return loss(w, *query)
+
+    each = jax.vmap(jax.value_and_grad(query_loss), (None, 0, 0))(learned, *tasks)
+    ones = jnp.ones(len(each[0]), each[0].dtype)
+    value, gradients = jax.tree.map(
+        lambda x: jnp.tensordot(ones, x, 1, precision="highest") / len(x), each
+    )
+    updates, opt_state = optimizer.update(gradients, opt_state, learned)
+    return optax.apply_updates(learned, updates), opt_state, value

@@ -1,7 +1,7 @@
 """Task inference by hand: a ReLU network under a weighted sum of masks, in NumPy.
 
-The derivative by a mask's weight is formed here from its definition, the directional
-derivative along W * M_k, layer by layer (arXiv:2006.14769, section 3.2).
+The derivative by a mask's coefficient is the directional derivative along W * M_k,
+formed layer by layer (arXiv:2006.14769, section 3.2).
 """
 
 import math
@@ -15,7 +15,7 @@ def _softmax(z: np.ndarray) -> np.ndarray:
 
 
 def objective_and_slope(z: np.ndarray, labels: int | None) -> tuple[float, np.ndarray]:
-    """Entropy of outputs, or the paper's G if there are labels, and the slope by z."""
+    """The entropy of outputs z, or the paper's G if there are labels; and its slope."""
     q = _softmax(z)
     if labels is None:
         entropy = -(q * np.log(q)).sum(-1, keepdims=True)
@@ -33,7 +33,7 @@ def gradient(
     *,
     labels: int | None = None,
 ) -> tuple[float, np.ndarray]:
-    """The objective at the mixed mask, and its derivative by every weight of a mask."""
+    """The objective at the mixed mask, and its derivative by every coefficient."""
     mixed = [
         w * np.tensordot(alphas, m, 1) for w, m in zip(weights, masks, strict=True)
     ]
@@ -64,7 +64,7 @@ def one_shot(weights, masks, x, *, learned: int, labels: int | None = None) -> i
 def binary(
     weights, masks, x, *, learned: int, base: int = 2, labels: int | None = None
 ) -> int:
-    """Halved until one task is left; of equals the first stay."""
+    """Halved until one task is left; under ties the first ones stay."""
     left = list(range(learned))
     while True:
         alphas = np.zeros(len(masks[0]))
@@ -86,7 +86,7 @@ def exhaustive(weights, masks, x, *, learned: int, labels: int | None = None) ->
 
 
 def descent(weights, masks, x, *, learned: int, steps: int, rate: float) -> np.ndarray:
-    """Weights of masks after gradient descent on the entropy, on the simplex."""
+    """Coefficients after gradient descent on the entropy, on the simplex."""
     alphas = np.where(np.arange(len(masks[0])) < learned, 1 / learned, 0)
     for _ in range(steps):
         _, slopes = gradient(weights, masks, alphas, x)

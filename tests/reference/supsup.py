@@ -1,6 +1,14 @@
-"""SupSup's training step on a ReLU network, forward and backward by hand."""
+"""SupSup's training step: on a ReLU network by hand, and for any network and optimizer.
 
+Both multiply the gradient by the masked weights with the weights, and need no
+straight-through estimator.
+"""
+
+from typing import Any
+
+import jax
 import numpy as np
+import optax
 
 
 def step(
@@ -32,3 +40,31 @@ def step(
         new[i] = scores[i] - learning_rate * gradient
         arriving = arriving @ effective[i].T
     return float(-log[at].mean()), new
+
+
+def steps(loss: Any, optimizer: optax.GradientTransformation) -> Any:
+    """`(opt_state, scores, weights, *data) -> (opt_state, scores, aux)`, compiled.
+
+    Args:
+        loss: `(params, *data) -> (scalar, aux)`.
+        optimizer: Of the scores.
+    """
+
+    def kept(s: Any, w: Any) -> Any:
+        return w if s is None else w * (s >= 0).astype(w.dtype)
+
+    def by_score(s: Any, w: Any, slope: Any) -> Any:
+        return None if s is None else slope * w
+
+    def each(function: Any, *trees: Any) -> Any:
+        return jax.tree.map(function, *trees, is_leaf=lambda s: s is None)
+
+    @jax.jit
+    def step(opt_state: Any, scores: Any, weights: Any, *data: Any) -> Any:
+        params = each(kept, scores, weights)
+        slopes, aux = jax.grad(loss, has_aux=True)(params, *data)
+        slopes = each(by_score, scores, weights, slopes)
+        updates, opt_state = optimizer.update(slopes, opt_state, scores)
+        return opt_state, optax.apply_updates(scores, updates), aux
+
+    return step

@@ -11,8 +11,6 @@ from maskjax.theory import gadget, subset_sum
 from tests import trees
 from tests.reference import theory as reference
 
-pytestmark = pytest.mark.optimized
-
 NAMES = ("factor", "greedy", "product", "subset_sum")
 SINGLE = ("factor", "product")
 TRACEABLE = ("factor", "greedy", "product")
@@ -22,7 +20,7 @@ def drawn(i, k, o, *, seed=0, most=0.8):
     """A block for each of I inputs, and the weights wanted, float32."""
     rng = np.random.default_rng(seed)
     shapes = ((i, k), 1), ((i, k, o), 1), ((i, o), most)
-    return tuple(jnp.asarray(rng.uniform(-m, m, s), "float32") for s, m in shapes)
+    return tuple(np.float32(rng.uniform(-m, m, s)) for s, m in shapes)
 
 
 def off(v, u, w, mask, *, nonnegative=False):
@@ -34,9 +32,9 @@ def off(v, u, w, mask, *, nonnegative=False):
 @pytest.mark.parametrize("construction", NAMES)
 def test_a_block_by_hand(construction):
     # Neurons fire on +, +, -, -; the weight wanted is 0.5.
-    v = jnp.array([[0.5, 1.0, -0.25, -1.0]])
-    u = jnp.array([[[0.875], [0.375], [-0.75], [-0.5]]])
-    w = jnp.array([[0.5]])
+    v = np.float32([[0.5, 1.0, -0.25, -1.0]])
+    u = np.float32([[[0.875], [0.375], [-0.75], [-0.5]]])
+    w = np.float32([[0.5]])
     expected = {
         "factor": [1, 0, 1, 0],  # v near +-0.5, and u near +-1
         "product": [1, 0, 0, 1],  # of 0.4375 and 0.375; of 0.1875 and 0.5
@@ -44,19 +42,27 @@ def test_a_block_by_hand(construction):
         "greedy": [1, 0, 0, 1],
     }
     found = gadget.choose(v, u, w, construction=construction)
-    np.testing.assert_array_equal(found[0, :, 0], expected[construction])
+    np.testing.assert_array_equal(np.ravel(found), expected[construction])
     positive, negative = gadget.gains(v, u, found)
     assert (positive, negative) == (
         0.4375,
         0.1875 if expected[construction][2] else 0.5,
     )
     half = gadget.choose(v, u, w, construction=construction, nonnegative=True)
-    np.testing.assert_array_equal(half[0, :, 0], [1, 0, 0, 0])
+    np.testing.assert_array_equal(np.ravel(half), [1, 0, 0, 0])
     assert gadget.gains(v, u, half)[1] == 0
 
 
 @pytest.mark.parametrize("construction", NAMES)
-@pytest.mark.parametrize("nonnegative", [False, True, [True, False, False]])
+@pytest.mark.parametrize(
+    ("nonnegative", "transform"),
+    [
+        (False, lambda f: f),
+        (True, lambda f: f),
+        ([True, False, False], lambda f: f),
+        ([True, False, False], jax.jit),
+    ],
+)
 def test_choices_agree_with_the_reference(construction, nonnegative, transform):
     v, u, w = drawn(3, 10, 4)
     choose = functools.partial(
@@ -65,6 +71,7 @@ def test_choices_agree_with_the_reference(construction, nonnegative, transform):
     found = (transform(choose) if construction in TRACEABLE else choose)(v, u, w)
     assert found.dtype == bool
     assert found.shape == u.shape
+    found = np.asarray(found)
     never = np.broadcast_to(nonnegative, 3)
     v, u, w = (np.float64(x) for x in (v, u, w))
     for i, o in np.ndindex(w.shape):
@@ -79,9 +86,9 @@ def test_choices_agree_with_the_reference(construction, nonnegative, transform):
 @pytest.mark.parametrize("nonnegative", [True, [True, False, True, True, True]])
 def test_tied_weights_have_the_subsets_of_others(nonnegative):
     rng = np.random.default_rng(1)
-    v = jnp.broadcast_to(jnp.float32(rng.uniform(-1, 1, 18)), (5, 18))
-    u = jnp.broadcast_to(jnp.float32(rng.uniform(-1, 1, (18, 3))), (5, 18, 3))
-    w = jnp.float32(rng.uniform(-0.5, 0.5, (5, 3)))
+    v = np.broadcast_to(np.float32(rng.uniform(-1, 1, 18)), (5, 18))
+    u = np.broadcast_to(np.float32(rng.uniform(-1, 1, (18, 3))), (5, 18, 3))
+    w = np.float32(rng.uniform(-0.5, 0.5, (5, 3)))
     how = {"construction": "subset_sum", "nonnegative": nonnegative}
     tied = gadget.choose(v, u, w, **how)
     alone = [
@@ -90,19 +97,19 @@ def test_tied_weights_have_the_subsets_of_others(nonnegative):
         )
         for i, n in enumerate(np.broadcast_to(nonnegative, 5).tolist())
     ]
-    np.testing.assert_array_equal(tied, jnp.concatenate(alone))
+    np.testing.assert_array_equal(tied, np.concatenate(alone))
 
 
 @pytest.mark.parametrize("construction", NAMES)
 def test_a_weight_of_zero_keeps_nothing(construction):
-    v, u, w = drawn(2, 12, 3)
-    found = gadget.choose(v, u, jnp.zeros_like(w), construction=construction)
-    assert not found.any()
+    v, u, w = drawn(3, 10, 4)
+    found = gadget.choose(v, u, np.zeros_like(w), construction=construction)
+    assert not np.asarray(found).any()
 
 
 @pytest.mark.parametrize("construction", SINGLE)
 def test_one_neuron_at_most_for_each_sign(construction):
-    v, u, w = drawn(4, 30, 5)
+    v, u, w = drawn(3, 10, 4, seed=4)
     found = np.asarray(gadget.choose(v, u, w, construction=construction))
     fires = np.asarray(v)[..., None] > 0
     for side in (found & fires, found & ~fires):
@@ -115,14 +122,14 @@ def test_the_fewest_within_a_tolerance_are_within_it_and_fewer():
     few = gadget.choose(v, u, w, construction="subset_sum", tolerance=0.02)
     assert off(v, u, w, few).max() <= 0.02
     assert off(v, u, w, least).max() <= off(v, u, w, few).max()
-    assert 2 * int(few.sum()) < int(least.sum())
+    assert 2 * np.asarray(few).sum() < np.asarray(least).sum()
 
 
 @pytest.mark.parametrize("construction", ["product", "subset_sum"])
 def test_more_neurons_never_make_it_worse(construction):
     v, u, w = drawn(4, 20, 5, seed=2)
     errors = []
-    for k in (1, 2, 5, 10, 20):
+    for k in (1, 5, 20):
         some = v[:, :k], u[:, :k], w
         errors.append(off(*some, gadget.choose(*some, construction=construction)))
     for fewer, more in zip(errors, errors[1:], strict=False):
@@ -177,7 +184,7 @@ def test_blocks_of_the_size_proven_succeed_as_often_as_promised(
     v, u, w = drawn(300, k, 1, seed=3, most=most)  # a block for each weight
     if construction == "greedy":
         # Signs of v, signs of u and magnitudes of all sizes: as drawn, but their signs.
-        v, u = jnp.sign(v), jnp.sign(u) * 2.0 ** (5 * jnp.abs(u) - 5)
+        v, u = np.sign(v), np.sign(u) * np.float32(2) ** (5 * np.abs(u) - 5)
     mask = gadget.choose(v, u, w, construction=construction, nonnegative=nonnegative)
     error = off(v, u, w, mask, nonnegative=nonnegative)
     assert (error <= epsilon).mean() >= 1 - delta
@@ -199,10 +206,10 @@ def test_what_block_sizes_are():
 
 @pytest.mark.parametrize("construction", NAMES)
 def test_weights_out_of_reach_are_told(construction):
-    v = jnp.array([[0.5, 1.0, -1.0]])
-    u = jnp.broadcast_to(jnp.array([[[0.5], [0.5], [-0.5]]]), (1, 3, 4))
+    v = np.float32([[0.5, 1.0, -1.0]])
+    u = np.broadcast_to(np.float32([[[0.5], [0.5], [-0.5]]]), (1, 3, 4))
     # Products 0.25 and 0.5 where x > 0, 0.5 where x < 0.
-    w = jnp.array([[0.5, 0.6, 0.75, -0.125]])
+    w = np.float32([[0.5, 0.6, 0.75, -0.125]])
     told = functools.partial(gadget.beyond, v, u, w, construction=construction)
     one = construction in SINGLE
     np.testing.assert_array_equal(told(nonnegative=True), [[False, one, one, True]])
@@ -222,7 +229,7 @@ def test_choosing_compiles_once(construction):
 def test_bfloat16_will_do(construction):
     arrays = [x.astype(jnp.bfloat16) for x in drawn(2, 6, 3)]
     found = gadget.choose(*arrays, construction=construction)
-    assert found.any()
+    assert np.asarray(found).any()
 
 
 def test_subset_sums_need_values_that_are_known():
@@ -240,7 +247,7 @@ def test_arrays_that_do_not_fit_are_refused():
             with pytest.raises(ValueError, match=message):
                 call(*arrays, construction="product")
     with pytest.raises(TypeError, match="needs floating arrays, got:\n  outer: int32"):
-        gadget.choose(v, u.astype(int), w, construction="product")
+        gadget.choose(v, u.astype(np.int32), w, construction="product")
     for wrong in ([True], 1, "yes"):
         with pytest.raises(
             ValueError, match="`nonnegative` as a boolean, or 2 of them"
@@ -270,38 +277,34 @@ def test_a_block_too_wide_for_an_exact_search_is_refused():
 def test_the_walk_of_a_block_is_that_of_its_products():
     v, u, w = drawn(1, 40, 3)
     found = gadget.choose(v, u, w, construction="greedy", nonnegative=True)
-    terms = jnp.where(v[0, :, None] > 0, v[0, :, None] * u[0], 0).T
+    terms = np.where(v[0, :, None] > 0, v[0, :, None] * u[0], 0).T
     walked = subset_sum.greedy(w[0][:, None], terms)
-    trees.assert_same(found[0].T, walked.mask[:, 0])
+    trees.assert_same(np.asarray(found)[0].T, np.asarray(walked.mask)[:, 0])
 
 
 def test_neurons_that_never_fire_do_not_count_as_large():
     # By hand, in bins from 2**-5, 2**-6, and less: the second alone is the weight.
-    v = jnp.array([[1.0, 1.0, -1.0]])
-    u = jnp.array([[[2.0**-8], [2.0**-5], [0.0]]])
-    w = jnp.array([[2.0**-5]])
+    v = np.float32([[1.0, 1.0, -1.0]])
+    u = np.float32([[[2.0**-8], [2.0**-5], [0.0]]])
+    w = np.float32([[2.0**-5]])
     how = {"construction": "greedy", "nonnegative": True, "bins": 3}
     found = gadget.choose(v, u, w, **how)
-    np.testing.assert_array_equal(found.ravel(), [False, True, False])
+    np.testing.assert_array_equal(np.ravel(found), [False, True, False])
     assert off(v, u, w, found, nonnegative=True) == 0
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
-def test_the_walk_is_as_near_where_all_is_small(nonnegative, transform):
+def test_the_walk_is_as_near_where_all_is_small(nonnegative):
     v, u, w = drawn(3, 40, 4)
-    choose = transform(
-        functools.partial(
-            gadget.choose, construction="greedy", nonnegative=nonnegative, bins=5
-        )
+    choose = functools.partial(
+        gadget.choose, construction="greedy", nonnegative=nonnegative, bins=5
     )
-    plain = choose(v, u, w)
+    plain = np.asarray(choose(v, u, w))
     for power in (-30, -8, 8):
-        scale = jnp.float32(2.0**power)
-        trees.assert_same(choose(v, u * scale, w * scale), plain)
+        scale = np.float32(2.0**power)
+        trees.assert_same(np.asarray(choose(v, u * scale, w * scale)), plain)
     for i, o in np.ndindex(w.shape):  # as without those that do not fire
         for sign in (1, -1)[: 1 if nonnegative else 2]:
-            (h,) = np.nonzero(sign * np.asarray(v[i]) > 0)
-            small = np.float32(2.0**-8) * np.asarray(v[i, h] * u[i, h, o])
-            target = np.float32([[w[i, o]]]) * np.float32(2.0**-8)
-            alone = subset_sum.greedy(target, small[None], bins=5).mask[0, 0]
-            np.testing.assert_array_equal(plain[i, h, o], alone)
+            (h,) = np.nonzero(sign * v[i] > 0)
+            kept, _ = reference.greedy(w[i, o], v[i, h] * u[i, h, o], 5)
+            assert set(np.flatnonzero(plain[i, h, o]).tolist()) == kept

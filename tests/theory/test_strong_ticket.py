@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import maskjax
 from maskjax import algebra, initializer
 from maskjax.theory import gadget, strong_ticket
 from tests import trees
@@ -28,18 +27,18 @@ def network(widths=WIDTHS, *, bias=True, seed=0, dtype=np.float32):
     for n, o in zip(widths, widths[1:], strict=False):
         layer = {"kernel": rng.uniform(-0.5, 0.5, (n, o)) / np.sqrt(n)}
         layer |= {"bias": rng.uniform(-0.2, 0.2, o)} if bias else {}
-        layers.append({name: jnp.asarray(w, dtype) for name, w in layer.items()})
+        layers.append({name: w.astype(dtype) for name, w in layer.items()})
     return layers
 
 
 def drawn(widths=WIDTHS, *, k=K, bias=True, seed=0):
-    """A wide network, by NumPy: many compile fast."""
+    """A wide network, drawn by NumPy."""
     rng = np.random.default_rng(100 + seed)
     layers = []
     for n, o in zip(widths, widths[1:], strict=False):
         shapes = {"inner": (n + bias, k), "outer": (n + bias, k, o)}
         layers.append(
-            {name: jnp.float32(rng.uniform(-1, 1, s)) for name, s in shapes.items()}
+            {name: np.float32(rng.uniform(-1, 1, s)) for name, s in shapes.items()}
         )
     return layers
 
@@ -71,29 +70,29 @@ def test_a_weight_and_a_bias_by_hand():
     # x -> 0.75 x + 0.5. The block of x has v = 1, 1, -1, -1, that of 1 has v = 1.
     params = [
         {
-            "inner": jnp.array([[1.0, 1.0, -1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]),
-            "outer": jnp.array(
+            "inner": np.float32([[1.0, 1.0, -1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]),
+            "outer": np.float32(
                 [[[0.5], [0.25], [-0.625], [-0.75]], [[1.0], [0.5], [0.25], [9.0]]]
             ),
         }
     ]
-    target = [{"kernel": jnp.array([[0.75]]), "bias": jnp.array([0.5])}]
+    target = [{"kernel": np.float32([[0.75]]), "bias": np.float32([0.5])}]
     ticket = strong_ticket.prune(params, target, construction="subset_sum")
-    np.testing.assert_array_equal(
-        ticket.mask[0]["outer"][..., 0], [[1, 1, 0, 1], [0, 1, 0, 0]]
-    )
+    kept = np.asarray(ticket.mask[0]["outer"])[..., 0]
+    np.testing.assert_array_equal(kept, [[1, 1, 0, 1], [0, 1, 0, 0]])
     np.testing.assert_array_equal(ticket.mask[0]["inner"], [[1, 1, 0, 1], [0, 1, 0, 0]])
     report = ticket.report
     assert (report.kept, report.neurons, report.size) == ((4,), (4,), (8,))
     assert report.bound == (0.0,)
     np.testing.assert_array_equal(report.error[0], [[0], [0]])
-    x = jnp.array([[2.0], [-2.0]])
+    x = np.float32([[2.0], [-2.0]])
     np.testing.assert_array_equal(strong_ticket.predict(ticket, x), [[2], [-1]])
 
 
 @pytest.mark.parametrize("construction", CONSTRUCTIONS)
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("nonnegative", [True, False])
+@pytest.mark.parametrize(
+    ("bias", "nonnegative"), [(True, True), (True, False), (False, False)]
+)
 def test_errors_never_exceed_the_bound(construction, bias, nonnegative):
     for seed in range(6):
         widths = (5, 5, 5, 1) if seed % 2 else (5, 5)
@@ -125,8 +124,8 @@ def test_the_bound_is_of_any_wrong_weights_and_is_met():
     np.testing.assert_allclose(np.linalg.norm(x @ (w + 0.01) - x @ w), bound)
     # Two layers, by hand.
     target = [
-        {"kernel": jnp.eye(2) * 3, "bias": jnp.array([3.0, 4.0])},
-        {"kernel": jnp.ones((2, 1)), "bias": jnp.zeros(1)},
+        {"kernel": np.eye(2) * 3, "bias": np.array([3.0, 4.0])},
+        {"kernel": np.ones((2, 1)), "bias": np.zeros(1)},
     ]
     wrong = np.array([[0.5, 0], [0, 0.5], [0, 0]]), np.zeros((3, 1))
     first, second = strong_ticket.bound(target, wrong)
@@ -140,7 +139,7 @@ def test_the_bound_is_of_any_wrong_weights_and_is_met():
 @pytest.mark.parametrize("construction", CONSTRUCTIONS)
 def test_reports_say_what_masks_do(construction):
     target, params = network(), drawn()
-    before = jax.tree.map(np.array, params)
+    before = jax.tree.map(np.copy, params)
     ticket = prune(params, target, construction=construction)
     assert ticket.params is params
     trees.assert_same(params, before)
@@ -150,18 +149,17 @@ def test_reports_say_what_masks_do(construction):
     assert sum(report.kept) + sum(report.neurons) == algebra.count(ticket.mask)
     assert report.size == (6 * K * 6, 7 * K * 3)
     assert report.bound == strong_ticket.bound(target, report.error)
-    for i, (layer, pair, mask) in enumerate(
-        zip(target, params, ticket.mask, strict=True)
-    ):
+    masks = jax.tree.map(np.asarray, ticket.mask)
+    for i, (layer, pair, mask) in enumerate(zip(target, params, masks, strict=True)):
         # A neuron is kept for the outputs that use it, if any do.
         np.testing.assert_array_equal(mask["inner"], mask["outer"].any(-1))
         w = np.concatenate([layer["kernel"], layer["bias"][None]]).astype(np.float64)
         for row, column in np.ndindex(w.shape):
-            kept = np.asarray(mask["outer"][row, :, column])
+            kept = mask["outer"][row, :, column]
             terms = np.float64(pair["inner"][row]) * np.float64(
                 pair["outer"][row, :, column]
             )
-            fires = np.asarray(pair["inner"][row] > 0)
+            fires = pair["inner"][row] > 0
             never = i > 0 or row == len(layer["kernel"])
             sides = [fires] if never else [fires, ~fires]
             errors = [abs(terms[kept & side].sum() - w[row, column]) for side in sides]
@@ -173,36 +171,38 @@ def test_reports_say_what_masks_do(construction):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_real_network_of_twice_the_depth_says_the_same(bias, every_transform, x64):
+def test_the_real_network_of_twice_the_depth_says_the_same(bias, x64):
     widths = (5, 5, 5)
     target = network(widths, bias=bias, dtype=np.float64)
-    params = jax.tree.map(lambda w: w.astype(jnp.float64), drawn(widths, bias=bias))
+    params = doubled(drawn(widths, bias=bias))
     ticket = prune(params, target, construction="product")
     layers, mask = strong_ticket.dense(
         params, ticket.mask, key=jax.random.key(3), bias=bias
     )
     shapes = [layer["kernel"].shape for layer in layers]
     assert shapes == 2 * [(5, (5 + bias) * K), ((5 + bias) * K, 5)]
+    layers, mask = jax.tree.map(np.asarray, (layers, mask))
     # What is between blocks is random, and goes.
     first, keep = layers[0]["kernel"], mask[0]["kernel"]
     assert np.count_nonzero(first) == first.size
     assert -0.1 < np.mean(first) < 0.1
-    assert keep.sum() == ticket.mask[0]["inner"][:5].sum()
+    assert keep.sum() == np.asarray(ticket.mask[0]["inner"])[:5].sum()
     assert algebra.count(mask) == algebra.count(ticket.mask)
 
-    x = jnp.asarray(ball(5, count=50))
-    forward = every_transform(functools.partial(strong_ticket.forward, bias=bias))
-    said = forward(maskjax.apply(layers, mask), x)
-    short = forward(maskjax.apply(params, ticket.mask), x)
-    np.testing.assert_allclose(said, short, rtol=1e-12, atol=1e-14)
-    by_hand = reference.network(doubled(maskjax.apply(layers, mask)), np.asarray(x))
-    np.testing.assert_allclose(said, by_hand, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(run(ticket, np.asarray(x)), by_hand, atol=1e-14)
-    plain = forward(target, x)
-    np.testing.assert_allclose(
-        plain, reference.network(doubled(target), np.asarray(x)), rtol=1e-12
-    )
-    assert 0 < np.abs(said - plain).max() < 0.3
+    x = ball(5, count=50)
+    masked = jax.tree.map(np.multiply, layers, mask)
+    short = jax.tree.map(lambda w, m: w * np.asarray(m), params, ticket.mask)
+    by_hand = reference.network(masked, x)
+    np.testing.assert_allclose(run(ticket, x), by_hand, atol=1e-14)
+    wanted = reference.network(target, x)
+    forward = functools.partial(strong_ticket.forward, bias=bias)
+    calls = [forward] + [jax.jit(jax.vmap(forward, (None, 0)))] * bias
+    for call in calls:
+        said = call(masked, x)
+        np.testing.assert_allclose(said, call(short, x), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(said, by_hand, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(call(target, x), wanted, rtol=1e-12)
+    assert 0 < np.abs(by_hand - wanted).max() < 0.3
 
 
 @pytest.mark.parametrize("construction", CONSTRUCTIONS)
@@ -213,7 +213,7 @@ def test_the_shortcut_says_the_same_where_inputs_are_not_negative(construction):
     assert half.report.kept[0] < whole.report.kept[0]
     assert half.report.kept[1] == whole.report.kept[1]
     assert (half.report.error[0] <= whole.report.error[0]).all()
-    x = jnp.asarray(np.abs(ball(5)), "float32")
+    x = np.float32(np.abs(ball(5)))
     np.testing.assert_array_equal(
         strong_ticket.predict(half, x), strong_ticket.predict(whole, x)
     )
@@ -221,7 +221,8 @@ def test_the_shortcut_says_the_same_where_inputs_are_not_negative(construction):
 
 def test_inputs_that_are_negative_are_refused_where_they_were_promised_not_to_be():
     ticket = prune(drawn(), network(), construction="product", nonnegative=True)
-    x = jnp.asarray(np.abs(ball(5, count=4)), "float32").at[2, 3].set(-0.5)
+    x = np.float32(np.abs(ball(5, count=4)))
+    x[2, 3] = -0.5
     message = (
         f"{FN}.predict` needs inputs that are never negative, as the ticket was "
         "promised, but 1 of 20 are"
@@ -233,6 +234,7 @@ def test_inputs_that_are_negative_are_refused_where_they_were_promised_not_to_be
         jax.jit(strong_ticket.predict)(ticket, x),
         jax.vmap(functools.partial(strong_ticket.predict, ticket))(x),
     ):
+        traced = np.asarray(traced)
         np.testing.assert_array_equal(
             np.isnan(traced).all(1), [False, False, True, False]
         )
@@ -246,6 +248,7 @@ def test_wide_networks_are_drawn_from_a_key_whatever_the_target():
         strong_ticket.init, WIDTHS, k=7, bias=True, key=jax.random.key(0)
     )
     wide, other = draw(), draw(key=jax.random.key(1))
+    wide, other = (jax.tree.map(np.asarray, each) for each in (wide, other))
     assert all(
         (a != b).any()
         for a, b in zip(jax.tree.leaves(wide), jax.tree.leaves(other), strict=True)
@@ -260,6 +263,7 @@ def test_wide_networks_are_drawn_from_a_key_whatever_the_target():
     assert -1 <= values.min() < -0.9
     assert 0.9 < values.max() < 1
     tied = draw(shared=True, outer=initializer.uniform(2.0, 3.0), dtype=jnp.bfloat16)
+    tied = jax.tree.map(np.asarray, tied)
     assert tied[0]["outer"].dtype == jnp.bfloat16
     assert (tied[0]["outer"] == tied[0]["outer"][:1]).all()
     assert (tied[0]["outer"] >= 2).all()
@@ -277,8 +281,8 @@ def test_the_fewest_weights_within_a_tolerance():
     # Of each block the fewest: fewer than any other construction can do with.
     one = strong_ticket.prune(params, target, construction="product", misses="report")
     within = one.report.error[0] <= 0.01
-    ours = few.mask[0]["outer"].sum(1)
-    assert (np.asarray(ours)[within] <= one.mask[0]["outer"].sum(1)[within]).all()
+    ours, theirs = (np.asarray(t.mask[0]["outer"]).sum(1) for t in (few, one))
+    assert (ours[within] <= theirs[within]).all()
 
 
 def test_flax_networks_are_targets_too():
@@ -288,23 +292,22 @@ def test_flax_networks_are_targets_too():
             return nn.Dense(2, name="out")(nn.relu(nn.Dense(4, name="hidden")(x)))
 
     net = Net()
-    x = jnp.asarray(ball(3, count=20), "float32")
-    params = net.init(jax.random.key(0), x)["params"]
+    x = np.float32(ball(3, count=20))
+    params = jax.jit(net.init)(jax.random.key(0), x)["params"]
     wide = drawn((3, 4, 2), k=44)
     wide = [pair | {"outer": 2 * pair["outer"]} for pair in wide]
     layers = [params["hidden"], params["out"]]
     ticket = strong_ticket.prune(
         wide, layers, construction="subset_sum", tolerance=0.01
     )
-    np.testing.assert_allclose(
-        strong_ticket.predict(ticket, x), net.apply({"params": params}, x), atol=0.01
-    )
+    wanted = jax.jit(net.apply)({"params": params}, x)
+    np.testing.assert_allclose(strong_ticket.predict(ticket, x), wanted, atol=0.01)
 
 
 def test_weights_that_are_missed_are_named():
     target = network()
-    target[1]["kernel"] = target[1]["kernel"].at[2, 1].set(40.0)
-    target[1]["bias"] = target[1]["bias"].at[0].set(-30.0)
+    target[1]["kernel"][2, 1] = 40
+    target[1]["bias"][0] = -30
     call = functools.partial(
         strong_ticket.prune, drawn(k=40), target, construction="subset_sum"
     )
@@ -323,7 +326,7 @@ def test_weights_that_are_missed_are_named():
     with pytest.raises(ValueError, match=r"every weight, and within 1e-07 \(") as said:
         call(tolerance=1e-7)
     assert "\n  0: " in str(said.value)
-    target[1]["kernel"] = target[1]["kernel"].at[2, 1].set(0.1)
+    target[1]["kernel"][2, 1] = 0.1
     with pytest.raises(ValueError, match=r"the worst bias\[0\] = -30, off by 2"):
         call()
 
@@ -349,17 +352,17 @@ def test_targets_that_are_not_networks_are_refused():
     with pytest.raises(TypeError, match="layer of `target` as a mapping with 'kernel'"):
         call([good[0]["kernel"], good[1]])
     with pytest.raises(TypeError, match=r"got:\n  1: \['bias', 'kernel', 'scale'\]"):
-        call([good[0], good[1] | {"scale": jnp.ones(3)}])
+        call([good[0], good[1] | {"scale": np.ones(3)}])
     with pytest.raises(ValueError, match="with a bias in all or none"):
         call([good[0], {"kernel": good[1]["kernel"]}])
     with pytest.raises(ValueError, match="`target` of at least one layer"):
         call([])
     message = r"every kernel of `target` floating, \[n, o\].*got:\n  1: "
     for other in (
-        {"kernel": jnp.ones((5, 3)), "bias": jnp.ones(3)},
-        {"kernel": jnp.ones((6, 3)), "bias": jnp.ones(2)},
-        {"kernel": jnp.ones((6, 3), int), "bias": jnp.ones(3)},
-        {"kernel": jnp.ones((1, 6, 3)), "bias": jnp.ones(3)},
+        {"kernel": np.ones((5, 3)), "bias": np.ones(3)},
+        {"kernel": np.ones((6, 3)), "bias": np.ones(2)},
+        {"kernel": np.ones((6, 3), int), "bias": np.ones(3)},
+        {"kernel": np.ones((1, 6, 3)), "bias": np.ones(3)},
     ):
         with pytest.raises(ValueError, match=message):
             call([good[0], other])
@@ -391,8 +394,8 @@ def test_weights_that_are_not_finite_are_named(construction, value, misses):
     for name, ((first, at), (second, there)) in places.items():
         given = {"target": network(), "params": drawn()}
         one, other = given[name]
-        one[first] = one[first].at[at].set(value)
-        other[second] = other[second].at[(*there[:-1], jnp.array([1, 2]))].set(value)
+        one[first][at] = value
+        other[second][(*there[:-1], [1, 2])] = value
         message = (
             f"{FN}.prune` needs every weight of `{name}` finite, got:\n"
             f"  0/{first}: 1 are not, the first {value} at {at}\n"
@@ -405,7 +408,7 @@ def test_weights_that_are_not_finite_are_named(construction, value, misses):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_bounds_are_of_finite_numbers(value):
     target = network()
-    target[1]["kernel"] = target[1]["kernel"].at[0, 0].set(value)
+    target[1]["kernel"][0, 0] = value
     message = f"{FN}.bound` needs every weight of `target` finite, got:\n  1/kernel: 1"
     with pytest.raises(ValueError, match=message):
         strong_ticket.bound(target, [0.1, 0.1])
@@ -456,28 +459,23 @@ def test_what_is_drawn_is_checked():
         strong_ticket.dense(network(), network(), key=key)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_leaves_without_a_mask_are_kept(bias):
-    params = drawn(bias=bias)
+def test_leaves_without_a_mask_are_kept():
+    params = drawn()
     dense = functools.partial(
-        strong_ticket.dense, params, key=jax.random.key(0), bias=bias
+        strong_ticket.dense, params, key=jax.random.key(0), bias=True
     )
-    mask = prune(params, network(bias=bias), construction="product").mask
+    mask = prune(params, network(), construction="product").mask
     for name in ("inner", "outer"):
-        every = [kept | {name: jnp.ones_like(kept[name])} for kept in mask]
+        every = [kept | {name: np.ones(kept[name].shape, bool)} for kept in mask]
         trees.assert_same(dense([kept | {name: None} for kept in mask]), dense(every))
-        shared = [
-            kept | {name: jnp.ones((1,) * kept[name].ndim, bool)} for kept in mask
-        ]
+        shared = [kept | {name: np.ones((1,) * kept[name].ndim, bool)} for kept in mask]
         trees.assert_same(dense(shared), dense(every))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize(("n", "bias"), [(1, True), (5, True), (5, False)])
 def test_inputs_of_another_width_are_refused(n, bias, transform):
     target, params = network((n, 6, 3), bias=bias), drawn((n, 6, 3), bias=bias)
     ticket = prune(params, target, construction="product")
-    ticket = jax.tree.map(jnp.asarray, ticket)  # what is static stays
     assert ticket.bias is bias
     forward = functools.partial(strong_ticket.forward, bias=bias)
     calls = {
@@ -490,32 +488,32 @@ def test_inputs_of_another_width_are_refused(n, bias, transform):
         for name, call in calls.items():
             message = f"{FN}.{name}` needs inputs [..., {n}] {got}"
             with pytest.raises(ValueError, match=re.escape(message)):
-                call(jnp.ones((2, width)))
+                call(np.ones((2, width), np.float32))
         with pytest.raises(ValueError, match=re.escape(got)):
-            transform(strong_ticket.forward)(target, jnp.ones((2, width)))
+            transform(strong_ticket.forward)(target, np.ones((2, width), np.float32))
     for call in calls.values():
-        assert call(jnp.ones((2, n))).shape == (2, 3)
+        assert jax.eval_shape(call, np.ones((2, n), np.float32)).shape == (2, 3)
 
 
 def test_a_bias_is_not_guessed():
     with pytest.raises(
         ValueError, match=r"\[..., 6\] for layer 0, without a bias, got"
     ):
-        strong_ticket.forward(drawn(), jnp.ones((2, 5)))
+        strong_ticket.forward(drawn(), np.ones((2, 5)))
     with pytest.raises(ValueError, match=r"\[..., 4\] for layer 0, with a bias, got"):
-        strong_ticket.forward(drawn(bias=False), jnp.ones((2, 5)), bias=True)
+        strong_ticket.forward(drawn(bias=False), np.ones((2, 5)), bias=True)
     layers = [network()[0], network((5, 3))[0]]
     with pytest.raises(
         ValueError, match=r"\[..., 5\] for layer 1, with a bias, got \(2"
     ):
-        strong_ticket.forward(layers, jnp.ones((2, 5)))
+        strong_ticket.forward(layers, np.ones((2, 5)))
 
 
 def test_layers_are_of_one_kind_or_the_other():
     with pytest.raises(ValueError, match=r"needs layer 0 with 'inner' \[i, k\] and"):
-        strong_ticket.forward([jnp.ones(2)], jnp.ones((2, 4)))
+        strong_ticket.forward([np.ones(2)], np.ones((2, 4)))
     with pytest.raises(ValueError, match=r"needs layer 0 with 'inner' .*got \{'bias"):
-        strong_ticket.forward([{"bias": jnp.ones(3)}], jnp.ones((2, 4)))
+        strong_ticket.forward([{"bias": np.ones(3)}], np.ones((2, 4)))
 
 
 def test_enough_neurons_make_a_whole_network_within_epsilon():

@@ -1,4 +1,4 @@
-"""Members of a stack of masks as networks of their own, without what is masked."""
+"""Members as smaller dense networks, without the features that their masks remove."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,9 @@ class Thin:
     """Members as thinner networks; a pytree.
 
     Attributes:
-        params: Like the whole network's, each leaf [N, ...] and only what is kept.
-        inputs: [N, m], the features of the input that members read; `None`: all.
-        features: How many features the input has, known while tracing; `None` where
-            `inputs` is.
+        params: Like the network's, but each leaf is [N, ...] and has only what is kept.
+        inputs: [N, m], the input features that each member reads; `None`: all of them.
+        features: The number of input features, static; `None` if `inputs` is `None`.
     """
 
     params: Params
@@ -35,24 +34,24 @@ class Thin:
 
 
 def thin(params: Params, stack: Mask, *, links: Mapping[Path, Sequence[Path]]) -> Thin:
-    """Members as dense networks that lack what their masks remove; same outputs.
+    """Members as dense networks without what their masks remove; same outputs.
 
     Args:
-        params: Tree of arrays, of a network or of its latter part.
-        stack: Masks on the input rows of kernels, [N, 1, ..., C, 1], as many ones in
-            each member's. Not traced, for the shapes of the result depend on it.
-        links: For each kernel with masks the leaves that yield the features it meets, a
-            kernel and a bias, say: their last axis is thinned too. One kernel may be
-            missing: its features are the input, and `predict` picks them. So members
-            share whatever comes before, computed once.
+        params: Tree of arrays: a network, or its last layers.
+        stack: Masks on the input rows of kernels, [N, 1, ..., C, 1], with equally many
+            ones for each member. Not traced, because shapes depend on it.
+        links: For each kernel with masks, the paths of the leaves that produce its
+            input features, such as a kernel and a bias: their last axis is thinned too.
+            One kernel may be missing: its features are the input, and `predict` picks
+            them for each member, so that members share all earlier layers.
 
     Returns:
         The members. `jax.tree.map(lambda leaf: leaf[i], thin.params)` is one of them.
 
     Raises:
         TypeError: If the stack is traced, or has leaves that are not boolean.
-        ValueError: If a mask is not on input rows, members keep different numbers, a
-            path is unknown, or its leaf has not as many features.
+        ValueError: If a mask is not on input rows, members keep different numbers of
+            rows, a path is unknown, or its leaf has another number of features.
 
     Example:
         >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 1))}
@@ -69,7 +68,7 @@ def thin(params: Params, stack: Mask, *, links: Mapping[Path, Sequence[Path]]) -
     """
     fn = f"{_FN}.thin"
     size = checks.members(stack, fn=fn)
-    with jax.ensure_compile_time_eval():  # known masks stay so inside of a `jit`
+    with jax.ensure_compile_time_eval():  # under `jit` known masks stay known
         stack = packing.unpack(stack)
     masks = dict(_masks(params, stack, fn=fn))
     leaves = dict(trees.named_leaves(params))
@@ -111,22 +110,23 @@ def predict(
     *rest: Any,
     batch_size: int | None = None,
 ) -> Any:
-    """What each of the thin members says.
+    """The output of each thin member: 4.
 
     Args:
-        apply: `(params, x, *rest) -> output`, the network, or the part of it that was
-            thinned: then `x` are the features that come before.
+        apply: `(params, x, *rest) -> output`: the network, or the last layers that were
+            thinned; then `x` holds the features before them.
         thin: The members, from `thin`.
-        x: [..., features]; each member gets those that it reads.
+        x: [..., features]; each member gets the features that it reads.
         *rest: Passed on to `apply`.
-        batch_size: As in `stacking.map`. On a CPU 1 is the fastest for large kernels.
+        batch_size: How many members to run at a time; `None` runs all at once. On a CPU
+            1 is fastest for large kernels.
 
     Returns:
         The outputs with a leading axis, [N, ...].
 
     Raises:
-        ValueError: If `batch_size` is less than 1, or `x` has not as many features as
-            the kernel had rows of which members read some.
+        ValueError: If `batch_size` is below 1, or `x` has another number of features
+            than the network that was thinned.
 
     Example:
         >>> body = {"b": jnp.array([[1.0], [10.0], [100.0]])}
@@ -138,13 +138,13 @@ def predict(
     """
     if thin.inputs is None:
         return stacking.map(apply, thin.params, x, *rest, batch_size=batch_size)
-    if np.shape(x)[-1:] != (thin.features,):  # which clipped indices would hide
+    if np.shape(x)[-1:] != (thin.features,):  # clipped indices would hide it
         raise ValueError(
             f"`{_FN}.predict` needs `x` [..., {thin.features}], the features of which "
             f"members pick theirs, got {np.shape(x)}."
         )
     if batch_size is None:
-        # Flat: by a matrix of indices XLA gathers transposed, which is slow on a CPU.
+        # Flat indices: for a matrix of them XLA gathers transposed, slow on a CPU.
         picked = jnp.take(x, thin.inputs.ravel(), axis=-1, mode="clip")
         picked = picked.reshape(*picked.shape[:-1], *thin.inputs.shape)
         picked = jnp.moveaxis(picked, -2, 0)
@@ -153,7 +153,7 @@ def predict(
 
     def one(member: tuple, x: Array, *rest: Any) -> Any:
         picked = jnp.take(x, member[1], axis=-1, mode="clip")
-        # What follows does not fuse with it, for the same reason.
+        # A barrier, because fused with what follows the gather is transposed too.
         return apply(member[0], lax.optimization_barrier(picked), *rest)
 
     members = thin.params, thin.inputs
@@ -161,7 +161,7 @@ def predict(
 
 
 def _masks(params: Params, stack: Mask, *, fn: str) -> list[tuple[Path, np.ndarray]]:
-    """Masks on input rows, [N, C], with the paths of their kernels."""
+    """The masks [N, C], with the paths of their kernels; raises unless on rows."""
     pairs = checks.matched(params, stack, fn=fn, names=("params", "stack"))
     pairs = [(path, np.shape(p), mask) for path, p, mask in pairs if mask is not None]
     checks.raise_all(
@@ -184,7 +184,7 @@ def _masks(params: Params, stack: Mask, *, fn: str) -> list[tuple[Path, np.ndarr
 def _features(
     mask: np.ndarray, shape: tuple[int, ...], path: Path, name: Path, fn: str
 ) -> np.ndarray:
-    """The mask on features of one place, where the rows are those of several."""
+    """The mask on one place's features, if rows belong to several places."""
     c = shape[-1] if shape else 0
     if c and not mask.shape[1] % c:
         places = mask.reshape(len(mask), -1, c)

@@ -1,0 +1,62 @@
+"""Numbers in words: rows of the table are templates, filled with what was measured.
+
+    >>> rows({"exact": "{exact:yes|NO}, {accuracy:.1%+-}"}, exact=True, accuracy=x)
+
+What a value looks like is its format after the colon:
+
+  * `yes|no`, of a truth value: one or the other;
+  * a number's, as `.1%`: of an array it is the mean that is shown;
+  * the same and `+-`: the mean, and the standard deviation over all values;
+  * the same and `+-95`: the mean, and half of its 95 % interval (Student's t);
+  * of a dict: `name value, name value`, each as told; of a list or tuple its values.
+"""
+
+import string
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from benchmarks._registry import Row
+
+
+def rows(templates: Mapping[str, str], **found: Any) -> list[Row]:
+    """A row for each promise, its template filled."""
+    filled = _Formatter()
+    return [Row(p, filled.vformat(t, (), found)) for p, t in templates.items()]
+
+
+def said(value: Any, how: str = "") -> str:
+    """A value in words, as the module's docstring tells."""
+    if isinstance(value, Mapping):
+        nested = any(isinstance(x, Mapping | list | tuple) for x in value.values())
+        each = (f"{name} {said(x, how)}" for name, x in value.items())
+        return ("; " if nested else ", ").join(each)
+    if isinstance(value, list | tuple):
+        return ", ".join(said(each, how) for each in value)
+    if "|" in how:
+        return how.split("|")[not value]
+    if not isinstance(value, np.ndarray | jax.Array):
+        return format(value, how)
+    values, (how, sign, interval) = np.asarray(value), how.partition("+-")
+    if not sign:
+        return format(values.mean(), how)
+    spread = half(values.ravel()) if interval else values.std()
+    if how.endswith("%"):
+        how = f"{how[:-1]}f"
+        return f"{100 * values.mean():{how}}% +- {100 * spread:{how}}"
+    return f"{values.mean():{how}} +- {spread:{how}}"
+
+
+def half(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Half of the 95 % interval (Student's t) of the mean over an axis."""
+    count = values.shape[axis]
+    error = values.std(axis, ddof=1) / count**0.5
+    return stats.t.ppf(0.975, count - 1) * error
+
+
+class _Formatter(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return said(value, format_spec)

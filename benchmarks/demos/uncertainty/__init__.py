@@ -1,0 +1,331 @@
+"""How sure is a network? MC-dropout, Masksembles and deep ensembles beside one network.
+
+Gal & Ghahramani (ICML 2016), Durasov et al. (CVPR 2021), Lakshminarayanan et al.
+(NeurIPS 2017). Images as they were learned, turned ones, and some of no class that was
+learned: which way knows best when it is wrong, and what does that cost? The same hidden
+layers, first weights, order of images and number of steps for all.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import _members, _regression, _shift, _timing
+from benchmarks._members import (
+    DROPOUT,
+    ENSEMBLE,
+    MASKSEMBLES,
+    MEMBERS,
+    SINGLE,
+    WAYS,
+    Training,
+)
+from benchmarks._registry import Context, Demo, Outcome
+from benchmarks._rows import rows, said
+from benchmarks.demos.uncertainty import _pictures
+from benchmarks.demos.uncertainty._networks import (
+    ANGLES,
+    RATE,
+    SEEDS,
+    TEMPERED,
+    TURNED,
+    Problem,
+    Told,
+    asked,
+    learned,
+    masks_of,
+    problem_of,
+    told_by,
+)
+from benchmarks.speed import _case
+from maskjax import metrics
+from maskjax.recipes import deep_ensemble, masksembles
+
+NUMBERS = tuple(Training(epochs, 32, 1e-2, 0.1) for epochs in (10, 10, 40))
+CURVE = tuple(Training(epochs, 20, 1e-2, 0.1) for epochs in (100, 200, 1_000))
+SPLITS = 3, 3, 10
+RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 0.5), (30, 2)))
+TOLD = (0, 30, 60)  # of these, in the table
+LAYERED = f"{MASKSEMBLES}, as layers"
+SETTINGS = {
+    "seeds": SEEDS,
+    "members": MEMBERS,
+    "scale": _members.SCALE,
+    "masks_follow": "every hidden layer",
+    "optimizer": "adam",
+    "ece": "15 bins of equal width, top label",
+    "temperature": "fitted to the validation images, which nothing else uses",
+    "inputs": "standardized",
+}
+PROMISES = {
+    SINGLE: "what the others are to improve on",
+    TEMPERED: "calibrated by one number (Guo et al., 2017)",
+    DROPOUT: "dropout kept on tells how sure a network is (published for MNIST as "
+    "pictures only)",
+    MASKSEMBLES: "near an ensemble at the cost of one network (published: a small "
+    "convolutional one, all of MNIST, 98.27% after 5 epochs; no likelihood)",
+    ENSEMBLE: "likelihood and calibration improve much (published, LeNet-5 on all of "
+    "MNIST, 10 members: NLL .037 to .016, 99.1% to 99.4%, ECE .005; dense 3 x 200, 15 "
+    "members: error about 1.7% to 1.25%)",
+}
+ROWS = {
+    **{
+        f"{way}: {promise}": f"{{found[{way}][told]}}accuracy "
+        f"{{found[{way}][accuracy]:.2%+-}}, NLL {{found[{way}][nll]:.4f+-}}, ECE "
+        f"{{found[{way}][ece]:.4f+-}}, AUROC of {{what}} "
+        f"{{found[{way}][auroc]:.3f+-}}; {{found[{way}][params]:,}} parameters, "
+        f"predicts in {{found[{way}][slow]}} times one network's time"
+        for way, promise in PROMISES.items()
+    },
+    "an ensemble's likelihood is better than one network's, and Masksembles' between "
+    "them": "NLL: {ordered} (means of {seeds} seeds; {images:,} images to "
+    "learn, so that published figures are not to be reached)",
+    f"images turned by {said(TOLD)} degrees are answered less surely": "NLL and ECE: "
+    "{turned:.3f}",
+    "numbers with how sure they are (published, Boston housing, RMSE / log-likelihood: "
+    "MC-dropout 2.97 / -2.46, deep ensemble 3.28 / -2.41; not at hand)": "diabetes of "
+    "scikit-learn, {splits} splits: {regression:.2f+-}",
+    "laws: an ensemble's NLL is at most its members' mean; mutual information is what "
+    "entropy loses; masks are exact, and stay; thin members agree": "{laws:yes|NO}",
+}
+
+
+def run(context: Context) -> Outcome:
+    """Learn, ask, and compare."""
+    problem = problem_of(context)
+    variables, logits = {}, {}
+    ways = (ENSEMBLE, SINGLE, DROPOUT, MASKSEMBLES)
+    for way in context.track("uncertainty: networks", ways):
+        variables[way] = learned(problem, way, variables)
+        logits[way] = asked(problem, way, variables[way])
+    told, temperatures = told_by(problem, {way: logits[way] for way in WAYS})
+    found = {way: _measured(problem, each) for way, each in told.items()}
+    times, thin_agree = _times(context, problem, variables)
+    regression = _diabetes(context)
+    curve, points = _cubic(context)
+    numbers = {
+        "ways": found,
+        "params": _sizes(variables),
+        "predict": times,
+        "temperatures": temperatures,
+        "angles": ANGLES,
+        "diabetes": regression,
+        "laws": _laws(problem, told, found, variables)
+        | {"thin_members_agree": thin_agree},
+    }
+    return Outcome(
+        rows=rows(ROWS, **_for_rows(problem, numbers)),
+        settings=_settings(context, problem),
+        numbers=numbers,
+        pictures=[
+            _pictures.draw_reliability(context, problem, told),
+            _pictures.draw_risk(context, problem, told),
+            _pictures.draw_turned(context, found),
+            _pictures.draw_entropies(context, problem, told),
+            _pictures.draw_cubic(context, curve, points),
+        ],
+    )
+
+
+def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What the table says, by the names of `ROWS`."""
+    found, times = numbers["ways"], numbers["predict"]
+    temperature = f"temperature {said(numbers['temperatures'], '.3f+-')}, "
+    ordered = sorted(found, key=lambda way: found[way]["nll"].mean())
+    at = [ANGLES.index(angle) for angle in TOLD]
+
+    def of_way(way: str) -> dict[str, Any]:
+        kind, count = (SINGLE, 1) if way == TEMPERED else (way, MEMBERS[way])
+        told = temperature if way == TEMPERED else f"{count} members, " * (count > 1)
+        slow = f"{times[kind]['relative']:.1f}"
+        if way == MASKSEMBLES:
+            slow += f" ({times[LAYERED]['relative']:.1f} as layers)"
+        more = {"told": told, "params": numbers["params"][kind], "slow": slow}
+        return found[way] | more
+
+    return {
+        "found": {way: of_way(way) for way in found},
+        "what": problem.what,
+        "ordered": " < ".join(ordered),
+        "seeds": SEEDS,
+        "images": len(problem.x),
+        "turned": {
+            way: [list(each[name].mean(-1)[at]) for name in TURNED]
+            for way, each in found.items()
+        },
+        "splits": len(numbers["diabetes"][SINGLE]["rmse"]),
+        "regression": numbers["diabetes"],
+        "laws": list(numbers["laws"].values()),
+    }
+
+
+def _settings(context: Context, problem: Problem) -> dict[str, Any]:
+    return SETTINGS | {
+        "network": "-".join(map(str, (problem.x.shape[1], *problem.widths))),
+        "ones": [plan.ones for plan in _plans(problem)],
+        **problem.training._asdict(),
+        "train": len(problem.x),
+        "validation": len(problem.validation[0]),
+        "test": len(problem.test[0]),
+        "turned": len(problem.turned) // len(ANGLES),
+        "unknown": f"{len(problem.unknown)} images: {problem.what}",
+        "regression": {
+            "hidden": _regression.WIDTHS[0],
+            "diabetes": context.pick(NUMBERS)._asdict(),
+            "cubic": context.pick(CURVE)._asdict(),
+            "splits": context.pick(SPLITS),
+        },
+    }
+
+
+def _plans(problem: Problem) -> list[masksembles.Plan]:
+    how = {"members": MEMBERS[MASKSEMBLES], "scale": _members.SCALE}
+    return [masksembles.plan(width, **how) for width in problem.widths[:-1]]
+
+
+def _laws(
+    problem: Problem,
+    told: dict[str, Told],
+    found: dict[str, Any],
+    variables: dict[str, Any],
+) -> dict[str, bool]:
+    """What holds whatever the data."""
+    masks = jax.tree.leaves(variables[MASKSEMBLES]["masks"])
+    began = jax.tree.leaves(masks_of(problem, MASKSEMBLES))
+    exact = [
+        bool((mask.sum(-1) == plan.ones).all() and mask.any(1).all())
+        for mask, plan in zip(masks, _plans(problem), strict=True)
+    ]
+    jensen = (each["nll"] <= each["members_nll"] for each in found.values())
+
+    def informed(probs: jax.Array) -> bool:
+        lost = metrics.entropy(probs.mean(0)) - metrics.expected_entropy(probs)
+        return np.allclose(metrics.mutual_information(probs), lost, atol=1e-4)
+
+    return {
+        "ensemble_nll_at_most_mean_of_members": all(map(np.all, jensen)),
+        "mutual_information_is_what_entropy_loses": all(
+            informed(each.unknown) for each in told.values()
+        ),
+        "masks_exact": all(exact),
+        "masks_unchanged_by_training": all(map(np.array_equal, masks, began)),
+    }
+
+
+def _measured(problem: Problem, told: Told) -> dict[str, Any]:
+    """Numbers [S]; of turned images [A, S]."""
+    y = problem.test[1]
+    test, unknown = told.test.mean(0), told.unknown.mean(0)
+    odd = np.arange(test.shape[1] + unknown.shape[1]) >= test.shape[1]
+    both = jnp.concatenate([test, unknown], axis=1)
+    unsure = {"entropy": metrics.entropy(both)}
+    if len(told.test) > 1:
+        every = jnp.concatenate([told.test, told.unknown], axis=2)
+        unsure["mutual_information"] = metrics.mutual_information(every)
+    turned = jnp.split(told.turned.mean(0), len(ANGLES), axis=1)
+    labels = y[: turned[0].shape[1]]
+
+    def by_angle(metric: Callable[..., Any]) -> np.ndarray:
+        # One by one: of digits they are as many as the test, and nothing is compiled.
+        return np.stack([metric(probs, labels) for probs in turned])
+
+    wrong = test.argmax(-1) != y
+    gone = jnp.concatenate([wrong, jnp.ones(unknown.shape[:2], bool)], axis=1)
+    each = {
+        "accuracy": metrics.accuracy(test, y),
+        "nll": metrics.negative_log_likelihood(test, y),
+        "members_nll": np.mean(
+            [metrics.negative_log_likelihood(probs, y) for probs in told.test], axis=0
+        ),
+        "ece": metrics.expected_calibration_error(test, y),
+        "auroc": {name: metrics.auroc(each, odd) for name, each in unsure.items()},
+        "aurc_with_unknown": metrics.aurc(both.max(-1), gone),
+        "turned_accuracy": by_angle(metrics.accuracy),
+        "turned_nll": by_angle(metrics.negative_log_likelihood),
+        "turned_ece": by_angle(metrics.expected_calibration_error),
+    }
+    return {  # not by `jax.tree`, which would sort the names
+        name: {n: np.asarray(v) for n, v in value.items()}
+        if isinstance(value, dict)
+        else np.asarray(value)
+        for name, value in each.items()
+    }
+
+
+def _times(
+    context: Context, problem: Problem, variables: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """How long each way predicts a batch of 1,024, and if thin members say the same."""
+    x = problem.test[0]
+    x = jnp.resize(x, (1_024, x.shape[1]))
+    one = {way: jax.tree.map(lambda v: v[0], each) for way, each in variables.items()}
+    first, members = _members.thin(one[MASKSEMBLES])
+    key = jax.random.key(3)
+
+    def asked(way: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        ask = functools.partial(_members.ask, way, rate=RATE)
+        return lambda variables, x, key: ask(variables, x, key=key), (one[way], x, key)
+
+    fns = {way: asked(way) for way in (SINGLE, DROPOUT, ENSEMBLE)}
+    fns[LAYERED] = asked(MASKSEMBLES)
+    fns[MASKSEMBLES] = _members.ask_thin, (first, members, x)
+    contestants = [
+        _case.contestant(name, fn, *given) for name, (fn, given) in fns.items()
+    ]
+    agreed = []
+
+    def agree(results: Any) -> None:
+        close = np.allclose(results[LAYERED], results[MASKSEMBLES], 1e-4, 1e-4)
+        agreed.append(bool(close))
+
+    raced = _timing.race(contestants, agree, **context.pick(RACES))
+    base = raced[SINGLE].median_s
+    times = {
+        name: {"relative": timing.median_s / base, **timing._asdict()}
+        for name, timing in raced.items()
+    }
+    return times, agreed[0]
+
+
+def _sizes(variables: dict[str, Any]) -> dict[str, int]:
+    """Parameters of one seed, each way."""
+    count = lambda tree: sum(w[0].size for w in jax.tree.leaves(tree))  # noqa: E731
+    return {way: count(each["params"]) for way, each in variables.items()}
+
+
+def _diabetes(context: Context) -> dict[str, dict[str, np.ndarray]]:
+    """RMSE and log-likelihood [splits], each way."""
+    splits = range(context.pick(SPLITS))
+    problems = [_shift.diabetes(seed=seed).standardized() for seed in splits]
+    found = _regression.learn(problems, context.pick(NUMBERS))
+    return _regression.scores(found, problems)
+
+
+def _cubic(context: Context) -> tuple[dict[str, Any], _shift.Numbers]:
+    """Means and deviations over the grid, each way; and the points."""
+    raw = _shift.cubic(seed=0)
+    numbers = raw.standardized()
+    precision = (numbers.deviation / _shift.CUBIC_NOISE) ** 2
+    training = context.pick(CURVE)
+    found = _regression.learn([numbers], training, precision=precision)
+
+    def spread(normals: _regression.Normals) -> tuple[np.ndarray, np.ndarray]:
+        of_one = (jnp.asarray(leaf[0]) for leaf in normals)
+        mean, variance = map(np.asarray, deep_ensemble.mixture(*of_one))
+        return (
+            numbers.mean + numbers.deviation * mean,
+            numbers.deviation * variance**0.5,
+        )
+
+    return {way: spread(normals) for way, normals in found.items()}, raw
+
+
+DEMO = Demo(
+    "uncertainty",
+    "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)",
+    run,
+)

@@ -1,0 +1,185 @@
+"""From files to masks."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskjax._core import checks, trees
+from maskjax._core.packed import WORD, PackedMask
+from maskjax.bank import MaskBank
+from maskjax.storage import _disk
+from maskjax.storage._disk import StrPath
+from maskjax.storage._header import Header, StorageError, built, order
+
+# How often to start again because a file was replaced while it was read.
+_TRIES = 100
+
+
+class Info(NamedTuple):
+    """What a file or folder holds.
+
+    Attributes:
+        kind: "mask", "stack" or "bank".
+        shapes: For each leaf's path the shape of one mask, or `None` without a mask.
+        members: The number of masks: 1, K, or the number of tasks learned.
+        capacity: How many tasks the bank has room for when loaded. `None` for a mask or
+            a stack.
+        metadata: The metadata that were saved.
+    """
+
+    kind: str
+    shapes: dict[trees.Path, tuple[int, ...] | None]
+    members: int
+    capacity: int | None
+    metadata: dict[str, Any]
+
+
+def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any:
+    """The mask, stack or bank of a file, or the bank of a folder.
+
+    Args:
+        path: The file or folder.
+        like: A tree of the structure to return: parameters, a mask, or a bank. `None`:
+            dicts, lists and tuples come back as they were; any other container comes
+            back as a dict of its paths' parts.
+        capacity: How many tasks the bank has room for. `None`: the capacity of the bank
+            that was saved, or the number of tasks if that is larger.
+
+    Returns:
+        A packed mask, a packed stack, or a `MaskBank`.
+
+    Raises:
+        TypeError: If the capacity is no whole number.
+        ValueError: If there are more masks than the capacity.
+        StorageError: If the file can't be read, is damaged, has a newer format, was not
+            written by maskjax, does not fit `like`, or is no bank and a capacity is
+            given.
+
+    Example:
+        >>> import tempfile
+        >>> tasks = bank.from_stack({"w": jnp.ones((2, 3, 4), bool)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     storage.save(f"{folder}/bank.safetensors", tasks)
+        ...     tasks = storage.load(f"{folder}/bank.safetensors", capacity=100)
+        >>> tasks.learned, bank.capacity(tasks)
+        (Array(2, dtype=int32), 100)
+    """
+    for _ in range(_TRIES):
+        with contextlib.suppress(_disk.Replaced):
+            return _load(path, like, capacity, fn="maskjax.storage.load")
+    raise StorageError(f"{path} is replaced again and again while it is read.")
+
+
+def info(path: StrPath) -> Info:
+    """What a file or folder holds, without reading the bits.
+
+    Args:
+        path: The file or folder.
+
+    Returns:
+        The kind, shapes, number, capacity and metadata. They are checked against their
+        checksum; the bits are checked by `load`.
+
+    Raises:
+        StorageError: If the file can't be read, is damaged, has a newer format, or was
+            not written by maskjax.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/mask.safetensors"
+        ...     storage.save(path, {"w": jnp.ones((2, 3), bool), "b": None})
+        ...     storage.info(path).shapes
+        {'b': None, 'w': (2, 3)}
+    """
+    _, headers = _disk.read_headers(path)
+    header, total = headers[0], sum(one.members for one in headers)
+    return Info(
+        header.kind,
+        {leaf.path: leaf.shape for leaf in header.leaves},
+        total,
+        max(total, header.capacity or 0) if header.kind == "bank" else None,
+        {key: value for one in headers for key, value in one.metadata.items()},
+    )
+
+
+def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
+    files, headers = _disk.read_headers(path)
+    header, total = headers[0], sum(one.members for one in headers)
+    rows = _rows(path, header, total, capacity, fn)
+    rebuild = _rebuilder(path, header, like, fn)
+    shapes = header.shapes
+    bits = {
+        i: _disk.aligned(rows, PackedMask.words(shape)) for i, shape in shapes.items()
+    }
+    start = 0
+    for name, one in zip(files, headers, strict=True):
+        with _disk.opened(name) as file:
+            if _disk.read_header(name, file)[0] != one:
+                raise _disk.Replaced
+            for i, words in bits.items():
+                part = words[start : start + one.members]
+                _disk.read_words(name, file, one, i, part)
+        start += one.members
+    checks.raise_all(
+        (header.leaves[i].path for i in bits if _disk.strays(bits[i], shapes[i])),
+        f"`{fn}` needs masks without bits past their entries in {path}",
+        StorageError,
+    )
+    if header.kind == "mask":
+        bits = {i: words[0] for i, words in bits.items()}
+    masks = rebuild({i: PackedMask(jax.device_put(bits[i]), shapes[i]) for i in shapes})
+    if header.kind != "bank":
+        return masks
+    counts = {i: jax.device_put(_counts(bits[i], shapes[i])) for i in shapes}
+    numbers = (jnp.int32(total), jnp.int32(header.overflowed))
+    return MaskBank(masks, rebuild(counts), *numbers)
+
+
+def _rows(
+    path: StrPath, header: Header, total: int, capacity: int | None, fn: str
+) -> int:
+    """How many masks to make room for."""
+    if header.kind == "bank":
+        rows = max(total, header.capacity or 0) if capacity is None else capacity
+        checks.at_least(rows, max(total, 1), fn=fn, name="capacity")
+        return rows
+    if capacity is not None:
+        raise StorageError(
+            f"{path} holds a {header.kind}, which has no capacity. `bank.from_stack` "
+            "makes a bank of a stack."
+        )
+    return total
+
+
+def _rebuilder(
+    path: StrPath, header: Header, like: Any, fn: str
+) -> Callable[[dict[int, Any]], Any]:
+    """A function from leaves by their numbers to the tree; other leaves are `None`."""
+    if like is None:
+        return lambda leaves: built(header.tree, leaves.get)
+    like = like.masks if isinstance(like, MaskBank) else like
+    found, treedef = trees.mask_leaves(like)
+    numbers = order(
+        header.leaves,
+        [(name, None if leaf is None else np.shape(leaf)) for name, leaf in found],
+        lambda mine, its: mine is None or (its is not None and checks.fits(mine, its)),
+        f"`{fn}` needs `like` of the structure and shapes in {path}",
+        "like",
+    )
+    return lambda leaves: treedef.unflatten([leaves.get(i) for i in numbers])
+
+
+def _counts(words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """How many masks keep each entry. NumPy, so that loading compiles nothing."""
+    total = np.zeros((words.shape[1], WORD), np.int32)
+    for start in range(0, len(words), 64):  # sums of at most 64 fit into a byte
+        octets = words[start : start + 64].astype("<u4").view(np.uint8)
+        bits = np.unpackbits(octets, axis=1, bitorder="little")
+        total += bits.sum(0, dtype=np.uint8).reshape(total.shape)
+    return total.T.ravel()[: math.prod(shape)].reshape(shape)

@@ -1,0 +1,218 @@
+"""From masks to files."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+from maskjax import packing
+from maskjax._core import checks, trees
+from maskjax._core.trees import Mask
+from maskjax.bank import MaskBank
+from maskjax.storage import _disk
+from maskjax.storage._disk import StrPath
+from maskjax.storage._header import (
+    Header,
+    Leaf,
+    StorageError,
+    checksum,
+    jsonable,
+    layout,
+    order,
+)
+
+
+def save(
+    path: StrPath, mask: Mask | MaskBank, *, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a mask, a stack or a bank to one file.
+
+    If anything fails, a file that was there before is unchanged.
+
+    Args:
+        path: The file, `*.safetensors` by convention. One that exists is replaced.
+        mask: A mask, packed or boolean, a packed stack, or a bank. (A boolean stack is
+            saved as a mask with one more axis.) Unused slots of a bank take no space.
+        metadata: A dict from strings to JSON values, to be saved too.
+
+    Returns:
+        None. The file is on disk when the function returns.
+
+    Raises:
+        TypeError: If a leaf is no mask or is traced, or the metadata are not JSON.
+        ValueError: If bits do not fit their shapes.
+        StorageError: If the file can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = f"{folder}/mask.safetensors"
+        ...     storage.save(path, {"w": jnp.ones((2, 3), bool)}, metadata={"step": 7})
+        ...     storage.info(path).metadata
+        {'step': 7}
+    """
+    header, bits = _content(mask, metadata, fn="maskjax.storage.save")
+    target = pathlib.Path(os.path.realpath(_disk.checked(path)))
+    with _disk.complaining(path, "can't be written"):
+        taken = target.exists() and not target.is_file()
+    if taken:
+        raise StorageError(f"{path} is no file. A bank in a folder grows by `append`.")
+    _disk.write(target, header, bits, commit=os.replace)
+
+
+def append(
+    path: StrPath, mask: Mask | MaskBank, *, metadata: Mapping[str, Any] | None = None
+) -> int:
+    """Add masks to a bank in a folder, as one new file.
+
+    If anything fails, the folder is unchanged.
+
+    Args:
+        path: The folder. It is made if it does not exist.
+        mask: One mask, packed or boolean, or a packed stack. The first call may get a
+            bank, an empty one too; `load` then uses that bank's capacity.
+        metadata: A dict from strings to JSON values. Later calls override earlier ones.
+
+    Returns:
+        The number of masks in the folder.
+
+    Raises:
+        TypeError: If a leaf is no mask or is traced, or the metadata are not JSON.
+        ValueError: If bits do not fit their shapes, no leaf carries a mask, or `mask`
+            is a bank and the folder already holds one.
+        StorageError: If the mask does not fit those in the folder, the folder's last
+            file can't be read, or the new one can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for keep in (True, False):
+        ...         storage.append(folder, {"w": jnp.full((2, 3), keep)})
+        ...     storage.load(folder).learned
+        1
+        2
+        Array(2, dtype=int32)
+    """
+    fn = "maskjax.storage.append"
+    header, bits = _content(mask, metadata, fn=fn)
+    if not bits:
+        raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")
+    header = header._replace(kind="bank")
+    folder = pathlib.Path(os.path.realpath(_disk.checked(path)))
+    with _disk.complaining(path, "can't be written"):
+        made = not folder.exists()
+    try:
+        with _disk.complaining(path, "can't be written"):
+            if made:
+                folder.mkdir()
+                _disk.sync(folder.parent)
+        parts = _disk.parts(folder)
+        if parts:
+            if isinstance(mask, MaskBank):
+                raise ValueError(
+                    f"`{fn}` needs a mask or a stack, for {path} holds a bank already, "
+                    "got a bank."
+                )
+            header, bits = _after(parts[-1], header, bits, fn)
+        _disk.write(folder / _disk.part(len(parts)), header, bits, commit=_disk.link)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return header.first + header.members
+
+
+def _content(
+    mask: Mask | MaskBank, metadata: Mapping[str, Any] | None, fn: str
+) -> tuple[Header, dict[int, np.ndarray]]:
+    """A mask's header, and the words [members, W] of its leaves by their numbers."""
+    masks = mask.masks if isinstance(mask, MaskBank) else mask
+    checks.boolean(masks, fn=fn)
+    checks.raise_all(
+        (
+            f"{path}: {checks.kind_of(leaf)}"
+            for path, leaf in trees.named_leaves(mask)
+            if isinstance(leaf, Tracer)
+        ),
+        f"`{fn}` needs masks with values, and can't be in `jit`",
+        TypeError,
+    )
+    leaves, _ = trees.mask_leaves(packing.pack(masks))
+    packed = {i: leaf for i, (_, leaf) in enumerate(leaves) if leaf is not None}
+    found = jsonable(metadata, fn)
+    header = Header("mask", layout(masks, itertools.count()), [], 1, found)
+    header = _counted(header, mask, fn)
+    bits = {i: _disk.words_of(leaf)[: header.members] for i, leaf in packed.items()}
+    checks.raise_all(
+        (
+            leaves[i][0]
+            for i, leaf in packed.items()
+            if _disk.strays(bits[i], leaf.shape)
+        ),
+        f"`{fn}` needs packed masks without bits past their entries",
+    )
+    described = [
+        Leaf(path, tuple(map(int, leaf.shape)), checksum(bits[i]))
+        if leaf is not None
+        else Leaf(path)
+        for i, (path, leaf) in enumerate(leaves)
+    ]
+    return header._replace(leaves=described), bits
+
+
+def _counted(header: Header, mask: Mask | MaskBank, fn: str) -> Header:
+    """The header with the kind and number of masks, if all leaves agree on it."""
+    masks = mask.masks if isinstance(mask, MaskBank) else mask
+    packed = [
+        (path, leaf)
+        for path, leaf in trees.mask_leaves(masks)[0]
+        if isinstance(leaf, packing.PackedMask)
+    ]
+    if isinstance(mask, MaskBank) or any(leaf.bits.ndim > 1 for _, leaf in packed):
+        checks.packed_stack(masks, fn=fn)
+        header = header._replace(kind="stack", members=checks.members(masks, fn=fn))
+    checks.packed(masks, fn=fn, stacked=None)
+    checks.raise_all(
+        (f"{p}: {checks.kind_of(m.bits)}" for p, m in packed if m.bits.ndim > 2),
+        f"`{fn}` needs the bits of one mask or of one stack",
+    )
+    if isinstance(mask, MaskBank):
+        learned, overflowed = (int(count) for count in mask[2:])
+        checks.at_least(learned, 0, fn=fn, name="mask.learned")
+        checks.at_least(header.members, learned, fn=fn, name="mask.capacity")
+        header = header._replace(
+            kind="bank",
+            members=learned,
+            capacity=header.members,
+            overflowed=overflowed,
+        )
+    return header
+
+
+def _after(
+    last: pathlib.Path, header: Header, bits: dict[int, np.ndarray], fn: str
+) -> tuple[Header, dict[int, np.ndarray]]:
+    """Header and words of the file that follows the last one of a folder."""
+    with _disk.opened(last) as file:
+        before, digest = _disk.read_header(last, file)
+    numbers = order(
+        before.leaves,
+        [(leaf.path, leaf.shape) for leaf in header.leaves],
+        lambda old, new: old == new,
+        f"`{fn}` needs `mask` of the shapes in {last.parent}",
+        "mask",
+    )
+    leaves = dict(zip(numbers, header.leaves, strict=True))
+    header = header._replace(
+        tree=before.tree,
+        leaves=[leaves[i] for i in range(len(leaves))],
+        first=before.first + before.members,
+        previous=digest,
+    )
+    return header, {numbers[i]: words for i, words in bits.items()}

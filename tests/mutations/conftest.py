@@ -1,0 +1,3 @@
+"""Keeps pytest out of this folder: nothing here is a test."""
+
+collect_ignore_glob = ["*"]
