@@ -104,7 +104,7 @@ statistics: Predicate = _Where(
 
 
 def matching(regex: str) -> Predicate:
-    """Leaves by path: those in whose path a regular expression is found.
+    """Leaves by path: those that a regular expression matches.
 
     Args:
         regex: A regular expression, as for `re.search`: it may be found anywhere in

@@ -14,9 +14,9 @@ under any optimizer, with momentum and weight decay, as long as parameters are f
 >>> params = {"w": jnp.array([[4.0, 3.0], [2.0, 1.0]])}
 >>> schedule = optax.linear_schedule(1.0, 0.25, 4)  # the density after each step
 >>> optimizer = optax.chain(optax.adamw(0.1), optim.prune(schedule))
->>> state = optimizer.init(params)
+>>> state, update = optimizer.init(params), jax.jit(optimizer.update)
 >>> for _ in range(4):
-...     updates, state = optimizer.update(params, state, params)
+...     updates, state = update(params, state, params)
 ...     params = optax.apply_updates(params, updates)
 >>> optim.mask_of(state)
 {'w': Array([[ True, False],

@@ -1,11 +1,4 @@
-"""Masks that stay as they are: weights frozen, or kept at zero.
-
->>> mask = {"w": jnp.array([[True, False]])}
->>> optimizer = optim.keep_sparse(mask)
->>> params = {"w": jnp.array([[1.0, 1.0]])}
->>> optimizer.update(params, optimizer.init(params), params)[0]
-{'w': Array([[ 1., -1.]], dtype=float32)}
-"""
+"""Masks that stay as they are: weights frozen, or kept at zero."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,12 +1,4 @@
-"""What an optimizer needs when a mask grows: gradients, and moments that restart.
-
->>> params = {"w": jnp.ones((4, 4))}
->>> rigl = optim.rigl(0.25, rate=0.5, every=1, key=jax.random.key(0))
->>> optimizer = optim.with_gradients(optax.chain(optax.adam(0.1), rigl))
->>> updates, state = optimizer.update(params, optimizer.init(params), params)
->>> int(optim.mask_of(state)["w"].sum())
-4
-"""
+"""What an optimizer needs when a mask grows: gradients, and moments that restart."""
 
 from typing import Any
 
@@ -41,7 +33,7 @@ def with_gradients(
         >>> rigl = optim.rigl(0.25, rate=0.5, every=1, key=jax.random.key(0))
         >>> optimizer = optim.with_gradients(optax.chain(optax.adam(0.1), rigl))
         >>> state = optimizer.init(params)
-        >>> updates, state = optimizer.update(params, state, params)
+        >>> updates, state = jax.jit(optimizer.update)(params, state, params)
         >>> int(optim.mask_of(state)["w"].sum())
         4
     """

@@ -1,10 +1,4 @@
-"""Gradual pruning: a mask that shrinks while weights train.
-
->>> optimizer = optim.prune(0.5)
->>> state = optimizer.init({"w": jnp.array([[1.0, 2.0]])})
->>> optim.mask_of(state)
-{'w': Array([[ True,  True]], dtype=bool)}
-"""
+"""Gradual pruning: a mask that shrinks while weights train."""
 
 from collections.abc import Callable
 from typing import Any
@@ -81,9 +75,9 @@ def prune(
     Example:
         >>> optimizer = optax.chain(optax.sgd(0.1), optim.prune(0.5, every=2))
         >>> params = {"w": jnp.array([[1.0, 2.0]])}
-        >>> state = optimizer.init(params)
+        >>> state, update = optimizer.init(params), jax.jit(optimizer.update)
         >>> for _ in range(2):
-        ...     updates, state = optimizer.update(params, state, params)
+        ...     updates, state = update(params, state, params)
         ...     params = optax.apply_updates(params, updates)
         >>> params["w"]
         Array([[0.  , 1.62]], dtype=float32)

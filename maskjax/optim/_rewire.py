@@ -1,11 +1,6 @@
 """Sparse training at constant density: weights are dropped, and others grow.
 
 `rigl` and `set_` are one engine with two answers to where weights grow.
-
->>> optimizer = optim.set_(0.5, rate=0.3, every=100, key=jax.random.key(0))
->>> state = optimizer.init({"w": jnp.ones((2, 4))})
->>> int(optim.mask_of(state)["w"].sum())
-4
 """
 
 from collections.abc import Callable
@@ -107,7 +102,7 @@ def rigl(
         >>> optim.mask_of(state)["w"]
         Array([[False,  True, False,  True]], dtype=bool)
         >>> gradients = {"w": jnp.array([[9.0, 1.0, 1.0, 1.0]])}
-        >>> updates, state = optimizer.update(gradients, state, params)
+        >>> updates, state = jax.jit(optimizer.update)(gradients, state, params)
         >>> optim.mask_of(state)["w"], optax.apply_updates(params, updates)["w"]
         (Array([[ True, False, False,  True]], dtype=bool),
          Array([[0., 0., 0., 4.]], dtype=float32))
@@ -173,7 +168,7 @@ def set_(
 
     Raises:
         TypeError: As in `rigl`.
-        ValueError: As in `rigl`; gradients are not needed.
+        ValueError: As in `rigl`, except that `update` needs no `gradients`.
 
     Example:
         >>> rewire = optim.set_(0.5, rate=0.5, every=10, key=jax.random.key(0))
@@ -299,5 +294,5 @@ def _check_growth(
 
     checks.raise_all(
         map(complaint, leaves.names(), leaves.sizes, found),
-        f"`{fn}` without `regrow` needs as many free entries as are to grow",
+        f"`{fn}` without `regrow` needs more free entries",
     )

@@ -1,10 +1,4 @@
-"""Masks in the states of optimizers, and how to find them.
-
->>> mask = {"w": jnp.array([[True, False]])}
->>> optimizer = optax.chain(optax.adam(1e-3), optim.keep_sparse(mask))
->>> optim.mask_of(optimizer.init({"w": jnp.ones((1, 2))}))
-{'w': Array([[ True, False]], dtype=bool)}
-"""
+"""Masks in the states of optimizers, and how to find them."""
 
 from typing import Any, NamedTuple
 

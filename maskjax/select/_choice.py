@@ -47,7 +47,7 @@ def choose(
         name: What that function calls `share`.
         mask_name: What that function calls its mask.
         within: A mask outside which nothing is kept.
-        holding: A mask whose entries are kept whatever their scores.
+        holding: A mask that the result contains; its scores do not matter.
         of_all: True if shares are fractions of all decisions, False if of those within.
         guess: The cutoffs of an earlier call.
     """

@@ -63,7 +63,7 @@ def operand(rule: Keep | Leave, n: int | None) -> Quota:
     """The rule with arrays for numbers, so that a new number never compiles anything.
 
     Args:
-        rule: A rule whose share is what the user gave.
+        rule: A rule with the share that the user gave.
         n: The number of entries, or None if it depends on data.
     """
     share = rule.share

@@ -1,10 +1,4 @@
-"""Masks drawn at random: each entry on its own, or with an exact count.
-
->>> params = {"w": jnp.ones((4, 5))}
->>> mask = select.random(params, density=0.25, key=jax.random.key(0))
->>> int(mask["w"].sum())
-5
-"""
+"""Masks drawn at random: each entry on its own, or with an exact count."""
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +94,7 @@ def random(
 
 
 def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
-    """Keep random entries, as many as another mask keeps.
+    """Keep random entries, the same number that another mask keeps.
 
     Args:
         mask: A mask, packed or not. Entries along an axis of 1 share their decision in

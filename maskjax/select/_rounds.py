@@ -1,9 +1,4 @@
-"""Masks changed by scores: cut down, filled up, and pruned in rounds.
-
->>> mask = {"w": jnp.array([True, True, True, False])}
->>> select.drop({"w": jnp.array([3.0, 1.0, 2.0, 9.0])}, mask, rate=1 / 3)
-{'w': Array([ True, False,  True, False], dtype=bool)}
-"""
+"""Masks changed by scores: cut down, filled up, and pruned in rounds."""
 
 from collections.abc import Callable
 

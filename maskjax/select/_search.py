@@ -39,7 +39,7 @@ def top_k(
     joint: bool,
     guess: Sequence[Array] | None = None,
 ) -> tuple[list[Array], list[Array]]:
-    """Mark the largest entries, exactly as many as asked; the first of equals win.
+    """Mark the largest entries, an exact number; among equal entries, the first win.
 
     Args:
         leaves: Floating arrays of any shapes.
@@ -73,12 +73,12 @@ def top_k(
 
 
 class _Cut(NamedTuple):
-    """Where searches cut: entries that reach `sure`, and the first that equal `last`.
+    """What each search keeps: keys from `sure` on, and the first that equal `last`.
 
     Attributes:
-        sure: Keys from which on everything is chosen.
-        last: Keys of which only some are.
-        missing: How many of those that equal `last` are chosen.
+        sure: Every key at or above it is chosen.
+        last: Keys equal to it are chosen up to a number.
+        missing: That number.
     """
 
     sure: Array
@@ -161,7 +161,7 @@ class _Data:
         return self.counts(lambda i: [order(i) > self.of(b, i) for b in below])
 
     def positions(self, found: Interval) -> Interval:
-        """The positions of all entries, of which those inside an interval count."""
+        """The interval of all positions, with counts of the entries that tie."""
         equals = found.at_low - found.at_high
         first = _zeros(equals, found.low.dtype) + 1
         last = first * jnp.array(self.sizes, found.low.dtype)

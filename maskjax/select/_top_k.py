@@ -1,9 +1,4 @@
-"""The highest scores, and those above a threshold.
-
->>> scores = {"w": jnp.array([3.0, 1.0, 2.0])}
->>> select.top_k(scores, density=1 / 3)
-{'w': Array([ True, False, False], dtype=bool)}
-"""
+"""The highest scores, and those above a threshold."""
 
 import itertools
 from typing import Any, Literal, overload

@@ -81,11 +81,12 @@ def step(loss, optimizer, learned, opt_state, start, tasks, *, rates, steps):
         hard = {k: (s >= thresholds[k]).astype(s.dtype) for k, s in scores.items()}
         masks = {k: hard[k] + (s - lax.stop_gradient(s)) for k, s in scores.items()}
         params = {**fixed, **trained}
-        w = params | {k: m * params[k] for k, m in masks.items()}
+        # Before w, since the order of uses is that in which derivatives are summed.
         paces = {
-            k: r if r is None else jnp.full_like(w[k], r) for k, r in rates.items()
+            k: r if r is None else jnp.full_like(params[k], r) for k, r in rates.items()
         }
         paces |= {k: m * (m * paces[k]) for k, m in masks.items() if rates[k]}
+        w = params | {k: m * params[k] for k, m in masks.items()}
         for _ in range(steps):
             slope = jax.grad(loss)(w, *support)
             w = {
