@@ -151,7 +151,7 @@ TAKERS = {
         PARAMS, densities={}, density=0.5, where=w
     ),
     "initializer.redraw": lambda w: initializer.redraw(
-        PARAMS, initializer.signed_constant(), where=w, key=KEY
+        initializer.signed_constant(), PARAMS, where=w, key=KEY
     ),
     "optim.prune": lambda w: optim.prune(0.5, where=w),
     "optim.rigl": lambda w: optim.rigl(0.5, where=w, **REWIRING),

@@ -17,8 +17,8 @@ def frozen(updates: Any, mask: Mask, *, fn: str) -> Any:
 
 
 @jax.jit
-def _freeze(u: Array, m: Array) -> Array:
-    return jnp.where(m, u, jnp.array(-0.0, u.dtype))
+def _freeze(update: Array, mask: Array) -> Array:
+    return jnp.where(mask, update, jnp.array(-0.0, update.dtype))
 
 
 def zeroing(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
@@ -29,10 +29,10 @@ def zeroing(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
 
 
 @jax.jit
-def _zero(u: Array, m: Array, p: Array) -> Array:
+def _zero(update: Array, mask: Array, param: Array) -> Array:
     # Updates narrower than a parameter could not cancel it.
-    u = u.astype(jnp.promote_types(u.dtype, p.dtype))
-    return jnp.where(m, u, -p.astype(u.dtype))
+    update = update.astype(jnp.promote_types(update.dtype, param.dtype))
+    return jnp.where(mask, update, -param.astype(update.dtype))
 
 
 def _masked(
