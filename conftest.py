@@ -27,19 +27,24 @@ def pytest_configure(config):
                 jax.config.update(name, value)
 
 
+_MODULES = 16  # whose programs are kept: JAX keeps no new one while 8,192 are alive
+_kept = {"fast": None, "modules": 0}
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compiling(request):
-    """Compiles fast, and forgets it when a module ends.
+    """Compiles fast, and keeps programs for the modules that follow.
 
     What runs once is not worth optimizing, except where a module is marked `optimized`:
-    there laws are checked on the code that users run. Nothing is carried over because
-    JAX keeps no new function while 8,192 are alive.
+    there laws are checked on the code that users run, so nothing else is carried over.
     """
     fast = jax.default_backend() == "cpu"
     fast &= request.node.get_closest_marker("optimized") is None
-    jax.config.update("jax_disable_most_optimizations", fast)
-    yield
-    jax.clear_caches()
+    _kept["modules"] += 1
+    if fast != _kept["fast"] or _kept["modules"] > _MODULES:
+        jax.config.update("jax_disable_most_optimizations", fast)
+        jax.clear_caches()
+        _kept.update(fast=fast, modules=1)
 
 
 @pytest.fixture(autouse=True)
