@@ -283,14 +283,7 @@ def predict_each(
     checks.at_least(group, 1, fn=fn, name="group")
     last = checks.members(stack, fn=fn) - 1
     size = _samples(members, inputs, fn)
-    members = jnp.clip(jnp.asarray(members), 0, last).astype(jnp.int32)
-    order = jnp.argsort(members, stable=True).astype(jnp.int32)
-    whose, at = members[order], jnp.arange(size, dtype=jnp.int32)
-    first = jnp.concatenate([jnp.array([True]), whose[1:] != whose[:-1]])
-    place = at - lax.cummax(jnp.where(first, at, 0))  # within its member's samples
-    number = jnp.cumsum(place % group == 0, dtype=jnp.int32) - 1  # of its group
-    # One row for each possible group; the value `size` marks padding.
-    rows = jnp.full((size, group), size, jnp.int32).at[number, place % group].set(order)
+    members, rows, groups = _grouped(jnp.asarray(members), last, group)
 
     def of_group(row: Array) -> Any:
         mask = take(stack, members[row[0]])
@@ -304,7 +297,7 @@ def predict_each(
             of_group(rows[i]),
         )
 
-    outputs = jax.eval_shape(of_group, rows[0])
+    outputs = jax.eval_shape(lambda rows: of_group(rows[0]), rows)
     checks.raise_all(
         (
             f"{path or 'output'}: shape {leaf.shape}"
@@ -316,7 +309,22 @@ def predict_each(
     blank = jax.tree.map(
         lambda out: jnp.zeros((size, *out.shape[1:]), out.dtype), outputs
     )
-    return lax.fori_loop(0, number[-1] + 1, run, blank)
+    return lax.fori_loop(0, groups, run, blank)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _grouped(members: Array, last: int, group: int) -> tuple[Array, Array, Array]:
+    """Clipped members; samples in rows of one member each; how many rows are used."""
+    size = members.shape[0]
+    members = jnp.clip(members, 0, last).astype(jnp.int32)
+    order = jnp.argsort(members, stable=True).astype(jnp.int32)
+    whose, at = members[order], jnp.arange(size, dtype=jnp.int32)
+    first = jnp.concatenate([jnp.array([True]), whose[1:] != whose[:-1]])
+    place = at - lax.cummax(jnp.where(first, at, 0))  # among its member's samples
+    number = jnp.cumsum(place % group == 0, dtype=jnp.int32) - 1  # of its row
+    # One row for each possible group; the value `size` marks padding.
+    rows = jnp.full((size, group), size, jnp.int32).at[number, place % group].set(order)
+    return members, rows, number[-1] + 1
 
 
 def mix(stack: Mask, coefficients: Array) -> SoftMask:
