@@ -61,9 +61,8 @@ def run(axis, scope, kind, guessed):
     guess = {n: jnp.float32(0.1) for n in names} if guessed else None
 
     def choose(scores, density):
-        return select.top_k(
-            scores, density=density, scope=scope, structure=STRUCTURES[kind], guess=guess
-        )
+        how = {"scope": scope, "structure": STRUCTURES[kind], "guess": guess}
+        return select.top_k(scores, density=density, **how)
 
     density = jnp.float32(0.3)
     spread = jax.device_put(scores, shardings)

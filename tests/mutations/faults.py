@@ -147,14 +147,6 @@ FAULTS = (
         '"sum": lax.pmax',
         ("test_sharding.py",),
     ),
-    Fault(
-        "shards-swap-their-ends",
-        "select.top_k: on several devices the search does not reach the lowest score.",
-        "select",
-        '"min": lax.pmin, "max": lax.pmax',
-        '"min": lax.pmax, "max": lax.pmin',
-        ("test_sharding.py",),
-    ),
     # Structures, allocation, predicates
     Fault(
         "block-score-is-a-sum",
