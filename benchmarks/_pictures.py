@@ -176,7 +176,7 @@ def heat(
 ) -> None:
     """One image [H, W] in colors, and their scale with a label.
 
-    `how` is for `imshow`, and `more` for `axes.set`; without `xlabel` there are no ticks.
+    `how` is for `imshow`, `more` for `axes.set`. Without `xlabel` there are no ticks.
     """
     axes = drawn.subplots()
     shown = axes.imshow(image, interpolation="nearest", **(how or {}))
