@@ -15,17 +15,11 @@ CUBIC_NOISE = 3.0
 
 
 class Partly(NamedTuple):
-    """Images of some classes to learn, and of others that are unlike them all.
+    """Images of some classes to learn, and of others that are unlike them all."""
 
-    Attributes:
-        known: Labels are from 0 on, in the order of the classes that are left.
-        unknown: [N, H, W]: all images of the others, of both parts.
-        classes: Those that are left.
-    """
-
-    known: Data
-    unknown: np.ndarray
-    classes: tuple[int, ...]
+    known: Data  # labels are from 0 on, in the order of the classes that are left
+    unknown: np.ndarray  # [N, H, W]: all images of the others, of both parts
+    classes: tuple[int, ...]  # those that are left
 
 
 class Numbers(NamedTuple):
@@ -66,8 +60,7 @@ def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
 def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:
     """Images without some classes, and those of these.
 
-    Raises:
-        ValueError: If none would be left, or none was taken.
+    A `ValueError` is raised if none would be left, or none was taken.
     """
     there = np.unique(data.y_train)
     kept = [int(label) for label in there if label not in classes]

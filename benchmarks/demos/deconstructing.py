@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 import maskjax
 from benchmarks import _pictures, _train
@@ -81,7 +82,7 @@ def run(context: Context) -> Outcome:
     lengths = context.pick(STEPS)
     epochs, epochs_again = (_train.epochs_of(n, data.x_train) for n in lengths)
     draws, chance, order, order_again = jax.random.split(jax.random.key(0), 4)
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
+    accuracy = _train.accuracy_of(MODEL.logits, data.x_test, data.y_test)
     optimizer = optax.adam(LEARNING_RATE)
     # What a mask removes is held where it starts; both belong to the member.
     begin = jax.jit(
@@ -91,7 +92,7 @@ def run(context: Context) -> Outcome:
     epoch = _train.epoch_of(step, data.x_train, data.y_train)
 
     initial = _train.draw(
-        lambda key: MODEL.init(key, data.x_train[:1])["params"],
+        lambda key: MODEL.fresh(key, data.x_train),
         jax.random.split(draws, context.seeds),
     )
     alive = jax.vmap(masking.everything)(initial)
@@ -135,13 +136,9 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": params}, x)
-
-
-def _loss(params: Any, held: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+def _loss(params: Any, held: Any, x: Array, y: Array) -> Array:
     mask, start = held
-    return _train.cross_entropy(_logits(maskjax.apply(params, mask, start), x), y)
+    return _train.cross_entropy(MODEL.logits(maskjax.apply(params, mask, start), x), y)
 
 
 @jax.jit
@@ -161,11 +158,11 @@ def _constants(initial: Any, mask: Any) -> Any:
     return deconstructing.restart(initial, initial, mask, kept="constant", key=key)
 
 
-def _scores(initial: Any, final: Any, alive: Any, key: jax.Array) -> dict[str, Any]:
+def _scores(initial: Any, final: Any, alive: Any, key: Array) -> dict[str, Any]:
     return deconstructing.scores(initial, final, alive, key=key)
 
 
-def _starts(initial: Any, final: Any, mask: Any, key: jax.Array) -> dict[str, Any]:
+def _starts(initial: Any, final: Any, mask: Any, key: Array) -> dict[str, Any]:
     return {
         name: deconstructing.restart(initial, final, mask, key=key, **how)
         for name, how in STARTS.items()
@@ -195,11 +192,11 @@ def _supermasks(
     initial: Any,
     final: Any,
     alive: Any,
-    keys: jax.Array,
+    keys: Array,
 ) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
     """Masks by round and criterion, and how untrained networks do under them."""
     table = _train.draw(_scores, initial, final, alive, keys)
-    on_train = _train.accuracy_of(_logits, data.x_train, data.y_train)
+    on_train = _train.accuracy_of(MODEL.logits, data.x_train, data.y_train)
     stack = stacking.stack(list(table.values()))
     masks, densities, seen = {}, [], []
     weights = {name: [] for name in table}
@@ -252,56 +249,57 @@ def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
 
 def _draw_supermasks(context: Context, numbers: dict[str, Any]) -> str:
     title = f"Masks on weights that were never trained, {context.data.name}"
-    figure, axes = _pictures.figure(title)
-    figure.set_size_inches(9.5, 5.5)
-    dense, densities = numbers["dense"].mean(), numbers["densities"]
-    axes.axhline(dense, color="black", linestyle=":", label="trained, no mask")
-    for name, values in numbers["constants"].items():
-        _pictures.band(axes, densities, values, f"{name}, signed constants")
+    figure, (axes,) = _pictures.page(title, size=(9.5, 5.5))
+    constants = {f"{n}, signed constants": x for n, x in numbers["constants"].items()}
+    _pictures.curves(
+        axes,
+        numbers["densities"],
+        constants,
+        levels={"trained, no mask": numbers["dense"]},
+        density=(0.01, 0.03, 0.1, 0.3, 1),
+        seeds=context.seeds,
+        legend=None,
+    )
     means = {name: values.mean(1) for name, values in numbers["untrained"].items()}
     best_first = sorted(means.items(), key=lambda item: -item[1].max())
     for place, (name, values) in enumerate(best_first):
         line, color = "-" if place < 7 else "--", f"C{2 + place % 7}"
-        axes.plot(densities, values, line, color=color, label=name)
-    _pictures.density_axis(axes, (0.01, 0.03, 0.1, 0.3, 1))
-    _pictures.accuracy_axis(axes, context.seeds)
+        axes.plot(numbers["densities"], values, line, color=color, label=name)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-    return _pictures.save(figure, context.out / "deconstructing_supermasks.png")
+    return _pictures.save(figure, context, "deconstructing_supermasks")
 
 
 def _draw_criteria(context: Context, numbers: dict[str, Any]) -> str:
-    title = f"Rewound and trained again, by criterion, {context.data.name}"
-    figure, axes = _pictures.figure(title)
     again, rounds = numbers["trained_again"], context.pick(ROUNDS_AGAIN)
     densities = [numbers["densities"][context.pick(ROUNDS).index(r)] for r in rounds]
-    everything = again["everything"].mean()
-    axes.axhline(everything, color="black", linestyle=":", label="all weights")
-    for name in AGAIN:
-        values = np.stack([again[f"{name}, round {r}"] for r in rounds])
-        _pictures.band(axes, densities, values, name)
-    _pictures.density_axis(axes, [round(d, 3) for d in densities])
-    _pictures.accuracy_axis(axes, context.seeds)
-    axes.legend(loc="lower right")
-    return _pictures.save(figure, context.out / "deconstructing_criteria.png")
+    return _pictures.plot(
+        context,
+        "deconstructing_criteria",
+        f"Rewound and trained again, by criterion, {context.data.name}",
+        densities,
+        {name: [again[f"{name}, round {r}"] for r in rounds] for name in AGAIN},
+        levels={"all weights": again["everything"]},
+        density=[round(d, 3) for d in densities],
+        seeds=context.seeds,
+        legend="lower right",
+    )
 
 
 def _draw_starts(context: Context, numbers: dict[str, Any]) -> str:
     kept = numbers["densities"][context.pick(ROUNDS).index(ROUND)]
-    figure, axes = _pictures.figure(
-        f"One mask ({kept:.1%}), trained again from other starts, {context.data.name}"
-    )
-    figure.set_size_inches(8.5, 5)
+    title = f"One mask ({kept:.1%}), trained again from other starts, "
+    figure, (axes,) = _pictures.page(title + context.data.name, size=(8.5, 5))
     again = numbers["trained_again"]
     ticket = again[f"large_final, round {ROUND}"]
-    values = {name: again.get(name, ticket) for name in STARTS}
-    for place, found in enumerate(values.values()):
+    for place, name in enumerate(STARTS):
+        found = again.get(name, ticket)
         color = f"C{min(place // len(KEPT), 2)}"  # by sign, and what is removed
         axes.plot([place] * 2, [found.min(), found.max()], color=color, alpha=0.4)
         axes.plot(place, found.mean(), "o", color=color)
     axes.axhline(ticket.mean(), color="black", linestyle=":")
-    axes.set_xticks(range(len(values)), values, rotation=35, ha="right")
+    axes.set_xticks(range(len(STARTS)), STARTS, rotation=35, ha="right")
     _pictures.accuracy_axis(axes, context.seeds)
-    return _pictures.save(figure, context.out / "deconstructing_starts.png")
+    return _pictures.save(figure, context, "deconstructing_starts")
 
 
 DEMO = Demo("deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run)
