@@ -58,22 +58,6 @@ SETTINGS = {
     "masks": "cut at once from one training",
     "inputs": "0 to 1",
 }
-ROWS = {
-    "weights that end large, or that grew, make tickets; small_final does not": "{kept:"
-    ".1%} kept, rewound, trained: {by_name:.1%}; all weights, trained as long: "
-    "{everything:.1%}",
-    f"a mask alone, no training: 86% on MNIST ({SIGNED}, signed constants)": "{signed:"
-    ".1%} at density {density:.0%}, the best on training images; with the initial "
-    "values {initial:.1%}; constants under all of one sign {single_constants:.1%}",
-    "signs matter, initial values do not: with their signs kept, other values train as "
-    "well as rewound ones": "{kept:.1%} kept, signs kept: {original:.1%}; signs at "
-    "random: {random:.1%}",
-    "0 is a good value for weights that shrank: freezing all at their initial value is "
-    "worse than 0, freezing only those that grew is better": "{kept:.1%} kept: 0 "
-    "{ticket:.1%}, frozen {freeze_init:.1%}, frozen unless shrunk {mask[0]:.1%} (as "
-    "many at random {mask[1]:.1%}, reverse {mask[2]:.1%}), kept ones that shrank start "
-    "at 0 too {all[0]:.1%} ({all[1]:.1%}, {all[2]:.1%})",
-}
 
 
 def run(context: Context) -> Outcome:
@@ -119,19 +103,14 @@ def run(context: Context) -> Outcome:
         again[name] = np.asarray(accuracy(_effective(states)))
 
     numbers |= {"dense": np.asarray(accuracy(trained[1])), "trained_again": again}
+    settings = {"epochs": epochs, "epochs_again": epochs_again}
     return Outcome(
-        rows=rows(ROWS, **_compared(context, numbers)),
-        settings=SETTINGS
-        | {
-            "epochs": epochs,
-            "epochs_again": epochs_again,
-            "rounds_again": context.pick(ROUNDS_AGAIN),
-        },
-        numbers=numbers,
-        pictures=[
-            _draw_supermasks(context, numbers),
-            _draw_criteria(context, numbers),
-            _draw_starts(context, numbers),
+        rows("deconstructing", **_compared(context, numbers)),
+        SETTINGS | settings | {"rounds_again": context.pick(ROUNDS_AGAIN)},
+        numbers,
+        [
+            draw(context, numbers)
+            for draw in (_draw_supermasks, _draw_criteria, _draw_starts)
         ],
     )
 

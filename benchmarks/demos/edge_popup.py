@@ -44,16 +44,6 @@ SETTINGS = {
     "seeds_of_other_densities": FEW,
     "inputs": "standardized",
 }
-ROWS = {
-    "a random network contains subnetworks that perform as a trained one (no MNIST "
-    "number is published)": f"{DENSITY:.0%} of random weights: {{first_masks:.1%}} "
-    "with the first mask, {learned_masks:.1%} with the learned one ({low:.1%} to "
-    "{high:.1%}); the same network, its weights trained: {trained_weights:.1%}",
-    "baselines: masks that are ranked, drawn or allotted otherwise": "at random "
-    "{first_masks:.1%}, {others}",
-    "weights are never trained, the size of the mask is fixed": "weights "
-    "{weights_unchanged:bit-identical|CHANGED}, counts {counts_exact:exact|NOT exact}",
-}
 
 
 class Rest(NamedTuple):
@@ -109,7 +99,7 @@ def run(context: Context) -> Outcome:
     few = [values[:FEW] for values in by_density.values()]
     how = {"levels": {"trained weights": trained}}
     return Outcome(
-        rows(ROWS, **numbers, **ends, others=others),
+        rows("edge_popup", **numbers, **ends, others=others, density=DENSITY),
         SETTINGS | {"epochs": context.pick(EPOCHS)},
         numbers,
         [

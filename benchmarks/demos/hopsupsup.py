@@ -46,18 +46,6 @@ SETTINGS = {
     "search_batch_size": SEARCH_BATCH,
     "rule": "storkey",
 }
-ROWS = {
-    "HopSupSup: on SplitMNIST the new mask converges to the stored mask of the right "
-    "task in fewer than 30 steps (2048-2048)": "width {width}: to the bit in {exact} "
-    "of {searches} searches, after {first} steps; right task nearest in {right}; "
-    "accuracy {widest[recovered_masks]:.1%}, with the masks that were stored "
-    "{widest[stored_masks]:.1%}",
-    "(narrower networks: nothing is published)": "searches that end nearest to the "
-    "right mask: {nearest:.0%}; accuracy: {by_width:.1%}",
-    "a reservoir of constant size for all masks": "width {width}: "
-    "{widest[psi_bytes]:,} bytes, for any number of tasks; the {tasks} masks as bits "
-    "{widest[mask_bytes]:,}",
-}
 
 
 class Network(nn.Module):
@@ -133,7 +121,7 @@ def run(context: Context) -> Outcome:
     agreement, named = found[widths[-1]].agreement, "width {}".format
     return Outcome(
         rows(
-            ROWS,
+            "hopsupsup",
             exact=int((widest["agreement"] == 1).sum()),
             searches=widest["agreement"].size,
             first=_first_exact(agreement),

@@ -47,29 +47,6 @@ SETTINGS = {
     "scope": "leaf",
     "inputs": "0 to 1",
 }
-ROWS = {
-    "the loss on held-back images is least 38% earlier than in the dense network, at "
-    "21.1% of the weights": "at {density[7]:.1%}: iteration {stop:.0f}, dense "
-    "{dense[iteration]:.0f}: {ahead:.0%} {is_ahead:earlier|LATER}",
-    "2.51 times as early as the same masks on fresh parameters, and 0.5 points more "
-    "accurate, at 21%": "at {density[7]:.1%}: {times:.2f} times as early, "
-    "{points:+.2f} points (early {tickets[early][7]:.2%} and {reinit[early][1]:.2%}, "
-    "dense {dense[early]:.2%}; in the end {tickets[end][7]:.2%} and "
-    "{reinit[end][1]:.2%}, dense {dense[end]:.2%})",
-    "one-shot masks do better than dense down to 5.2%": "points from dense at early "
-    "stop, by density: {one_shot_gain:+.2f}",
-    "removed weights stay removed, and each round takes a fifth (a tenth of the output "
-    "layer)": "all {numbers[removed_are_zero]:exactly|NOT} 0 after training; counts "
-    "{numbers[counts_exact]:exact|NOT exact}",
-}
-LATE_ROWS = {
-    "0.3 points above dense at 13.5%, at early stop; up to 0.35 in the end": "at "
-    "{density[9]:.1%}: {gain[early][9]:+.2f} at early stop, {gain[end][9]:+.2f} in the "
-    "end; in the end at best {best:+.2f}, at {best_density:.1%}",
-    "as accurate as dense at 3.6%, where fresh parameters are far below": "at "
-    "{density[15]:.1%}, points from dense at early stop: {late[early]:+.2f}; in the "
-    "end: {late[end]:+.2f}",
-}
 
 
 class Images(NamedTuple):
@@ -137,9 +114,9 @@ def run(context: Context) -> Outcome:
         "rounds": controlled[-1],
         "trials": trials,
     }
-    templates = ROWS | (LATE_ROWS if 15 in controlled else {})
+    shown, late = _compared(numbers), ["lottery_ticket_late"] * (15 in controlled)
     return Outcome(
-        rows(templates, **_compared(numbers)),
+        [row for name in ("lottery_ticket", *late) for row in rows(name, **shown)],
         settings,
         numbers,
         [

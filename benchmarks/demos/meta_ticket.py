@@ -67,16 +67,6 @@ SETTINGS = {
         "first_density": 1.0,
     },
 }
-ROWS = {
-    "a new sine wave is learned from 5 points in 5 steps (MAML, after 70,000 "
-    "iterations)": f"mean squared error of {WAVES} waves before and after, one "
-    "training of {budget.waves:,} iterations: {errors:.2f+-95}",
-    "new classes are learned from few images": f"{WAYS} ways, {{episodes}} episodes of "
-    "{data}, one training of {budget.images:,} iterations, by 1 and 3 inner steps: "
-    "{hits:.1%+-95}",
-    "random weights are never meta-trained, only which of them to keep": "weights "
-    "{same:bit-identical|CHANGED}; kept, of all at first: {kept:.1%}",
-}
 
 
 class Budget(NamedTuple):
@@ -148,7 +138,9 @@ def run(context: Context) -> Outcome:
         }
     return Outcome(
         rows(
-            ROWS,
+            "meta_ticket",
+            waves=WAVES,
+            ways=WAYS,
             budget=budget,
             data=classes.name,
             episodes=more["episodes"],

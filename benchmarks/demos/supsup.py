@@ -46,23 +46,6 @@ SETTINGS = {
     "images_with_every_mask": TRIED,
     "stream": {"tasks": STREAM, "every": STREAM_EVERY, "epsilon": 1 / 8},
 }
-ROWS = {
-    "GG: thousands of tasks in one network of random weights (notebook of the authors, "
-    "5 permutations of MNIST: 92.4% after an epoch)": "{how[tasks]} tasks: {given:.1%} "
-    "({worst:.1%} to {best:.1%}) after {how[steps]} steps each, whose task is given",
-    "the task is found from one image (notebook: 250 of 250)": "{right:.1%} (every "
-    f"mask on {TRIED} images, else {{how[images_inferred]}})",
-    "GNs: a task not given costs nothing (notebook: 92.4%); GNu, where a wrong task is "
-    "a wrong answer: 94.9% for 250 tasks of MNIST": "on {how[images_inferred]} single "
-    "images: task given {images_given:.1%}, GNs {gns:.1%}, GNu {gnu:.1%}",
-    "nothing is forgotten": "outputs of every task {unchanged:bit-identical|CHANGED} "
-    "after all others were learned",
-    "a bit a weight and task": "{bytes_per_task:,.0f} bytes a task for {weights:,} "
-    "weights, {bits:.3f} bits each; as floats {floats:,}",
-    "NNs: tasks that change unannounced get masks of their own": "{stream[tasks]} "
-    "tasks got {stream[masks]} masks: {stream[accuracy]:.1%} with inferred masks, "
-    "{stream[last]:.1%} with those that each task trained last",
-}
 
 
 class Problem(NamedTuple):
@@ -116,10 +99,10 @@ def run(context: Context) -> Outcome:
         name.replace("_", "-").replace(" ", " by "): share
         for name, share in numbers["task_inference"].items()
     }
-    more = {"how": problem.how, "right": shown, "floats": 4 * size}
+    more = {"how": problem.how, "tried": TRIED, "right": shown, "floats": 4 * size}
     more |= {"worst": given.min(), "best": given.max()}
     return Outcome(
-        rows(ROWS, bits=8 * numbers["bytes_per_task"] / size, **more, **numbers),
+        rows("supsup", bits=8 * numbers["bytes_per_task"] / size, **more, **numbers),
         problem.how,
         numbers,
         [
