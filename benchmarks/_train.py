@@ -106,6 +106,21 @@ def orders(
     return rows[..., : steps * size].reshape(networks, epochs, steps, size)
 
 
+def batches(
+    key: Array, samples: int, steps: int, *, size: int = BATCH_SIZE, whole: bool = False
+) -> Array:
+    """Rows [steps, size] of shuffled epochs, one after the other.
+
+    What is left over of an epoch is in a batch with the next one's, or, if batches are
+    whole, in none.
+    """
+    size = min(size, samples)
+    used = samples // size * size if whole else samples
+    keys = jax.random.split(key, -(-steps * size // used))
+    epochs = lax.map(lambda key: jax.random.permutation(key, samples)[:used], keys)
+    return epochs.ravel()[: steps * size].reshape(steps, size)
+
+
 def begin(
     optimizer: optax.GradientTransformation, params: Any, rest: Any = None
 ) -> Member:

@@ -63,8 +63,8 @@ SETTINGS = {
 def run(context: Context) -> Outcome:
     """Masks of every criterion, with and without training, and other starts."""
     data = context.data.flat()
-    lengths = context.pick(STEPS)
-    epochs, epochs_again = (_train.epochs_of(n, data.x_train) for n in lengths)
+    steps, rounds_again = context.pick(STEPS), context.pick(ROUNDS_AGAIN)
+    epochs, epochs_again = (_train.epochs_of(n, data.x_train) for n in steps)
     draws, chance, order, order_again = jax.random.split(jax.random.key(0), 4)
     accuracy = _train.accuracy_of(MODEL.logits, data.x_test, data.y_test)
     optimizer = optax.adam(LEARNING_RATE)
@@ -75,24 +75,19 @@ def run(context: Context) -> Outcome:
     step = _train.descend(_loss, optimizer)
     epoch = _train.epoch_of(step, data.x_train, data.y_train)
 
-    initial = _train.draw(
-        lambda key: MODEL.fresh(key, data.x_train),
-        jax.random.split(draws, context.seeds),
-    )
+    draws, keys = (jax.random.split(key, context.seeds) for key in (draws, chance))
+    initial = _train.draw(lambda key: MODEL.fresh(key, data.x_train), draws)
     alive = jax.vmap(masking.everything)(initial)
     track = context.track("deconstructing: dense networks", epochs)
     states = _train.epochs_by(epoch, begin(initial, alive), track, key=order)
     trained = initial, states.params
-    keys = jax.random.split(chance, context.seeds)
-    masks, numbers = _supermasks(context, data, accuracy, *trained, alive, keys)
+    masks, numbers = _supermasks(context, data, accuracy, (*trained, alive, keys))
 
     runs = {"everything": (initial, alive)}
-    for r in context.pick(ROUNDS_AGAIN):
+    for r in rounds_again:
         for name in AGAIN:
-            runs[f"{name}, round {r}"] = (
-                _masked(initial, masks[r][name]),
-                masks[r][name],
-            )
+            mask = masks[r][name]
+            runs[f"{name}, round {r}"] = _masked(initial, mask), mask
     mask = masks[ROUND]["large_final"]
     for name, start in _train.draw(_starts, *trained, mask, keys).items():
         runs[name] = start, mask
@@ -100,19 +95,23 @@ def run(context: Context) -> Outcome:
     for name in context.track("deconstructing: trained again", runs):
         states = begin(*runs[name])
         states = _train.epochs_by(epoch, states, range(epochs_again), key=order_again)
-        again[name] = np.asarray(accuracy(_effective(states)))
+        again[name] = np.asarray(accuracy(_masked(states.params, *states.rest)))
 
     numbers |= {"dense": np.asarray(accuracy(trained[1])), "trained_again": again}
-    settings = {"epochs": epochs, "epochs_again": epochs_again}
+    settings = SETTINGS | {"epochs": epochs, "epochs_again": epochs_again}
     return Outcome(
         rows("deconstructing", **_compared(context, numbers)),
-        SETTINGS | settings | {"rounds_again": context.pick(ROUNDS_AGAIN)},
+        settings | {"rounds_again": rounds_again},
         numbers,
         [
             draw(context, numbers)
-            for draw in (_draw_supermasks, _draw_criteria, _draw_starts)
+            for draw in (_draw_masks, _draw_criteria, _draw_starts)
         ],
     )
+
+
+# Where a tree of other values is given, they are in place of what is removed.
+_masked = jax.jit(jax.vmap(maskjax.apply))
 
 
 def _loss(params: Any, held: Any, x: Array, y: Array) -> Array:
@@ -122,23 +121,10 @@ def _loss(params: Any, held: Any, x: Array, y: Array) -> Array:
 
 @jax.jit
 @jax.vmap
-def _effective(member: _train.Member) -> Any:
-    return maskjax.apply(member.params, *member.rest)
-
-
-_masked = jax.jit(jax.vmap(maskjax.apply))
-
-
-@jax.jit
-@jax.vmap
 def _constants(initial: Any, mask: Any) -> Any:
     """Weights of one size in each layer under a mask, with their initial signs."""
     key = jax.random.key(0)  # of no use where signs stay
     return deconstructing.restart(initial, initial, mask, kept="constant", key=key)
-
-
-def _scores(initial: Any, final: Any, alive: Any, key: Array) -> dict[str, Any]:
-    return deconstructing.scores(initial, final, alive, key=key)
 
 
 def _starts(initial: Any, final: Any, mask: Any, key: Array) -> dict[str, Any]:
@@ -164,17 +150,10 @@ def _rates(r: int) -> Any:
     }
 
 
-def _supermasks(
-    context: Context,
-    data: Data,
-    on_test: Any,
-    initial: Any,
-    final: Any,
-    alive: Any,
-    keys: Array,
-) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
+def _supermasks(context: Context, data: Data, on_test: Any, trained: Any) -> Any:
     """Masks by round and criterion, and how untrained networks do under them."""
-    table = _train.draw(_scores, initial, final, alive, keys)
+    initial, _, alive, _ = trained
+    table = _train.draw(lambda *x: deconstructing.scores(*x[:3], key=x[3]), *trained)
     on_train = _train.accuracy_of(MODEL.logits, data.x_train, data.y_train)
     stack = stacking.stack(list(table.values()))
     masks, densities, seen = {}, [], []
@@ -226,7 +205,7 @@ def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _draw_supermasks(context: Context, numbers: dict[str, Any]) -> str:
+def _draw_masks(context: Context, numbers: dict[str, Any]) -> str:
     title = f"Masks on weights that were never trained, {context.data.name}"
     figure, (axes,) = _pictures.page(title, size=(9.5, 5.5))
     constants = {f"{n}, signed constants": x for n, x in numbers["constants"].items()}

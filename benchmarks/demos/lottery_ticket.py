@@ -50,11 +50,11 @@ SETTINGS = {
 
 
 class Images(NamedTuple):
-    """What to learn, what decides when to stop, and what is reported."""
+    """Images and labels to learn, to decide when to stop, and to report."""
 
-    train: tuple[Array, Array]
-    held_back: tuple[Array, Array]
-    test: tuple[Array, Array]
+    train: Any
+    held_back: Any
+    test: Any
 
 
 class Found(NamedTuple):
@@ -78,12 +78,16 @@ def run(context: Context) -> Outcome:
     keys = jax.random.split(jax.random.key(0), trials)
     bar = context.track("lottery ticket", list(LABELS))
 
+    def draw(key: Array) -> Any:
+        return MODEL.fresh(key, images.train[0])
+
     next(bar)
     search = jax.jit(jax.vmap(_search(length, controlled), in_axes=(0, 0, None)))
-    initial = _initial(keys, images)
+    initial = _train.draw(draw, keys)
     trace, chosen, one_shot, random = search(initial, keys, images)
     found = {"tickets": _by_round(trace.metrics, every)}
-    fresh = _initial(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), images)
+    again = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    fresh = _train.draw(draw, again)
     starts = [(fresh, chosen), (initial, random), (initial, one_shot)]
 
     @jax.jit
@@ -149,7 +153,8 @@ def _trainer(images: Images, stretches: int, every: int) -> Any:
 
     def train(params: Any, mask: Any, *, key: Array) -> tuple[Any, Found]:
         carry = begin(params, mask), (jnp.float32(jnp.inf), params)
-        order = _order(key, len(images.train[0]), every * stretches)
+        how = len(images.train[0]), every * stretches
+        order = _train.batches(key, *how, size=BATCH_SIZE)
         order = order.reshape(stretches, every, BATCH_SIZE)
         ((params, *_), (_, best)), losses = lax.scan(stretch, carry, order)
         removed = _train.largest_removed(params, mask)
@@ -160,32 +165,20 @@ def _trainer(images: Images, stretches: int, every: int) -> Any:
     return train
 
 
-def _order(key: Array, images: int, steps: int) -> Array:
-    """Shuffled epochs one after the other, cut into batches [steps, B]."""
-    seen = steps * BATCH_SIZE
-    keys = jax.random.split(key, -(-seen // images))
-    epochs = lax.map(lambda key: jax.random.permutation(key, images), keys)
-    return epochs.ravel()[:seen].reshape(steps, BATCH_SIZE)
-
-
-def _initial(keys: Array, images: Images) -> Any:
-    return _train.draw(lambda key: MODEL.fresh(key, images.train[0]), keys)
-
-
 def _search(length: tuple[int, int], controlled: tuple[int, ...]) -> Any:
     """A search, its masks with controls, and two kinds of others of the same counts."""
-    rate = {
-        f"Dense_{i}": {"kernel": rate, "bias": None} for i, rate in enumerate(RATES)
-    }
+    rates = [{"kernel": rate, "bias": None} for rate in RATES]
+    rate = {f"Dense_{i}": each for i, each in enumerate(rates)}
     how, some = {"rounds": controlled[-1], "rate": rate}, np.array(controlled)
+
+    def stay(params: Any, mask: Any, *, key: Array) -> tuple[Any, None]:
+        return params, None
 
     def of_trial(params: Any, key: Array, images: Images) -> Any:
         train = _trainer(images, *length)
         trace = lottery_ticket.search(train, params, key=key, **how)
         trained = jax.tree.map(lambda x: x[0], trace.final)
-        shot = lottery_ticket.search(
-            lambda params, mask, *, key: (params, None), trained, key=key, **how
-        ).masks
+        shot = lottery_ticket.search(stay, trained, key=key, **how).masks
         chosen, shot = jax.tree.map(lambda m: m[some], (trace.masks, shot))
         chance = jax.random.fold_in(key, 2)
         random = lottery_ticket.random_masks(chosen, mode="layerwise", key=chance)
@@ -228,14 +221,10 @@ def _compared(numbers: dict[str, Any]) -> dict[str, Any]:
         name: {w: 100 * (mean[w] - dense[w]) for w in MEASURED}
         for name, mean in means.items()
     }
-    late = {
-        w: {
-            LABELS[name]: gain[w][15 if name == "tickets" else -1]
-            for name, gain in gains.items()
-        }
-        for w in ("early", "end")
-        if 15 in controlled
-    }
+    late = {"early": {}, "end": {}}  # at round 15, which is the last that has controls
+    for name, gain in gains.items() if 15 in controlled else ():
+        for w, found in late.items():
+            found[LABELS[name]] = gain[w][15 if name == "tickets" else -1]
     stop, best = tickets["iteration"][7], int(tickets["end"].argmax())
     one_shot = zip(controlled, gains["one_shot"]["early"], strict=True)
     return means | {
@@ -258,20 +247,15 @@ def _compared(numbers: dict[str, Any]) -> dict[str, Any]:
 def _draw_accuracy(context: Context, numbers: dict[str, Any]) -> str:
     title = f"Lottery tickets in a 300-100 network, {context.data.name}"
     figure, both = _pictures.page(title, 2, size=(12, 4.8))
-    for axes, which in zip(both, ("early", "end"), strict=True):
+    titles = {"early": "at early stop", "end": "in the end"}
+    for axes, (which, title) in zip(both, titles.items(), strict=True):
         means = {name: numbers[name][which].mean(1) for name in LABELS}
         dense = means["tickets"][0]
         low = min(mean.min() for name, mean in means.items() if name != "random")
-        _lines(
-            axes,
-            numbers,
-            which,
-            title={"early": "at early stop", "end": "in the end"}[which],
-            levels={"dense": dense},
-            seeds=context.pick(TRIALS),
-            legend="lower left",
-            ylim=(low - 0.2 * (dense - low), dense + 0.5 * (dense - low)),
-        )
+        span = low - 0.2 * (dense - low), dense + 0.5 * (dense - low)
+        how = {"levels": {"dense": dense}, "seeds": context.pick(TRIALS)}
+        how |= {"title": title, "legend": "lower left", "ylim": span}
+        _lines(axes, numbers, which, **how)
     return _pictures.save(figure, context, "lottery_ticket_accuracy")
 
 

@@ -135,13 +135,9 @@ def _problem(context: Context) -> Problem:
 
 
 def _batches(problem: Problem, key: Array) -> Array:
-    """Rows of training images, [steps, B], epoch after epoch in another order."""
-    size, steps = len(problem.data.x_train), problem.how["steps"]
-    batch = min(_train.BATCH_SIZE, size)
-    whole = size // batch
-    keys = jax.random.split(key, -(-steps // whole))
-    orders = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-    return orders[:, : whole * batch].reshape(-1, batch)[:steps]
+    """Rows of training images, [steps, B]."""
+    how = len(problem.data.x_train), problem.how["steps"]
+    return _train.batches(key, *how, whole=True)
 
 
 def _trained(problem: Problem, member: _train.Member, steps: Array) -> Any:
