@@ -4,6 +4,7 @@ A *member* is one network in training. `states` are members stacked along a lead
 [K, ...].
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,6 +107,7 @@ def orders(
     return rows[..., : steps * size].reshape(networks, epochs, steps, size)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2), static_argnames=("size", "whole"))
 def batches(
     key: Array, samples: int, steps: int, *, size: int = BATCH_SIZE, whole: bool = False
 ) -> Array:

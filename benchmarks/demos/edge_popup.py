@@ -24,12 +24,13 @@ from maskjax.recipes import edge_popup
 DENSITY = 0.5
 ALL = (0.02, 0.1, 0.3, 0.7, 0.9, 1.0)
 OTHERS = ALL, (0.02, 0.1, 1.0), ALL
-OTHER_MASKS = "global", "thresholds frozen", "sampled"
+MASKS = "global", "thresholds frozen", "sampled"
+OTHER_MASKS = MASKS, MASKS[::2], MASKS
 LABEL = "random weights, learned masks"
 FEW = 3  # seeds of other densities and of other masks
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
 SAMPLED_RATE = 100.0  # of Zhou et al., whose masks these are
-EPOCHS = 5, 8, 30
+EPOCHS = 5, 6, 30
 MODEL = _train.MLP(use_bias=False)
 START = optax.sgd(optax.constant_schedule(0.0), MOMENTUM)  # its state fits every rate
 SETTINGS = {
@@ -72,7 +73,7 @@ def run(context: Context) -> Outcome:
     kept = jax.jit(jax.vmap(algebra.density))
     variants = {"Erdos-Renyi": (curve[-1, -FEW:], np.asarray(kept(masks))[-FEW:])}
     before = jax.tree.map(lambda x: x[:FEW], before)
-    for how in OTHER_MASKS:
+    for how in context.pick(OTHER_MASKS):
         after, looks = _learn_masks(context, data, before, how)
         unchanged &= _train.same_bits(before.rest.weights, after.rest.weights)
         variants[how] = looks[-1], np.asarray(kept(_masks(after, how)))
