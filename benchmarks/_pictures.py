@@ -27,6 +27,7 @@ def page(
     plots = drawn.subplots(1, columns, squeeze=False, sharey=sharey)[0]
     for axes in plots:
         axes.grid(visible=True, alpha=0.3)
+        axes.set_axisbelow(True)
     if title:
         plots[0].set_title(title) if columns == 1 else drawn.suptitle(title)
     return drawn, list(plots)
@@ -170,7 +171,13 @@ def tiles(
 
 
 def heat(
-    drawn: FigureBase, image: np.ndarray, label: str, *, how: Any = None, **more: Any
+    drawn: FigureBase,
+    image: Any,
+    label: str,
+    *,
+    title: str = "",
+    how: Any = None,
+    **more: Any,
 ) -> None:
     """One image [H, W] in colors, and their scale with a label.
 
@@ -180,6 +187,7 @@ def heat(
     shown = axes.imshow(image, interpolation="nearest", **(how or {}))
     bare = {} if "xlabel" in more else {"xticks": [], "yticks": []}
     axes.set(**bare, **more)
+    axes.set_title(title, fontsize="medium")
     drawn.colorbar(shown, ax=axes, shrink=0.8, label=label)
 
 

@@ -104,7 +104,7 @@ def run(context: Context) -> Outcome:
             _pictures.plot(
                 context,
                 "supermask_training",
-                f"Supermasks: random weights, one sample of the learned mask, {named}",
+                f"Supermasks: random weights, a sample of the mask, {named}",
                 seen,
                 curves,
                 seeds=seeds,
