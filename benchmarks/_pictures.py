@@ -171,13 +171,7 @@ def tiles(
 
 
 def heat(
-    drawn: FigureBase,
-    image: Any,
-    label: str,
-    *,
-    title: str = "",
-    how: Any = None,
-    **more: Any,
+    drawn: FigureBase, image: Any, label: str, *, how: Any = None, **more: Any
 ) -> None:
     """One image [H, W] in colors, and their scale with a label.
 
@@ -187,7 +181,7 @@ def heat(
     shown = axes.imshow(image, interpolation="nearest", **(how or {}))
     bare = {} if "xlabel" in more else {"xticks": [], "yticks": []}
     axes.set(**bare, **more)
-    axes.set_title(title, fontsize="medium")
+    axes.title.set_fontsize("medium")
     drawn.colorbar(shown, ax=axes, shrink=0.8, label=label)
 
 
