@@ -6,6 +6,7 @@ drop and grow connections; the control keeps the random mask that those start wi
 Members differ in seed and in density, and train side by side as one program.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,11 @@ import numpy as np
 import optax
 
 import maskjax
-from benchmarks import _pictures, _train
+from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import algebra, allocation, optim, score, select
+from maskjax import allocation, optim, score, select
 
-LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
 STEPS = 200, 300, 1_000
@@ -31,16 +31,10 @@ METHODS = {
     "set": "SET",
     "rigl": "RigL",
 }
-MODEL = _train.MLP()
 KEY = jax.random.key(0)
-SETTINGS = {
-    "network": "300-100",
-    "optimizer": "adam, cosine",
-    "learning_rate": LEARNING_RATE,
-    "batch_size": _train.BATCH_SIZE,
+SETTINGS = _lenet.SETTINGS | {
     "rate": RATE,
     "allocation": "erdos-renyi; global ranking for one-shot and gradual",
-    "inputs": "0 to 1",
 }
 ROWS = {
     "pruned gradually a network keeps its accuracy (Zhu & Gupta)": "dense {dense:.1%}; "
@@ -57,29 +51,22 @@ ROWS = {
 
 def run(context: Context) -> Outcome:
     """Accuracy of every method at the same densities, after as many steps."""
-    data = context.data.flat()
+    data, seeds = context.data.flat(), context.seeds
     epochs = _train.epochs_of(context.pick(STEPS), data.x_train)
     steps = epochs * _train.steps_per_epoch(data.x_train)
     every = max(steps // CHANGES, 1)
     draws, chance, order = jax.random.split(KEY, 3)
-    seeds, many = context.seeds, len(DENSITIES)
-    params = _train.draw(
-        lambda key: MODEL.init(key, data.x_train[:1])["params"],
-        jax.random.split(draws, seeds),
-    )
+    params = _lenet.init(jax.random.split(draws, seeds), data)
     keys = jax.random.split(chance, seeds)
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)  # of all methods
-    # Every seed at every density; the dense ones are trained apart.
-    every_seed = jax.tree.map(lambda p: np.concatenate([p] * many), params)
-    sparse = np.repeat(np.float32(DENSITIES), seeds), every_seed, jnp.tile(keys, many)
+    adam = _lenet.adam(epochs, data)
+    accuracy = _train.accuracy_of(_lenet.apply, data.x_test, data.y_test)
 
-    def train(name: str, densities: Any, params: Any, keys: jax.Array) -> Any:
+    def train(name: str, densities: Sequence[float]) -> tuple[Any, np.ndarray]:
+        """Every seed at every density; accuracies [1 + epochs, densities, seeds]."""
+
         def optimizer(density: Any, key: jax.Array = KEY) -> Any:
-            adam = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
-            if name == "dense":
-                return adam
             last = _sparse(name, density, key, steps=steps, every=every)
-            return optim.with_gradients(optax.chain(adam, last))
+            return optim.with_gradients(optax.chain(adam, last)) if last else adam
 
         def start(density: Any, params: Any, key: jax.Array) -> _train.Member:
             member = _train.begin(optimizer(density, key), params, density)
@@ -88,30 +75,28 @@ def run(context: Context) -> Outcome:
             mask = optim.mask_of(member.opt_state)
             return member._replace(params=maskjax.apply(params, mask))
 
-        states = _train.draw(start, densities, params, keys)
-        step = _train.descend(_loss, optimizer)
+        many = len(densities)
+        given = jax.tree.map(lambda p: np.concatenate([p] * many), params)
+        given = np.repeat(np.float32(densities), seeds), given, jnp.tile(keys, many)
+        states, step = _train.draw(start, *given), _train.descend(_loss, optimizer)
         epoch = _train.epoch_of(step, data.x_train, data.y_train)
         curve = [accuracy(states.params)]
         for i in context.track(f"pruning: {name}", epochs):
             states = _train.epochs_by(epoch, states, [i], key=order)
             curve.append(accuracy(states.params))
-        return states, np.stack(curve)
+        return states, np.stack(curve).reshape(-1, many, seeds)
 
-    _, dense = train("dense", np.ones(seeds), params, keys)
+    dense = train("dense", [1.0])[1][:, 0]
     curves, exact, zero = {}, True, True
     for name in METHODS:
-        states, curve = train(name, *sparse)
-        curves[name] = curve.reshape(len(curve), many, seeds)
-        kept, rest = _kept_and_removed(states.params, optim.mask_of(states.opt_state))
-        exact &= _is_exact(np.asarray(kept), every_seed)
-        zero &= not np.asarray(rest).any()
-    numbers = {
-        "densities": DENSITIES,
-        "dense": dense[-1],
-        "counts_are_exact": exact,
-        "removed_are_zero": zero,
-        **{name: curve[-1] for name, curve in curves.items()},
-    }
+        states, curves[name] = train(name, DENSITIES)
+        mask = optim.mask_of(states.opt_state)
+        kept, removed = _lenet.kept_and_removed(states.params, mask)
+        exact &= _is_exact(np.asarray(kept), params)
+        zero &= not np.asarray(removed).any()
+    numbers = {"densities": DENSITIES, "dense": dense[-1]}
+    numbers |= {"counts_are_exact": exact, "removed_are_zero": zero}
+    numbers |= {name: curve[-1] for name, curve in curves.items()}
     return Outcome(
         rows=rows(ROWS, **numbers),
         settings=SETTINGS | {"steps": steps, "every": every},
@@ -122,32 +107,28 @@ def run(context: Context) -> Outcome:
 
 def _sparse(
     name: str, density: jax.Array, key: jax.Array, *, steps: int, every: int
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation at the end of the chain."""
+) -> optax.GradientTransformationExtraArgs | None:
+    """The transformation after Adam."""
 
     def cubic(step: jax.Array) -> jax.Array:
         """Zhu & Gupta's schedule, from a tenth to three quarters of the steps."""
         part = jnp.clip((step / steps - 0.1) / 0.65, 0.0, 1.0)
         return density + (1 - density) * (1 - part) ** 3
 
+    def halfway(step: jax.Array) -> jax.Array:
+        return jnp.where(step < steps // 2 // every * every, 1.0, density)
+
     def fixed(params: Any) -> Any:
         shares = allocation.erk(params, density=density)
         return select.random(params, density=shares, key=key)
 
-    moving = {
-        "rate": optax.cosine_decay_schedule(RATE, 3 * steps // 4),
-        "every": every,
-        "allocation": allocation.erk,
-        "key": key,
-    }
-    half = steps // 2 // every * every
+    rate = optax.cosine_decay_schedule(RATE, 3 * steps // 4)
+    pruned = {"every": every, "scope": "global"}
+    moving = {"rate": rate, "every": every, "allocation": allocation.erk, "key": key}
     return {
-        "one-shot": lambda: optim.prune(
-            lambda step: jnp.where(step < half, 1.0, density),
-            every=every,
-            scope="global",
-        ),
-        "gradual": lambda: optim.prune(cubic, every=every, scope="global"),
+        "dense": lambda: None,
+        "one-shot": lambda: optim.prune(halfway, **pruned),
+        "gradual": lambda: optim.prune(cubic, **pruned),
         "static": lambda: optim.keep_sparse(fixed),
         "set": lambda: optim.set_(density, **moving),
         "rigl": lambda: optim.rigl(density, **moving),
@@ -156,22 +137,11 @@ def _sparse(
 
 def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     del density
-    return _train.cross_entropy(_logits(params, x), y)
-
-
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": params}, x)
-
-
-@jax.jit
-@jax.vmap
-def _kept_and_removed(params: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
-    """How many weights the mask keeps, and the largest of those that it does not."""
-    return algebra.count(mask), _train.largest_removed(params, mask)
+    return _train.cross_entropy(_lenet.apply(params, x), y)
 
 
 def _is_exact(kept: np.ndarray, params: Any) -> bool:
-    """Whether as many are kept as asked, up to the rounding of each leaf."""
+    """Whether each mask keeps the right number, up to the rounding of each leaf."""
     kernels = jax.tree.leaves(jax.vmap(score.magnitude)(params))
     size = sum(k[0].size for k in kernels)
     wanted = np.repeat(np.array(DENSITIES) * size, len(kept) // len(DENSITIES))

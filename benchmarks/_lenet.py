@@ -1,0 +1,81 @@
+"""The 300-100 network ("LeNet-300-100") of the demos on pruning, trained by Adam."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import maskjax
+from benchmarks import _pictures, _train
+from benchmarks._data import Data
+from benchmarks._registry import Context
+from maskjax import algebra
+
+LEARNING_RATE = 1.2e-3  # as Frankle & Carbin (2019) train this network
+MODEL = _train.MLP()
+SETTINGS = {
+    "network": "300-100",
+    "optimizer": "adam, cosine",
+    "learning_rate": LEARNING_RATE,
+    "batch_size": _train.BATCH_SIZE,
+    "inputs": "0 to 1",
+}
+
+
+def init(keys: jax.Array, data: Data) -> Any:
+    """Random parameters [K, ...], one network for each key."""
+    return _train.draw(lambda key: MODEL.init(key, data.x_train[:1])["params"], keys)
+
+
+def apply(params: Any, x: jax.Array) -> jax.Array:
+    """Logits [B, 10] of one network."""
+    return MODEL.apply({"params": params}, x)
+
+
+def masked_logits(member: _train.Member, x: jax.Array) -> jax.Array:
+    """Logits [B, 10] of a member whose `rest` is its mask."""
+    return apply(maskjax.apply(member.params, member.rest), x)
+
+
+def adam(epochs: int, data: Data) -> optax.GradientTransformation:
+    """Adam; the learning rate falls to 0 over so many epochs."""
+    return optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
+
+
+def training(epochs: int, data: Data) -> tuple[Any, Callable[..., Any]]:
+    """Functions `(params, masks) -> states` and `(states, key) -> (states, losses)`."""
+    start, step = _train.under_masks(apply, adam(epochs, data))
+    epoch = _train.epoch_of(step, data.x_train, data.y_train)
+    return jax.jit(jax.vmap(start)), epoch
+
+
+@jax.jit
+@jax.vmap
+def kept_and_removed(params: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
+    """How many weights the mask keeps, and the largest of those that it removes."""
+    return algebra.count(mask), _train.largest_removed(params, mask)
+
+
+def draw_accuracy(
+    context: Context,
+    name: str,
+    title: str,
+    densities: tuple[float, ...],
+    found: Mapping[str, np.ndarray],
+    dense: np.ndarray,
+    marked: float | None = None,
+) -> str:
+    """Accuracies [density, seed] against density, one line for each name."""
+    figure, axes = _pictures.figure(f"{title}, {context.data.name}")
+    axes.axhline(dense.mean(), color="black", linestyle=":", label="dense")
+    if marked is not None:
+        label = f"{1 / marked:.0f}x smaller"
+        axes.axvline(marked, color="gray", linestyle="--", label=label)
+    for label, values in found.items():
+        _pictures.band(axes, densities, values, label)
+    _pictures.density_axis(axes, [d for d in densities if d != marked])
+    _pictures.accuracy_axis(axes, len(dense))
+    axes.legend(loc="lower right")
+    return _pictures.save(figure, context.out / name)
