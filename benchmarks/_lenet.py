@@ -1,16 +1,14 @@
 """The 300-100 network ("LeNet-300-100") of the demos on pruning, trained by Adam."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 import maskjax
-from benchmarks import _pictures, _train
+from benchmarks import _train
 from benchmarks._data import Data
-from benchmarks._registry import Context
 from maskjax import algebra
 
 LEARNING_RATE = 1.2e-3  # as Frankle & Carbin (2019) train this network
@@ -56,26 +54,3 @@ def training(epochs: int, data: Data) -> tuple[Any, Callable[..., Any]]:
 def kept_and_removed(params: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
     """How many weights the mask keeps, and the largest of those that it removes."""
     return algebra.count(mask), _train.largest_removed(params, mask)
-
-
-def draw_accuracy(
-    context: Context,
-    name: str,
-    title: str,
-    densities: tuple[float, ...],
-    found: Mapping[str, np.ndarray],
-    dense: np.ndarray,
-    marked: float | None = None,
-) -> str:
-    """Accuracies [density, seed] against density, one line for each name."""
-    figure, axes = _pictures.figure(f"{title}, {context.data.name}")
-    axes.axhline(dense.mean(), color="black", linestyle=":", label="dense")
-    if marked is not None:
-        label = f"{1 / marked:.0f}x smaller"
-        axes.axvline(marked, color="gray", linestyle="--", label=label)
-    for label, values in found.items():
-        _pictures.band(axes, densities, values, label)
-    _pictures.density_axis(axes, [d for d in densities if d != marked])
-    _pictures.accuracy_axis(axes, len(dense))
-    axes.legend(loc="lower right")
-    return _pictures.save(figure, context.out / name)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _lenet, _train
+from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
 from maskjax import algebra, allocation, masking, score, select
@@ -73,8 +73,9 @@ def run(context: Context) -> Outcome:
     after = {name: np.stack(found) for name, found in after.items()}
     at20 = {name: found[DENSITIES.index(0.2)] for name, found in after.items()}
     by_density = {d: _best_first(found) for d, found in before.items()}
-    title = "Trained 300-100 networks, pruned and not trained again"
-    drawn = "criteria_density.png", title, DENSITIES, after, dense
+    title = f"Trained 300-100 networks, pruned and not trained again, {data.name}"
+    how = {"density": DENSITIES, "seeds": seeds, "legend": "lower right"}
+    drawn = "criteria_density", title, DENSITIES, after
     return Outcome(
         rows=rows(ROWS, dense=dense, after=_best_first(at20), before=by_density),
         settings=_lenet.SETTINGS
@@ -87,7 +88,7 @@ def run(context: Context) -> Outcome:
             "after_training": after,
             "before_training": before,
         },
-        pictures=[_lenet.draw_accuracy(context, *drawn)],
+        pictures=[_pictures.plot(context, *drawn, levels={"dense": dense}, **how)],
     )
 
 

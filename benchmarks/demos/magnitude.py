@@ -5,11 +5,14 @@ removed stays exactly zero while the rest is trained on. The control removes as 
 random.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _lenet, _train
+from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
 from maskjax import masking, score, select
@@ -82,16 +85,26 @@ def run(context: Context) -> Outcome:
         name: {which: v[densities.index(d)] for which, v in found.items()}
         for name, d in {"at12": 1 / SMALLER, "at10": 0.1, "at2": 0.02}.items()
     }
-    labeled = {label: found[name] for name, label in LABELS.items()}
-    title = "Magnitude pruning of a 300-100 network"
-    drawn = "magnitude_density.png", title, densities, labeled, dense, 1 / SMALLER
     return Outcome(
         rows=rows(ROWS, **numbers, **at),
         settings=_lenet.SETTINGS
         | {"scope": "global", "epochs": epochs, "fine_tuning_epochs": tuning},
         numbers=numbers,
-        pictures=[_lenet.draw_accuracy(context, *drawn)],
+        pictures=[_draw(context, densities, found, dense)],
     )
+
+
+def _draw(
+    context: Context, densities: Sequence[float], found: dict[str, Any], dense: Any
+) -> str:
+    title = f"Magnitude pruning of a 300-100 network, {context.data.name}"
+    drawn, (axes,) = _pictures.page(title)
+    axes.axvline(1 / SMALLER, color="gray", linestyle="--", label=f"{SMALLER}x smaller")
+    how = {"levels": {"dense": dense}, "seeds": context.seeds, "legend": "lower right"}
+    labeled = {label: found[name] for name, label in LABELS.items()}
+    ticks = [d for d in densities if d != 1 / SMALLER]
+    _pictures.curves(axes, densities, labeled, density=ticks, **how)
+    return _pictures.save(drawn, context, "magnitude_density")
 
 
 DEMO = Demo("magnitude", "magnitude pruning (Han et al. 2015)", run, seconds=15)

@@ -67,24 +67,14 @@ ROWS = {
 
 
 class Problem(NamedTuple):
-    """What is learned, with what.
+    """What is learned, with what."""
 
-    Attributes:
-        data: Images as rows.
-        orders: [T, H * W], of the pixels.
-        starts: Parameters [T, S, ...] that tasks begin with, or their heads.
-        epochs: For each task,
-        retrained: and how many of these after pruning.
-        rates: For each task, what pruning removes.
-        track: Shows progress.
-    """
-
-    data: Data
-    orders: jax.Array
-    starts: Any
-    epochs: int
-    retrained: int
-    rates: tuple[float, ...]
+    data: Data  # images as rows
+    orders: jax.Array  # [T, H * W], of the pixels
+    starts: Any  # parameters [T, S, ...] that tasks begin with, or their heads
+    epochs: int  # for each task,
+    retrained: int  # and how many of these after pruning
+    rates: tuple[float, ...]  # for each task, what pruning removes
     track: Callable[..., Any]
 
     def given(self, task: int) -> tuple[jax.Array, Any, np.ndarray]:
@@ -332,45 +322,37 @@ def _draw_accuracy(
     context: Context, matrices: dict[str, np.ndarray], final: dict[str, np.ndarray]
 ) -> str:
     seeds, many = final["single"].shape
-    drawn = Figure(figsize=(11, 4.5), layout="constrained")
-    first, last = drawn.subplots(1, 2)
+    drawn, (first, last) = _pictures.page(columns=2, size=(11, 4.5))
     tasks = range(1, many + 1)
-    for name, label in NAMES.items():
-        _pictures.band(last, tasks, final[name].T, label)
-        if name in matrices:
-            _pictures.band(first, tasks, matrices[name][:, :, 0].T, label)
-    first.set(title="the first task", xlabel="tasks learned")
-    last.set(title=f"every task, after all {many}", xlabel="task")
-    for axes in (first, last):
-        _pictures.accuracy_axis(axes, seeds)
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
-    return _pictures.save(drawn, context.out / "packnet_accuracy.png")
+    found = {NAMES[name]: matrix[:, :, 0].T for name, matrix in matrices.items()}
+    how = {"title": "the first task", "xlabel": "tasks learned"}
+    _pictures.curves(first, tasks, found, seeds=seeds, **how)
+    found = {label: final[name].T for name, label in NAMES.items()}
+    how = {"title": f"every task, after all {many}", "xlabel": "task"}
+    _pictures.curves(last, tasks, found, seeds=seeds, **how)
+    return _pictures.save(drawn, context, "packnet_accuracy")
 
 
 def _draw_owners(context: Context, problem: Problem, state: Any) -> str:
     """Whose the second layer's weights are, and how many of each pixel's."""
-    many, (height, width) = len(problem.orders), context.data.shape
+    many, shape = len(problem.orders), context.data.shape
     drawn = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = drawn.subfigures(1, 2, width_ratios=(3, 4))
-    axes = left.subplots()
     hues = colormaps["tab20"].colors
     palette = colors.ListedColormap(["white", *(hues[i % 20] for i in range(many))])
+    how = {"cmap": palette, "vmin": -0.5, "vmax": many + 0.5}
+    labels = {"xlabel": "unit", "ylabel": "input"}
+    labels["title"] = "second layer: whose is a weight?"
     owner = np.asarray(state.owner["Dense_1"]["kernel"])
-    picture = axes.imshow(
-        owner, cmap=palette, vmin=-0.5, vmax=many + 0.5, interpolation="nearest"
-    )
-    axes.set(xlabel="unit", ylabel="input", title="second layer: whose is a weight?")
-    left.colorbar(picture, ax=axes, label="task (0: free)", shrink=0.8)
+    _pictures.heat(left, owner, "task (0: free)", how=how, **labels)
     owner = np.asarray(state.owner["Dense_0"]["kernel"])
-    panels = right.subplots(2, 3).flat
-    for task, axes in zip(range(min(many, 6)), panels, strict=False):
-        image = np.zeros(height * width)
-        image[np.asarray(problem.orders[task])] = (owner == task + 1).mean(1)
-        axes.imshow(image.reshape(height, width), cmap="viridis")
-        axes.set(xticks=[], yticks=[], title=f"task {task + 1}")
-    right.suptitle("first layer: the fraction of each pixel's weights that a task owns")
-    return _pictures.save(drawn, context.out / "packnet_owners.png")
+    images = np.zeros((min(many, 6), owner.shape[0]))
+    for i, image in enumerate(images):
+        image[np.asarray(problem.orders[i])] = (owner == i + 1).mean(1)
+    title = "first layer: the fraction of each pixel's weights that a task owns"
+    names = [f"task {i + 1}" for i in range(len(images))]
+    _pictures.tiles(right, images.reshape(-1, *shape), 3, title, names)
+    return _pictures.save(drawn, context, "packnet_owners")
 
 
 DEMO = Demo(

@@ -149,22 +149,18 @@ def _is_exact(kept: np.ndarray, params: Any) -> bool:
 
 
 def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) -> str:
-    figure = _pictures.Figure(figsize=(11, 4.8), layout="constrained")
-    figure.suptitle(f"Pruning a 300-100 network while it trains, {context.data.name}")
-    plots = figure.subplots(1, len(DENSITIES), sharey=True)
+    title = f"Pruning a 300-100 network while it trains, {context.data.name}"
+    drawn, plots = _pictures.page(title, len(DENSITIES), size=(11, 4.8), sharey=True)
     floor = min(float(curve[-1].mean(-1).min()) for curve in curves.values())
+    epochs, limits = range(len(dense)), (max(floor - 0.1, 0.0), 1.0)
     for i, (axes, density) in enumerate(zip(plots, DENSITIES, strict=True)):
-        axes.set_title(f"density {density:g}")
-        axes.grid(visible=True, alpha=0.3)
-        epochs = range(len(dense))
         axes.plot(epochs, dense.mean(1), color="black", linestyle=":", label="dense")
-        for name, curve in curves.items():
-            _pictures.band(axes, epochs, curve[:, i], METHODS[name])
-        axes.set_ylim(max(floor - 0.1, 0.0), 1.0)
-        axes.set_xlabel("epoch")
+        found = {METHODS[name]: curve[:, i] for name, curve in curves.items()}
+        how = {"title": f"density {density:g}", "xlabel": "epoch", "ylim": limits}
+        legend = None if i else "lower right"
+        _pictures.curves(axes, epochs, found, legend=legend, **how)
     _pictures.accuracy_axis(plots[0], context.seeds)
-    plots[0].legend(loc="lower right")
-    return _pictures.save(figure, context.out / "pruning_training.png")
+    return _pictures.save(drawn, context, "pruning_training")
 
 
 DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, SET, RigL)", run)

@@ -6,7 +6,6 @@ network. Baselines: as many forwards; all members at once; masks on the rows of 
 by `stacking.predict`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,26 +32,23 @@ def case(kind: str, widths: tuple[int, ...], batch: int, members: int) -> _case.
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((batch, widths[0])), jnp.float32)
     make = {"Masksembles": _masksembles, "MC-dropout": _mc_dropout}[kind]
-    return make(widths, x, members)
+    params, fns, same, context = make(widths, x, members)
+    letter = "N" if kind == "Masksembles" else "T"
+    scratch = {"nbytes": lambda scratch: scratch or None}
+    return _case.of(
+        f"{kind} {_case.named(widths)} B={batch} {letter}={members}",
+        [_case.contestant(name, *fn, **scratch) for name, fn in fns.items()],
+        _case.agreeing(same, rtol=1e-3, atol=1e-3),
+        structure="Units()",
+        shape=_case.shapes(params),
+        members=members,
+        batch=batch,
+        **context,
+    )
 
 
-def _case_of(
-    name: str, fns: Mapping[str, Any], same: Sequence[str], **context: Any
-) -> _case.Case:
-    """A case of functions and their arguments, some of which say the same."""
-
-    def contestant(name: str, fn: Callable[..., Any], *args: Any) -> Any:
-        return _case.contestant(name, fn, *args, nbytes=lambda scratch: scratch or None)
-
-    def agree(results: Mapping[str, Any]) -> None:
-        for other in same[1:]:
-            _case.close(results[same[0]], results[other], rtol=1e-3, atol=1e-3)
-
-    contestants = [contestant(name, *fn) for name, fn in fns.items()]
-    return _case.of(name, contestants, agree, structure="Units()", **context)
-
-
-def _masksembles(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Case:
+def _masksembles(widths: tuple[int, ...], x: jax.Array, members: int) -> Any:
+    """Parameters; functions and their arguments; which of them agree; and context."""
     key = jax.random.key(0)
     params = _network.init(key, widths)
     last = len(params)
@@ -66,24 +62,24 @@ def _masksembles(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.C
     body = {name: params[name] for name in names}
     thin = masksembles.thin(body, {name: stack[name] for name in names}, links=links)
 
-    def shared(size: int | None) -> Callable[..., Any]:
+    def shared(size):
         """The first layer once, then thin members."""
 
-        def of(params: Any, thin: Any, x: jax.Array) -> jax.Array:
+        def of(params, thin, x):
             first = {"layer_0": params["layer_0"]}
             x = jax.nn.relu(_network.forward(first, x))
             return masksembles.predict(_network.forward, thin, x, batch_size=size)
 
         return of
 
-    def times(params: Any, x: jax.Array) -> jax.Array:
+    def times(params, x):
         return jnp.stack([_network.forward(params, x + i) for i in range(members)])
 
-    def on_rows(params: Any, stack: Any, x: jax.Array) -> jax.Array:
+    def on_rows(params, stack, x):
         return stacking.predict(_network.forward, params, stack, x)
 
-    def on_features(params: Any, stack: Any, x: jax.Array) -> jax.Array:
-        def member(masks: list[jax.Array], x: jax.Array) -> jax.Array:
+    def on_features(params, stack, x):
+        def member(masks, x):
             for i in range(last):
                 x = x if i == 0 else jnp.where(masks[i - 1][:, 0], jax.nn.relu(x), 0)
                 x = x @ params[f"layer_{i}"]["kernel"] + params[f"layer_{i}"]["bias"]
@@ -99,31 +95,23 @@ def _masksembles(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.C
         f"{members} dense forwards": (times, params, x),
         "one dense forward": (_network.forward, params, x),
     }
-    return _case_of(
-        f"Masksembles {_case.named(widths)} B={len(x)} N={members}",
-        fns,
-        list(fns)[:4],
-        shape=_case.shapes(params),
-        density=int(thin.inputs.shape[1]) / widths[1],
-        members=members,
-        batch=len(x),
-        scale=2.0,
-    )
+    context = {"density": int(thin.inputs.shape[1]) / widths[1], "scale": 2.0}
+    return params, fns, list(fns)[:4], context
 
 
-def _mc_dropout(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Case:
+def _mc_dropout(widths: tuple[int, ...], x: jax.Array, members: int) -> Any:
+    """The same, of MC-dropout."""
     net = _members.Net(widths[1:])
     variables = net.init(jax.random.key(0), x)
     params, units = variables["params"], variables["masks"]
-    keys = jax.random.split(jax.random.key(0), members)
-    hidden = len(widths) - 2
+    keys = _network.seeds(members)
 
-    def dense(params: Any, x: jax.Array, masks: Any = units) -> Any:
+    def dense(params, x, masks=units):
         return net.apply({"params": params, "masks": masks}, x)
 
-    def masked(size: int | None, examples: int | None = None) -> Callable[..., Any]:
-        def of(params: Any, keys: jax.Array, x: jax.Array) -> jax.Array:
-            def member(key: jax.Array, x: jax.Array) -> jax.Array:
+    def masked(size, examples=None):
+        def of(params, keys, x):
+            def member(key, x):
                 how = {"rate": RATE, "examples": examples, "key": key}
                 return dense(params, x, mc_dropout.mask(units, **how))
 
@@ -131,12 +119,14 @@ def _mc_dropout(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Ca
 
         return of
 
-    def on_rows(params: Any, keys: jax.Array, x: jax.Array) -> jax.Array:
+    def on_rows(params, keys, x):
         """The same masks as a stack on kernels."""
 
-        def member(key: jax.Array) -> Any:
+        def member(key):
             masks = mc_dropout.mask(units, rate=RATE, key=key)
-            rows = [masks[f"LinenFeatureMask_{i}"]["features"] for i in range(hidden)]
+            rows = [
+                masks[f"LinenFeatureMask_{i}"]["features"] for i in range(len(units))
+            ]
             kernels = [None, *(row[:, None] for row in rows)]
             return {
                 f"Dense_{i}": {"kernel": kernel, "bias": None}
@@ -145,19 +135,12 @@ def _mc_dropout(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Ca
 
         return stacking.predict(dense, params, jax.vmap(member)(keys), x, batch_size=1)
 
-    args = params, keys, x
-    return _case_of(
-        f"MC-dropout {_case.named(widths)} B={len(x)} T={members}",
-        {
-            "one at a time": (masked(1), *args),
-            "a mask for each sample": (masked(1, len(x)), *args),
-            "all at once": (masked(None), *args),
-            "masks on rows": (on_rows, *args),
-            "one dense forward": (dense, params, x),
-        },
-        ["one at a time", "all at once", "masks on rows"],
-        shape=_case.shapes(params),
-        density=1 - RATE,
-        members=members,
-        batch=len(x),
-    )
+    fns = {
+        "one at a time": (masked(1), params, keys, x),
+        "a mask for each sample": (masked(1, len(x)), params, keys, x),
+        "all at once": (masked(None), params, keys, x),
+        "masks on rows": (on_rows, params, keys, x),
+        "one dense forward": (dense, params, x),
+    }
+    same = ["one at a time", "all at once", "masks on rows"]
+    return params, fns, same, {"density": 1 - RATE}
