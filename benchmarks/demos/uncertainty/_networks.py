@@ -21,34 +21,21 @@ RATE = 0.5
 EPOCHS = {"mnist": (10, 5, 20), "digits": (10, 10, 40)}
 BATCH_SIZES = {"mnist": (64, 128, 128), "digits": (64, 64, 64)}
 ANGLES = tuple(range(0, 91, 15))
-TURNED = ("turned_nll", "turned_ece")
 ELSEWHERE = 2_000  # at most so many images that are turned, or unknown
 VALIDATION_SHARE = 0.1
 TEMPERED = "one network, temperature fitted"
 
 
 class Problem(NamedTuple):
-    """Images as rows, scaled.
+    """Images as rows, scaled."""
 
-    Attributes:
-        x: To learn.
-        y: Their labels.
-        validation: Images and labels to fit temperatures to.
-        test: Images and labels.
-        turned: [A * N, D], of the first N of the test.
-        unknown: Of no class that is learned.
-        what: What these are.
-        widths: Of the layers.
-        training: How networks are trained.
-    """
-
-    x: jax.Array
+    x: jax.Array  # to learn
     y: jax.Array
-    validation: tuple[jax.Array, jax.Array]
+    validation: tuple[jax.Array, jax.Array]  # to fit temperatures to
     test: tuple[jax.Array, jax.Array]
-    turned: jax.Array
-    unknown: jax.Array
-    what: str
+    turned: jax.Array  # [A * N, D], of the first N of the test
+    unknown: jax.Array  # of no class that is learned
+    what: str  # these are
     widths: tuple[int, ...]
     training: Training
 
@@ -123,13 +110,10 @@ def learned(problem: Problem, way: str, others: dict[str, Any]) -> Any:
         params, rows = jax.tree.map(lambda leaf: leaf[::NETWORKS], (params, rows))
     fit = functools.partial(_members.fit, way, problem.training, _train.cross_entropy)
     # One network at a time: kernels are large enough, and it compiles sooner.
-    train = functools.partial(deep_ensemble.train, fit, batch_size=1)
-    trained = jax.jit(lambda begun, x, y, keys: train(begun, x, y, keys=keys))(
-        ({"params": params, "masks": every}, jnp.asarray(rows)),
-        problem.x,
-        problem.y,
-        jax.random.split(jax.random.key(1), len(rows)),
-    )
+    train = jax.jit(functools.partial(deep_ensemble.train, fit, batch_size=1))
+    begun = {"params": params, "masks": every}, jnp.asarray(rows)
+    keys = jax.random.split(jax.random.key(1), len(rows))
+    trained = train(begun, problem.x, problem.y, keys=keys)
     if way != ENSEMBLE:
         return trained
     apart = lambda leaf: leaf.reshape(SEEDS, NETWORKS, *leaf.shape[1:])  # noqa: E731
@@ -141,12 +125,22 @@ def asked(problem: Problem, way: str, variables: Any) -> np.ndarray:
     parts = problem.validation[0], problem.test[0], problem.turned, problem.unknown
     keys = jax.random.split(jax.random.key(2), SEEDS)
 
-    def seed(each: Any, x: jax.Array) -> jax.Array:
-        variables, key = each
-        return _members.ask(way, variables, x, rate=RATE, key=key)
+    @jax.jit
+    def ask(each: Any, x: jax.Array) -> jax.Array:
+        def seed(one: Any) -> jax.Array:
+            return _members.ask(way, one[0], x, rate=RATE, key=one[1])
 
-    ask = jax.jit(lambda each, x: jax.lax.map(lambda one: seed(one, x), each))
+        return jax.lax.map(seed, each)
+
     return np.moveaxis(np.asarray(ask((variables, keys), jnp.concatenate(parts))), 0, 1)
+
+
+def with_unknown(problem: Problem, told: Told) -> tuple[jax.Array, ...]:
+    """Mean probabilities: of the test, with the unknown; and which are not right."""
+    test, unknown = told.test.mean(0), told.unknown.mean(0)
+    wrong = test.argmax(-1) != problem.test[1]
+    gone = jnp.concatenate([wrong, jnp.ones(unknown.shape[:2], bool)], axis=1)
+    return test, jnp.concatenate([test, unknown], axis=1), gone
 
 
 def told_by(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Told], Any]:
