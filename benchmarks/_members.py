@@ -43,19 +43,12 @@ class Net(nn.Module):
 
 
 class Training(NamedTuple):
-    """How a network is trained, whichever way.
+    """How a network is trained, whichever way."""
 
-    Attributes:
-        epochs: Of all samples, in an order of its own.
-        batch_size: Of a step.
-        learning_rate: Of Adam.
-        rate: What MC-dropout drops.
-    """
-
-    epochs: int
+    epochs: int  # of all samples, in an order of its own
     batch_size: int
-    learning_rate: float
-    rate: float
+    learning_rate: float  # of Adam
+    rate: float  # what MC-dropout drops
 
 
 def masks(
@@ -94,17 +87,10 @@ def fit(
     key: jax.Array,
     penalty: Callable[[Any], Any] = lambda params: 0.0,
 ) -> dict[str, Any]:
-    """Parameters and masks of one network, trained.
+    """Parameters and masks of one network, trained on x [N, D] and y [N, ...].
 
-    Args:
-        way: Of `WAYS`; networks of an ensemble are trained like one.
-        training: How.
-        loss: `(outputs, y) -> scalar`, of a batch.
-        begun: Parameters and masks, and the rows [steps, B] of each step.
-        x: [N, D].
-        y: [N, ...].
-        key: For fresh masks.
-        penalty: Of parameters, added to the loss.
+    The loss of a batch is `loss(outputs, y) + penalty(params)`. `begun` are parameters
+    and masks, and the rows [steps, B] of each step. The key is for fresh masks.
     """
     variables, rows = begun
     optimizer, size = optax.adam(training.learning_rate), rows.shape[1]
@@ -137,16 +123,10 @@ def ask(
     members: int = MEMBERS[DROPOUT],
     batch_size: int | None = 1,
 ) -> jax.Array:
-    """What each member says, [M, B, ...].
+    """What each member says of x [B, D], [M, B, ...].
 
-    Args:
-        way: Of `WAYS`.
-        variables: From `fit`; parameters [M, ...] of an ensemble.
-        x: [B, D].
-        rate: What MC-dropout drops, by masks of `key`, as many as `members`.
-        key: For these.
-        members: How many these are.
-        batch_size: How many members at a time.
+    The variables are from `fit`, with parameters [M, ...] of an ensemble. Rate, key and
+    members are those of MC-dropout; so many members are asked at a time.
     """
     params, masks = variables["params"], variables["masks"]
     net = Net(widths_of(params))
@@ -174,13 +154,10 @@ def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
     """
     params = variables["params"]
     names = list(params)
-    masks = {
-        name: {
-            "kernel": masksembles.rows(stack["features"], params[name]["kernel"]),
-            "bias": None,
-        }
-        for name, stack in zip(names[1:], variables["masks"].values(), strict=True)
-    }
+    masks = {}
+    for name, stack in zip(names[1:], variables["masks"].values(), strict=True):
+        rows = masksembles.rows(stack["features"], params[name]["kernel"])
+        masks[name] = {"kernel": rows, "bias": None}
     links = {
         f"{after}/kernel": [f"{before}/kernel", f"{before}/bias"]
         for before, after in zip(names[1:], names[2:], strict=False)
@@ -189,8 +166,10 @@ def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
     return params[names[0]], masksembles.thin(rest, masks, links=links)
 
 
-def ask_thin(first: Any, members: masksembles.Thin, x: jax.Array) -> jax.Array:
-    """As `ask` for Masksembles, [M, B, ...], through what `thin` returns."""
+def ask_thin(
+    first: Any, members: masksembles.Thin, x: jax.Array, *, batch_size: int | None = 1
+) -> jax.Array:
+    """What each member of Masksembles says, [M, B, ...], by what `thin` returns."""
 
     def rest(params: Any, x: jax.Array) -> jax.Array:
         for name, layer in params.items():
@@ -199,7 +178,7 @@ def ask_thin(first: Any, members: masksembles.Thin, x: jax.Array) -> jax.Array:
         return x
 
     x = nn.relu(x @ first["kernel"] + first["bias"])
-    return masksembles.predict(rest, members, x, batch_size=1)
+    return masksembles.predict(rest, members, x, batch_size=batch_size)
 
 
 def widths_of(params: Any) -> tuple[int, ...]:

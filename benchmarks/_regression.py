@@ -43,13 +43,10 @@ def learn(
 ) -> dict[str, Normals]:
     """What each way predicts of each problem [J], one network being the first of five.
 
-    All but MC-dropout predict a variance of their own. Its noise has a precision: given
-    or, of `PRECISIONS`, what a fifth of the samples, held out for that, likes best.
-
-    Args:
-        problems: J, standardized, of equal shapes.
-        training: How.
-        precision: In the unit of the standardized targets.
+    Problems are standardized, and of equal shapes. All but MC-dropout predict a
+    variance of their own. Its noise has a precision, in the unit of standardized
+    targets: given or, of `PRECISIONS`, what a fifth of the samples, held out, likes
+    best.
     """
     parts = ([getattr(each, name) for each in problems] for name in PARTS)
     data = _Data(*map(np.stack, parts))
@@ -114,9 +111,8 @@ def _dropout(
         begun, (x, y, asked), key, decay = job
 
         def penalty(params: Any) -> jax.Array:
-            return decay * sum(
-                (layer["kernel"] ** 2).sum() for layer in params.values()
-            )
+            squares = ((layer["kernel"] ** 2).sum() for layer in params.values())
+            return decay * sum(squares)
 
         fits, asks = jax.random.split(key)
         how = {"key": fits, "penalty": penalty}

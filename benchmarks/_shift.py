@@ -15,17 +15,11 @@ CUBIC_NOISE = 3.0
 
 
 class Partly(NamedTuple):
-    """Images of some classes to learn, and of others that are unlike them all.
+    """Images of some classes to learn, and of others that are unlike them all."""
 
-    Attributes:
-        known: Labels are from 0 on, in the order of the classes that are left.
-        unknown: [N, H, W]: all images of the others, of both parts.
-        classes: Those that are left.
-    """
-
-    known: Data
-    unknown: np.ndarray
-    classes: tuple[int, ...]
+    known: Data  # labels are from 0 on, in the order of the classes that are left
+    unknown: np.ndarray  # [N, H, W]: all images of the others, of both parts
+    classes: tuple[int, ...]  # those that are left
 
 
 class Numbers(NamedTuple):
@@ -45,17 +39,13 @@ class Numbers(NamedTuple):
 
     def standardized(self) -> "Numbers":
         """Inputs and targets of mean 0 and deviation 1 over the training part."""
-        x_mean, x_deviation = self.x_train.mean(0), self.x_train.std(0)
-        y_mean, y_deviation = float(self.y_train.mean()), float(self.y_train.std())
-        return Numbers(
-            self.name,
-            (self.x_train - x_mean) / x_deviation,
-            (self.y_train - y_mean) / y_deviation,
-            (self.x_test - x_mean) / x_deviation,
-            (self.y_test - y_mean) / y_deviation,
-            self.mean + self.deviation * y_mean,
-            self.deviation * y_deviation,
-        )
+        x, y = self.x_train, self.y_train
+        mean, deviation = float(y.mean()), float(y.std())
+        inputs = ((each - x.mean(0)) / x.std(0) for each in (x, self.x_test))
+        targets = ((each - mean) / deviation for each in (y, self.y_test))
+        (x, x_test), (y, y_test) = inputs, targets
+        mean, deviation = self.mean + self.deviation * mean, self.deviation * deviation
+        return Numbers(self.name, x, y, x_test, y_test, mean, deviation)
 
 
 def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:

@@ -21,7 +21,7 @@ from maskjax import algebra, allocation, masking, score, select
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 AT_START = (0.1, 0.02)
 SEEDS = 5
-STEPS = 200, 300, 1_000
+STEPS = 200, 150, 1_000
 ROUNDS = 100, 25, 100  # of synflow, 100 in its paper
 TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
 NAMES = ("magnitude", "snip", "fisher", "grasp", "synflow", "wanda", "random")

@@ -87,11 +87,17 @@ def run(context: Context) -> Outcome:
         logits[way] = _networks.asked(problem, way, variables[way])
     logits = {way: logits[way] for way in WAYS}
     told, temperatures = _networks.told_by(problem, logits)
-    found = {way: _measured(problem, each) for way, each in told.items()}
+    measured = {way: _measured(problem, each) for way, each in told.items()}
+    found = {way: numbers for way, (numbers, _) in measured.items()}
     times, thin_agree = _times(context, problem, variables)
     regression = _diabetes(context)
     curve, points = _cubic(context)
-    laws = _laws(problem, told, found, variables) | {"thin_members_agree": thin_agree}
+    laws = _laws(problem, found, variables) | {
+        "mutual_information_is_what_entropy_loses": all(
+            ok for _, ok in measured.values()
+        ),
+        "thin_members_agree": thin_agree,
+    }
     numbers = {
         "ways": found,
         "params": _sizes(variables),
@@ -167,54 +173,56 @@ def _plans(problem: Problem) -> list[masksembles.Plan]:
     return [masksembles.plan(width, **how) for width in problem.widths[:-1]]
 
 
-def _laws(
-    problem: Problem, told: dict[str, Told], found: dict[str, Any], variables: Any
-) -> dict[str, bool]:
+def _laws(problem: Problem, found: dict[str, Any], variables: Any) -> dict[str, bool]:
     """What holds whatever the data."""
     masks = jax.tree.leaves(variables[MASKSEMBLES]["masks"])
     began = jax.tree.leaves(_networks.masks_of(problem, MASKSEMBLES))
-    pairs = zip(masks, _plans(problem), strict=True)
+    pairs = zip(map(np.asarray, masks), _plans(problem), strict=True)
     exact = [(m.sum(-1) == plan.ones).all() & m.any(1).all() for m, plan in pairs]
     jensen = (each["nll"] <= each["members_nll"] for each in found.values())
-
-    def informed(probs: jax.Array) -> bool:
-        lost = metrics.entropy(probs.mean(0)) - metrics.expected_entropy(probs)
-        return np.allclose(metrics.mutual_information(probs), lost, atol=1e-4)
-
-    informs = (informed(each.unknown) for each in told.values())
     return {
         "ensemble_nll_at_most_mean_of_members": all(map(np.all, jensen)),
-        "mutual_information_is_what_entropy_loses": all(informs),
         "masks_exact": all(map(bool, exact)),
         "masks_unchanged_by_training": all(map(np.array_equal, masks, began)),
     }
 
 
-def _measured(problem: Problem, told: Told) -> dict[str, Any]:
-    """Numbers [S]; of turned images [A, S]."""
+def _unsure(told: Told, both: np.ndarray) -> tuple[dict[str, Any], bool]:
+    """Uncertainties, and whether mutual information is what entropy loses."""
+    entropy = metrics.entropy(both)
+    if len(told.test) == 1:
+        return {"entropy": entropy}, True
+    every = np.concatenate([told.test, told.unknown], axis=2)
+    mutual = metrics.mutual_information(every)
+    lost = np.asarray(entropy) - np.asarray(metrics.expected_entropy(every))
+    return {
+        "entropy": entropy,
+        "mutual_information": mutual,
+    }, np.allclose(mutual, lost, atol=1e-4)
+
+
+def _measured(problem: Problem, told: Told) -> tuple[dict[str, Any], bool]:
+    """Numbers [S], [A, S] of turned images; and if mutual information is right."""
     y = problem.test[1]
     test, both, gone = _networks.with_unknown(problem, told)
     odd = np.arange(both.shape[1]) >= test.shape[1]
-    unsure = {"entropy": metrics.entropy(both)}
-    if len(told.test) > 1:
-        every = jnp.concatenate([told.test, told.unknown], axis=2)
-        unsure["mutual_information"] = metrics.mutual_information(every)
+    unsure, informed = _unsure(told, both)
     # Angle by angle: of digits they are as many as the test, and nothing is compiled.
-    turned = jnp.split(told.turned.mean(0), len(ANGLES), axis=1)
+    turned = np.split(np.asarray(_networks.mean(told.turned)), len(ANGLES), axis=1)
     labels = y[: turned[0].shape[1]]
     nll, ece = metrics.negative_log_likelihood, metrics.expected_calibration_error
     by_metric = {"accuracy": metrics.accuracy, "nll": nll, "ece": ece}
-    return {
+    found = {
         "accuracy": np.asarray(metrics.accuracy(test, y)),
         "nll": np.asarray(nll(test, y)),
         "members_nll": np.mean([nll(probs, y) for probs in told.test], axis=0),
         "ece": np.asarray(ece(test, y)),
         "auroc": {n: np.asarray(metrics.auroc(x, odd)) for n, x in unsure.items()},
         "aurc_with_unknown": np.asarray(metrics.aurc(both.max(-1), gone)),
-    } | {
-        f"turned_{name}": np.stack([metric(probs, labels) for probs in turned])
-        for name, metric in by_metric.items()
     }
+    for name, metric in by_metric.items():
+        found[f"turned_{name}"] = np.stack([metric(p, labels) for p in turned])
+    return found, informed
 
 
 def _times(
@@ -222,7 +230,7 @@ def _times(
 ) -> tuple[dict[str, Any], bool]:
     """How long each way predicts a batch of 1,024, and if thin members say the same."""
     x = problem.test[0]
-    x, key = jnp.resize(x, (1_024, x.shape[1])), jax.random.key(3)
+    x, key = jnp.asarray(np.resize(x, (1_024, x.shape[1]))), jax.random.key(3)
     one = {way: jax.tree.map(lambda v: v[0], each) for way, each in variables.items()}
 
     def contestant(name: str, way: str) -> _timing.Contestant:

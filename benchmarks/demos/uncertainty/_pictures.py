@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _pictures, _shift
@@ -14,9 +13,9 @@ from maskjax import metrics, report
 
 def draw_reliability(context: Context, problem: Problem, told: dict[str, Told]) -> str:
     """Of all seeds together."""
-    y, bins = jnp.tile(problem.test[1], SEEDS), {}
+    y, bins = np.tile(problem.test[1], SEEDS), {}
     for way, each in told.items():
-        pooled = each.test.mean(0).reshape(-1, each.test.shape[-1])
+        pooled = np.asarray(_networks.mean(each.test)).reshape(len(y), -1)
         bins[way] = metrics.reliability(pooled, y)
     drawn = report.plot_reliability(bins)
     drawn.axes[0].set_title(f"images as they were learned, {SEEDS} seeds together")
@@ -52,7 +51,7 @@ def draw_entropies(context: Context, problem: Problem, told: dict[str, Told]) ->
     bins = np.linspace(0, np.log(problem.widths[-1]), 31)
     for axes, (way, each) in zip(panels, told.items(), strict=True):
         for images, label in ((each.test, "learned"), (each.unknown, "unknown")):
-            entropy = np.asarray(metrics.entropy(images.mean(0))).ravel()
+            entropy = np.asarray(metrics.entropy(_networks.mean(images))).ravel()
             axes.hist(entropy, bins, density=True, alpha=0.6, label=label)
         axes.set_title(way, fontsize="medium")
         axes.set(xlabel="entropy (nats)", yscale="log")
