@@ -4,6 +4,7 @@ They differ in the masks alone: none, fresh ones (MC-dropout), a few that stay
 (Masksembles), or none and several networks (a deep ensemble).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,18 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import Array, lax
 
 from benchmarks import _train
 from maskjax import layers, stacking
 from maskjax.recipes import masksembles, mc_dropout
 
-SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE = (
-    "one network",
-    "MC-dropout",
-    "Masksembles",
-    "deep ensemble",
-)
+SINGLE, DROPOUT = "one network", "MC-dropout"
+MASKSEMBLES, ENSEMBLE = "Masksembles", "deep ensemble"
 WAYS = (SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE)
 SCALE, NETWORKS = 2.0, 5
 MEMBERS = {SINGLE: 1, DROPOUT: 20, MASKSEMBLES: 4, ENSEMBLE: NETWORKS}
@@ -35,7 +32,7 @@ class Net(nn.Module):
     widths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """Outputs [B, widths[-1]] of inputs [B, D]."""
         for width in self.widths[:-1]:
             x = layers.LinenFeatureMask()(nn.relu(nn.Dense(width)(x)))
@@ -51,12 +48,10 @@ class Training(NamedTuple):
     rate: float  # what MC-dropout drops
 
 
-def masks(
-    way: str, networks: int, widths: Sequence[int], *, key: jax.Array
-) -> dict[str, Any]:
+def masks(way: str, networks: int, widths: Sequence[int], *, key: Array) -> Any:
     """The masks [K, C] that a way begins with, [K, N, C] of Masksembles."""
 
-    def of_layer(width: int, key: jax.Array) -> jax.Array:
+    def of_layer(width: int, key: Array) -> Array:
         if way != MASKSEMBLES:
             return jnp.ones((networks, width), bool)
         how = {"members": MEMBERS[MASKSEMBLES], "scale": SCALE}
@@ -79,25 +74,25 @@ def orders(networks: int, samples: int, training: Training, *, seed: int) -> np.
 def fit(
     way: str,
     training: Training,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    begun: tuple[dict[str, Any], jax.Array],
-    x: jax.Array,
-    y: jax.Array,
+    loss: Callable[[Array, Array], Array],
+    begun: tuple[dict[str, Any], Array],
+    x: Array,
+    y: Array,
     *,
-    key: jax.Array,
+    key: Array,
     penalty: Callable[[Any], Any] = lambda params: 0.0,
 ) -> dict[str, Any]:
     """Parameters and masks of one network, trained on x [N, D] and y [N, ...].
 
-    The loss of a batch is `loss(outputs, y) + penalty(params)`. `begun` are parameters
-    and masks, and the rows [steps, B] of each step. The key is for fresh masks.
+    `begun` are those at first, and the rows [steps, B] of each step. The loss is
+    `(outputs, y) -> scalar`, plus a penalty of the parameters. The key draws masks.
     """
     variables, rows = begun
     optimizer, size = optax.adam(training.learning_rate), rows.shape[1]
     whose = masksembles.in_chunks(size, members=MEMBERS[MASKSEMBLES])
     net = Net(widths_of(variables["params"]))
 
-    def of_batch(params: Any, masks: Any, x: Any, y: Any, i: jax.Array) -> jax.Array:
+    def of_batch(params: Any, masks: Any, x: Any, y: Any, i: Array) -> Array:
         if way == DROPOUT:
             fresh = {"examples": size, "key": jax.random.fold_in(key, i)}
             masks = mc_dropout.mask(masks, rate=training.rate, **fresh)
@@ -116,17 +111,17 @@ def fit(
 def ask(
     way: str,
     variables: dict[str, Any],
-    x: jax.Array,
+    x: Array,
     *,
     rate: float,
-    key: jax.Array,
+    key: Array,
     members: int = MEMBERS[DROPOUT],
     batch_size: int | None = 1,
-) -> jax.Array:
-    """What each member says of x [B, D], [M, B, ...].
+) -> Array:
+    """What each member says of x [B, D], [M, B, ...]; so many at a time.
 
-    The variables are from `fit`, with parameters [M, ...] of an ensemble. Rate, key and
-    members are those of MC-dropout; so many members are asked at a time.
+    The variables are from `fit`, with parameters [M, ...] of an ensemble. MC-dropout
+    draws masks of so many members with the key.
     """
     params, masks = variables["params"], variables["masks"]
     net = Net(widths_of(params))
@@ -152,30 +147,32 @@ def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
 
     The variables are from `fit`, with concrete masks.
     """
-    params = variables["params"]
-    names = list(params)
-    masks = {}
-    for name, stack in zip(names[1:], variables["masks"].values(), strict=True):
-        rows = masksembles.rows(stack["features"], params[name]["kernel"])
-        masks[name] = {"kernel": rows, "bias": None}
+    first, *names = params = variables["params"]
+    masks = {
+        name: {
+            "kernel": masksembles.rows(stack["features"], params[name]["kernel"]),
+            "bias": None,
+        }
+        for name, stack in zip(names, variables["masks"].values(), strict=True)
+    }
     links = {
         f"{after}/kernel": [f"{before}/kernel", f"{before}/bias"]
-        for before, after in zip(names[1:], names[2:], strict=False)
+        for before, after in itertools.pairwise(names)
     }
-    rest = {name: params[name] for name in names[1:]}
-    return params[names[0]], masksembles.thin(rest, masks, links=links)
+    rest = {name: params[name] for name in names}
+    return params[first], masksembles.thin(rest, masks, links=links)
 
 
 def ask_thin(
-    first: Any, members: masksembles.Thin, x: jax.Array, *, batch_size: int | None = 1
-) -> jax.Array:
-    """What each member of Masksembles says, [M, B, ...], by what `thin` returns."""
+    first: Any, members: masksembles.Thin, x: Array, *, batch_size: int | None = 1
+) -> Array:
+    """As `ask` for Masksembles, [M, B, ...], through what `thin` returns."""
 
-    def rest(params: Any, x: jax.Array) -> jax.Array:
-        for name, layer in params.items():
-            x = x @ layer["kernel"] + layer["bias"]
-            x = x if name == list(params)[-1] else nn.relu(x)
-        return x
+    def rest(params: Any, x: Array) -> Array:
+        *hidden, last = params.values()
+        for layer in hidden:
+            x = nn.relu(x @ layer["kernel"] + layer["bias"])
+        return x @ last["kernel"] + last["bias"]
 
     x = nn.relu(x @ first["kernel"] + first["bias"])
     return masksembles.predict(rest, members, x, batch_size=batch_size)

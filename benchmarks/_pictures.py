@@ -64,6 +64,7 @@ def curves(
     density: Sequence[float] | None = None,
     log: bool = True,
     seeds: int | None = None,
+    percent: bool = False,
     legend: str | None = "best",
     **settings: Any,
 ) -> None:
@@ -77,6 +78,7 @@ def curves(
         density: Ticks; the horizontal axis is the density then.
         log: Whether densities are on a log axis.
         seeds: How many they are; the vertical axis is test accuracy then.
+        percent: Whether the vertical axis shows percentages, as it does for accuracy.
         legend: Where it goes; `None` for none.
         settings: For `axes.set`, as `xlabel`.
     """
@@ -86,7 +88,7 @@ def curves(
         band(axes, x[label] if isinstance(x, Mapping) else x, values, label)
     if density is not None:
         density_axis(axes, density, log=log)
-    if seeds is not None:
+    if percent or seeds is not None:
         accuracy_axis(axes, seeds)
     axes.set(**settings)
     if legend:
@@ -131,15 +133,11 @@ def bars(axes: Axes, groups: Sequence[str], found: Lines) -> None:
     axes.set_xticks(range(len(groups)), groups)
 
 
-def accuracy_axis(axes: Axes, seeds: int) -> None:
-    """The vertical axis, as percentages."""
-    percent(axes)
-    axes.set_ylabel(f"test accuracy: mean and range of {seeds} seeds")
-
-
-def percent(axes: Axes) -> None:
-    """Show the values of the vertical axis as percentages."""
+def accuracy_axis(axes: Axes, seeds: int | None = None) -> None:
+    """The vertical axis as percentages: test accuracy, of so many seeds."""
     axes.yaxis.set_major_formatter(_percent)
+    if seeds is not None:
+        axes.set_ylabel(f"test accuracy: mean and range of {seeds} seeds")
 
 
 def density_axis(axes: Axes, densities: Sequence[float], *, log: bool = True) -> None:

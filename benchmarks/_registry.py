@@ -22,35 +22,21 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a demonstration found.
-
-    Attributes:
-        rows: For the table.
-        settings: How it was done; for results.json.
-        numbers: Everything that was measured; for results.json.
-        pictures: Names of the files that it wrote.
-    """
+    """What a demonstration found: rows of the table, and what goes to results.json."""
 
     rows: list[Row]
     settings: dict[str, Any]
     numbers: dict[str, Any]
-    pictures: list[str]
+    pictures: list[str]  # names of the files that it wrote
 
 
 class Demo(NamedTuple):
-    """A demonstration.
+    """A demonstration of a system."""
 
-    Attributes:
-        name: As given to `--only`.
-        title: The system, and the paper it is from.
-        run: Trains, writes pictures, and returns what it found.
-        seconds: About how long the default size takes on two cores, for the bar.
-    """
-
-    name: str
-    title: str
+    name: str  # as given to `--only`
+    title: str  # the system, and the paper it is from
     run: "Callable[[Context], Outcome]"
-    seconds: float = 20.0
+    seconds: float = 20.0  # about how long the default size takes, for the bar
 
 
 class Progress:
@@ -112,23 +98,14 @@ class Progress:
 
 
 class Context(NamedTuple):
-    """What a demonstration is given.
-
-    Attributes:
-        data: Images of ten classes.
-        size: How much is trained, one of `SIZES`.
-        out: An existing folder for pictures.
-        bars: Where progress is shown.
-        tasks: How many tasks one network learns; `None` leaves it to the demonstration.
-        omniglot: Characters to learn from few of, or not at all, if any were given.
-    """
+    """What a demonstration is given."""
 
     data: Data
-    size: str
-    out: pathlib.Path
+    size: str  # how much is trained, one of `SIZES`
+    out: pathlib.Path  # an existing folder for pictures
     bars: Progress
-    tasks: int | None = None
-    omniglot: Classes | None = None
+    tasks: int | None = None  # that one network learns; None: the demonstration's own
+    omniglot: Classes | None = None  # its characters, if they were given
 
     @property
     def quick(self) -> bool:

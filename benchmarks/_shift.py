@@ -39,13 +39,17 @@ class Numbers(NamedTuple):
 
     def standardized(self) -> "Numbers":
         """Inputs and targets of mean 0 and deviation 1 over the training part."""
-        x, y = self.x_train, self.y_train
-        mean, deviation = float(y.mean()), float(y.std())
-        inputs = ((each - x.mean(0)) / x.std(0) for each in (x, self.x_test))
-        targets = ((each - mean) / deviation for each in (y, self.y_test))
-        (x, x_test), (y, y_test) = inputs, targets
-        mean, deviation = self.mean + self.deviation * mean, self.deviation * deviation
-        return Numbers(self.name, x, y, x_test, y_test, mean, deviation)
+        x_mean, x_deviation = self.x_train.mean(0), self.x_train.std(0)
+        y_mean, y_deviation = float(self.y_train.mean()), float(self.y_train.std())
+        return Numbers(
+            self.name,
+            (self.x_train - x_mean) / x_deviation,
+            (self.y_train - y_mean) / y_deviation,
+            (self.x_test - x_mean) / x_deviation,
+            (self.y_test - y_mean) / y_deviation,
+            self.mean + self.deviation * y_mean,
+            self.deviation * y_deviation,
+        )
 
 
 def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
@@ -56,8 +60,7 @@ def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
 def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:
     """Images without some classes, and those of these.
 
-    Raises:
-        ValueError: If none would be left, or none was taken.
+    A `ValueError` is raised if none would be left, or none was taken.
     """
     there = np.unique(data.y_train)
     kept = [int(label) for label in there if label not in classes]
