@@ -26,12 +26,6 @@ ROUNDS = 100, 25, 100  # of synflow, 100 in its paper
 TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
 NAMES = ("magnitude", "snip", "fisher", "grasp", "synflow", "wanda", "random")
 IMAGES = 1_000  # that scores see: 100 a class, about ten times what SNIP asks for
-ROWS = {
-    "what gradients and inputs say beats magnitude on a trained network (Molchanov et "
-    "al., Sun et al.)": "dense {dense:.1%}; 20% kept, not trained again: {after:.1%}",
-    "masks can be found before training (SNIP, GraSP, SynFlow)": "10% kept: "
-    "{before[0.1]:.1%}; 2% kept: {before[0.02]:.1%}",
-}
 
 
 def run(context: Context) -> Outcome:
@@ -77,7 +71,7 @@ def run(context: Context) -> Outcome:
     how = {"density": DENSITIES, "seeds": seeds, "legend": "lower right"}
     drawn = "criteria_density", title, DENSITIES, after
     return Outcome(
-        rows=rows(ROWS, dense=dense, after=_best_first(at20), before=by_density),
+        rows=rows("criteria", dense=dense, after=_best_first(at20), before=by_density),
         settings=_lenet.SETTINGS
         | {"grasp_temperature": TEMPERATURE, "epochs": epochs}
         | {"images_scored": len(x), "seeds": seeds, "synflow_rounds": rounds},

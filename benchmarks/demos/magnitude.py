@@ -21,16 +21,6 @@ SMALLER = 12  # the paper's factor for this network
 FEW = 1.0, 0.1, 1 / SMALLER, 0.02
 DENSITIES = FEW, FEW, (1.0, 0.5, 0.2, 0.1, 1 / SMALLER, 0.05, 0.02, 0.01)
 STEPS = (200, 60), (500, 160), (1_000, 330)  # of training, of fine-tuning
-ROWS = {
-    f"{SMALLER}x smaller at no loss of accuracy (300-100, MNIST)": "dense {dense:.1%}, "
-    f"{SMALLER}x smaller {{at12[smallest_tuned]:.1%}}; as many removed at random "
-    "{at12[random_tuned]:.1%}",
-    "training on is what recovers the accuracy": "10% kept: {at10[smallest]:.1%}, "
-    "fine-tuned {at10[smallest_tuned]:.1%}; 2% kept: {at2[smallest]:.1%}, fine-tuned "
-    "{at2[smallest_tuned]:.1%}",
-    "removed weights stay removed": "{removed_are_zero:all exactly 0|NOT all 0} after "
-    "fine-tuning",
-}
 LABELS = {
     "smallest_tuned": "smallest removed, fine-tuned",
     "smallest": "smallest removed",
@@ -86,7 +76,7 @@ def run(context: Context) -> Outcome:
         for name, d in {"at12": 1 / SMALLER, "at10": 0.1, "at2": 0.02}.items()
     }
     return Outcome(
-        rows=rows(ROWS, **numbers, **at),
+        rows=rows("magnitude", **numbers, **at),
         settings=_lenet.SETTINGS
         | {"scope": "global", "epochs": epochs, "fine_tuning_epochs": tuning},
         numbers=numbers,

@@ -49,21 +49,6 @@ SETTINGS = {
     "batch_size": BATCH_SIZE,
     "inputs": "standardized",
 }
-ROWS = {
-    "many tasks in one network as good as a network each (Kang et al., 2022, all of "
-    "MNIST, 10 tasks: PackNet 96.37%, SupSup 96.31%, a network each 97.37%)": "{tasks} "
-    "tasks: PackNet {mean[packnet]:.2%+-}, {below[packnet]:.2f} points below a network "
-    "each, {mean[single]:.2%+-}; SupSup {mean[supsup]:.2%+-}, {below[supsup]:.2f} "
-    "points below ({epochs} epochs each)",
-    "nothing is forgotten (the same network trained on, each task with its head, keeps "
-    "78.22%)": "forgetting {most_forgotten:.1f}; logits of every task "
-    "{bit_identical:bit-identical|CHANGED} after all {tasks}; trained on: "
-    "{mean[naive]:.2%+-}, forgetting {forgetting[naive]:.1%}",
-    "a task costs few bits": "{kib:,.1f} KiB a task; each owns {least:,} to {most:,} "
-    "of {weights:,} weights, {free:,} are free",
-    "tasks go through one compiled program": "times that learning a task compiled, for "
-    "{tasks} tasks and {seeds} seeds side by side: {compiled}",
-}
 
 
 class Problem(NamedTuple):
@@ -123,7 +108,7 @@ def run(context: Context) -> Outcome:
     }
     settings = {"tasks": many, "epochs": problem.epochs}
     return Outcome(
-        rows=rows(ROWS, **numbers, **found, **settings, seeds=SEEDS),
+        rows=rows("packnet", **numbers, **found, **settings, seeds=SEEDS),
         settings=SETTINGS
         | {"network": "-".join(map(str, (problem.data.x_train.shape[1], *WIDTHS)))}
         | settings

@@ -65,21 +65,6 @@ SETTINGS = {
     "stopping": "after a fixed number of steps, the same for all",
     "rmse": f"on {TEST:,} noisy samples; the noise alone has 1",
 }
-_SIZES = ", ".join(map(str, SIZES))
-ROWS = {
-    f"a target is learned from {_SIZES} samples, at distance d of the source (the "
-    "paper's own figures were not available)": "RMSE, mean and 95% interval of {seeds} "
-    "seeds (noise alone: 1). {rmse:.2f+-95}",
-    f"with {SIZES[SHOWN]} samples better than from scratch": "d = {d:g}: "
-    "{pac:.2f+-95} and {scratch:.2f+-95}, which at the best of its steps in hindsight "
-    "is {best:.2f+-95}; the source's network as it is {source:.2f+-95}",
-    "the source is kept": "PAC-Net's predictions {exact:bit-identical|CHANGED} after "
-    f"the target; RMSE on the source after {SIZES[SHOWN]} samples of it: "
-    "{after:.2f+-95}",
-    "all goes through one compiled program": "times that training on the target "
-    "compiled, for {sources} sources, {sizes} sizes, {methods} methods and {seeds} "
-    "seeds: {compiled}",
-}
 
 
 class Start(NamedTuple):
@@ -120,10 +105,10 @@ def run(context: Context) -> Outcome:
         "best": first["rmse_at_the_best_step"][SCRATCH],
     }
     counts = {"sources": len(found), "sizes": len(SIZES), "seeds": seeds}
-    counts |= {"methods": len(first["rmse"]), "compiled": compiled}
+    counts |= {"methods": len(first["rmse"]), "compiled": compiled, "few": SIZES[SHOWN]}
     return Outcome(
         rows=rows(
-            ROWS,
+            "pacnet",
             rmse={
                 f"d = {d:g}:": {name: list(e) for name, e in each["rmse"].items()}
                 for d, each in found.items()

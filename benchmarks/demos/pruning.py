@@ -38,15 +38,6 @@ SETTINGS = _lenet.SETTINGS | {
     "rate": RATE,
     "allocation": "erdos-renyi; global ranking for one-shot and gradual",
 }
-ROWS = {
-    "pruned gradually a network keeps its accuracy (Zhu & Gupta)": "dense {dense:.1%}; "
-    "10% kept: gradual {gradual[0]:.1%}, one-shot {one-shot[0]:.1%}; 2% kept: gradual "
-    "{gradual[1]:.1%}, one-shot {one-shot[1]:.1%}",
-    "sparse from the start, RigL ends above SET, and both above a mask that stays "
-    "(Evci et al.)": "10% kept: {sparse[0]:.1%}; 2% kept: {sparse[1]:.1%}",
-    "counts are exact, removed weights stay removed": "{counts_are_exact:exact|NOT "
-    "exact}; {removed_are_zero:all exactly 0 after training|NOT all 0}",
-}
 
 
 def run(context: Context) -> Outcome:
@@ -100,7 +91,7 @@ def run(context: Context) -> Outcome:
     others = [name for name in ("rigl", "set", "static") if name in curves]
     sparse = [{n: curves[n][-1, i] for n in others} for i in range(len(DENSITIES))]
     return Outcome(
-        rows=rows(ROWS, **numbers, sparse=sparse),
+        rows=rows("pruning", **numbers, sparse=sparse),
         settings=SETTINGS | {"steps": steps, "every": every},
         numbers=numbers,
         pictures=[_draw(context, curves, dense)],

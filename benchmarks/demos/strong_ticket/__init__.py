@@ -42,29 +42,6 @@ SETTINGS = {
     "inputs": "from 0 to 1",
     "budgets": _errors.BUDGETS,
 }
-ROWS = {
-    "subset sums of 21 random numbers make every weight to 0.01 (Pensia et al., "
-    "784-500-10, all of MNIST: 97.19% before and after, 77,266 s, 3,725,871 of "
-    "8,337,000 kept)": "{target:.2%} before, {near[accuracy]:.2%} after, "
-    "{near[seconds]:.1f} s and {peak_gib:.1f} GiB in all; errors up to "
-    "{near[largest_error]:.1e}, {near[missed]} missed; {near[kept]:,} of "
-    "{near[size]:,} kept",
-    "few are enough": "the fewest within 0.01: {few[kept]:,} ({few_each:.2f} a weight)"
-    ", {few[accuracy]:.2%}, {few[seconds]:.1f} s",
-    "any ReLU network is in a wide enough random one, whose weights are all random": (
-        "{ways}"
-    ),
-    "the pruned network stays within the bound": "outputs off by at most {off}; "
-    "{within_bound:all|NOT all} within",
-    "errors fall as 1 / k (product), 1 / sqrt(k) (factor), exponentially (sums)": "as "
-    "k to the power {slopes[product]:.2f} (product), {slopes[factor]:.2f} (factor); by "
-    "{bits[subset_sum]:.2f} bits (subset sum) and {bits[greedy]:.2f} bits (greedy) a "
-    "neuron",
-    "whole neurons can't be a ReLU neuron, unless there are very many": f"of "
-    f"{_errors.NEURONS:,} random neurons the best {_errors.BUDGETS[-1]} found miss "
-    "{missed[greedy]:.1%} of it (learned: {missed[learned]:.1%}), ridge regression on "
-    "all {missed[ridge]:.1%}",
-}
 
 
 def run(context: Context) -> Outcome:
@@ -92,6 +69,8 @@ def run(context: Context) -> Outcome:
     kept = "{accuracy:.2%}, {kept:,} of {size:,} kept"
     off = "{output_error:.1e} ({name}; bound {bound:.1e})"
     found = {
+        "neurons": _errors.NEURONS,
+        "budget": _errors.BUDGETS[-1],
         "near": made["nearest"],
         "few": made["fewest"],
         "few_each": made["fewest"]["kept"] / weights,
@@ -106,7 +85,7 @@ def run(context: Context) -> Outcome:
     network = {"network": "-".join(map(str, _widths(target))), "weights": weights}
     return Outcome(
         # Without constructions, as on MNIST, there is nothing to say of them.
-        rows=[row for row in rows(ROWS, **numbers, **found) if row.measured],
+        rows=[row for row in rows("strong_ticket", **numbers, **found) if row.measured],
         settings=SETTINGS | network | {"biases": "bias" in target[0], "widths": widths},
         numbers=numbers,
         pictures=[

@@ -44,37 +44,11 @@ SETTINGS = {
     "temperature": "fitted to the validation images, which nothing else uses",
     "inputs": "standardized",
 }
-PROMISES = {
-    SINGLE: "what the others are to improve on",
-    TEMPERED: "calibrated by one number (Guo et al., 2017)",
-    DROPOUT: "dropout kept on tells how sure a network is (published for MNIST as "
-    "pictures only)",
-    MASKSEMBLES: "near an ensemble at the cost of one network (published: a small "
-    "convolutional one, all of MNIST, 98.27% after 5 epochs; no likelihood)",
-    ENSEMBLE: "likelihood and calibration improve much (published, LeNet-5 on all of "
-    "MNIST, 10 members: NLL .037 to .016, 99.1% to 99.4%, ECE .005; dense 3 x 200, 15 "
-    "members: error about 1.7% to 1.25%)",
-}
-ROWS = {
-    **{
-        f"{way}: {promise}": f"{{found[{way}][told]}}accuracy "
-        f"{{found[{way}][accuracy]:.2%+-}}, NLL {{found[{way}][nll]:.4f+-}}, ECE "
-        f"{{found[{way}][ece]:.4f+-}}, AUROC of {{what}} "
-        f"{{found[{way}][auroc]:.3f+-}}; {{found[{way}][params]:,}} parameters, "
-        f"predicts in {{found[{way}][slow]}} times one network's time"
-        for way, promise in PROMISES.items()
-    },
-    "an ensemble's likelihood is better than one network's, and Masksembles' between "
-    "them": "NLL: {ordered} (means of {seeds} seeds; {images:,} images to "
-    "learn, so that published figures are not to be reached)",
-    f"images turned by {said(TOLD)} degrees are answered less surely": "NLL and ECE: "
-    "{turned:.3f}",
-    "numbers with how sure they are (published, Boston housing, RMSE / log-likelihood: "
-    "MC-dropout 2.97 / -2.46, deep ensemble 3.28 / -2.41; not at hand)": "diabetes of "
-    "scikit-learn, {splits} splits: {regression:.2f+-}",
-    "laws: an ensemble's NLL is at most its members' mean; mutual information is what "
-    "entropy loses; masks are exact, and stay; thin members agree": "{laws:yes|NO}",
-}
+WAY = (
+    "{told}accuracy {accuracy:.2%+-}, NLL {nll:.4f+-}, ECE {ece:.4f+-}, AUROC of "
+    "{what} {auroc:.3f+-}; {params:,} parameters, predicts in {slow} times one "
+    "network's time"
+)
 
 
 def run(context: Context) -> Outcome:
@@ -108,7 +82,7 @@ def run(context: Context) -> Outcome:
         "laws": laws,
     }
     return Outcome(
-        rows=rows(ROWS, **_for_rows(problem, numbers)),
+        rows=rows("uncertainty", **_for_rows(problem, numbers)),
         settings=_settings(context, problem),
         numbers=numbers,
         pictures=[
@@ -134,11 +108,11 @@ def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
         if way == MASKSEMBLES:
             slow += f" ({times[LAYERED]['relative']:.1f} as layers)"
         more = {"told": told, "params": numbers["params"][kind], "slow": slow}
-        of_ways[way] = each | more
+        (row,) = rows({"": WAY}, what=problem.what, **more, **each)
+        of_ways[way] = row.measured
         turned[way] = [list(each[f"turned_{n}"].mean(-1)[at]) for n in ("nll", "ece")]
     return {
-        "found": of_ways,
-        "what": problem.what,
+        "ways": of_ways,
         "ordered": " < ".join(sorted(found, key=lambda way: found[way]["nll"].mean())),
         "seeds": SEEDS,
         "images": len(problem.x),

@@ -158,6 +158,6 @@ def told_by(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Told], 
     order = {SINGLE: logits[SINGLE]} | tempered | logits
     softmax = jax.jit(jax.nn.softmax)
     return {
-        way: Told(*np.split(np.asarray(softmax(each))[:, :, held:], ends, axis=2))
+        way: Told(*np.split(np.asarray(softmax(each[:, :, held:])), ends, axis=2))
         for way, each in order.items()
     }, fitted
