@@ -24,17 +24,12 @@ SETTINGS = {
 
 def init(keys: jax.Array, data: Data) -> Any:
     """Random parameters [K, ...], one network for each key."""
-    return _train.draw(lambda key: MODEL.init(key, data.x_train[:1])["params"], keys)
-
-
-def apply(params: Any, x: jax.Array) -> jax.Array:
-    """Logits [B, 10] of one network."""
-    return MODEL.apply({"params": params}, x)
+    return _train.draw(lambda key: MODEL.fresh(key, data.x_train), keys)
 
 
 def masked_logits(member: _train.Member, x: jax.Array) -> jax.Array:
     """Logits [B, 10] of a member whose `rest` is its mask."""
-    return apply(maskjax.apply(member.params, member.rest), x)
+    return MODEL.logits(maskjax.apply(member.params, member.rest), x)
 
 
 def adam(epochs: int, data: Data) -> optax.GradientTransformation:
@@ -44,7 +39,7 @@ def adam(epochs: int, data: Data) -> optax.GradientTransformation:
 
 def training(epochs: int, data: Data) -> tuple[Any, Callable[..., Any]]:
     """Functions `(params, masks) -> states` and `(states, key) -> (states, losses)`."""
-    start, step = _train.under_masks(apply, adam(epochs, data))
+    start, step = _train.under_masks(MODEL.logits, adam(epochs, data))
     epoch = _train.epoch_of(step, data.x_train, data.y_train)
     return jax.jit(jax.vmap(start)), epoch
 

@@ -112,10 +112,10 @@ def _masks(
     """The mask of every criterion."""
 
     def loss(params: Any, x: jax.Array, y: jax.Array, divisor: float = 1.0) -> Any:
-        return _train.cross_entropy(_lenet.apply(params, x) / divisor, y)
+        return _train.cross_entropy(_lenet.MODEL.logits(params, x) / divisor, y)
 
     def synflow(params: Any) -> Any:
-        return score.synflow(_lenet.apply, params, x[:1].shape)
+        return score.synflow(_lenet.MODEL.logits, params, x[:1].shape)
 
     soft_loss = functools.partial(loss, divisor=TEMPERATURE)
     scores = {
@@ -127,7 +127,7 @@ def _masks(
     by_output = jax.vmap(
         lambda s: select.top_k({"": s}, density=density)[""], in_axes=-1, out_axes=-1
     )
-    wanda = score.wanda(params, score.input_norms(_lenet.apply, params, x))
+    wanda = score.wanda(params, score.input_norms(_lenet.MODEL.logits, params, x))
     shares = allocation.erk(params, density=density)
     how = {"density": density, "rounds": rounds}
     return {

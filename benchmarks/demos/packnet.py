@@ -141,8 +141,7 @@ def _problem(context: Context) -> Problem:
 
 
 def _apply(params: Any, x: jax.Array) -> jax.Array:
-    use_bias = "bias" in params[HEAD_NAME]
-    return _train.MLP(WIDTHS, use_bias).apply({"params": params}, x)
+    return _train.MLP(WIDTHS, "bias" in params[HEAD_NAME]).logits(params, x)
 
 
 def _fit(
@@ -165,8 +164,7 @@ def _logits(problem: Problem, params: Any, order: jax.Array) -> jax.Array:
 
 
 def _accuracy(problem: Problem, params: Any, order: jax.Array) -> jax.Array:
-    right = jnp.argmax(_logits(problem, params, order), -1) == problem.data.y_test
-    return jnp.mean(right, dtype=jnp.float32)
+    return _train.accuracy(_logits(problem, params, order), problem.data.y_test)
 
 
 def _row(problem: Problem, params_of: Callable[[jax.Array], Any]) -> jax.Array:
@@ -258,7 +256,7 @@ def _supsup(problem: Problem) -> tuple[np.ndarray, bank.MaskBank]:
     model = _train.MLP(WIDTHS, False, initializer.signed_constant())
     x, many = problem.data.x_train, len(problem.orders)
     keys = jax.random.split(jax.random.key(1), SEEDS)
-    weights = _train.draw(lambda key: model.init(key, x[:1])["params"], keys)
+    weights = _train.draw(lambda key: model.fresh(key, x), keys)
     steps = problem.epochs * (len(x) // BATCH_SIZE)
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 

@@ -144,8 +144,7 @@ def _on_source_after(found: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def _predict(params: Any, x: jax.Array) -> Any:
-    return _train.MLP(WIDTHS).apply({"params": params}, x)
+_predict = _train.MLP(WIDTHS).logits
 
 
 def _error(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from maskjax import allocation, optim, score, select
 
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
-STEPS = 200, 200, 1_000
+STEPS = 200, 150, 1_000
 CHANGES = 40  # how often masks move
 METHODS = {
     "one-shot": "dense for half of the steps, then pruned at once",
@@ -50,7 +50,7 @@ def run(context: Context) -> Outcome:
     params = _lenet.init(jax.random.split(draws, seeds), data)
     keys = jax.random.split(chance, seeds)
     adam = _lenet.adam(epochs, data)
-    accuracy = _train.accuracy_of(_lenet.apply, data.x_test, data.y_test)
+    accuracy = _train.accuracy_of(_lenet.MODEL.logits, data.x_test, data.y_test)
 
     def train(name: str, densities: Sequence[float]) -> tuple[Any, np.ndarray]:
         """Every seed at every density; accuracies [1 + epochs, densities, seeds]."""
@@ -68,8 +68,13 @@ def run(context: Context) -> Outcome:
 
         many = len(densities)
         given = jax.tree.map(lambda p: np.concatenate([p] * many), params)
-        given = np.repeat(np.float32(densities), seeds), given, jnp.tile(keys, many)
-        states, step = _train.draw(start, *given), _train.descend(_loss, optimizer)
+        each = jnp.asarray(np.repeat(np.float32(densities), seeds))
+        given = each, given, jnp.tile(keys, many)
+        # One by one and uncompiled, for what random masks need is compiled only once.
+        begun = (jax.tree.map(lambda x: x[i], given) for i in range(many * seeds))
+        states = [start(*member) for member in begun]
+        states = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        step = _train.descend(_loss, optimizer)
         epoch = _train.epoch_of(step, data.x_train, data.y_train)
         curve = [accuracy(states.params)]
         for i in context.track(f"pruning: {name}", epochs):
@@ -130,7 +135,7 @@ def _sparse(
 
 def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     del density
-    return _train.cross_entropy(_lenet.apply(params, x), y)
+    return _train.cross_entropy(_lenet.MODEL.logits(params, x), y)
 
 
 def _is_exact(kept: np.ndarray, params: Any) -> bool:

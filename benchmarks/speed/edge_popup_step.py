@@ -116,14 +116,8 @@ def case(widths: tuple[int, ...], members: int, steps: int, sorts: int) -> _case
         given = _selecting(pick), scores, (params, mask), length
         contestants.append(contestant(name, *given))
     contestants.append(contestant("ordinary step", _network.plain_loss, params))
-    return _case.of(
-        f"{_case.named(widths)} members={members}",
-        contestants,
-        agree,
-        shape=_case.shapes(params if members == 1 else _network.at(params, 0)),
-        density=DENSITY,
-        scope="leaf",
-        batch=_network.BATCH,
-        members=members,
-        mode="scan",
-    )
+    name = f"{_case.named(widths)} members={members}"
+    shape = _case.shapes(params if members == 1 else _network.at(params, 0))
+    context = {"shape": shape, "density": DENSITY, "scope": "leaf", "mode": "scan"}
+    context |= {"batch": _network.BATCH, "members": members}
+    return _case.of(name, contestants, agree, **context)

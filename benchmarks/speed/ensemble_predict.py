@@ -41,16 +41,12 @@ def case(kind: str, widths: tuple[int, ...], batch: int, members: int) -> _case.
     fns["one dense forward"] = _network.forward, params, x
     letter = "N" if kind == MASKSEMBLES else "T"
     scratch = {"nbytes": lambda scratch: scratch or None}
-    return _case.of(
-        f"{kind} {_case.named(widths)} B={batch} {letter}={members}",
-        [_case.contestant(name, *fn, **scratch) for name, fn in fns.items()],
-        _case.agreeing(same, rtol=1e-3, atol=1e-3),
-        structure="Units()",
-        shape=_case.shapes(params),
-        members=members,
-        batch=batch,
-        **context,
-    )
+    contestants = [_case.contestant(name, *fn, **scratch) for name, fn in fns.items()]
+    agree = _case.agreeing(same, rtol=1e-3, atol=1e-3)
+    name = f"{kind} {_case.named(widths)} B={batch} {letter}={members}"
+    context |= {"structure": "Units()", "shape": _case.shapes(params)}
+    context |= {"members": members, "batch": batch}
+    return _case.of(name, contestants, agree, **context)
 
 
 def _under(params, masks, x):

@@ -58,17 +58,12 @@ def case(widths: tuple[int, ...], size: int, steps: int) -> _case.Case:
         for name in ("all at once", "one at a time"):
             _case.close(results[name], exact, rtol=1e-3, atol=1e-4)
 
-    return _case.of(
-        f"{_case.named(widths)} M={MEMBERS} B={size}",
-        [
-            contestant("all at once", None),
-            contestant("one at a time", 1),
-            Contestant("alone", alone, seconds, steps=steps),
-        ],
-        agree,
-        shape=_case.shapes(apart[0]),
-        density=1.0,
-        members=MEMBERS,
-        batch=size,
-        training_steps=steps,
-    )
+    contestants = [
+        contestant("all at once", None),
+        contestant("one at a time", 1),
+        Contestant("alone", alone, seconds, steps=steps),
+    ]
+    name = f"{_case.named(widths)} M={MEMBERS} B={size}"
+    context = {"shape": _case.shapes(apart[0]), "density": 1.0, "members": MEMBERS}
+    context |= {"batch": size, "training_steps": steps}
+    return _case.of(name, contestants, agree, **context)

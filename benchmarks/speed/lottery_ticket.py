@@ -118,20 +118,14 @@ def case(widths: tuple[int, ...], rounds: int, seeds: int, steps: int) -> _case.
     given = lambda *start: train(*start, *data), jax.device_get(params), first, rounds  # noqa: E731
     loop = functools.partial(_loop, *given)
     least = mapped(alone), params, ours.run().masks, *data
-    return _case.of(
-        f"{_case.named(widths)} rounds={rounds} seeds={seeds}",
-        [
-            ours,
-            Contestant("loop, np.partition", loop, compile_s, **every),
-            _case.contestant("training alone", *least, **every),
-        ],
-        functools.partial(_agree, rounds=rounds),
-        shape=_case.shapes(_network.at(params, 0)),
-        density=(1 - RATE) ** rounds,
-        scope="leaf",
-        rate=RATE,
-        rounds=rounds,
-        members=seeds,
-        batch=_network.BATCH,
-        steps_of_a_round=steps,
-    )
+    contestants = [
+        ours,
+        Contestant("loop, np.partition", loop, compile_s, **every),
+        _case.contestant("training alone", *least, **every),
+    ]
+    name = f"{_case.named(widths)} rounds={rounds} seeds={seeds}"
+    agree = functools.partial(_agree, rounds=rounds)
+    context = {"shape": _case.shapes(_network.at(params, 0)), "scope": "leaf"}
+    context |= {"density": (1 - RATE) ** rounds, "rate": RATE, "rounds": rounds}
+    context |= {"members": seeds, "batch": _network.BATCH, "steps_of_a_round": steps}
+    return _case.of(name, contestants, agree, **context)

@@ -69,12 +69,8 @@ def case(widths: tuple[int, ...], steps: int, how: str) -> _case.Case:
         member, value = jax.jit(step_under("maskjax.apply"))(kept, *data)
         _case.close((member[:2], value), plain, rtol=1e-4, atol=1e-6)
 
-    return _case.of(
-        f"{_case.named(widths)} {how}",
-        [contestant(name) for name in UNDER],
-        agree,
-        shape=_case.shapes(params),
-        density=DENSITY,
-        batch=_network.BATCH,
-        mode="scan" if how == SCANNED else "single, donated",
-    )
+    contestants = list(map(contestant, UNDER))
+    context = {"shape": _case.shapes(params), "density": DENSITY}
+    context |= {"mode": "scan" if how == SCANNED else "single, donated"}
+    name, batch = f"{_case.named(widths)} {how}", _network.BATCH
+    return _case.of(name, contestants, agree, batch=batch, **context)

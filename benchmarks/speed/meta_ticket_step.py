@@ -119,18 +119,13 @@ def case(widths: tuple[int, ...], tasks: int, steps: int) -> _case.Case:
         return jax.value_and_grad(loss)(params, *query)
 
     loop, seconds = _one_by_one(of_task, member, data)
-    return _case.of(
-        f"{_case.named(widths)} tasks={tasks} steps={steps}",
-        [
-            together("vmapped", None),
-            together("one at a time", 1),
-            Contestant("a Python loop", loop, seconds, steps=tasks),
-            _case.contestant("ordinary training", ordinary, params, *data, steps=tasks),
-        ],
-        _agree,
-        shape=_case.shapes(params),
-        density=0.5,
-        members=tasks,
-        inner_steps=steps,
-        samples_per_set=int(data[0][0].shape[1]),
-    )
+    contestants = [
+        together("vmapped", None),
+        together("one at a time", 1),
+        Contestant("a Python loop", loop, seconds, steps=tasks),
+        _case.contestant("ordinary training", ordinary, params, *data, steps=tasks),
+    ]
+    name = f"{_case.named(widths)} tasks={tasks} steps={steps}"
+    context = {"shape": _case.shapes(params), "density": 0.5, "members": tasks}
+    context |= {"inner_steps": steps, "samples_per_set": int(data[0][0].shape[1])}
+    return _case.of(name, contestants, _agree, **context)

@@ -100,12 +100,8 @@ def case(name: str, shapes: Sequence[Any], k: int, kinds: str) -> _case.Case:
         held = sum(leaf.nbytes for leaf in bank)
         return _case.contestant(name, fn, bank, *rest, nbytes=lambda _: held)
 
-    return _case.of(
-        f"{name} K={k}",
-        [contestant(each, *way) for each, way in ways.items()],
-        # Sums of 1e5 terms in another order.
-        _case.agreeing(names, rtol=1e-3, atol=1e-2),
-        shape=[list(s) for s in shapes],
-        density=0.5,
-        members=k,
-    )
+    contestants = [contestant(each, *way) for each, way in ways.items()]
+    # Sums of 1e5 terms in another order.
+    agree = _case.agreeing(names, rtol=1e-3, atol=1e-2)
+    context = {"shape": list(map(list, shapes)), "density": 0.5, "members": k}
+    return _case.of(f"{name} K={k}", contestants, agree, **context)

@@ -78,15 +78,9 @@ def case(size: str, kind: str, density: float, scope: str, sorts: str) -> _case.
             for mask, wanted in zip(masks, expected, strict=True):
                 np.testing.assert_array_equal(np.asarray(mask), wanted, err_msg=name)
 
-    return _case.of(
-        f"n={size} {kind} density={density} {scope}",
-        [*contestants, least],
-        agree,
-        shape=[list(s) for s in SIZES[size]],
-        density=density,
-        scope=scope,
-        scores=kind,
-    )
+    name, shape = f"n={size} {kind} density={density} {scope}", SIZES[size]
+    context = {"shape": list(map(list, shape)), "density": density, "scope": scope}
+    return _case.of(name, [*contestants, least], agree, scores=kind, **context)
 
 
 def _by_scope(

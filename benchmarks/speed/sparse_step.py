@@ -97,18 +97,13 @@ def case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> _case.
             _case.close(trained.params, by_hand, rtol=1e-2, atol=1e-3)
 
     plain = optax.adam(1e-3)
-    return _case.of(
-        f"{kind} {_case.named(widths)} members={members}",
-        [
-            contestant("maskjax", _with_mask(kind, every)),
-            contestant("times floats", plain, tenth(params)),
-            contestant("plain optimizer", plain),
-        ],
-        agree,
-        shape=_case.shapes(params),
-        density=DENSITY,
-        batch=_network.BATCH,
-        optimizer="adam",
-        every=every if kind in ("prune", "rigl") else None,
-        mode=f"scan of {steps}",
-    )
+    contestants = [
+        contestant("maskjax", _with_mask(kind, every)),
+        contestant("times floats", plain, tenth(params)),
+        contestant("plain optimizer", plain),
+    ]
+    name = f"{kind} {_case.named(widths)} members={members}"
+    context = {"shape": _case.shapes(params), "density": DENSITY, "optimizer": "adam"}
+    context |= {"every": every if kind in ("prune", "rigl") else None}
+    context |= {"batch": _network.BATCH, "mode": f"scan of {steps}"}
+    return _case.of(name, contestants, agree, **context)

@@ -79,17 +79,15 @@ def case(widths: tuple[int, ...], k: int, kinds: str) -> _case.Case:
             elif name != "read the bits":
                 assert 0 <= int(found) < k, name
 
-    return _case.of(
-        f"{_case.named(widths)} K={k}",
-        contestants,
-        agree,
-        shape=_case.shapes(weights),
-        density=0.5,
-        members=k,
-        images=1,
-        bytes_per_task=sum(leaf.nbytes for leaf in packed) / k,
-        bytes_of_float_masks=4 * k * sum(w.size for w in weights),
-    )
+    context = {
+        "shape": _case.shapes(weights),
+        "density": 0.5,
+        "members": k,
+        "images": 1,
+    }
+    context["bytes_per_task"] = sum(leaf.nbytes for leaf in packed) / k
+    context["bytes_of_float_masks"] = 4 * k * sum(w.size for w in weights)
+    return _case.of(f"{_case.named(widths)} K={k}", contestants, agree, **context)
 
 
 def _torch(weights: Any, masks: Any, x: jax.Array) -> Iterator[Contestant]:

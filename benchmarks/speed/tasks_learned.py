@@ -77,18 +77,12 @@ def case(widths: tuple[int, ...], k: int, steps: int) -> _case.Case:
             np.testing.assert_allclose(ours[1], losses, rtol=1e-3, err_msg=name)
             assert int(ours[0].learned) == int(tasks.learned) == k
 
-    return _case.of(
-        f"{_case.named(widths)} tasks={k}",
-        [
-            _case.contestant("vmapped", learn(k), empty, orders, steps=k),
-            _case.contestant("one after the other", learn(1), empty, orders, steps=k),
-            Contestant("a Python loop", loop, compile_alone, steps=k),
-            _case.contestant("products only", products, orders, steps=k),
-        ],
-        agree,
-        shape=_case.shapes(weights),
-        density=0.5,
-        members=k,
-        steps_per_task=steps,
-        batch=_network.BATCH,
-    )
+    contestants = [
+        _case.contestant("vmapped", learn(k), empty, orders, steps=k),
+        _case.contestant("one after the other", learn(1), empty, orders, steps=k),
+        Contestant("a Python loop", loop, compile_alone, steps=k),
+        _case.contestant("products only", products, orders, steps=k),
+    ]
+    context = {"shape": _case.shapes(weights), "density": 0.5, "members": k}
+    context |= {"steps_per_task": steps, "batch": _network.BATCH}
+    return _case.of(f"{_case.named(widths)} tasks={k}", contestants, agree, **context)
