@@ -163,7 +163,9 @@ def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
     return params[first], masksembles.thin(rest, masks, links=links)
 
 
-def ask_thin(first: Any, members: masksembles.Thin, x: Array) -> Array:
+def ask_thin(
+    first: Any, members: masksembles.Thin, x: Array, *, batch_size: int | None = 1
+) -> Array:
     """As `ask` for Masksembles, [M, B, ...], through what `thin` returns."""
 
     def rest(params: Any, x: Array) -> Array:
@@ -173,7 +175,7 @@ def ask_thin(first: Any, members: masksembles.Thin, x: Array) -> Array:
         return x @ last["kernel"] + last["bias"]
 
     x = nn.relu(x @ first["kernel"] + first["bias"])
-    return masksembles.predict(rest, members, x, batch_size=1)
+    return masksembles.predict(rest, members, x, batch_size=batch_size)
 
 
 def widths_of(params: Any) -> tuple[int, ...]:
