@@ -43,8 +43,7 @@ class Progress:
     """One bar over all demonstrations; without a terminal, a line for each."""
 
     def __init__(self, demos: Sequence[Demo], console: rich_console.Console):
-        self._count, self._total = len(demos), sum(demo.seconds for demo in demos)
-        self._finished, self._weight, self._spent = 0, 0.0, 0.0
+        self._weights, self._spent = [demo.seconds for demo in demos], []
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -53,7 +52,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=self._total, left="")
+        self._task = self._bar.add_task("", total=sum(self._weights), left="")
 
     def __enter__(self) -> "Progress":
         """Show the bar."""
@@ -66,17 +65,14 @@ class Progress:
 
     def run(self, demo: Demo, context: "Context") -> tuple[Outcome, float]:
         """What a demonstration finds, and how many seconds that took."""
-        self._demo, self._began = demo, time.perf_counter()
-        self._move(demo.name)
-        outcome = demo.run(context)
-        seconds = time.perf_counter() - self._began
-        self._finished += 1
-        self._weight += demo.seconds
-        self._spent += seconds
         self._began = time.perf_counter()
         self._move(demo.name)
+        outcome = demo.run(context)
+        self._spent.append(seconds := time.perf_counter() - self._began)
+        self._began += seconds
+        self._move(demo.name)
         if self._bar.disable:
-            place = f"{self._finished}/{self._count}"
+            place = f"{len(self._spent)}/{len(self._weights)}"
             print(f"{place} {demo.name}: {seconds:.1f} s", flush=True)
         return outcome, seconds
 
@@ -89,11 +85,11 @@ class Progress:
 
     def _move(self, description: str) -> None:
         """Within a demonstration the bar follows the clock, at the pace so far."""
-        pace = self._spent / self._weight if self._weight else 1.0
-        rest = self._total - self._weight
-        part = (time.perf_counter() - self._began) / (pace * self._demo.seconds)
-        done = self._weight + min(part, 0.95) * min(self._demo.seconds, rest)
-        left = f"{pace * (self._total - done) / 60:.1f} min left"
+        count, weights = len(self._spent), self._weights
+        done, now = sum(weights[:count]), sum(weights[count : count + 1])
+        pace = sum(self._spent) / done if done else 1.0
+        done += min((time.perf_counter() - self._began) / pace, 0.95 * now)
+        left = f"{pace * (sum(weights) - done) / 60:.1f} min left"
         self._bar.update(self._task, completed=done, description=description, left=left)
 
 

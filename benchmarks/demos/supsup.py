@@ -77,8 +77,8 @@ def run(context: Context) -> Outcome:
     found = {}
     for method, by in context.track("supsup: tasks inferred", context.pick(METHODS)):
         x = asked.x[:TRIED] if method == "exhaustive" else asked.x
-        labels = None if by == "entropy" else CLASSES
-        found[f"{method} {by}"] = _inferred(problem, tasks, x, method, labels)
+        how = {"method": method, "labels": None if by == "entropy" else CLASSES}
+        found[f"{method} {by}"] = _inferred(problem, tasks, x, **how)
     best = found["one_shot superfluous"]
     is_right = {name: x == asked.task[: len(x)] for name, x in found.items()}
     says_right = _says(problem, tasks, best, asked.x) == asked.y
@@ -210,15 +210,9 @@ _infer = jax.jit(superposition.infer, static_argnames=("apply", "method", "label
 _predict = jax.jit(stacking.predict_each, static_argnames="apply")
 
 
-def _inferred(
-    problem: Problem,
-    tasks: Any,
-    x: Any,
-    method: str = "one_shot",
-    labels: Any = CLASSES,
-) -> np.ndarray:
+def _inferred(problem: Problem, tasks: Any, x: Any, **how: Any) -> np.ndarray:
     """The task that each image is from."""
-    how = {"method": method, "labels": labels}
+    how = {"method": "one_shot", "labels": CLASSES} | how
     return np.asarray(_infer(problem.apply, problem.weights, tasks, x, **how))
 
 
