@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Can't write to the folder {options.out}: {error}", file=sys.stderr)
         return 2
     if options.size == "quick":
-        data = data.first(2_000, 2_000)
+        data = data.first(2_000)
 
     console = rich_console.Console(width=None if sys.stdout.isatty() else 120)
     chosen = [demo for demo in DEMOS if not options.only or demo.name in options.only]

@@ -40,10 +40,9 @@ class Data(NamedTuple):
         """Height and width of an image."""
         return self.x_train.shape[1:]
 
-    def first(self, train: int, test: int) -> "Data":
-        """The first images of each part."""
-        ends = (train, train, test, test)
-        return Data(self.name, *(x[:n] for x, n in zip(self[1:], ends, strict=True)))
+    def first(self, count: int) -> "Data":
+        """So many images of each part."""
+        return Data(self.name, *(x[:count] for x in self[1:]))
 
     def _images(self, fn: Callable[[np.ndarray], np.ndarray]) -> "Data":
         return self._replace(x_train=fn(self.x_train), x_test=fn(self.x_test))
@@ -88,9 +87,7 @@ def _mnist(path: pathlib.Path) -> Data:
             scaled[name] = scale(array)
         else:
             problems.append(f"{name}: {array.dtype} of shape {list(array.shape)}")
-    problems = problems or [
-        p for part in ("train", "test") for p in _unlike(arrays, part)
-    ]
+    problems = problems or [*_unlike(arrays, "train"), *_unlike(arrays, "test")]
     if problems:
         raise DataError(path, *problems)
     return Data(path.name, **scaled)
