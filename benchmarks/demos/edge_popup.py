@@ -26,7 +26,6 @@ ALL = (0.02, 0.1, 0.3, 0.7, 0.9, 1.0)
 OTHERS = ALL, (0.02, 0.1, 1.0), ALL
 MASKS = "global", "thresholds frozen", "sampled"
 OTHER_MASKS = MASKS, MASKS[:1], MASKS
-LABEL = "random weights, learned masks"
 FEW = 3  # seeds of other densities and of other masks
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
 SAMPLED_RATE = 100.0  # of Zhou et al., whose masks these are
@@ -97,37 +96,13 @@ def run(context: Context) -> Outcome:
         f"{name} {said(found, '.1%')} ({said(kept, '.0%')} kept)"
         for name, (found, kept) in variants.items()
     )
-    few = [values[:FEW] for values in by_density.values()]
-    how = {"levels": {"trained weights": trained}}
     return Outcome(
         rows("edge_popup", **numbers, **ends, others=others, density=DENSITY),
         SETTINGS | {"epochs": context.pick(EPOCHS)},
         numbers,
         [
             _draw_masks(context, masks["Dense_0"]["kernel"][:seeds]),
-            _pictures.plot(
-                context,
-                "edge_popup_training",
-                f"Edge-popup: {DENSITY:.0%} of the weights, {context.data.name}",
-                range(len(main)),
-                {LABEL: main},
-                seeds=seeds,
-                xlabel="epoch",
-                legend="center right",
-                **how,
-            ),
-            _pictures.plot(
-                context,
-                "edge_popup_density",
-                f"Edge-popup: how much of a network to keep, {context.data.name}",
-                list(by_density),
-                {LABEL: few},
-                seeds=FEW,
-                density=list(by_density),
-                log=False,
-                legend="center",
-                **how,
-            ),
+            *_draw_accuracies(context, main, by_density, trained),
         ],
     )
 
@@ -236,6 +211,24 @@ def _counts_are_exact(masks: Any, densities: Any) -> bool:
         if (abs(off) >= 0.5 + 1e-6 * kept.shape[1]).any():
             return False
     return True
+
+
+def _draw_accuracies(
+    context: Context, main: np.ndarray, by_density: dict[float, Any], trained: Any
+) -> list[str]:
+    label, data = "random weights, learned masks", context.data.name
+    densities, levels = list(by_density), {"trained weights": trained}
+    few = {label: [values[:FEW] for values in by_density.values()]}
+    title = f"Edge-popup: {DENSITY:.0%} of the weights, {data}"
+    first = "edge_popup_training", title, range(len(main)), {label: main}
+    how = {"seeds": context.seeds, "xlabel": "epoch", "legend": "center right"}
+    title = f"Edge-popup: how much of a random network to keep, {data}"
+    second = "edge_popup_density", title, densities, few
+    more = {"seeds": FEW, "density": densities, "log": False, "legend": "center"}
+    return [
+        _pictures.plot(context, *first, levels=levels, **how),
+        _pictures.plot(context, *second, levels=levels, **more),
+    ]
 
 
 def _draw_masks(context: Context, masks: Array) -> str:

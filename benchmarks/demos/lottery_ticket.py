@@ -86,8 +86,7 @@ def run(context: Context) -> Outcome:
     initial = _train.draw(draw, keys)
     trace, chosen, one_shot, random = search(initial, keys, images)
     found = {"tickets": _by_round(trace.metrics, every)}
-    again = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    fresh = _train.draw(draw, again)
+    fresh = _train.draw(lambda key: draw(jax.random.fold_in(key, 1)), keys)
     starts = [(fresh, chosen), (initial, random), (initial, one_shot)]
 
     @jax.jit
@@ -123,11 +122,8 @@ def run(context: Context) -> Outcome:
         [row for name in ("lottery_ticket", *late) for row in rows(name, **shown)],
         settings,
         numbers,
-        [
-            _draw_accuracy(context, numbers),
-            _draw_iterations(context, numbers),
-            _draw_losses(context, numbers, found, every),
-        ],
+        [picture(context, numbers) for picture in (_draw_accuracy, _draw_iterations)]
+        + [_draw_losses(context, numbers, found, every)],
     )
 
 

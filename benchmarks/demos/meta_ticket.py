@@ -79,7 +79,7 @@ class Budget(NamedTuple):
     shots: tuple[int, ...] = (1,)
 
 
-BUDGETS = Budget(500, 100), Budget(700, 100), Budget(2_000, 400)
+BUDGETS = Budget(500, 100), Budget(500, 100), Budget(2_000, 400)
 LONG = Budget(20_000, 4_000, widths=(1, 2), shots=(1, 5))
 
 
