@@ -24,6 +24,7 @@ SEEDS = 5
 STEPS = 200, 150, 1_000
 ROUNDS = 100, 25, 100  # of synflow, 100 in its paper
 TEMPERATURE = 200  # by which GraSP's authors divide logits, lest outputs saturate
+LOGITS = _lenet.MODEL.logits
 NAMES = ("magnitude", "snip", "fisher", "grasp", "synflow", "wanda", "random")
 IMAGES = 1_000  # that scores see: 100 a class, about ten times what SNIP asks for
 
@@ -39,10 +40,9 @@ def run(context: Context) -> Outcome:
     keys = jax.random.split(chance, seeds)
     start, epoch = _lenet.training(epochs, data)
     accuracy = _train.accuracy_of(_lenet.masked_logits, data.x_test, data.y_test)
-    of_seeds = jax.vmap(
-        functools.partial(_masks, rounds=rounds), (0, None, None, None, 0)
-    )
-    masks_of = jax.jit(of_seeds)
+    scores_of = jax.jit(jax.vmap(_scores, (0, None, None)))
+    select_by = functools.partial(_masks, pixels=x.shape[1], rounds=rounds)
+    masks_of = jax.jit(jax.vmap(select_by, (0, 0, None, 0)))
 
     def trained(name: str, params: Any, masks: Any) -> tuple[Any, np.ndarray]:
         track = context.track(f"criteria: {name}", epochs)
@@ -52,13 +52,15 @@ def run(context: Context) -> Outcome:
     everything = jax.vmap(masking.everything)(params)
     trainees, dense = trained("dense networks", params, everything)
     after, kept, before = {n: [] for n in NAMES}, {n: [] for n in NAMES}, {}
+    scores = scores_of(trainees.params, x, y)
     for density in context.track("criteria: masks after training", DENSITIES):
-        masks = masks_of(trainees.params, x, y, jnp.float32(density), keys)
+        masks = masks_of(scores, trainees.params, jnp.float32(density), keys)
         for name in NAMES:
             after[name].append(accuracy(trainees._replace(rest=masks[name])))
             kept[name].append(_first_density(masks[name]))
+    scores = scores_of(params, x, y)
     for density in AT_START:
-        masks = masks_of(params, x, y, jnp.float32(density), keys)
+        masks = masks_of(scores, params, jnp.float32(density), keys)
         every = _joined([params] * len(NAMES)), _joined([masks[n] for n in NAMES])
         _, found = trained(f"density {density:g}", *every)
         split = np.split(found, len(NAMES))
@@ -100,43 +102,42 @@ def _best_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(sorted(found.items(), key=lambda item: -item[1].mean()))
 
 
-def _masks(
-    params: Any,
-    x: jax.Array,
-    y: jax.Array,
-    density: Any,
-    key: jax.Array,
-    *,
-    rounds: int,
-) -> dict[str, Any]:
-    """The mask of every criterion."""
+def _scores(params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:
+    """What each weight is worth, whatever the density."""
 
     def loss(params: Any, x: jax.Array, y: jax.Array, divisor: float = 1.0) -> Any:
-        return _train.cross_entropy(_lenet.MODEL.logits(params, x) / divisor, y)
-
-    def synflow(params: Any) -> Any:
-        return score.synflow(_lenet.MODEL.logits, params, x[:1].shape)
+        return _train.cross_entropy(LOGITS(params, x) / divisor, y)
 
     soft_loss = functools.partial(loss, divisor=TEMPERATURE)
-    scores = {
+    return {
         "magnitude": score.magnitude(params),
         "snip": score.snip(loss, params, x, y),
         "fisher": score.fisher(loss, params, x, y),
         "grasp": score.grasp(soft_loss, params, x, y),
+        "wanda": score.wanda(params, score.input_norms(LOGITS, params, x)),
     }
+
+
+def _masks(
+    scores: Any, params: Any, density: Any, key: jax.Array, *, pixels: int, rounds: int
+) -> dict[str, Any]:
+    """The mask of every criterion."""
     by_output = jax.vmap(
         lambda s: select.top_k({"": s}, density=density)[""], in_axes=-1, out_axes=-1
     )
-    wanda = score.wanda(params, score.input_norms(_lenet.MODEL.logits, params, x))
-    shares = allocation.erk(params, density=density)
+    synflow = lambda params: score.synflow(LOGITS, params, (1, pixels))  # noqa: E731
     how = {"density": density, "rounds": rounds}
-    return {
+    found = {
         name: select.top_k(each, density=density, scope="global")
         for name, each in scores.items()
-    } | {
+        if name != "wanda"
+    }
+    return found | {
         "synflow": select.iterative_top_k(synflow, params, **how),
-        "wanda": jax.tree.map(by_output, wanda),
-        "random": select.random(params, density=shares, key=key),
+        "wanda": jax.tree.map(by_output, scores["wanda"]),
+        "random": select.random(
+            params, density=allocation.erk(params, density=density), key=key
+        ),
     }
 
 

@@ -71,8 +71,8 @@ def run(context: Context) -> Outcome:
         each = jnp.asarray(np.repeat(np.float32(densities), seeds))
         given = each, given, jnp.tile(keys, many)
         # One by one and uncompiled, for what random masks need is compiled only once.
-        begun = (jax.tree.map(lambda x: x[i], given) for i in range(many * seeds))
-        states = [start(*member) for member in begun]
+        members = (_at(given, i) for i in range(many * seeds))
+        states = [start(*member) for member in members]
         states = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         step = _train.descend(_loss, optimizer)
         epoch = _train.epoch_of(step, data.x_train, data.y_train)
@@ -131,6 +131,10 @@ def _sparse(
         "set": lambda: optim.set_(density, **moving),
         "rigl": lambda: optim.rigl(density, **moving),
     }[name]()
+
+
+def _at(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
 def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
