@@ -21,6 +21,8 @@ from benchmarks._registry import Context, Demo, Outcome, Progress
 from benchmarks.demos import DEMOS
 from benchmarks.speed import _results
 
+Found = dict[Demo, tuple[Outcome, float]]  # and seconds
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit status."""
@@ -40,14 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Can't write to the folder {options.out}: {error}", file=sys.stderr)
         return 2
     if options.size == "quick":
-        data = data.first(2_000, 2_000)
+        data = data.first(2_000)
 
     console = rich_console.Console(width=None if sys.stdout.isatty() else 120)
     chosen = [demo for demo in DEMOS if not options.only or demo.name in options.only]
     with Progress(chosen, console) as bars:
-        context = Context(
-            data, options.size, options.out, bars, options.tasks, omniglot
-        )
+        how = options.size, options.out, bars, options.tasks, omniglot
+        context = Context(data, *how)
         found = {demo: bars.run(demo, context) for demo in chosen}
 
     results = options.out / "results.json"
@@ -67,62 +68,36 @@ def _parser() -> argparse.ArgumentParser:
         epilog="demonstrations:\n" + "\n".join(f"  {d.name}: {d.title}" for d in DEMOS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--data",
-        type=pathlib.Path,
-        metavar="PATH.npz",
-        help="images as in Keras' mnist.npz (default: scikit-learn's digits)",
+    only = [demo.name for demo in DEMOS]
+    path, tasks = {"type": pathlib.Path}, {"type": _at_least_two, "metavar": "N"}
+    add, file = parser.add_argument, path | {"metavar": "PATH.npz"}
+    text = "images as in Keras' mnist.npz (default: scikit-learn's digits)"
+    add("--data", help=text, **file)
+    text = "run this one, named below; may be repeated"
+    add("--only", action="append", choices=only, metavar="NAME", help=text)
+    text = (
+        "how many tasks one network learns in supsup and in packnet (default: fewer or "
+        "more, by the size and the data)"
     )
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=[demo.name for demo in DEMOS],
-        metavar="NAME",
-        help="run this one, named below; may be repeated",
+    add("--tasks", help=text, **tasks)
+    text = (
+        "characters for meta_ticket (default: digits), which trains for long with "
+        "--full, and for uncertainty, as unknown images (default: held-out classes)"
     )
-    parser.add_argument(
-        "--tasks",
-        type=_at_least_two,
-        metavar="N",
-        help="how many tasks one network learns in supsup and in packnet (default: "
-        "fewer or more, by the size and the data)",
-    )
-    parser.add_argument(
-        "--omniglot",
-        type=pathlib.Path,
-        metavar="PATH.npz",
-        help="characters for meta_ticket (default: digits), which trains for long with "
-        "--full, and for uncertainty, as unknown images (default: held-out classes)",
-    )
+    add("--omniglot", help=text, **file)
     sizes = parser.add_mutually_exclusive_group()
     for size, text in {
         "quick": "train for so little time that numbers mean little",
         "full": "train for as long, and as many seeds, as for published lines: about "
         "half an hour on two cores (default: about five minutes)",
     }.items():
-        sizes.add_argument(
-            f"--{size}",
-            dest="size",
-            action="store_const",
-            const=size,
-            default="default",
-            help=text,
-        )
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("out"),
-        metavar="DIR",
-        help="where results.json and pictures go (default: out)",
-    )
-    parser.add_argument(
-        "--record",
-        action="store_true",
-        help="also append what was measured to benchmarks/results",
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="name the demonstrations and stop"
-    )
+        how = {"dest": "size", "const": size, "default": "default", "help": text}
+        sizes.add_argument(f"--{size}", action="store_const", **how)
+    text = "where results.json and pictures go (default: out)"
+    add("--out", default=pathlib.Path("out"), metavar="DIR", help=text, **path)
+    text = "also append what was measured to benchmarks/results"
+    add("--record", action="store_true", help=text)
+    add("--list", action="store_true", help="name the demonstrations and stop")
     return parser
 
 
@@ -133,13 +108,12 @@ def _at_least_two(text: str) -> int:
     return number
 
 
-def _table(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> table.Table:
+def _table(context: Context, found: Found) -> table.Table:
     drawn = table.Table(
         title=f"{context.data.name}, up to {context.seeds} seeds", show_lines=True
     )
-    for column in ("system", "what the paper promises", "what was measured"):
-        drawn.add_column(column)
-    drawn.add_column("seconds", justify="right")
+    for name in ("system", "what the paper promises", "what was measured", "seconds"):
+        drawn.add_column(name, justify="right" if name == "seconds" else "left")
     for demo, (outcome, seconds) in found.items():
         for i, row in enumerate(outcome.rows):
             ends = (demo.title, f"{seconds:.1f}") if i == 0 else ("", "")
@@ -147,9 +121,7 @@ def _table(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> table.
     return drawn
 
 
-def _record(
-    context: Context, found: dict[Demo, tuple[Outcome, float]]
-) -> dict[str, Any]:
+def _record(context: Context, found: Found) -> dict[str, Any]:
     device = jax.devices()[0]
     packages = ("maskjax", "jax", "flax", "optax", "numpy")
     return {
@@ -181,7 +153,7 @@ def _record(
     }
 
 
-def _record_lines(context: Context, found: dict[Demo, tuple[Outcome, float]]) -> None:
+def _record_lines(context: Context, found: Found) -> None:
     """A line for each demonstration, beside those of `benchmarks.speed`."""
     record = json.loads(json.dumps(_record(context, found), default=_plain))
     shared = {"data": record["data"], **record["settings"]}

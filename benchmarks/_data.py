@@ -21,19 +21,15 @@ _EXPECTED = (
 class DataError(ValueError):
     """A data file that can't be used; the message is for whoever named it."""
 
+    def __init__(self, path: pathlib.Path, *found: str, expected: str = _EXPECTED):
+        lines = "\n".join(f"  {problem}" for problem in found)
+        super().__init__(f"Can't use the data file {path}. {expected}\nFound:\n{lines}")
+
 
 class Data(NamedTuple):
-    """Images of ten classes.
+    """Images of ten classes, [N, H, W] float32 from 0 to 1, and labels [N], int32."""
 
-    Attributes:
-        name: Where they are from.
-        x_train: [N, H, W] float32, from 0 to 1.
-        y_train: [N] int32, from 0 to 9.
-        x_test: As `x_train`.
-        y_test: As `y_train`.
-    """
-
-    name: str
+    name: str  # where they are from
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
@@ -44,10 +40,9 @@ class Data(NamedTuple):
         """Height and width of an image."""
         return self.x_train.shape[1:]
 
-    def first(self, train: int, test: int) -> "Data":
-        """The first images of each part."""
-        ends = (train, train, test, test)
-        return Data(self.name, *(x[:n] for x, n in zip(self[1:], ends, strict=True)))
+    def first(self, count: int) -> "Data":
+        """So many images of each part."""
+        return Data(self.name, *(x[:count] for x in self[1:]))
 
     def _images(self, fn: Callable[[np.ndarray], np.ndarray]) -> "Data":
         return self._replace(x_train=fn(self.x_train), x_test=fn(self.x_test))
@@ -65,8 +60,7 @@ class Data(NamedTuple):
 def load(path: pathlib.Path | None) -> Data:
     """The images of a file, or the digits of scikit-learn where there is none.
 
-    Raises:
-        DataError: If the file is not as it should be.
+    A file that is not as it should be raises a `DataError`.
     """
     return _digits() if path is None else _mnist(path)
 
@@ -81,33 +75,27 @@ def _digits() -> Data:
 
 
 def _mnist(path: pathlib.Path) -> Data:
-    arrays = _read(path)
-    kinds = {
-        name: array.dtype == np.uint8 and array.shape[1:] == (28, 28)
-        if name.startswith("x")
-        else array.dtype.kind in "iu" and array.ndim == 1
-        for name, array in arrays.items()
-    }
-    problems = [
-        f"{name}: {arrays[name].dtype} of shape {list(arrays[name].shape)}"
-        for name, right in kinds.items()
-        if not right
-    ] or [each for part in ("train", "test") for each in _unlike(arrays, part)]
+    arrays, scaled, problems = _read(path), {}, []
+    for name, array in arrays.items():
+        if name.startswith("x"):
+            right = array.dtype == np.uint8 and array.shape[1:] == (28, 28)
+            scale = lambda x: x.astype(np.float32) / 255  # noqa: E731
+        else:
+            right = array.dtype.kind in "iu" and array.ndim == 1
+            scale = lambda x: x.astype(np.int32)  # noqa: E731
+        if right:
+            scaled[name] = scale(array)
+        else:
+            problems.append(f"{name}: {array.dtype} of shape {list(array.shape)}")
+    problems = problems or [*_unlike(arrays, "train"), *_unlike(arrays, "test")]
     if problems:
-        raise DataError(_complaint(path, problems))
-    scaled = {
-        name: array.astype(np.float32) / 255
-        if name.startswith("x")
-        else array.astype(np.int32)
-        for name, array in arrays.items()
-    }
+        raise DataError(path, *problems)
     return Data(path.name, **scaled)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no such file"
-        raise DataError(_complaint(path, [kind]))
+        raise DataError(path, "a folder" if path.is_dir() else "no such file")
     try:
         with path.open("rb") as file, np.load(file) as archive:
             missing = [name for name in Data._fields[1:] if name not in archive]
@@ -116,10 +104,10 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             there = ", ".join(archive) or "no arrays"
             problems = [f"no {', '.join(missing)}", f"it holds {there}"]
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(_complaint(path, [f"not readable: {error}"])) from error
+        raise DataError(path, f"not readable: {error}") from error
     except (AttributeError, TypeError):  # np.load gave one array, not an archive
         problems = ["a single array"]
-    raise DataError(_complaint(path, problems))
+    raise DataError(path, *problems)
 
 
 def _unlike(arrays: dict[str, np.ndarray], part: str) -> list[str]:
@@ -132,8 +120,3 @@ def _unlike(arrays: dict[str, np.ndarray], part: str) -> list[str]:
     if y.min() < 0 or y.max() >= CLASSES:
         return [f"y_{part}: labels from {y.min()} to {y.max()}"]
     return []
-
-
-def _complaint(path: pathlib.Path, problems: list[str]) -> str:
-    found = "\n".join(f"  {problem}" for problem in problems)
-    return f"Can't use the data file {path}. {_EXPECTED}\nFound:\n{found}"

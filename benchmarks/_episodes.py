@@ -5,17 +5,18 @@ pairs of arrays. They are drawn on the device, B at a time, all from one array o
 numbers: numbers for many keys take long to compile.
 """
 
+import functools
 import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from benchmarks._data import Data, DataError
 
-Set = tuple[jax.Array, jax.Array]
+Set = tuple[Array, Array]
 Episodes = tuple[Set, Set]
 
 # Of the digits, those that a quarter turn makes something else of, and not one another.
@@ -30,20 +31,14 @@ _EXPECTED = (
 
 
 class Classes(NamedTuple):
-    """Images by class, those to learn from apart from those to be tested with.
+    """Images by class, [C, N, D] float32 from 0 to 1: N images of each of C classes."""
 
-    Attributes:
-        name: Where they are from.
-        train: [C, N, D] float32, from 0 to 1: N images of each of C classes.
-        test: The same of other classes.
-    """
-
-    name: str
+    name: str  # where they are from
     train: np.ndarray
-    test: np.ndarray
+    test: np.ndarray  # of other classes
 
 
-def sinusoids(key: jax.Array, *, tasks: int, shots: int, queries: int) -> Episodes:
+def sinusoids(key: Array, *, tasks: int, shots: int, queries: int) -> Episodes:
     """Points of sine waves: amplitudes 0.1 to 5, phases 0 to pi, inputs -5 to 5.
 
     Two pairs of inputs and targets, [tasks, n, 1] each (arXiv:1703.03400): `shots`
@@ -57,21 +52,13 @@ def sinusoids(key: jax.Array, *, tasks: int, shots: int, queries: int) -> Episod
 
 
 def images(
-    key: jax.Array,
-    classes: jax.Array,
-    *,
-    tasks: int,
-    ways: int,
-    shots: int,
-    queries: int,
+    key: Array, classes: Array, *, tasks: int, ways: int, shots: int, queries: int
 ) -> Episodes:
     """Images of some of the classes [C, N, D], at random and without repetition.
 
     Two pairs of images [tasks, ways * n, D] and labels from 0 to ways - 1: `shots` of
-    each class to adapt to, and `queries` to be judged by.
-
-    Raises:
-        ValueError: If there are not so many classes, or images of a class.
+    each class to adapt to, and `queries` to be judged by. A `ValueError` is raised if
+    there are not so many classes, or images of a class.
     """
     count, each = classes.shape[:2]
     if not 0 < ways <= count:
@@ -109,20 +96,20 @@ def digits(data: Data) -> Classes:
 def omniglot(path: pathlib.Path) -> Classes:
     """Characters of Omniglot and their quarter turns as classes; a fifth are held out.
 
-    Raises:
-        DataError: If the file is not as it should be.
+    A file that is not as it should be raises a `DataError`.
     """
+    unlike = functools.partial(DataError, path, expected=_EXPECTED)
     try:
         with path.open("rb") as file, np.load(file) as archive:
             drawn, which = archive["images"], archive["character"]
             counts = np.bincount(which)
     except Exception as error:
-        raise DataError(_complaint(path, f"not readable: {error}")) from error
+        raise unlike(f"not readable: {error}") from error
     if drawn.dtype != np.uint8 or drawn.shape != (len(which), 28, 28):
         found = f"images: {drawn.dtype} of shape {list(drawn.shape)}"
-        raise DataError(_complaint(path, f"{found}, for {len(which)} characters"))
+        raise unlike(f"{found}, for {len(which)} characters")
     if len(counts) < 10 or len(set(counts)) != 1:
-        raise DataError(_complaint(path, f"drawings of each character: {set(counts)}"))
+        raise unlike(f"drawings of each character: {set(counts)}")
     order = np.argsort(which, kind="stable").reshape(len(counts), -1)
     by_class = drawn[order].astype(np.float32) / 255
     shuffled = by_class[np.random.default_rng(0).permutation(len(by_class))]
@@ -134,7 +121,3 @@ def _turned(by_class: np.ndarray) -> np.ndarray:
     """Classes [C, N, H, W] and their turns by 90, 180 and 270 degrees, as rows."""
     turns = [np.rot90(by_class, turn, axes=(2, 3)) for turn in range(TURNS)]
     return np.concatenate([x.reshape(*x.shape[:2], -1) for x in turns])
-
-
-def _complaint(path: pathlib.Path, found: str) -> str:
-    return f"Can't use the data file {path}. {_EXPECTED}\nFound:\n  {found}"

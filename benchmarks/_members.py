@@ -4,6 +4,7 @@ They differ in the masks alone: none, fresh ones (MC-dropout), a few that stay
 (Masksembles), or none and several networks (a deep ensemble).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,18 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import Array, lax
 
 from benchmarks import _train
 from maskjax import layers, stacking
 from maskjax.recipes import masksembles, mc_dropout
 
-SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE = (
-    "one network",
-    "MC-dropout",
-    "Masksembles",
-    "deep ensemble",
-)
+SINGLE, DROPOUT = "one network", "MC-dropout"
+MASKSEMBLES, ENSEMBLE = "Masksembles", "deep ensemble"
 WAYS = (SINGLE, DROPOUT, MASKSEMBLES, ENSEMBLE)
 SCALE, NETWORKS = 2.0, 5
 MEMBERS = {SINGLE: 1, DROPOUT: 20, MASKSEMBLES: 4, ENSEMBLE: NETWORKS}
@@ -35,7 +32,7 @@ class Net(nn.Module):
     widths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """Outputs [B, widths[-1]] of inputs [B, D]."""
         for width in self.widths[:-1]:
             x = layers.LinenFeatureMask()(nn.relu(nn.Dense(width)(x)))
@@ -43,27 +40,18 @@ class Net(nn.Module):
 
 
 class Training(NamedTuple):
-    """How a network is trained, whichever way.
+    """How a network is trained, whichever way."""
 
-    Attributes:
-        epochs: Of all samples, in an order of its own.
-        batch_size: Of a step.
-        learning_rate: Of Adam.
-        rate: What MC-dropout drops.
-    """
-
-    epochs: int
+    epochs: int  # of all samples, in an order of its own
     batch_size: int
-    learning_rate: float
-    rate: float
+    learning_rate: float  # of Adam
+    rate: float  # what MC-dropout drops
 
 
-def masks(
-    way: str, networks: int, widths: Sequence[int], *, key: jax.Array
-) -> dict[str, Any]:
+def masks(way: str, networks: int, widths: Sequence[int], *, key: Array) -> Any:
     """The masks [K, C] that a way begins with, [K, N, C] of Masksembles."""
 
-    def of_layer(width: int, key: jax.Array) -> jax.Array:
+    def of_layer(width: int, key: Array) -> Array:
         if way != MASKSEMBLES:
             return jnp.ones((networks, width), bool)
         how = {"members": MEMBERS[MASKSEMBLES], "scale": SCALE}
@@ -86,32 +74,25 @@ def orders(networks: int, samples: int, training: Training, *, seed: int) -> np.
 def fit(
     way: str,
     training: Training,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    begun: tuple[dict[str, Any], jax.Array],
-    x: jax.Array,
-    y: jax.Array,
+    loss: Callable[[Array, Array], Array],
+    begun: tuple[dict[str, Any], Array],
+    x: Array,
+    y: Array,
     *,
-    key: jax.Array,
+    key: Array,
     penalty: Callable[[Any], Any] = lambda params: 0.0,
 ) -> dict[str, Any]:
-    """Parameters and masks of one network, trained.
+    """Parameters and masks of one network, trained on x [N, D] and y [N, ...].
 
-    Args:
-        way: Of `WAYS`; networks of an ensemble are trained like one.
-        training: How.
-        loss: `(outputs, y) -> scalar`, of a batch.
-        begun: Parameters and masks, and the rows [steps, B] of each step.
-        x: [N, D].
-        y: [N, ...].
-        key: For fresh masks.
-        penalty: Of parameters, added to the loss.
+    `begun` are those at first, and the rows [steps, B] of each step. The loss is
+    `(outputs, y) -> scalar`, plus a penalty of the parameters. The key draws masks.
     """
     variables, rows = begun
     optimizer, size = optax.adam(training.learning_rate), rows.shape[1]
     whose = masksembles.in_chunks(size, members=MEMBERS[MASKSEMBLES])
     net = Net(widths_of(variables["params"]))
 
-    def of_batch(params: Any, masks: Any, x: Any, y: Any, i: jax.Array) -> jax.Array:
+    def of_batch(params: Any, masks: Any, x: Any, y: Any, i: Array) -> Array:
         if way == DROPOUT:
             fresh = {"examples": size, "key": jax.random.fold_in(key, i)}
             masks = mc_dropout.mask(masks, rate=training.rate, **fresh)
@@ -130,23 +111,17 @@ def fit(
 def ask(
     way: str,
     variables: dict[str, Any],
-    x: jax.Array,
+    x: Array,
     *,
     rate: float,
-    key: jax.Array,
+    key: Array,
     members: int = MEMBERS[DROPOUT],
     batch_size: int | None = 1,
-) -> jax.Array:
-    """What each member says, [M, B, ...].
+) -> Array:
+    """What each member says of x [B, D], [M, B, ...]; so many at a time.
 
-    Args:
-        way: Of `WAYS`.
-        variables: From `fit`; parameters [M, ...] of an ensemble.
-        x: [B, D].
-        rate: What MC-dropout drops, by masks of `key`, as many as `members`.
-        key: For these.
-        members: How many these are.
-        batch_size: How many members at a time.
+    The variables are from `fit`, with parameters [M, ...] of an ensemble. MC-dropout
+    draws masks of so many members with the key.
     """
     params, masks = variables["params"], variables["masks"]
     net = Net(widths_of(params))
@@ -172,34 +147,35 @@ def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
 
     The variables are from `fit`, with concrete masks.
     """
-    params = variables["params"]
-    names = list(params)
+    first, *names = params = variables["params"]
     masks = {
         name: {
             "kernel": masksembles.rows(stack["features"], params[name]["kernel"]),
             "bias": None,
         }
-        for name, stack in zip(names[1:], variables["masks"].values(), strict=True)
+        for name, stack in zip(names, variables["masks"].values(), strict=True)
     }
     links = {
         f"{after}/kernel": [f"{before}/kernel", f"{before}/bias"]
-        for before, after in zip(names[1:], names[2:], strict=False)
+        for before, after in itertools.pairwise(names)
     }
-    rest = {name: params[name] for name in names[1:]}
-    return params[names[0]], masksembles.thin(rest, masks, links=links)
+    rest = {name: params[name] for name in names}
+    return params[first], masksembles.thin(rest, masks, links=links)
 
 
-def ask_thin(first: Any, members: masksembles.Thin, x: jax.Array) -> jax.Array:
+def ask_thin(
+    first: Any, members: masksembles.Thin, x: Array, *, batch_size: int | None = 1
+) -> Array:
     """As `ask` for Masksembles, [M, B, ...], through what `thin` returns."""
 
-    def rest(params: Any, x: jax.Array) -> jax.Array:
-        for name, layer in params.items():
-            x = x @ layer["kernel"] + layer["bias"]
-            x = x if name == list(params)[-1] else nn.relu(x)
-        return x
+    def rest(params: Any, x: Array) -> Array:
+        *hidden, last = params.values()
+        for layer in hidden:
+            x = nn.relu(x @ layer["kernel"] + layer["bias"])
+        return x @ last["kernel"] + last["bias"]
 
     x = nn.relu(x @ first["kernel"] + first["bias"])
-    return masksembles.predict(rest, members, x, batch_size=1)
+    return masksembles.predict(rest, members, x, batch_size=batch_size)
 
 
 def widths_of(params: Any) -> tuple[int, ...]:

@@ -22,43 +22,28 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a demonstration found.
-
-    Attributes:
-        rows: For the table.
-        settings: How it was done; for results.json.
-        numbers: Everything that was measured; for results.json.
-        pictures: Names of the files that it wrote.
-    """
+    """What a demonstration found: rows of the table, and what goes to results.json."""
 
     rows: list[Row]
     settings: dict[str, Any]
     numbers: dict[str, Any]
-    pictures: list[str]
+    pictures: list[str]  # names of the files that it wrote
 
 
 class Demo(NamedTuple):
-    """A demonstration.
+    """A demonstration of a system."""
 
-    Attributes:
-        name: As given to `--only`.
-        title: The system, and the paper it is from.
-        run: Trains, writes pictures, and returns what it found.
-        seconds: About how long the default size takes on two cores, for the bar.
-    """
-
-    name: str
-    title: str
+    name: str  # as given to `--only`
+    title: str  # the system, and the paper it is from
     run: "Callable[[Context], Outcome]"
-    seconds: float = 20.0
+    seconds: float = 20.0  # about how long the default size takes, for the bar
 
 
 class Progress:
     """One bar over all demonstrations; without a terminal, a line for each."""
 
     def __init__(self, demos: Sequence[Demo], console: rich_console.Console):
-        self._count, self._total = len(demos), sum(demo.seconds for demo in demos)
-        self._finished, self._weight, self._spent = 0, 0.0, 0.0
+        self._weights, self._spent = [demo.seconds for demo in demos], []
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -67,7 +52,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=self._total, left="")
+        self._task = self._bar.add_task("", total=sum(self._weights), left="")
 
     def __enter__(self) -> "Progress":
         """Show the bar."""
@@ -80,17 +65,14 @@ class Progress:
 
     def run(self, demo: Demo, context: "Context") -> tuple[Outcome, float]:
         """What a demonstration finds, and how many seconds that took."""
-        self._demo, self._began = demo, time.perf_counter()
-        self._move(demo.name)
-        outcome = demo.run(context)
-        seconds = time.perf_counter() - self._began
-        self._finished += 1
-        self._weight += demo.seconds
-        self._spent += seconds
         self._began = time.perf_counter()
         self._move(demo.name)
+        outcome = demo.run(context)
+        self._spent.append(seconds := time.perf_counter() - self._began)
+        self._began += seconds
+        self._move(demo.name)
         if self._bar.disable:
-            place = f"{self._finished}/{self._count}"
+            place = f"{len(self._spent)}/{len(self._weights)}"
             print(f"{place} {demo.name}: {seconds:.1f} s", flush=True)
         return outcome, seconds
 
@@ -103,32 +85,23 @@ class Progress:
 
     def _move(self, description: str) -> None:
         """Within a demonstration the bar follows the clock, at the pace so far."""
-        pace = self._spent / self._weight if self._weight else 1.0
-        rest = self._total - self._weight
-        part = (time.perf_counter() - self._began) / (pace * self._demo.seconds)
-        done = self._weight + min(part, 0.95) * min(self._demo.seconds, rest)
-        left = f"{pace * (self._total - done) / 60:.1f} min left"
+        count, weights = len(self._spent), self._weights
+        done, now = sum(weights[:count]), sum(weights[count : count + 1])
+        pace = sum(self._spent) / done if done else 1.0
+        done += min((time.perf_counter() - self._began) / pace, 0.95 * now)
+        left = f"{pace * (sum(weights) - done) / 60:.1f} min left"
         self._bar.update(self._task, completed=done, description=description, left=left)
 
 
 class Context(NamedTuple):
-    """What a demonstration is given.
-
-    Attributes:
-        data: Images of ten classes.
-        size: How much is trained, one of `SIZES`.
-        out: An existing folder for pictures.
-        bars: Where progress is shown.
-        tasks: How many tasks one network learns; `None` leaves it to the demonstration.
-        omniglot: Characters to learn from few of, or not at all, if any were given.
-    """
+    """What a demonstration is given."""
 
     data: Data
-    size: str
-    out: pathlib.Path
+    size: str  # how much is trained, one of `SIZES`
+    out: pathlib.Path  # an existing folder for pictures
     bars: Progress
-    tasks: int | None = None
-    omniglot: Classes | None = None
+    tasks: int | None = None  # that one network learns; None: the demonstration's own
+    omniglot: Classes | None = None  # its characters, if they were given
 
     @property
     def quick(self) -> bool:

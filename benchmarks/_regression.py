@@ -6,9 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from benchmarks import _members, _train
-from benchmarks._members import DROPOUT, ENSEMBLE, MASKSEMBLES, NETWORKS, SINGLE
+from benchmarks._members import (
+    DROPOUT,
+    ENSEMBLE,
+    MASKSEMBLES,
+    NETWORKS,
+    SINGLE,
+    Training,
+)
 from benchmarks._shift import Numbers
 from maskjax import metrics, stacking
 from maskjax.recipes import deep_ensemble, mc_dropout
@@ -36,20 +44,13 @@ class _Data(NamedTuple):
 
 
 def learn(
-    problems: Sequence[Numbers],
-    training: _members.Training,
-    *,
-    precision: float | None = None,
+    problems: Sequence[Numbers], training: Training, *, precision: float | None = None
 ) -> dict[str, Normals]:
     """What each way predicts of each problem [J], one network being the first of five.
 
-    All but MC-dropout predict a variance of their own. Its noise has a precision: given
-    or, of `PRECISIONS`, what a fifth of the samples, held out for that, likes best.
-
-    Args:
-        problems: J, standardized, of equal shapes.
-        training: How.
-        precision: In the unit of the standardized targets.
+    The problems are standardized, of equal shapes. All but MC-dropout predict a
+    variance. Its noise has a precision, in the unit of the standardized targets: given
+    or, of `PRECISIONS`, the best for a fifth of the samples, which is held out.
     """
     parts = ([getattr(each, name) for each in problems] for name in PARTS)
     data = _Data(*map(np.stack, parts))
@@ -77,13 +78,11 @@ def scores(found: dict[str, Normals], problems: Sequence[Numbers]) -> dict[str, 
     return {way: of_way(normals) for way, normals in found.items()}
 
 
-def _gaussian(
-    way: str, training: _members.Training, data: _Data, *, networks: int
-) -> Normals:
-    def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
+def _gaussian(way: str, training: Training, data: _Data, *, networks: int) -> Normals:
+    def loss(outputs: Array, y: Array) -> Array:
         return deep_ensemble.gaussian_loss(outputs, y[:, None]).mean()
 
-    def fit_and_ask(job: Any) -> tuple[jax.Array, jax.Array]:
+    def fit_and_ask(job: Any) -> tuple[Array, Array]:
         begun, (x, y, x_test), key = job
         variables = _members.fit(way, training, loss, begun, x, y, key=key)
         alone = SINGLE if way == ENSEMBLE else way
@@ -98,25 +97,22 @@ def _gaussian(
     return Normals(*(leaf.reshape(shape) for leaf in found))
 
 
-def _dropout(
-    training: _members.Training, data: _Data, precision: float | None
-) -> Normals:
+def _dropout(training: Training, data: _Data, precision: float | None) -> Normals:
     """With the weight decay that a precision asks for."""
     jobs, samples, _ = data.x.shape
     taus = np.array(PRECISIONS if precision is None else (precision,), np.float32)
     kept = samples - round(HELD_OUT_SHARE * samples)
     counts = (samples,) if len(taus) == 1 else (samples, kept)
 
-    def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    def loss(outputs: Array, y: Array) -> Array:
         return jnp.mean((outputs[:, 0] - y) ** 2) / 2
 
-    def fit_and_ask(job: Any) -> jax.Array:
+    def fit_and_ask(job: Any) -> Array:
         begun, (x, y, asked), key, decay = job
 
-        def penalty(params: Any) -> jax.Array:
-            return decay * sum(
-                (layer["kernel"] ** 2).sum() for layer in params.values()
-            )
+        def penalty(params: Any) -> Array:
+            kernels = (layer["kernel"] for layer in params.values())
+            return decay * sum((kernel**2).sum() for kernel in kernels)
 
         fits, asks = jax.random.split(key)
         how = {"key": fits, "penalty": penalty}

@@ -2,6 +2,8 @@
 
     >>> rows({"exact": "{exact:yes|NO}, {accuracy:.1%+-}"}, exact=True, accuracy=x)
 
+The templates of the demonstrations are in `promises.toml`.
+
 What a value looks like is its format after the colon:
 
   * `yes|no`, of a truth value: one or the other;
@@ -11,7 +13,9 @@ What a value looks like is its format after the colon:
   * of a dict: `name value, name value`, each as told; of a list or tuple its values.
 """
 
+import pathlib
 import string
+import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +25,14 @@ from scipy import stats
 
 from benchmarks._registry import Row
 
+_PROMISES = tomllib.loads(pathlib.Path(__file__).with_name("promises.toml").read_text())
 
-def rows(templates: Mapping[str, str], **found: Any) -> list[Row]:
-    """A row for each promise, its template filled."""
+
+def rows(templates: str | Mapping[str, str], **found: Any) -> list[Row]:
+    """A row for each promise, its template filled; or for those of a demonstration."""
+    if isinstance(templates, str):
+        each = _PROMISES[templates]
+        templates = {row["promise"]: row["measured"] for row in each}
     filled = _Formatter()
     return [Row(p, filled.vformat(t, (), found)) for p, t in templates.items()]
 

@@ -15,17 +15,11 @@ CUBIC_NOISE = 3.0
 
 
 class Partly(NamedTuple):
-    """Images of some classes to learn, and of others that are unlike them all.
+    """Images of some classes to learn, and of others that are unlike them all."""
 
-    Attributes:
-        known: Labels are from 0 on, in the order of the classes that are left.
-        unknown: [N, H, W]: all images of the others, of both parts.
-        classes: Those that are left.
-    """
-
-    known: Data
-    unknown: np.ndarray
-    classes: tuple[int, ...]
+    known: Data  # labels are from 0 on, in the order of the classes that are left
+    unknown: np.ndarray  # [N, H, W]: all images of the others, of both parts
+    classes: tuple[int, ...]  # those that are left
 
 
 class Numbers(NamedTuple):
@@ -45,17 +39,13 @@ class Numbers(NamedTuple):
 
     def standardized(self) -> "Numbers":
         """Inputs and targets of mean 0 and deviation 1 over the training part."""
-        x_mean, x_deviation = self.x_train.mean(0), self.x_train.std(0)
-        y_mean, y_deviation = float(self.y_train.mean()), float(self.y_train.std())
-        return Numbers(
-            self.name,
-            (self.x_train - x_mean) / x_deviation,
-            (self.y_train - y_mean) / y_deviation,
-            (self.x_test - x_mean) / x_deviation,
-            (self.y_test - y_mean) / y_deviation,
-            self.mean + self.deviation * y_mean,
-            self.deviation * y_deviation,
-        )
+        mean, deviation = float(self.y_train.mean()), float(self.y_train.std())
+        of = self.x_train.mean(0), self.x_train.std(0)
+        x_train, x_test = ((x - of[0]) / of[1] for x in (self.x_train, self.x_test))
+        y_train, y_test = ((y - mean) / deviation for y in (self.y_train, self.y_test))
+        mean = self.mean + self.deviation * mean
+        parts = x_train, y_train, x_test, y_test
+        return Numbers(self.name, *parts, mean, self.deviation * deviation)
 
 
 def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
@@ -66,8 +56,7 @@ def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
 def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:
     """Images without some classes, and those of these.
 
-    Raises:
-        ValueError: If none would be left, or none was taken.
+    A `ValueError` is raised if none would be left, or none was taken.
     """
     there = np.unique(data.y_train)
     kept = [int(label) for label in there if label not in classes]

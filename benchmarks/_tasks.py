@@ -9,13 +9,8 @@ from benchmarks._data import CLASSES, Data
 def split(data: Data, *, classes: int = 2) -> Data:
     """Consecutive classes as tasks: 0 and 1, 2 and 3, ...; labels stay as they are.
 
-    Args:
-        data: Images of ten classes.
-        classes: How many in a task; what is left over is in none.
-
-    Returns:
-        The same, every array with a leading axis of K tasks. They have as many images
-        each as the smallest of them, the first ones.
+    Every array gets a leading axis of K tasks. They have as many images each as the
+    smallest of them, the first ones. Classes that are left over are in none.
     """
 
     def parts(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,26 +21,15 @@ _SHORT = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """Something to be timed.
+    """Something to be timed."""
 
-    Attributes:
-        name: What it is called in tables.
-        run: One call on inputs that are on the device already; what it returns is
-            waited for.
-        compile_s: How long compiling it took.
-        steps: How many steps one call makes; times are given per step.
-        nbytes: How much memory its operands take, where that is the question.
-        keeps_time: `run` returns its own seconds, measured in another process, say.
-        role: "ours", a "baseline", or the "limit" that nothing can beat.
-    """
-
-    name: str
-    run: Callable[[], Any]
+    name: str  # what it is called in tables
+    run: Callable[[], Any]  # one call, on inputs that are on the device already
     compile_s: float = 0.0
-    steps: int = 1
-    nbytes: int | None = None
-    keeps_time: bool = False
-    role: Role = "baseline"
+    steps: int = 1  # of one call; times are given per step
+    nbytes: int | None = None  # of its operands, where that is the question
+    keeps_time: bool = False  # `run` returns its own seconds, of another process, say
+    role: Role = "baseline"  # "ours", a "baseline", or the "limit" that nothing beats
 
 
 class Timing(NamedTuple):
@@ -70,17 +59,14 @@ def race(
     seconds: float = 4.0,
     least: int = 5,
 ) -> dict[str, Timing]:
-    """Time contestants side by side, once their results agree.
+    """Time contestants of different names side by side, once their results agree.
 
     Args:
-        contestants: Of different names.
+        contestants: Who takes turns.
         agree: Raises unless the results of the first calls, by name, agree.
         repeats: How often each is timed.
         seconds: Those that would need longer are timed less often, evenly spread.
         least: But this often at least.
-
-    Returns:
-        A timing for each name.
     """
     results, first = {}, {}
     for each in contestants:

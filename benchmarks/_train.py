@@ -4,6 +4,7 @@ A *member* is one network in training. `states` are members stacked along a lead
 [K, ...].
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,17 +27,11 @@ BATCH_SIZE = 128
 
 
 class Member(NamedTuple):
-    """One network in training.
+    """One network in training."""
 
-    Attributes:
-        params: What is learned: parameters, or the scores of masks.
-        opt_state: The optimizer's state.
-        rest: What else belongs to this network: its mask, weights, density, key.
-    """
-
-    params: Any
+    params: Any  # what is learned: parameters, or the scores of masks
     opt_state: Any
-    rest: Any = None
+    rest: Any = None  # what else belongs to it: its mask, weights, density, key
 
 
 class MLP(nn.Module):
@@ -52,6 +47,21 @@ class MLP(nn.Module):
         for width in self.widths[:-1]:
             x = nn.relu(nn.Dense(width, self.use_bias, kernel_init=self.kernel_init)(x))
         return nn.Dense(self.widths[-1], self.use_bias, kernel_init=self.kernel_init)(x)
+
+    @nn.nowrap
+    def fresh(self, key: Array, x: Array) -> Any:
+        """Parameters at random, for images [N, H * W]."""
+        return self.init(key, x[:1])["params"]
+
+    @nn.nowrap
+    def logits(self, params: Any, x: Array) -> Array:
+        """Logits [B, 10] of images [B, H * W]."""
+        return self.apply({"params": params}, x)
+
+
+def accuracy(logits: Array, y: Array) -> Array:
+    """The fraction of a batch that is told right."""
+    return jnp.mean(logits.argmax(-1) == y, dtype=jnp.float32)
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
@@ -85,16 +95,32 @@ def glorot(
 
 
 def orders(
-    networks: int, samples: int, *, epochs: int, size: int, seed: int
+    networks: int, samples: int, *, epochs: int, size: int, seed: Any
 ) -> np.ndarray:
     """Rows of samples, [K, epochs, steps, size], shuffled in every epoch, by NumPy.
 
-    What is left over of an epoch is left out.
+    What is left over of an epoch is left out. The seed may be a NumPy generator.
     """
     steps = samples // size
     rows = np.tile(np.arange(samples, dtype=np.int32), (networks, epochs, 1))
     rows = np.random.default_rng(seed).permuted(rows, axis=-1)
     return rows[..., : steps * size].reshape(networks, epochs, steps, size)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), static_argnames=("size", "whole"))
+def batches(
+    key: Array, samples: int, steps: int, *, size: int = BATCH_SIZE, whole: bool = False
+) -> Array:
+    """Rows [steps, size] of shuffled epochs, one after the other.
+
+    What is left over of an epoch is in a batch with the next one's, or, if batches are
+    whole, in none.
+    """
+    size = min(size, samples)
+    used = samples // size * size if whole else samples
+    keys = jax.random.split(key, -(-steps * size // used))
+    epochs = lax.map(lambda key: jax.random.permutation(key, samples)[:used], keys)
+    return epochs.ravel()[: steps * size].reshape(steps, size)
 
 
 def begin(
@@ -111,15 +137,12 @@ def descend(
     *,
     has_aux: bool = False,
 ) -> Step:
-    """The training step: one of gradient descent on a loss.
+    """The training step of one network, `(member, *batch) -> (member, loss)`.
 
     Args:
         loss: `(params, rest, *batch) -> scalar`.
         optimizer: Of what is learned; or a function that makes it of `rest`.
         has_aux: The loss returns `(scalar, rest)`, the `rest` of the next step.
-
-    Returns:
-        `(member, *batch) -> (member, loss)`, of one network.
     """
 
     def step(member: Member, *batch: Any) -> tuple[Member, Array]:
@@ -160,18 +183,11 @@ def cosine(rate: float, epochs: int, x: Array) -> optax.Schedule:
 def epoch_of(
     step: Step, x: Array, y: Array, *, size: int = BATCH_SIZE, groups: int = 1
 ) -> Callable[..., tuple[Any, Array]]:
-    """One epoch of shuffled minibatches for all members, compiled once.
+    """One epoch of all members, `(states, key) -> (states, mean losses [K])`.
 
-    Args:
-        step: From `descend`.
-        x: [N, ...], the training images.
-        y: [N], their labels.
-        size: Of a batch.
-        groups: The members are so many groups, one after the other, that see the same
-            images in the same order; within a group every member has its own order.
-
-    Returns:
-        A function `(states, key) -> (states, mean losses [K])`.
+    A step from `descend` is made on shuffled minibatches of so many images. The members
+    are so many groups, one after the other, that see the same images in the same order;
+    within a group every member has its own order.
     """
     steps, size = steps_per_epoch(x, size), min(size, len(x))
 
@@ -192,11 +208,7 @@ def epoch_of(
 
 
 def epochs_by(
-    epoch: Callable[..., tuple[Any, Array]],
-    states: Any,
-    epochs: Iterable[int],
-    *,
-    key: Array,
+    epoch: Callable[..., Any], states: Any, epochs: Iterable[int], *, key: Array
 ) -> Any:
     """Members after epochs of these numbers, as from `Context.track`."""
     for i in epochs:
@@ -211,7 +223,7 @@ def accuracy_of(predict: Predict, x: Array, y: Array) -> Callable[[Any], Array]:
     """
 
     def of_member(member: Any, x: Array, y: Array) -> Array:
-        return jnp.mean(predict(member, x).argmax(-1) == y, dtype=jnp.float32)
+        return accuracy(predict(member, x), y)
 
     of_all = jax.jit(jax.vmap(of_member, in_axes=(0, None, None)))
     x, y = jnp.asarray(x), jnp.asarray(y)

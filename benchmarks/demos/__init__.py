@@ -1,35 +1,21 @@
 """The demonstrations, one file each, in the order in which they are run."""
 
-from benchmarks.demos import (
-    criteria,
-    deconstructing,
-    edge_popup,
-    hopsupsup,
-    lottery_ticket,
-    magnitude,
-    meta_ticket,
-    packnet,
-    pacnet,
-    pruning,
-    strong_ticket,
-    supermask,
-    supsup,
-    uncertainty,
-)
+import importlib
 
-DEMOS = (
-    magnitude.DEMO,
-    criteria.DEMO,
-    pruning.DEMO,
-    lottery_ticket.DEMO,
-    deconstructing.DEMO,
-    edge_popup.DEMO,
-    supermask.DEMO,
-    supsup.DEMO,
-    hopsupsup.DEMO,
-    packnet.DEMO,
-    pacnet.DEMO,
-    meta_ticket.DEMO,
-    strong_ticket.DEMO,
-    uncertainty.DEMO,
+_NAMES = (
+    "magnitude",
+    "criteria",
+    "pruning",
+    "lottery_ticket",
+    "deconstructing",
+    "edge_popup",
+    "supermask",
+    "supsup",
+    "hopsupsup",
+    "packnet",
+    "pacnet",
+    "meta_ticket",
+    "strong_ticket",
+    "uncertainty",
 )
+DEMOS = tuple(importlib.import_module(f"{__name__}.{name}").DEMO for name in _NAMES)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 import maskjax
 from benchmarks import _pictures, _train
@@ -57,31 +58,15 @@ SETTINGS = {
     "masks": "cut at once from one training",
     "inputs": "0 to 1",
 }
-ROWS = {
-    "weights that end large, or that grew, make tickets; small_final does not": "{kept:"
-    ".1%} kept, rewound, trained: {by_name:.1%}; all weights, trained as long: "
-    "{everything:.1%}",
-    f"a mask alone, no training: 86% on MNIST ({SIGNED}, signed constants)": "{signed:"
-    ".1%} at density {density:.0%}, the best on training images; with the initial "
-    "values {initial:.1%}; constants under all of one sign {single_constants:.1%}",
-    "signs matter, initial values do not: with their signs kept, other values train as "
-    "well as rewound ones": "{kept:.1%} kept, signs kept: {original:.1%}; signs at "
-    "random: {random:.1%}",
-    "0 is a good value for weights that shrank: freezing all at their initial value is "
-    "worse than 0, freezing only those that grew is better": "{kept:.1%} kept: 0 "
-    "{ticket:.1%}, frozen {freeze_init:.1%}, frozen unless shrunk {mask[0]:.1%} (as "
-    "many at random {mask[1]:.1%}, reverse {mask[2]:.1%}), kept ones that shrank start "
-    "at 0 too {all[0]:.1%} ({all[1]:.1%}, {all[2]:.1%})",
-}
 
 
 def run(context: Context) -> Outcome:
     """Masks of every criterion, with and without training, and other starts."""
     data = context.data.flat()
-    lengths = context.pick(STEPS)
-    epochs, epochs_again = (_train.epochs_of(n, data.x_train) for n in lengths)
+    steps, rounds_again = context.pick(STEPS), context.pick(ROUNDS_AGAIN)
+    epochs, epochs_again = (_train.epochs_of(n, data.x_train) for n in steps)
     draws, chance, order, order_again = jax.random.split(jax.random.key(0), 4)
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)
+    accuracy = _train.accuracy_of(MODEL.logits, data.x_test, data.y_test)
     optimizer = optax.adam(LEARNING_RATE)
     # What a mask removes is held where it starts; both belong to the member.
     begin = jax.jit(
@@ -90,24 +75,19 @@ def run(context: Context) -> Outcome:
     step = _train.descend(_loss, optimizer)
     epoch = _train.epoch_of(step, data.x_train, data.y_train)
 
-    initial = _train.draw(
-        lambda key: MODEL.init(key, data.x_train[:1])["params"],
-        jax.random.split(draws, context.seeds),
-    )
+    draws, keys = (jax.random.split(key, context.seeds) for key in (draws, chance))
+    initial = _train.draw(lambda key: MODEL.fresh(key, data.x_train), draws)
     alive = jax.vmap(masking.everything)(initial)
     track = context.track("deconstructing: dense networks", epochs)
     states = _train.epochs_by(epoch, begin(initial, alive), track, key=order)
     trained = initial, states.params
-    keys = jax.random.split(chance, context.seeds)
-    masks, numbers = _supermasks(context, data, accuracy, *trained, alive, keys)
+    masks, numbers = _supermasks(context, data, accuracy, (*trained, alive, keys))
 
     runs = {"everything": (initial, alive)}
-    for r in context.pick(ROUNDS_AGAIN):
+    for r in rounds_again:
         for name in AGAIN:
-            runs[f"{name}, round {r}"] = (
-                _masked(initial, masks[r][name]),
-                masks[r][name],
-            )
+            mask = masks[r][name]
+            runs[f"{name}, round {r}"] = _masked(initial, mask), mask
     mask = masks[ROUND]["large_final"]
     for name, start in _train.draw(_starts, *trained, mask, keys).items():
         runs[name] = start, mask
@@ -115,42 +95,28 @@ def run(context: Context) -> Outcome:
     for name in context.track("deconstructing: trained again", runs):
         states = begin(*runs[name])
         states = _train.epochs_by(epoch, states, range(epochs_again), key=order_again)
-        again[name] = np.asarray(accuracy(_effective(states)))
+        again[name] = np.asarray(accuracy(_masked(states.params, *states.rest)))
 
     numbers |= {"dense": np.asarray(accuracy(trained[1])), "trained_again": again}
+    settings = SETTINGS | {"epochs": epochs, "epochs_again": epochs_again}
     return Outcome(
-        rows=rows(ROWS, **_compared(context, numbers)),
-        settings=SETTINGS
-        | {
-            "epochs": epochs,
-            "epochs_again": epochs_again,
-            "rounds_again": context.pick(ROUNDS_AGAIN),
-        },
-        numbers=numbers,
-        pictures=[
-            _draw_supermasks(context, numbers),
-            _draw_criteria(context, numbers),
-            _draw_starts(context, numbers),
+        rows("deconstructing", **_compared(context, numbers)),
+        settings | {"rounds_again": rounds_again},
+        numbers,
+        [
+            draw(context, numbers)
+            for draw in (_draw_masks, _draw_criteria, _draw_starts)
         ],
     )
 
 
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": params}, x)
-
-
-def _loss(params: Any, held: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    mask, start = held
-    return _train.cross_entropy(_logits(maskjax.apply(params, mask, start), x), y)
-
-
-@jax.jit
-@jax.vmap
-def _effective(member: _train.Member) -> Any:
-    return maskjax.apply(member.params, *member.rest)
-
-
+# Where a tree of other values is given, they are in place of what is removed.
 _masked = jax.jit(jax.vmap(maskjax.apply))
+
+
+def _loss(params: Any, held: Any, x: Array, y: Array) -> Array:
+    mask, start = held
+    return _train.cross_entropy(MODEL.logits(maskjax.apply(params, mask, start), x), y)
 
 
 @jax.jit
@@ -161,11 +127,7 @@ def _constants(initial: Any, mask: Any) -> Any:
     return deconstructing.restart(initial, initial, mask, kept="constant", key=key)
 
 
-def _scores(initial: Any, final: Any, alive: Any, key: jax.Array) -> dict[str, Any]:
-    return deconstructing.scores(initial, final, alive, key=key)
-
-
-def _starts(initial: Any, final: Any, mask: Any, key: jax.Array) -> dict[str, Any]:
+def _starts(initial: Any, final: Any, mask: Any, key: Array) -> dict[str, Any]:
     return {
         name: deconstructing.restart(initial, final, mask, key=key, **how)
         for name, how in STARTS.items()
@@ -188,18 +150,11 @@ def _rates(r: int) -> Any:
     }
 
 
-def _supermasks(
-    context: Context,
-    data: Data,
-    on_test: Any,
-    initial: Any,
-    final: Any,
-    alive: Any,
-    keys: jax.Array,
-) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
+def _supermasks(context: Context, data: Data, on_test: Any, trained: Any) -> Any:
     """Masks by round and criterion, and how untrained networks do under them."""
-    table = _train.draw(_scores, initial, final, alive, keys)
-    on_train = _train.accuracy_of(_logits, data.x_train, data.y_train)
+    initial, _, alive, _ = trained
+    table = _train.draw(lambda *x: deconstructing.scores(*x[:3], key=x[3]), *trained)
+    on_train = _train.accuracy_of(MODEL.logits, data.x_train, data.y_train)
     stack = stacking.stack(list(table.values()))
     masks, densities, seen = {}, [], []
     weights = {name: [] for name in table}
@@ -250,58 +205,59 @@ def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _draw_supermasks(context: Context, numbers: dict[str, Any]) -> str:
+def _draw_masks(context: Context, numbers: dict[str, Any]) -> str:
     title = f"Masks on weights that were never trained, {context.data.name}"
-    figure, axes = _pictures.figure(title)
-    figure.set_size_inches(9.5, 5.5)
-    dense, densities = numbers["dense"].mean(), numbers["densities"]
-    axes.axhline(dense, color="black", linestyle=":", label="trained, no mask")
-    for name, values in numbers["constants"].items():
-        _pictures.band(axes, densities, values, f"{name}, signed constants")
+    figure, (axes,) = _pictures.page(title, size=(9.5, 5.5))
+    constants = {f"{n}, signed constants": x for n, x in numbers["constants"].items()}
+    _pictures.curves(
+        axes,
+        numbers["densities"],
+        constants,
+        levels={"trained, no mask": numbers["dense"]},
+        density=(0.01, 0.03, 0.1, 0.3, 1),
+        seeds=context.seeds,
+        legend=None,
+    )
     means = {name: values.mean(1) for name, values in numbers["untrained"].items()}
     best_first = sorted(means.items(), key=lambda item: -item[1].max())
     for place, (name, values) in enumerate(best_first):
         line, color = "-" if place < 7 else "--", f"C{2 + place % 7}"
-        axes.plot(densities, values, line, color=color, label=name)
-    _pictures.density_axis(axes, (0.01, 0.03, 0.1, 0.3, 1))
-    _pictures.accuracy_axis(axes, context.seeds)
+        axes.plot(numbers["densities"], values, line, color=color, label=name)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-    return _pictures.save(figure, context.out / "deconstructing_supermasks.png")
+    return _pictures.save(figure, context, "deconstructing_supermasks")
 
 
 def _draw_criteria(context: Context, numbers: dict[str, Any]) -> str:
-    title = f"Rewound and trained again, by criterion, {context.data.name}"
-    figure, axes = _pictures.figure(title)
     again, rounds = numbers["trained_again"], context.pick(ROUNDS_AGAIN)
     densities = [numbers["densities"][context.pick(ROUNDS).index(r)] for r in rounds]
-    everything = again["everything"].mean()
-    axes.axhline(everything, color="black", linestyle=":", label="all weights")
-    for name in AGAIN:
-        values = np.stack([again[f"{name}, round {r}"] for r in rounds])
-        _pictures.band(axes, densities, values, name)
-    _pictures.density_axis(axes, [round(d, 3) for d in densities])
-    _pictures.accuracy_axis(axes, context.seeds)
-    axes.legend(loc="lower right")
-    return _pictures.save(figure, context.out / "deconstructing_criteria.png")
+    return _pictures.plot(
+        context,
+        "deconstructing_criteria",
+        f"Rewound and trained again, by criterion, {context.data.name}",
+        densities,
+        {name: [again[f"{name}, round {r}"] for r in rounds] for name in AGAIN},
+        levels={"all weights": again["everything"]},
+        density=[round(d, 3) for d in densities],
+        seeds=context.seeds,
+        legend="lower right",
+    )
 
 
 def _draw_starts(context: Context, numbers: dict[str, Any]) -> str:
     kept = numbers["densities"][context.pick(ROUNDS).index(ROUND)]
-    figure, axes = _pictures.figure(
-        f"One mask ({kept:.1%}), trained again from other starts, {context.data.name}"
-    )
-    figure.set_size_inches(8.5, 5)
+    title = f"One mask ({kept:.1%}), trained again from other starts, "
+    figure, (axes,) = _pictures.page(title + context.data.name, size=(8.5, 5))
     again = numbers["trained_again"]
     ticket = again[f"large_final, round {ROUND}"]
-    values = {name: again.get(name, ticket) for name in STARTS}
-    for place, found in enumerate(values.values()):
+    for place, name in enumerate(STARTS):
+        found = again.get(name, ticket)
         color = f"C{min(place // len(KEPT), 2)}"  # by sign, and what is removed
         axes.plot([place] * 2, [found.min(), found.max()], color=color, alpha=0.4)
         axes.plot(place, found.mean(), "o", color=color)
     axes.axhline(ticket.mean(), color="black", linestyle=":")
-    axes.set_xticks(range(len(values)), values, rotation=35, ha="right")
+    axes.set_xticks(range(len(STARTS)), STARTS, rotation=35, ha="right")
     _pictures.accuracy_axis(axes, context.seeds)
-    return _pictures.save(figure, context.out / "deconstructing_starts.png")
+    return _pictures.save(figure, context, "deconstructing_starts")
 
 
 DEMO = Demo("deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run)

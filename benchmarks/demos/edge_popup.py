@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 import maskjax
 from benchmarks import _pictures, _train
@@ -23,11 +24,12 @@ from maskjax.recipes import edge_popup
 DENSITY = 0.5
 ALL = (0.02, 0.1, 0.3, 0.7, 0.9, 1.0)
 OTHERS = ALL, (0.02, 0.1, 1.0), ALL
-OTHER_MASKS = "global", "thresholds frozen", "sampled"
+MASKS = "global", "thresholds frozen", "sampled"
+OTHER_MASKS = MASKS, MASKS[:1], MASKS
 FEW = 3  # seeds of other densities and of other masks
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
 SAMPLED_RATE = 100.0  # of Zhou et al., whose masks these are
-EPOCHS = 5, 8, 30
+EPOCHS = 5, 6, 30
 MODEL = _train.MLP(use_bias=False)
 START = optax.sgd(optax.constant_schedule(0.0), MOMENTUM)  # its state fits every rate
 SETTINGS = {
@@ -42,16 +44,6 @@ SETTINGS = {
     "seeds_of_other_densities": FEW,
     "inputs": "standardized",
 }
-ROWS = {
-    "a random network contains subnetworks that perform as a trained one (no MNIST "
-    "number is published)": f"{DENSITY:.0%} of random weights: {{first_masks:.1%}} "
-    "with the first mask, {learned_masks:.1%} with the learned one ({low:.1%} to "
-    "{high:.1%}); the same network, its weights trained: {trained_weights:.1%}",
-    "baselines: masks that are ranked, drawn or allotted otherwise": "at random "
-    "{first_masks:.1%}, {others}",
-    "weights are never trained, the size of the mask is fixed": "weights "
-    "{weights_unchanged:bit-identical|CHANGED}, counts {counts_exact:exact|NOT exact}",
-}
 
 
 class Rest(NamedTuple):
@@ -60,7 +52,7 @@ class Rest(NamedTuple):
     weights: Any
     densities: Any
     cutoffs: Any
-    key: jax.Array
+    key: Array
 
 
 def run(context: Context) -> Outcome:
@@ -77,15 +69,15 @@ def run(context: Context) -> Outcome:
     masks = _masks(after)
     unchanged = _train.same_bits(before.rest.weights, after.rest.weights)
     exact = _counts_are_exact(masks, after.rest.densities)
-    curve, thin = curve[:, :-FEW], curve[-1, -FEW:]
-    variants = {"Erdos-Renyi": (thin, _kept(masks)[-FEW:])}
+    kept = jax.jit(jax.vmap(algebra.density))
+    variants = {"Erdos-Renyi": (curve[-1, -FEW:], np.asarray(kept(masks))[-FEW:])}
     before = jax.tree.map(lambda x: x[:FEW], before)
-    for how in OTHER_MASKS:
+    for how in context.pick(OTHER_MASKS):
         after, looks = _learn_masks(context, data, before, how)
         unchanged &= _train.same_bits(before.rest.weights, after.rest.weights)
-        variants[how] = looks[-1], _kept(_masks(after, how))
+        variants[how] = looks[-1], np.asarray(kept(_masks(after, how)))
 
-    main, others = curve[:, :seeds], curve[-1, seeds:].reshape(-1, FEW)
+    main, others = curve[:, :seeds], curve[-1, seeds:-FEW].reshape(-1, FEW)
     by_density = {DENSITY: main[-1], **dict(zip(densities, others, strict=True))}
     by_density = dict(sorted(by_density.items()))
     numbers = {
@@ -105,19 +97,14 @@ def run(context: Context) -> Outcome:
         for name, (found, kept) in variants.items()
     )
     return Outcome(
-        rows=rows(ROWS, **numbers, **ends, others=others),
-        settings=SETTINGS | {"epochs": context.pick(EPOCHS)},
-        numbers=numbers,
-        pictures=[
+        rows("edge_popup", **numbers, **ends, others=others, density=DENSITY),
+        SETTINGS | {"epochs": context.pick(EPOCHS)},
+        numbers,
+        [
             _draw_masks(context, masks["Dense_0"]["kernel"][:seeds]),
-            _draw_curve(context, main, trained),
-            _draw_densities(context, by_density, trained),
+            *_draw_accuracies(context, main, by_density, trained),
         ],
     )
-
-
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": params}, x)
 
 
 def _soft_mask(scores: Any, rest: Rest, how: str) -> tuple[Any, Any]:
@@ -137,18 +124,13 @@ def _masks(members: _train.Member, how: str = "edge-popup") -> Any:
     return jax.tree.map(lambda m: m > 0, soft)
 
 
-def _kept(masks: Any) -> np.ndarray:
-    """The density of each member's mask."""
-    return np.asarray(jax.vmap(algebra.density)(masks))
-
-
-def _members(data: Data, densities: jax.Array, erk: jax.Array) -> _train.Member:
+def _members(data: Data, densities: Array, erk: Array) -> _train.Member:
     """One for each density, which is that of all kernels or of their mean."""
 
-    def init(key: jax.Array, density: jax.Array, erk: jax.Array) -> _train.Member:
+    def init(key: Array, density: Array, erk: Array) -> _train.Member:
         draw, start = jax.random.split(key)
         model = MODEL.clone(kernel_init=initializer.signed_constant(density))
-        weights = model.init(draw, data.x_train[:1])["params"]
+        weights = model.fresh(draw, data.x_train)
         shares = jax.tree.map(
             lambda share: jnp.where(erk, share, density),
             allocation.erk(weights, density=density),
@@ -169,48 +151,48 @@ def _learn_masks(
 ) -> tuple[_train.Member, np.ndarray]:
     """The members after training, and accuracies [1 + epochs, K]."""
 
-    def forward(scores: Any, rest: Rest, x: jax.Array) -> tuple[jax.Array, Rest]:
+    def forward(scores: Any, rest: Rest, x: Array) -> tuple[Array, Rest]:
         soft, cutoffs = _soft_mask(scores, rest, how)
-        logits = _logits(maskjax.apply(rest.weights, soft), x)
+        logits = MODEL.logits(maskjax.apply(rest.weights, soft), x)
         key, _ = jax.random.split(rest.key)
         return logits, rest._replace(cutoffs=cutoffs, key=key)
 
     rate = SAMPLED_RATE if how == "sampled" else LEARNING_RATE
     order = jax.random.split(jax.random.key(0))[1]
-    return _fit(context, data, f"masks, {how}", forward, before, rate, order)
+    return _fit(context, data, before, order, f"masks, {how}", forward, rate)
 
 
 def _train_weights(context: Context, data: Data) -> np.ndarray:
     """What the same network and training reach when it is the weights that learn."""
 
-    def init(key: jax.Array) -> _train.Member:
-        return _train.begin(START, MODEL.init(key, data.x_train[:1])["params"])
+    def init(key: Array) -> _train.Member:
+        return _train.begin(START, MODEL.fresh(key, data.x_train))
 
-    def forward(params: Any, rest: None, x: jax.Array) -> tuple[jax.Array, None]:
-        return _logits(params, x), rest
+    def forward(params: Any, rest: None, x: Array) -> tuple[Array, None]:
+        return MODEL.logits(params, x), rest
 
     draws, order = jax.random.split(jax.random.key(1))
     states = _train.draw(init, jax.random.split(draws, context.seeds))
-    label, rate = "trained weights", LEARNING_RATE
-    return _fit(context, data, label, forward, states, rate, order)[1][-1]
+    how = "trained weights", forward, LEARNING_RATE
+    return _fit(context, data, states, order, *how)[1][-1]
 
 
 def _fit(
     context: Context,
     data: Data,
+    states: Any,
+    key: Array,
     label: str,
     forward: Any,
-    states: _train.Member,
     rate: float,
-    key: jax.Array,
 ) -> tuple[_train.Member, np.ndarray]:
     """Train what `forward` needs: `(params, rest, x) -> (logits, rest)`."""
 
-    def loss(params: Any, rest: Any, x: jax.Array, y: jax.Array) -> Any:
+    def loss(params: Any, rest: Any, x: Array, y: Array) -> Any:
         logits, rest = forward(params, rest, x)
         return _train.cross_entropy(logits, y), rest
 
-    def predict(member: _train.Member, x: jax.Array) -> jax.Array:
+    def predict(member: _train.Member, x: Array) -> Array:
         return forward(member.params, member.rest, x)[0]
 
     epochs = context.pick(EPOCHS)
@@ -231,51 +213,38 @@ def _counts_are_exact(masks: Any, densities: Any) -> bool:
     return True
 
 
-def _draw_masks(context: Context, masks: jax.Array) -> str:
+def _draw_accuracies(
+    context: Context, main: np.ndarray, by_density: dict[float, Any], trained: Any
+) -> list[str]:
+    label, data = "random weights, learned masks", context.data.name
+    densities, levels = list(by_density), {"trained weights": trained}
+    few = {label: [values[:FEW] for values in by_density.values()]}
+    title = f"Edge-popup: {DENSITY:.0%} of the weights, {data}"
+    first = "edge_popup_training", title, range(len(main)), {label: main}
+    how = {"seeds": context.seeds, "xlabel": "epoch", "legend": "center right"}
+    title = f"Edge-popup: how much of a random network to keep, {data}"
+    second = "edge_popup_density", title, densities, few
+    more = {"seeds": FEW, "density": densities, "log": False, "legend": "center"}
+    return [
+        _pictures.plot(context, *first, levels=levels, **how),
+        _pictures.plot(context, *second, levels=levels, **more),
+    ]
+
+
+def _draw_masks(context: Context, masks: Array) -> str:
     """First-layer masks [K, H * W, 300]: some units of one, and the mean of all."""
-    picture = "edge_popup_masks.png"
     shape = context.data.shape
     units = np.asarray(masks[0, :, :24]).T.reshape(-1, *shape)
+    used = np.asarray(masks.mean((0, 2), dtype=jnp.float32)).reshape(shape)
     figure = _pictures.Figure(figsize=(11, 5), layout="constrained")
     figure.suptitle(f"Edge-popup: masks of the first layer, {context.data.name}")
     left, right = figure.subfigures(1, 2, width_ratios=(1.4, 1))
-    _pictures.tiles(left, units, 6, "one seed, 24 hidden units (dark: weight kept)")
-    _pictures.heat(
-        right,
-        np.asarray(masks.mean((0, 2), dtype=jnp.float32)).reshape(shape),
-        f"which pixels are used: {len(masks)} seeds, all 300 units",
-        "fraction of the pixel's weights that is kept",
-    )
-    return _pictures.save(figure, context.out / picture)
+    title = "one seed, 24 hidden units (dark: weight kept)"
+    _pictures.tiles(left, units, 6, title, **_pictures.BINARY)
+    title = f"which pixels are used: {len(masks)} seeds, all 300 units"
+    label = "fraction of the pixel's weights that is kept"
+    _pictures.heat(right, used, label, title=title)
+    return _pictures.save(figure, context, "edge_popup_masks")
 
 
-def _draw_curve(context: Context, curve: np.ndarray, trained: np.ndarray) -> str:
-    figure, axes = _pictures.figure(
-        f"Edge-popup: {DENSITY:.0%} of the weights, {context.data.name}"
-    )
-    axes.axhline(trained.mean(), color="black", linestyle=":", label="trained weights")
-    label = "random weights, learned masks"
-    _pictures.band(axes, range(len(curve)), curve, label)
-    axes.set_xlabel("epoch")
-    _pictures.accuracy_axis(axes, context.seeds)
-    axes.legend(loc="center right")
-    return _pictures.save(figure, context.out / "edge_popup_training.png")
-
-
-def _draw_densities(
-    context: Context, accuracies: dict[float, np.ndarray], trained: np.ndarray
-) -> str:
-    figure, axes = _pictures.figure(
-        f"Edge-popup: how much of a random network to keep, {context.data.name}"
-    )
-    axes.axhline(trained.mean(), color="black", linestyle=":", label="trained weights")
-    values = np.stack([a[:FEW] for a in accuracies.values()])
-    label = "random weights, learned masks"
-    _pictures.band(axes, list(accuracies), values, label)
-    _pictures.density_axis(axes, list(accuracies), log=False)
-    _pictures.accuracy_axis(axes, FEW)
-    axes.legend(loc="center")
-    return _pictures.save(figure, context.out / "edge_popup_density.png")
-
-
-DEMO = Demo("edge_popup", "edge-popup (Ramanujan et al. 2020)", run, seconds=20)
+DEMO = Demo("edge_popup", "edge-popup (Ramanujan et al. 2020)", run)

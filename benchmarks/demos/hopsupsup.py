@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import Array, lax
 
 import maskjax
 from benchmarks import _pictures, _tasks, _train
@@ -46,62 +46,48 @@ SETTINGS = {
     "search_batch_size": SEARCH_BATCH,
     "rule": "storkey",
 }
-ROWS = {
-    "HopSupSup: on SplitMNIST the new mask converges to the stored mask of the right "
-    "task in fewer than 30 steps (2048-2048)": "width {width}: to the bit in {exact} "
-    "of {searches} searches, after {first} steps; right task nearest in {right}; "
-    "accuracy {recovered:.1%}, with the masks that were stored {stored:.1%}",
-    "(narrower networks: nothing is published)": "searches that end nearest to the "
-    "right mask: {nearest:.0%}; accuracy: {by_width:.1%}",
-    "a reservoir of constant size for all masks": "width {width}: {psi:,} bytes, for "
-    "any number of tasks; the {tasks} masks as bits {bits:,}",
-}
+
+
+class Network(nn.Module):
+    """Two hidden layers, random weights without biases.
+
+    Batch normalization is by the batch at hand; its scale is there to be masked.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Logits [B, 10] of images [B, H * W]."""
+        dense = functools.partial(
+            nn.Dense, use_bias=False, kernel_init=initializer.signed_constant()
+        )
+        for _ in range(2):
+            x = nn.swish(Normalized()(dense(self.width)(x)))
+        return dense(10)(x)
 
 
 class Normalized(nn.Module):
-    """Batch normalization by the batch at hand; the scale is there to be masked."""
+    """Normalization of each feature, and its scale."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """[B, W] to [B, W]."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         return scale * (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5)
 
 
-class Network(nn.Module):
-    """Two hidden layers, random weights without biases."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits [B, 10] of images [B, H * W]."""
-        for width in (self.width, self.width):
-            x = nn.swish(Normalized()(_dense(width)(x)))
-        return _dense(10)(x)
-
-
 class Found(NamedTuple):
-    """What came of K tasks, for one seed, or for S of them with a leading axis.
+    """What came of K tasks, for one seed, or for S of them with a leading axis."""
 
-    Attributes:
-        stored: [K], the accuracy under each task's own mask.
-        recovered: [K], under the mask that was found for the task's images.
-        agreement: [K, T, K], the fraction of entries in which the mask found for a
-            task's images, after each step, equals each of the stored ones.
-        entropies: [K, T].
-        energies: [K, T].
-        psi_bytes: Of the memory.
-        mask_bytes: Of all masks, one bit an entry.
-    """
-
-    stored: Any
-    recovered: Any
+    stored: Any  # [K], the accuracy under each task's own mask
+    recovered: Any  # [K], under the mask that was found for the task's images
+    # [K, T, K]: of the mask found for a task's images, after each step, the fraction of
+    # entries that equals each of the stored ones.
     agreement: Any
-    entropies: Any
-    energies: Any
-    psi_bytes: Any
-    mask_bytes: Any
+    energies: Any  # [K, T]
+    psi_bytes: Any  # of the memory
+    mask_bytes: Any  # of all masks, one bit an entry
 
 
 def run(context: Context) -> Outcome:
@@ -117,51 +103,42 @@ def run(context: Context) -> Outcome:
         each = [jax.device_get(experiment(*_inputs(data, seed))) for seed in seeds]
         found[width] = jax.tree.map(lambda *x: np.stack(x), *each)
 
-    last = {width: _own(f.agreement[:, :, -1]) for width, f in found.items()}
-    nearest = {
-        width: f.agreement[:, :, -1].argmax(-1) == np.arange(f.agreement.shape[1])
-        for width, f in found.items()
-    }
-    wide, exact = found[widths[-1]], last[widths[-1]] == 1
-    return Outcome(
-        rows=rows(
-            ROWS,
-            width=widths[-1],
-            exact=int(exact.sum()),
-            searches=exact.size,
-            first=_first_exact(wide.agreement),
-            right=int(nearest[widths[-1]].sum()),
-            recovered=wide.recovered,
-            stored=wide.stored,
-            nearest={f"width {w}": x for w, x in nearest.items()},
-            by_width={f"width {w}": f.recovered for w, f in found.items()},
-            psi=int(wide.psi_bytes[0]),
-            tasks=exact.shape[1],
-            bits=int(wide.mask_bytes[0]),
-        ),
-        settings=SETTINGS
-        | {"batch_size": size, "steps": epochs * batches, "seeds": many},
-        numbers={
-            "widths": widths,
-            "stored_masks": {w: f.stored for w, f in found.items()},
-            "recovered_masks": {w: f.recovered for w, f in found.items()},
-            "agreement": last,
-            "right_task_nearest": nearest,
-            "agreement_with_each": {w: f.agreement[:, :, -1] for w, f in found.items()},
-            "energies": {w: f.energies[:, :, -1] for w, f in found.items()},
-            "psi_bytes": {w: int(f.psi_bytes[0]) for w, f in found.items()},
-            "mask_bytes": {w: int(f.mask_bytes[0]) for w, f in found.items()},
+    ends = {width: f.agreement[:, :, -1] for width, f in found.items()}  # [S, K, K]
+    numbers = {
+        "widths": widths,
+        "stored_masks": {w: f.stored for w, f in found.items()},
+        "recovered_masks": {w: f.recovered for w, f in found.items()},
+        "agreement": {w: np.diagonal(end, 0, 1, 2) for w, end in ends.items()},
+        "right_task_nearest": {
+            w: end.argmax(-1) == np.arange(end.shape[1]) for w, end in ends.items()
         },
-        pictures=[
-            _draw_search(context, widths[-1], wide),
-            _draw_widths(context, last),
+        "agreement_with_each": ends,
+        "energies": {w: f.energies[:, :, -1] for w, f in found.items()},
+        "psi_bytes": {w: int(f.psi_bytes[0]) for w, f in found.items()},
+        "mask_bytes": {w: int(f.mask_bytes[0]) for w, f in found.items()},
+    }
+    widest = {name: numbers[name][widths[-1]] for name in list(numbers)[1:]}
+    agreement, named = found[widths[-1]].agreement, "width {}".format
+    return Outcome(
+        rows(
+            "hopsupsup",
+            exact=int((widest["agreement"] == 1).sum()),
+            searches=widest["agreement"].size,
+            first=_first_exact(agreement),
+            right=int(widest["right_task_nearest"].sum()),
+            tasks=agreement.shape[1],
+            nearest={named(w): x for w, x in numbers["right_task_nearest"].items()},
+            by_width={named(w): x for w, x in numbers["recovered_masks"].items()},
+            width=widths[-1],
+            widest=widest,
+        ),
+        SETTINGS | {"batch_size": size, "steps": epochs * batches, "seeds": many},
+        numbers,
+        [
+            _draw_search(context, widths[-1], agreement[0]),
+            _draw_widths(context, numbers["agreement"]),
         ],
     )
-
-
-def _dense(width: int) -> nn.Dense:
-    draw = initializer.signed_constant()
-    return nn.Dense(width, use_bias=False, kernel_init=draw)
 
 
 def _schedule(data: Data) -> tuple[int, int, int]:
@@ -176,36 +153,33 @@ def _experiment(width: int, data: Data) -> Any:
     """`(train, test, key) -> Found`: all about one network, to be compiled."""
     model = Network(width)
 
-    def logits(params: Any, x: jax.Array) -> jax.Array:
+    def logits(params: Any, x: Array) -> Array:
         return model.apply({"params": params}, x)
 
-    def entropy(params: Any, x: jax.Array) -> jax.Array:
+    def entropy(params: Any, x: Array) -> Array:
         return superposition.logit_entropy(logits(params, x))
 
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _train.cross_entropy(logits(params, x), y)
-
-    def learn(weights: Any, x: jax.Array, y: jax.Array) -> Any:
+    def learn(weights: Any, x: Array, y: Array) -> Any:
         """The mask of one task, from batches [T, B, ...]."""
 
-        def objective(scores: Any, _: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-            return loss(maskjax.apply(weights, supsup.soft_mask(scores)), x, y)
+        def loss(scores: Any, _: Any, x: Array, y: Array) -> Array:
+            params = maskjax.apply(weights, supsup.soft_mask(scores))
+            return _train.cross_entropy(logits(params, x), y)
 
         optimizer = _sgd(optax.cosine_decay_schedule(LEARNING_RATE, len(x)))
         everything = masking.everything(weights, where=SCALES)
         scores = jax.tree.map(lambda m: jnp.zeros(m.shape), everything)
-        step = _train.descend(objective, optimizer)
-        start = _train.begin(optimizer, scores)
+        step, start = _train.descend(loss, optimizer), _train.begin(optimizer, scores)
         member, _ = lax.scan(lambda m, batch: step(m, *batch), start, (x, y))
         return supsup.mask(member.params)
 
-    def accuracy(weights: Any, mask: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    def accuracy(weights: Any, mask: Any, x: Array, y: Array) -> Array:
         """Of batches [T, B, ...], whose statistics count."""
         params = maskjax.apply(weights, mask)
         right = lax.map(lambda b: logits(params, b[0]).argmax(-1) == b[1], (x, y))
         return right.mean(dtype=jnp.float32)
 
-    def experiment(train: Any, test: Any, key: jax.Array) -> Found:
+    def experiment(train: Any, test: Any, key: Array) -> Found:
         x, y = test
         weights = model.init(key, x[0, 0])["params"]
         masks = jax.vmap(learn, (None, 0, 0))(weights, *train)
@@ -213,21 +187,22 @@ def _experiment(width: int, data: Data) -> Any:
         memory = hopsupsup.init(stacking.take(masks, 0))
         memory, _ = lax.scan(lambda m, z: (hopsupsup.store(m, z), None), memory, masks)
 
-        recover = functools.partial(
-            hopsupsup.recover, entropy, optimizer=_sgd(SEARCH_RATE), strength=STRENGTH
-        )
+        how = {"optimizer": _sgd(SEARCH_RATE), "strength": STRENGTH}
+        recover = functools.partial(hopsupsup.recover, entropy, **how)
         found = jax.vmap(recover, (None, None, 0))(weights, memory, x)
-        under = jax.vmap(accuracy, (None, 0, 0, 0))
         once = min(data.x_test.shape[1] // x.shape[2], SEARCH_STEPS)
-        return Found(
-            under(weights, masks, x[:, :once], y[:, :once]),
-            under(weights, found.mask, x[:, :once], y[:, :once]),
-            _agreement(found.path, masks),
-            found.objectives,
-            found.energies,
-            _bytes(memory.psi),
-            _bytes(jax.vmap(packing.pack)(masks)),
+        stored, recovered = (
+            jax.vmap(accuracy, (None, 0, 0, 0))(weights, m, x[:, :once], y[:, :once])
+            for m in (masks, found.mask)
         )
+        # Masks [K, T, ...] beside the stored ones [K, ...].
+        path, own = (
+            jnp.concatenate(jax.tree.leaves(m), axis=-1) for m in (found.path, masks)
+        )
+        agreement = (path[:, :, None] == own).mean(-1, dtype=jnp.float32)
+        bits = _bytes(jax.vmap(packing.pack)(masks))
+        energies, psi = found.energies, _bytes(memory.psi)
+        return Found(stored, recovered, agreement, energies, psi, bits)
 
     return experiment
 
@@ -237,107 +212,70 @@ def _sgd(rate: Any) -> optax.GradientTransformation:
     return optax.chain(decayed, optax.sgd(rate, MOMENTUM))
 
 
-def _inputs(data: Data, seed: int) -> tuple[Any, Any, jax.Array]:
+def _inputs(data: Data, seed: int) -> tuple[Any, Any, Array]:
     """Batches for training and for the search, [K, T, B, ...], and a key."""
     rng = np.random.default_rng(seed)
-    epochs, size, batches = _schedule(data)
-    train = _batches(data.x_train, data.y_train, epochs, batches, size, rng)
+
+    def batches(x: np.ndarray, y: np.ndarray, epochs: int, size: int) -> Any:
+        rows = _train.orders(*y.shape, epochs=epochs, size=size, seed=rng)
+        rows = rows.reshape(len(y), -1, size)
+        each = np.arange(len(y))[:, None, None]
+        return x[each, rows], y[each, rows]
+
+    train = batches(data.x_train, data.y_train, *_schedule(data)[:2])
     # Test images come again where there are few.
     images = data.x_test.shape[1]
     size = min(SEARCH_BATCH, images)
     epochs = -(-SEARCH_STEPS // (images // size))
-    test = _batches(data.x_test, data.y_test, epochs, images // size, size, rng)
+    test = batches(data.x_test, data.y_test, epochs, size)
     test = jax.tree.map(lambda x: x[:, :SEARCH_STEPS], test)
     return train, test, jax.random.key(seed)
-
-
-def _batches(
-    x: np.ndarray,
-    y: np.ndarray,
-    epochs: int,
-    batches: int,
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every epoch of every task in an order of its own."""
-    tasks, images = y.shape
-    order = np.tile(np.arange(images), (tasks, epochs, 1))
-    rows = rng.permuted(order, axis=-1)[..., : batches * size]
-    rows = rows.reshape(tasks, epochs * batches, size)
-    each = np.arange(tasks)[:, None, None]
-    return x[each, rows], y[each, rows]
 
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _agreement(path: Any, masks: Any) -> jax.Array:
-    """Masks [K, T, ...] beside the stored ones [K, ...]: equal entries, [K, T, K]."""
-    found = jnp.concatenate(jax.tree.leaves(path), axis=-1)
-    stored = jnp.concatenate(jax.tree.leaves(masks), axis=-1)
-    return (found[:, :, None] == stored).mean(-1, dtype=jnp.float32)
-
-
-def _own(agreement: np.ndarray) -> np.ndarray:
-    """[S, K, K] to [S, K]: with the mask of the right task."""
-    return np.diagonal(agreement, axis1=1, axis2=2)
-
-
 def _first_exact(agreement: np.ndarray) -> str:
     """After how many steps the searches that end at the right mask are there."""
-    own = np.moveaxis(np.diagonal(agreement, axis1=1, axis2=3), 1, -1)  # [S, K, T]
-    reached = [
-        1 + int((path == 1).argmax())
-        for path in own.reshape(-1, own.shape[-1])
-        if path[-1] == 1
-    ]
-    return f"{min(reached)} to {max(reached)}" if reached else "no"
+    own = np.diagonal(agreement, axis1=1, axis2=3).swapaxes(1, 2)  # [S, K, T]
+    exact = (own == 1)[own[..., -1] == 1]
+    first = 1 + exact.argmax(-1)
+    return f"{first.min()} to {first.max()}" if len(first) else "no"
 
 
-def _draw_search(context: Context, width: int, found: Found) -> str:
+def _draw_search(context: Context, width: int, agreement: np.ndarray) -> str:
     """Each task's search, for one seed."""
-    tasks = found.agreement.shape[1]
-    figure = _pictures.Figure(figsize=(13, 3.4), layout="constrained")
-    figure.suptitle(
-        f"HopSupSup: the mask while it is searched for, width {width}, one seed, "
-        f"{context.data.name}"
-    )
-    panels = figure.subplots(1, tasks, sharey=True)
+    tasks = len(agreement)
+    title = f"HopSupSup: the mask while it is searched for, width {width}, one seed, "
+    title += context.data.name
+    figure, panels = _pictures.page(title, tasks, size=(13, 3.4), sharey=True)
+    steps = range(1, SEARCH_STEPS + 1)
     for task, axes in enumerate(panels):
-        for stored in range(tasks):
-            axes.plot(
-                range(1, SEARCH_STEPS + 1),
-                found.agreement[0, task, :, stored],
-                color="C0" if stored == task else "0.7",
-                label={task: "right task"}.get(
-                    stored, "others" if not stored else None
-                ),
-            )
+        others = np.delete(agreement[task], task, axis=1)
+        own = agreement[task, :, task]
+        axes.plot(steps, others, color="0.7", label=["others"] + [None] * (tasks - 2))
+        axes.plot(steps, own, color="C0", label="right task")
         axes.set_title(f"images of {2 * task} and {2 * task + 1}", fontsize="medium")
         axes.set_xlabel("step")
-        axes.grid(visible=True, alpha=0.3)
     panels[0].set_ylabel("entries equal to a stored mask")
     panels[-1].legend(loc="center right")
-    return _pictures.save(figure, context.out / "hopsupsup_search.png")
+    return _pictures.save(figure, context, "hopsupsup_search")
 
 
 def _draw_widths(context: Context, agreement: dict[int, np.ndarray]) -> str:
     """Where searches end, by width."""
-    figure, axes = _pictures.figure(
-        f"HopSupSup: the mask that is found, {context.data.name}"
-    )
-    values = np.stack([a.ravel() for a in agreement.values()])
-    axes.plot(list(agreement), values, "o", color="C0", alpha=0.4)
-    axes.plot(list(agreement), values.mean(1), color="C0", label="mean")
+    title = f"HopSupSup: the mask that is found, {context.data.name}"
+    figure, (axes,) = _pictures.page(title)
+    widths, values = list(agreement), np.stack([a.ravel() for a in agreement.values()])
+    axes.plot(widths, values, "o", color="C0", alpha=0.4)
+    axes.plot(widths, values.mean(1), color="C0", label="mean")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(agreement), [str(width) for width in agreement])
-    axes.set_xlabel("width")
-    axes.set_ylabel(
-        f"entries equal to the right stored mask, {len(values[0])} searches"
-    )
+    axes.set_xticks(widths, map(str, widths))
+    label = f"entries equal to the right stored mask, {len(values[0])} searches"
+    axes.set(xlabel="width", ylabel=label)
     axes.legend(loc="lower right")
-    return _pictures.save(figure, context.out / "hopsupsup_width.png")
+    return _pictures.save(figure, context, "hopsupsup_width")
 
 
 DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run, seconds=20)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax import Array, lax
 
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
@@ -30,6 +30,7 @@ IMAGES, ITERATIONS, EVERY, LEAST_EVERY = 55_000, 50_000, 100, 15
 HELD_BACK = 12  # one of so many images, as in the paper
 PARTS = 5, 5, 1  # of the iterations
 MODEL = _train.MLP(kernel_init=nn.initializers.glorot_normal())
+MEASURED = "end", "early", "iteration"
 LABELS = {
     "tickets": "tickets",
     "reinit": "the same masks, fresh parameters",
@@ -46,49 +47,23 @@ SETTINGS = {
     "scope": "leaf",
     "inputs": "0 to 1",
 }
-ROWS = {
-    "the loss on held-back images is least 38% earlier than in the dense network, at "
-    "21.1% of the weights": "at {density[7]:.1%}: iteration {stop:.0f}, dense "
-    "{dense[iteration]:.0f}: {ahead:.0%} {is_ahead:earlier|LATER}",
-    "2.51 times as early as the same masks on fresh parameters, and 0.5 points more "
-    "accurate, at 21%": "at {density[7]:.1%}: {times:.2f} times as early, "
-    "{points:+.2f} points (early {tickets[early][7]:.2%} and {reinit[early][1]:.2%}, "
-    "dense {dense[early]:.2%}; in the end {tickets[end][7]:.2%} and "
-    "{reinit[end][1]:.2%}, dense {dense[end]:.2%})",
-    "one-shot masks do better than dense down to 5.2%": "points from dense at early "
-    "stop, by density: {one_shot_gain:+.2f}",
-    "removed weights stay removed, and each round takes a fifth (a tenth of the output "
-    "layer)": "all {removed_are_zero:exactly|NOT} 0 after training; counts "
-    "{counts_exact:exact|NOT exact}",
-}
-LATE_ROWS = {
-    "0.3 points above dense at 13.5%, at early stop; up to 0.35 in the end": "at "
-    "{density[9]:.1%}: {gain[early][9]:+.2f} at early stop, {gain[end][9]:+.2f} in the "
-    "end; in the end at best {best:+.2f}, at {best_density:.1%}",
-    "as accurate as dense at 3.6%, where fresh parameters are far below": "at "
-    "{density[15]:.1%}, points from dense at early stop: {late_early:+.2f}; in the "
-    "end: {late_end:+.2f}",
-}
 
 
 class Images(NamedTuple):
-    """What to learn, what decides when to stop, and what is reported."""
+    """Images and labels to learn, to decide when to stop, and to report."""
 
-    train: tuple[jax.Array, jax.Array]
-    held_back: tuple[jax.Array, jax.Array]
-    test: tuple[jax.Array, jax.Array]
+    train: Any
+    held_back: Any
+    test: Any
 
 
 class Found(NamedTuple):
-    """What a training reports: the curve of losses on what is held back, and the rest.
+    """What a training reports."""
 
-    The last is the largest of the removed weights, which should be 0.
-    """
-
-    losses: Any
-    early: Any
+    losses: Any  # the curve, on what is held back
+    early: Any  # test accuracy where that was least
     end: Any
-    removed: Any
+    removed: Any  # the largest of the removed weights, which should be 0
 
 
 def run(context: Context) -> Outcome:
@@ -103,19 +78,22 @@ def run(context: Context) -> Outcome:
     keys = jax.random.split(jax.random.key(0), trials)
     bar = context.track("lottery ticket", list(LABELS))
 
+    def draw(key: Array) -> Any:
+        return MODEL.fresh(key, images.train[0])
+
     next(bar)
     search = jax.jit(jax.vmap(_search(length, controlled), in_axes=(0, 0, None)))
-    initial = _initial(keys, images)
+    initial = _train.draw(draw, keys)
     trace, chosen, one_shot, random = search(initial, keys, images)
     found = {"tickets": _by_round(trace.metrics, every)}
-    fresh = _initial(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), images)
+    fresh = _train.draw(lambda key: draw(jax.random.fold_in(key, 1)), keys)
     starts = [(fresh, chosen), (initial, random), (initial, one_shot)]
 
     @jax.jit
     def retrained(params: Any, masks: Any, images: Images) -> Found:
         train = _trainer(images, *length)
 
-        def one(params: Any, masks: Any, key: jax.Array) -> Found:
+        def one(params: Any, masks: Any, key: Array) -> Found:
             return lottery_ticket.retrain(train, params, masks, key=key)[1]
 
         return jax.vmap(one)(params, masks, keys)
@@ -124,109 +102,79 @@ def run(context: Context) -> Outcome:
         found[name] = _by_round(retrained(*start, images), every)
 
     counts, exact = _counts(trace.masks, trace.initial)
-    density = counts.sum(1) / counts[0].sum()
     numbers = {
         "counts_exact": exact,
         "removed_are_zero": not any(f["removed"].any() for f in found.values()),
-        "density": density,
+        "density": counts.sum(1) / counts[0].sum(),
         "counts": counts,
         "rounds_of_controls": controlled,
-        **{
-            name: {key: numbers[key] for key in ("end", "early", "iteration")}
-            for name, numbers in found.items()
-        },
+        **{name: {key: f[key] for key in MEASURED} for name, f in found.items()},
     }
-    drawn = context, found, density, controlled
+    settings = SETTINGS | {
+        "images": [len(part[0]) for part in images],
+        "iterations": every * length[0],
+        "validated_every": every,
+        "rounds": controlled[-1],
+        "trials": trials,
+    }
+    shown, late = _compared(numbers), ["lottery_ticket_late"] * (15 in controlled)
     return Outcome(
-        rows=rows(
-            ROWS | (LATE_ROWS if 15 in controlled else {}),
-            **_compared(found, density, controlled),
-            **{key: numbers[key] for key in ("counts_exact", "removed_are_zero")},
-        ),
-        settings=SETTINGS
-        | {
-            "images": [len(part[0]) for part in images],
-            "iterations": every * length[0],
-            "validated_every": every,
-            "rounds": controlled[-1],
-            "trials": trials,
-        },
-        numbers=numbers,
-        pictures=[
-            _draw_accuracy(*drawn),
-            _draw_iterations(*drawn),
-            _draw_losses(*drawn, every),
-        ],
+        [row for name in ("lottery_ticket", *late) for row in rows(name, **shown)],
+        settings,
+        numbers,
+        [picture(context, numbers) for picture in (_draw_accuracy, _draw_iterations)]
+        + [_draw_losses(context, numbers, found, every)],
     )
 
 
 def _split(data: Data) -> Images:
     """The last twelfth of the training images is held back."""
-    x, y = jnp.asarray(data.x_train), jnp.asarray(data.y_train)
+    x, y, *test = map(jnp.asarray, data[1:])
     cut = len(x) - len(x) // HELD_BACK
-    test = jnp.asarray(data.x_test), jnp.asarray(data.y_test)
-    return Images((x[:cut], y[:cut]), (x[cut:], y[cut:]), test)
-
-
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": params}, x)
-
-
-def _accuracy(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.mean(_logits(params, x).argmax(-1) == y, dtype=jnp.float32)
+    return Images((x[:cut], y[:cut]), (x[cut:], y[cut:]), tuple(test))
 
 
 def _trainer(images: Images, stretches: int, every: int) -> Any:
     """What `lottery_ticket.search` trains with: your own loop."""
-    begin, step = _train.under_masks(_logits, optax.adam(LEARNING_RATE))
+    begin, step = _train.under_masks(MODEL.logits, optax.adam(LEARNING_RATE))
 
-    def stretch(carry: Any, batches: jax.Array) -> tuple[Any, jax.Array]:
+    def stretch(carry: Any, batches: Array) -> tuple[Any, Array]:
         member, best = carry
         member, _ = _train.scan(step, member, batches, *images.train)
         x, y = images.held_back
-        now = _train.cross_entropy(_logits(member.params, x), y), member.params
+        now = _train.cross_entropy(MODEL.logits(member.params, x), y), member.params
         lower = now[0] < best[0]
         best = jax.tree.map(lambda a, b: jnp.where(lower, a, b), now, best)
         return (member, best), now[0]
 
-    def train(params: Any, mask: Any, *, key: jax.Array) -> tuple[Any, Found]:
+    def train(params: Any, mask: Any, *, key: Array) -> tuple[Any, Found]:
         carry = begin(params, mask), (jnp.float32(jnp.inf), params)
-        order = _order(key, len(images.train[0]), every * stretches)
+        how = len(images.train[0]), every * stretches
+        order = _train.batches(key, *how, size=BATCH_SIZE)
         order = order.reshape(stretches, every, BATCH_SIZE)
         ((params, *_), (_, best)), losses = lax.scan(stretch, carry, order)
         removed = _train.largest_removed(params, mask)
-        early, end = (_accuracy(p, *images.test) for p in (best, params))
+        x, y = images.test
+        early, end = (_train.accuracy(MODEL.logits(p, x), y) for p in (best, params))
         return params, Found(losses, early, end, removed)
 
     return train
 
 
-def _order(key: jax.Array, images: int, steps: int) -> jax.Array:
-    """Shuffled epochs one after the other, cut into batches [steps, B]."""
-    seen = steps * BATCH_SIZE
-    keys = jax.random.split(key, -(-seen // images))
-    epochs = lax.map(lambda key: jax.random.permutation(key, images), keys)
-    return epochs.ravel()[:seen].reshape(steps, BATCH_SIZE)
-
-
-def _initial(keys: jax.Array, images: Images) -> Any:
-    return _train.draw(lambda key: MODEL.init(key, images.train[0][:1])["params"], keys)
-
-
 def _search(length: tuple[int, int], controlled: tuple[int, ...]) -> Any:
     """A search, its masks with controls, and two kinds of others of the same counts."""
-    rate = {
-        f"Dense_{i}": {"kernel": rate, "bias": None} for i, rate in enumerate(RATES)
-    }
+    rates = [{"kernel": rate, "bias": None} for rate in RATES]
+    rate = {f"Dense_{i}": each for i, each in enumerate(rates)}
     how, some = {"rounds": controlled[-1], "rate": rate}, np.array(controlled)
 
-    def of_trial(params: Any, key: jax.Array, images: Images) -> Any:
+    def stay(params: Any, mask: Any, *, key: Array) -> tuple[Any, None]:
+        return params, None
+
+    def of_trial(params: Any, key: Array, images: Images) -> Any:
         train = _trainer(images, *length)
         trace = lottery_ticket.search(train, params, key=key, **how)
         trained = jax.tree.map(lambda x: x[0], trace.final)
-        shot = lottery_ticket.search(
-            lambda params, mask, *, key: (params, None), trained, key=key, **how
-        ).masks
+        shot = lottery_ticket.search(stay, trained, key=key, **how).masks
         chosen, shot = jax.tree.map(lambda m: m[some], (trace.masks, shot))
         chance = jax.random.fold_in(key, 2)
         random = lottery_ticket.random_masks(chosen, mode="layerwise", key=chance)
@@ -259,101 +207,81 @@ def _counts(masks: Any, initial: Any) -> tuple[np.ndarray, bool]:
     return np.stack(counts, -1), exact
 
 
-def _compared(
-    found: dict[str, Any], density: np.ndarray, controlled: tuple[int, ...]
-) -> dict[str, Any]:
+def _compared(numbers: dict[str, Any]) -> dict[str, Any]:
     """Means over trials, and their points from the dense network, for the table."""
-    which = "early", "end", "iteration"
-    means = {name: {w: f[w].mean(1) for w in which} for name, f in found.items()}
-    dense = {w: means["tickets"][w][0] for w in which}
+    controlled, density = numbers["rounds_of_controls"], numbers["density"]
+    means = {n: {w: numbers[n][w].mean(1) for w in MEASURED} for n in LABELS}
+    tickets, again = means["tickets"], means["reinit"]
+    dense = {w: values[0] for w, values in tickets.items()}
     gains = {
-        name: {w: 100 * (mean[w] - dense[w]) for w in which}
+        name: {w: 100 * (mean[w] - dense[w]) for w in MEASURED}
         for name, mean in means.items()
     }
-    stop, again = means["tickets"]["iteration"][7], means["reinit"]["iteration"][1]
-    early, end = (
-        {
-            LABELS[name]: gain[w][15 if name == "tickets" else -1]
-            for name, gain in gains.items()
-        }
-        if 15 in controlled
-        else {}
-        for w in ("early", "end")
-    )
-    best = int(means["tickets"]["end"].argmax())
+    late = {"early": {}, "end": {}}  # at round 15, which is the last that has controls
+    for name, gain in gains.items() if 15 in controlled else ():
+        for w, found in late.items():
+            found[LABELS[name]] = gain[w][15 if name == "tickets" else -1]
+    stop, best = tickets["iteration"][7], int(tickets["end"].argmax())
     one_shot = zip(controlled, gains["one_shot"]["early"], strict=True)
     return means | {
+        "numbers": numbers,
         "density": density,
         "dense": dense,
         "gain": gains["tickets"],
         "stop": stop,
         "ahead": abs(1 - stop / dense["iteration"]),
         "is_ahead": stop < dense["iteration"],
-        "times": again / stop,
+        "times": again["iteration"][1] / stop,
         "points": gains["tickets"]["early"][7] - gains["reinit"]["early"][1],
         "one_shot_gain": {f"{density[r]:.1%}": gain for r, gain in one_shot},
-        "late_early": early,
-        "late_end": end,
+        "late": late,
         "best": gains["tickets"]["end"][best],
         "best_density": density[best],
     }
 
 
-def _draw_accuracy(
-    context: Context, found: Any, density: np.ndarray, controlled: tuple[int, ...]
-) -> str:
-    figure = _pictures.Figure(figsize=(12, 4.8), layout="constrained")
-    figure.suptitle(f"Lottery tickets in a 300-100 network, {context.data.name}")
+def _draw_accuracy(context: Context, numbers: dict[str, Any]) -> str:
+    title = f"Lottery tickets in a 300-100 network, {context.data.name}"
+    figure, both = _pictures.page(title, 2, size=(12, 4.8))
     titles = {"early": "at early stop", "end": "in the end"}
-    for axes, (which, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        axes.set_title(title)
-        axes.grid(visible=True, alpha=0.3)
-        dense = found["tickets"][which][0].mean()
-        axes.axhline(dense, color="black", linestyle=":", label="dense")
-        _lines(axes, found, which, density, controlled)
-        _pictures.accuracy_axis(axes, context.pick(TRIALS))
-        low = min(f[which].mean(1).min() for n, f in found.items() if n != "random")
-        axes.set_ylim(low - 0.2 * (dense - low), dense + 0.5 * (dense - low))
-        axes.legend(loc="lower left")
-    return _pictures.save(figure, context.out / "lottery_ticket_accuracy.png")
+    for axes, (which, title) in zip(both, titles.items(), strict=True):
+        means = {name: numbers[name][which].mean(1) for name in LABELS}
+        dense = means["tickets"][0]
+        low = min(mean.min() for name, mean in means.items() if name != "random")
+        span = low - 0.2 * (dense - low), dense + 0.5 * (dense - low)
+        how = {"levels": {"dense": dense}, "seeds": context.pick(TRIALS)}
+        how |= {"title": title, "legend": "lower left", "ylim": span}
+        _lines(axes, numbers, which, **how)
+    return _pictures.save(figure, context, "lottery_ticket_accuracy")
 
 
-def _draw_iterations(
-    context: Context, found: Any, density: np.ndarray, controlled: tuple[int, ...]
-) -> str:
+def _draw_iterations(context: Context, numbers: dict[str, Any]) -> str:
     title = f"Lottery tickets: when to stop, {context.data.name}"
-    figure, axes = _pictures.figure(title)
-    _lines(axes, found, "iteration", density, controlled)
-    trials = context.pick(TRIALS)
-    axes.set_ylabel(f"iteration of the least loss: mean and range of {trials}")
-    axes.legend(loc="upper left")
-    return _pictures.save(figure, context.out / "lottery_ticket_early_stop.png")
+    figure, (axes,) = _pictures.page(title)
+    label = f"iteration of the least loss: mean and range of {context.pick(TRIALS)}"
+    _lines(axes, numbers, "iteration", ylabel=label, legend="upper left")
+    return _pictures.save(figure, context, "lottery_ticket_early_stop")
 
 
-def _lines(
-    axes: Any, found: Any, which: str, density: np.ndarray, controlled: tuple[int, ...]
-) -> None:
-    for name, label in LABELS.items():
-        x = density if name == "tickets" else density[list(controlled)]
-        _pictures.band(axes, x, found[name][which], label)
-    _pictures.density_axis(axes, density[[0, *controlled]].round(3))
+def _lines(axes: Any, numbers: dict[str, Any], which: str, **how: Any) -> None:
+    """Each contestant by density."""
+    some = numbers["density"][[0, *numbers["rounds_of_controls"]]]
+    x = dict.fromkeys(LABELS.values(), some[1:])
+    x[LABELS["tickets"]] = numbers["density"]
+    found = {label: numbers[name][which] for name, label in LABELS.items()}
+    _pictures.curves(axes, x, found, density=some.round(3), **how)
     axes.invert_xaxis()
 
 
-def _draw_losses(
-    context: Context,
-    found: Any,
-    density: np.ndarray,
-    controlled: tuple[int, ...],
-    every: int,
-) -> str:
+def _draw_losses(context: Context, numbers: Any, found: Any, every: int) -> str:
     title = f"Lottery tickets: loss on held-back images, {context.data.name}"
-    figure, axes = _pictures.figure(title)
+    figure, (axes,) = _pictures.page(title)
     dashed = {"linestyle": "--", "linewidth": 1}
-    for i, r in enumerate((0, *controlled)):
+    for i, r in enumerate((0, *numbers["rounds_of_controls"])):
         curve = found["tickets"]["losses"][r].mean(1)
         x, color = every * np.arange(1, 1 + len(curve)), f"C{i}"
-        axes.plot(x, curve, color=color, label=f"{density[r]:.1%}" if r else "dense")
+        label = f"{numbers['density'][r]:.1%}" if r else "dense"
+        axes.plot(x, curve, color=color, label=label)
         if r:
             again = found["reinit"]["losses"][i - 1].mean(1)
             axes.plot(x, again, color=color, **dashed)
@@ -361,7 +289,7 @@ def _draw_losses(
     label = f"mean of {context.pick(TRIALS)}"
     axes.set(xscale="log", yscale="log", xlabel="iteration", ylabel=label)
     axes.legend(loc="upper right")
-    return _pictures.save(figure, context.out / "lottery_ticket_losses.png")
+    return _pictures.save(figure, context, "lottery_ticket_losses")
 
 
 DEMO = Demo("lottery_ticket", "lottery tickets (Frankle & Carbin 2019)", run)

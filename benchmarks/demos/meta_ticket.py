@@ -6,15 +6,15 @@ seen, and images of five new classes, of which one or five are. The classes are 
 and their quarter turns, or characters of Omniglot (`--omniglot`), with longer training.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-from matplotlib.figure import Figure
+from jax import Array, lax
 
 from benchmarks import _episodes, _pictures, _train
 from benchmarks._episodes import Episodes
@@ -25,6 +25,7 @@ from maskjax.recipes import meta_ticket
 
 CHUNKS = 10  # of a training, for the progress bar
 MAML, TICKET, UNTRAINED = "MAML", "Meta-ticket", "not meta-trained"
+ON_WAVES = (MAML, TICKET), (MAML,), (MAML, TICKET)
 
 # Sinusoids, as in the papers but for the clipping, without which training breaks down
 # after some ten thousands of steps, and the schedule.
@@ -67,16 +68,6 @@ SETTINGS = {
         "first_density": 1.0,
     },
 }
-ROWS = {
-    "a new sine wave is learned from 5 points in 5 steps (MAML, after 70,000 "
-    "iterations)": f"mean squared error of {WAVES} waves before and after, one "
-    "training of {budget.waves:,} iterations: {errors:.2f+-95}",
-    "new classes are learned from few images": f"{WAYS} ways, {{episodes}} episodes of "
-    "{data}, one training of {budget.images:,} iterations, by 1 and 3 inner steps: "
-    "{hits:.1%+-95}",
-    "random weights are never meta-trained, only which of them to keep": "weights "
-    "{same:bit-identical|CHANGED}; kept, of all at first: {kept:.1%}",
-}
 
 
 class Budget(NamedTuple):
@@ -88,28 +79,19 @@ class Budget(NamedTuple):
     shots: tuple[int, ...] = (1,)
 
 
-BUDGETS = Budget(500, 100), Budget(700, 100), Budget(2_000, 400)
+BUDGETS = Budget(500, 100), Budget(500, 100), Budget(2_000, 400)
 LONG = Budget(20_000, 4_000, widths=(1, 2), shots=(1, 5))
 
 
 class Tasks(NamedTuple):
-    """Tasks of one kind, and how they are learned.
+    """Tasks of one kind, and how they are learned."""
 
-    Attributes:
-        draw: `(key, data, tasks) -> (support, query)`, so many tasks.
-        data: What it draws from.
-        loss: `(params, x, y) -> scalar`.
-        rate: The inner learning rate.
-        steps: Inner steps in training.
-        batch: Tasks in a step of meta-training.
-    """
-
-    draw: Callable[[jax.Array, Any, int], Episodes]
-    data: Any
-    loss: Callable[..., jax.Array]
-    rate: float
-    steps: int
-    batch: int
+    draw: Callable[..., Episodes]  # `(key, data, tasks) -> support, query`
+    data: Any  # what it draws from
+    loss: Callable[..., Array]  # `(params, x, y) -> scalar`
+    rate: float  # the inner learning rate
+    steps: int  # inner steps in training
+    batch: int  # tasks in a step of meta-training
 
     def adapt(self, params: Any, mask: Any, support: Any, steps: int) -> Any:
         """Parameters for one task."""
@@ -131,21 +113,35 @@ def run(context: Context) -> Outcome:
     if context.omniglot is not None and not context.quick:
         budget = LONG
     classes = context.omniglot or _episodes.digits(context.data)
-    waves = _sinusoids(context, budget)
+    waves = _sinusoids(context, budget.waves)
     images = {
         f"width {width}, {shots}-shot": _images(context, classes, budget, width, shots)
         for width in budget.widths
         for shots in budget.shots
     }
-    by_step = lambda found: {n: h.mean(0) for n, h in found.items()}  # noqa: E731
-    interval = lambda found: {n: half(h, 0) for n, h in found.items()}  # noqa: E731
     errors, hits = ({n: f["each"] for n, f in kind.items()} for kind in (waves, images))
     more = {"train": len(classes.train), "test": len(classes.test)}
     more = {"data": classes.name, "classes": more, "iterations": budget.images}
     more["episodes"] = context.pick(EPISODES)
+    numbers: dict[str, Any] = {"sinusoids": {}, "images": {}}
+    for name, found in waves.items():
+        numbers["sinusoids"][name] = {
+            "mse_by_step": found["each"].mean(0),
+            "interval_by_step": half(found["each"], 0),
+            "density": found["density"],
+        }
+    for setting, found in images.items():
+        numbers["images"][setting] = {
+            "accuracy_by_step": {n: h.mean(0) for n, h in found["each"].items()},
+            "interval_by_step": {n: half(h, 0) for n, h in found["each"].items()},
+            "density": found["density"],
+            "unchanged": found["unchanged"],
+        }
     return Outcome(
-        rows=rows(
-            ROWS,
+        rows(
+            "meta_ticket",
+            waves=WAVES,
+            ways=WAYS,
             budget=budget,
             data=classes.name,
             episodes=more["episodes"],
@@ -154,50 +150,26 @@ def run(context: Context) -> Outcome:
             kept={name: found["density"] for name, found in images.items()},
             same=all(found["unchanged"] for found in images.values()),
         ),
-        settings=SETTINGS
+        SETTINGS
         | {"sinusoids": SETTINGS["sinusoids"] | {"iterations": budget.waves}}
         | {"images": SETTINGS["images"] | more},
-        numbers={
-            "sinusoids": {
-                name: {
-                    "mse_by_step": found["each"].mean(0),
-                    "interval_by_step": half(found["each"], 0),
-                    "density": found["density"],
-                }
-                for name, found in waves.items()
-            },
-            "images": {
-                setting: {
-                    "accuracy_by_step": by_step(found["each"]),
-                    "interval_by_step": interval(found["each"]),
-                    "density": found["density"],
-                    "unchanged": found["unchanged"],
-                }
-                for setting, found in images.items()
-            },
-        },
-        pictures=[
-            _draw_waves(context, waves),
-            _draw_images(context, classes.name, hits),
-        ],
+        numbers,
+        [_draw_waves(context, waves), _draw_images(context, classes.name, hits)],
     )
 
 
-def _sinusoids(context: Context, budget: Budget) -> dict[str, Any]:
+def _sinusoids(context: Context, iterations: int) -> dict[str, Any]:
     """Errors of each method by inner steps, and what it says of one wave."""
 
-    def draw(key: jax.Array, data: None, tasks: int) -> Episodes:
-        del data
+    def draw(key: Array, _: None, tasks: int) -> Episodes:
         return _episodes.sinusoids(key, tasks=tasks, shots=SHOTS, queries=SHOTS)
 
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.mean((_regression(params, x) - y) ** 2)
+    def loss(params: Any, x: Array, y: Array) -> Array:
+        return jnp.mean((_forward(params, x) - y) ** 2)
 
     tasks = Tasks(draw, None, loss, RATE, INNER, BATCH)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(CLIP),
-        optax.adam(optax.cosine_decay_schedule(META_RATE, budget.waves)),
-    )
+    adam = optax.adam(optax.cosine_decay_schedule(META_RATE, iterations))
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), adam)
     methods = {
         MAML: Method(None, where.everything, optimizer),
         TICKET: Method(MIDDLE, ~MIDDLE, optimizer),
@@ -205,9 +177,9 @@ def _sinusoids(context: Context, budget: Budget) -> dict[str, Any]:
     weights = jax.jit(_wave_weights)(jax.random.key(0))
     look = jax.jit(lambda weights, kept: _by_step(tasks, weights, kept))
     found = {}
-    for name, method in methods.items():
-        label = f"meta_ticket: sine waves, {name}"
-        params, kept = _meta_train(context, label, tasks, method, weights, budget.waves)
+    for name in context.pick(ON_WAVES):
+        track = context.track(f"meta_ticket: sine waves, {name}", CHUNKS)
+        params, kept = _meta_train(track, tasks, methods[name], weights, iterations)
         kept = kept or masking.everything(weights, where=MIDDLE)  # one program for both
         errors, shown = map(np.asarray, look(params, kept))
         density = float(algebra.density(kept))
@@ -216,57 +188,46 @@ def _sinusoids(context: Context, budget: Budget) -> dict[str, Any]:
 
 
 def _images(
-    context: Context,
-    classes: _episodes.Classes,
-    budget: Budget,
-    width: int,
-    shots: int,
-) -> dict[str, Any]:
+    context: Context, classes: Any, budget: Budget, width: int, shots: int
+) -> Any:
     """Accuracies on episodes of new classes: of each method, and of random weights."""
 
-    def draw(key: jax.Array, data: jax.Array, tasks: int) -> Episodes:
+    def draw(key: Array, data: Array, tasks: int) -> Episodes:
         how = {"tasks": tasks, "ways": WAYS, "shots": shots, "queries": shots}
         return _episodes.images(key, data, **how)
 
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _train.cross_entropy(_classifier(params, x), y)
+    def loss(params: Any, x: Array, y: Array) -> Array:
+        return _train.cross_entropy(_forward(params, x), y)
 
     old, new = jnp.asarray(classes.train), jnp.asarray(classes.test)
     tasks = Tasks(draw, old, loss, IMAGE_RATE, 1, IMAGE_BATCH)
-    many = budget.images
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, TICKET_RATE, int(WARM_UP * many), many
-    )
+    many, tests = budget.images, context.pick(EPISODES)
+    warm_up = 0.0, TICKET_RATE, int(WARM_UP * many), many
+    schedule = optax.warmup_cosine_decay_schedule(*warm_up)
     methods = {
         MAML: Method(None, where.everything, optax.adamw(META_RATE)),
         TICKET: Method(KERNELS, None, optax.sgd(schedule, MOMENTUM)),
     }
-    draw_weights = jax.jit(_image_weights, static_argnums=(1, 2))
-    weights = draw_weights(jax.random.key(1), old.shape[-1], width)
+    widths = old.shape[-1], *(width * n for n in HIDDEN), WAYS
+    weights = jax.jit(_image_weights, static_argnums=1)(jax.random.key(1), widths)
     everything = masking.everything(weights, where=KERNELS)
     found = {}
     for name, method in methods.items():
         label = f"meta_ticket: width {width}, {shots}-shot, {name}"
-        found[name] = _meta_train(context, label, tasks, method, weights, many)
+        track = context.track(label, CHUNKS)
+        found[name] = _meta_train(track, tasks, method, weights, many)
     found[UNTRAINED] = weights, everything
-    tests = context.pick(EPISODES)
     test = jax.jit(lambda weights, kept: _accuracies(tasks, weights, kept, new, tests))
+    each = {n: np.asarray(test(w, m or everything)) for n, (w, m) in found.items()}
     return {
-        "each": {
-            n: np.asarray(test(w, m or everything)) for n, (w, m) in found.items()
-        },
+        "each": each,
         "density": float(algebra.density(found[TICKET][1])),
         "unchanged": _train.same_bits(weights, found[TICKET][0]),
     }
 
 
 def _meta_train(
-    context: Context,
-    label: str,
-    tasks: Tasks,
-    method: Method,
-    weights: Any,
-    iterations: int,
+    track: Iterable[int], tasks: Tasks, method: Method, weights: Any, iterations: int
 ) -> tuple[Any, Any]:
     """Weights and a mask, or `None`, from tasks that are drawn afresh at every step."""
     scores = thresholds = trained = None
@@ -281,29 +242,26 @@ def _meta_train(
         pick = lambda w, t: w if t is None else t  # noqa: E731
         return weights if trained is None else jax.tree.map(pick, weights, trained)
 
-    def query_loss(learned: Any, support: Any, query: Any) -> jax.Array:
+    def query_loss(learned: Any, support: Any, query: Any) -> Array:
         scores, trained = learned
         soft = None if scores is None else meta_ticket.soft_mask(scores, thresholds)
         params = tasks.adapt(params_of(trained), soft, support, tasks.steps)
         return tasks.loss(params, *query)
 
     @jax.jit
-    def chunk(carry: Any, key: jax.Array, data: Any) -> Any:
-        def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    def chunk(carry: Any, key: Array, data: Any) -> Any:
+        def step(carry: Any, key: Array) -> tuple[Any, Array]:
             learned, opt_state = carry
-            value, gradients = meta_ticket.mean_over_tasks(
-                jax.value_and_grad(query_loss),
-                learned,
-                *tasks.draw(key, data, tasks.batch),
-            )
+            episodes = tasks.draw(key, data, tasks.batch)
+            valued = jax.value_and_grad(query_loss)
+            value, gradients = meta_ticket.mean_over_tasks(valued, learned, *episodes)
             updates, opt_state = method.optimizer.update(gradients, opt_state, learned)
             return (optax.apply_updates(learned, updates), opt_state), value
 
         return lax.scan(step, carry, jax.random.split(key, iterations // CHUNKS))[0]
 
-    learned = scores, trained
-    carry = learned, method.optimizer.init(learned)
-    for i in context.track(label, CHUNKS):
+    carry = (scores, trained), method.optimizer.init((scores, trained))
+    for i in track:
         key = jax.random.fold_in(jax.random.key(3), i)
         # Waiting keeps the progress bar honest.
         carry = jax.block_until_ready(chunk(carry, key, tasks.data))
@@ -312,12 +270,12 @@ def _meta_train(
     return params_of(trained), mask
 
 
-def _by_step(tasks: Tasks, weights: Any, kept: Any) -> tuple[jax.Array, jax.Array]:
+def _by_step(tasks: Tasks, weights: Any, kept: Any) -> tuple[Array, Array]:
     """Errors [WAVES, 1 + LOOKS] after each inner step, and what is said of one wave."""
 
-    def of_wave(support: Any, query: Any) -> tuple[jax.Array, jax.Array]:
-        def look(params: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-            seen = tasks.loss(params, *query), _regression(params, SHOWN)[:, 0]
+    def of_wave(support: Any, query: Any) -> tuple[Array, Array]:
+        def look(params: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
+            seen = tasks.loss(params, *query), _forward(params, SHOWN)[:, 0]
             return tasks.adapt(params, kept, support, 1), seen
 
         start = masking.apply(weights, kept)
@@ -333,29 +291,29 @@ def _test_waves() -> Episodes:
 
 
 def _accuracies(
-    tasks: Tasks, weights: Any, kept: Any, classes: jax.Array, episodes: int
-) -> jax.Array:
-    """The fraction of query images told, after each of TEST_STEPS, [episodes, 2]."""
+    tasks: Tasks, weights: Any, kept: Any, data: Array, count: int
+) -> Array:
+    """The fraction of query images told, after each of TEST_STEPS, [count, 2]."""
 
-    def of_episode(support: Any, query: Any) -> jax.Array:
+    def of_episode(support: Any, query: Any) -> Array:
         params, done, hits = weights, 0, []
         for steps in TEST_STEPS:
             params = tasks.adapt(params, kept, support, steps - done)
             done = steps
-            hits.append(jnp.mean(_classifier(params, query[0]).argmax(-1) == query[1]))
+            hits.append(_train.accuracy(_forward(params, query[0]), query[1]))
         return jnp.stack(hits)
 
-    def of_few(key: jax.Array) -> jax.Array:
-        return jax.vmap(of_episode)(*tasks.draw(key, classes, AT_ONCE))
+    def of_few(key: Array) -> Array:
+        return jax.vmap(of_episode)(*tasks.draw(key, data, AT_ONCE))
 
-    keys = jax.random.split(jax.random.key(5), episodes // AT_ONCE)
-    return lax.map(of_few, keys).reshape(episodes, -1)
+    keys = jax.random.split(jax.random.key(5), count // AT_ONCE)
+    return lax.map(of_few, keys).reshape(count, -1)
 
 
-def _wave_weights(key: jax.Array) -> Any:
+def _wave_weights(key: Array) -> Any:
     """Kernels and biases uniform in +-1 / sqrt(fan_in), but He-normal in the middle."""
     params = {}
-    for i, (a, b) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(WIDTHS)):
         inner, outer = jax.random.split(jax.random.fold_in(key, i))
         kernel = jax.random.uniform(inner, (a, b), minval=-1.0) * a**-0.5
         if i == 1:
@@ -365,18 +323,10 @@ def _wave_weights(key: jax.Array) -> Any:
     return params
 
 
-def _regression(params: Any, x: jax.Array) -> jax.Array:
-    for i in range(len(WIDTHS) - 1):
-        x = jax.nn.relu(x) if i else x
-        x = x @ params[f"dense_{i}"]["kernel"] + params[f"dense_{i}"]["bias"]
-    return x
-
-
-def _image_weights(key: jax.Array, pixels: int, width: int) -> Any:
+def _image_weights(key: Array, widths: tuple[int, ...]) -> Any:
     """He-normal kernels; norms that change nothing, and biases of 0."""
-    widths = (pixels, *(width * n for n in HIDDEN), WAYS)
     params = {}
-    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
         kernel = jax.random.normal(jax.random.fold_in(key, i), (a, b)) * (2 / a) ** 0.5
         layer = {"kernel": kernel, "bias": jnp.zeros(b)}
         norm = {"scale": jnp.ones(b), "offset": jnp.zeros(b)}
@@ -385,55 +335,53 @@ def _image_weights(key: jax.Array, pixels: int, width: int) -> Any:
     return params
 
 
-def _classifier(params: Any, x: jax.Array) -> jax.Array:
-    """Logits. Batch normalization is by the images at hand, as in the papers' codes."""
-    for i in range(len(HIDDEN)):
-        layer = params[f"dense_{i}"]
+def _forward(params: Any, x: Array) -> Array:
+    """Outputs; batch normalization is by the images at hand, as in the papers."""
+    *hidden, last = params.values()
+    for layer in hidden:
         x = x @ layer["kernel"] + layer["bias"]
-        x = (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-3)
-        x = jax.nn.relu(x * layer["scale"] + layer["offset"])
-    return x @ params["head"]["kernel"] + params["head"]["bias"]
+        if "scale" in layer:
+            x = (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-3)
+            x = x * layer["scale"] + layer["offset"]
+        x = jax.nn.relu(x)
+    return x @ last["kernel"] + last["bias"]
 
 
 def _draw_waves(context: Context, waves: dict[str, Any]) -> str:
     """One wave before, between and after the steps of training, and errors by step."""
-    drawn = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = drawn.subplots(1, 1 + len(waves))
+    drawn, (*plots, last) = _pictures.page(columns=1 + len(waves), size=(10, 3.4))
     sets = jax.jit(_test_waves)()
     (x, y), (others, values) = jax.tree.map(lambda a: np.asarray(a[0]), sets)
     order = np.argsort(others[:, 0])
-    for ax, (name, found) in zip(axes, waves.items(), strict=False):
-        ax.plot(others[order], values[order], color="gray", label="the wave")
+    for axes, (name, found) in zip(plots, waves.items(), strict=True):
+        axes.plot(others[order], values[order], color="gray", label="the wave")
         for steps, style in ((0, ":"), (1, "--"), (INNER, "-")):
             label = f"{steps} step{'s' * (steps != 1)}"
-            ax.plot(SHOWN, found["shown"][steps], style, color="C0", label=label)
-        ax.plot(x, y, "^", color="C3", label="seen")
-        ax.set_title(name)
-        mean, interval = found["each"].mean(0), half(found["each"], 0)
-        axes[-1].errorbar(range(1 + LOOKS), mean, interval, marker="o", label=name)
-    axes[0].legend(fontsize="small")
-    axes[-1].set(xlabel="inner steps", title=f"squared error of {WAVES} waves")
-    axes[-1].legend()
-    return _pictures.save(drawn, context.out / "meta_ticket_sinusoids.png")
+            axes.plot(SHOWN, found["shown"][steps], style, color="C0", label=label)
+        axes.plot(x, y, "^", color="C3", label="seen")
+        axes.set_title(name)
+    errors = {name: found["each"].T for name, found in waves.items()}
+    _pictures.errorbars(last, range(1 + LOOKS), errors)
+    last.set(xlabel="inner steps", title=f"squared error of {WAVES} waves")
+    plots[0].legend(fontsize="small")
+    last.legend()
+    return _pictures.save(drawn, context, "meta_ticket_sinusoids")
 
 
 def _draw_images(context: Context, data: str, hits: dict[str, Any]) -> str:
-    drawn = Figure(figsize=(10, 4.2), layout="constrained")
-    drawn.suptitle(f"{WAYS} new classes of {data}, from a few images of each")
-    both = drawn.subplots(1, len(TEST_STEPS), sharey=True)
+    title = f"{WAYS} new classes of {data}, from a few images of each"
+    drawn, both = _pictures.page(title, 2, size=(10, 4.2), sharey=True)
+    groups = [setting.replace(", ", "\n") for setting in hits]
     for i, (axes, steps) in enumerate(zip(both, TEST_STEPS, strict=True)):
-        for j, name in enumerate((MAML, TICKET, UNTRAINED)):
-            each = [found[name][:, i] for found in hits.values()]
-            at = np.arange(len(each)) + (j - 1) * 0.25
-            means, intervals = ([f(h) for h in each] for f in (np.mean, half))
-            axes.bar(at, means, 0.22, yerr=intervals, capsize=3, label=name)
+        names = (MAML, TICKET, UNTRAINED)
+        found = {n: [f[n][:, i] for f in hits.values()] for n in names}
+        _pictures.bars(axes, groups, found)
         axes.axhline(1 / WAYS, color="gray", linestyle=":")
-        axes.set_xticks(range(len(hits)), [s.replace(", ", "\n") for s in hits])
         axes.set_title(f"after {steps} inner step{'s' * (steps != 1)}")
-    both[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _pictures.accuracy_axis(both[0])
     both[0].set_ylabel(f"accuracy of {context.pick(EPISODES)} episodes, 95 % intervals")
     both[-1].legend(loc="lower right")
-    return _pictures.save(drawn, context.out / "meta_ticket_images.png")
+    return _pictures.save(drawn, context, "meta_ticket_images")
 
 
 DEMO = Demo(

@@ -49,69 +49,47 @@ SETTINGS = {
     "batch_size": BATCH_SIZE,
     "inputs": "standardized",
 }
-ROWS = {
-    "many tasks in one network as good as a network each (Kang et al., 2022, all of "
-    "MNIST, 10 tasks: PackNet 96.37%, SupSup 96.31%, a network each 97.37%)": "{tasks} "
-    "tasks: PackNet {mean[packnet]:.2%+-}, {below[packnet]:.2f} points below a network "
-    "each, {mean[single]:.2%+-}; SupSup {mean[supsup]:.2%+-}, {below[supsup]:.2f} "
-    "points below ({epochs} epochs each)",
-    "nothing is forgotten (the same network trained on, each task with its head, keeps "
-    "78.22%)": "forgetting {most_forgotten:.1f}; logits of every task "
-    "{bit_identical:bit-identical|CHANGED} after all {tasks}; trained on: "
-    "{mean[naive]:.2%+-}, forgetting {forgetting[naive]:.1%}",
-    "a task costs few bits": "{kib:,.1f} KiB a task; each owns {least:,} to {most:,} "
-    "of {weights:,} weights, {free:,} are free",
-    "tasks go through one compiled program": "times that learning a task compiled, for "
-    "{tasks} tasks and {seeds} seeds side by side: {compiled}",
-}
 
 
 class Problem(NamedTuple):
-    """What is learned, with what.
+    """What is learned, with what."""
 
-    Attributes:
-        data: Images.
-        orders: [T, H * W], of the pixels.
-        apply: `(params, x) -> logits`.
-        starts: Parameters [T, S, ...] that tasks begin with, or their heads.
-        epochs: For each task,
-        retrained: and how many of these after pruning.
-        rates: For each task, what pruning removes.
-    """
+    data: Data  # images as rows
+    orders: jax.Array  # [T, H * W], of the pixels
+    starts: Any  # parameters [T, S, ...] that tasks begin with, or their heads
+    epochs: int  # for each task,
+    retrained: int  # and how many of these after pruning
+    rates: tuple[float, ...]  # for each task, what pruning removes
+    track: Callable[..., Any]
 
-    data: Data
-    orders: jax.Array
-    apply: Callable[..., jax.Array]
-    starts: Any
-    epochs: int
-    retrained: int
-    rates: tuple[float, ...]
-
-    def given(self, task: int) -> tuple[Any, np.ndarray, jax.Array]:
-        """First parameters [S, ...], rows [S, steps, B] of images, and pixels."""
+    def given(self, task: int) -> tuple[jax.Array, Any, np.ndarray]:
+        """The order of pixels, first parameters [S, ...], and rows [S, steps, B]."""
         how = {"epochs": self.epochs, "size": BATCH_SIZE, "seed": task}
         rows = _train.orders(SEEDS, len(self.data.x_train), **how)
         start = jax.tree.map(lambda w: w[task], self.starts)
-        return start, rows.reshape(SEEDS, -1, BATCH_SIZE), self.orders[task]
+        return self.orders[task], start, rows.reshape(SEEDS, -1, BATCH_SIZE)
+
+    def images(self, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What there is to learn with pixels in this order, and its labels."""
+        return jnp.asarray(self.data.x_train)[:, order], jnp.asarray(self.data.y_train)
 
 
 def run(context: Context) -> Outcome:
     """Several tasks, learned in four ways."""
     problem = _problem(context)
     many = len(problem.orders)
-    packed, state, kept, compiled = _packnet(context, problem)
-    matrices = {"packnet": packed, "naive": _naive(context, problem)}
-    masked, masks = _supsup(context, problem)
+    state, packed, kept, compiled = _packnet(problem)
+    matrices = {"packnet": packed, "naive": _naive(problem)}
+    masked, masks = _supsup(problem)
     final = {name: matrix[:, -1] for name, matrix in matrices.items()}
-    final |= {"single": _single(context, problem), "supsup": masked}
+    final |= {"single": _single(problem), "supsup": masked}
+    forgotten = {n: np.asarray(metrics.forgetting(m)) for n, m in matrices.items()}
     one = jax.tree.map(lambda x: x[0], state)
     owned = np.asarray(one.counts)
     numbers = {
         "accuracy_matrices": matrices,
         "final": final,
-        "forgetting": {
-            n: np.asarray(metrics.forgetting(m)) for n, m in matrices.items()
-        },
+        "forgetting": forgotten,
         "bits_per_task": _bits(problem, one, masks),
         "weights": sum(leaf.size for leaf in jax.tree.leaves(one.owner)),
         "owned": owned,
@@ -119,31 +97,22 @@ def run(context: Context) -> Outcome:
         "bit_identical": kept,
         "compiled": compiled,
     }
-    below = {n: 100 * (final["single"] - f).mean() for n, f in final.items()}
-    kib = {label: numbers["bits_per_task"][n] / 8_192 for n, label in NAMES.items()}
+    found = {
+        "mean": {name: accuracy.mean(1) for name, accuracy in final.items()},
+        "below": {n: 100 * (final["single"] - f).mean() for n, f in final.items()},
+        "kib": {NAMES[n]: numbers["bits_per_task"][n] / 8_192 for n in NAMES},
+        "most_forgotten": forgotten["packnet"].max(),
+        "least": owned.min(),
+        "most": owned.max(),
+        "free": numbers["weights"] - owned.sum(),
+    }
+    settings = {"tasks": many, "epochs": problem.epochs}
     return Outcome(
-        rows=rows(
-            ROWS,
-            **numbers,
-            mean={name: found.mean(1) for name, found in final.items()},
-            below=below,
-            kib=kib,
-            tasks=many,
-            seeds=SEEDS,
-            epochs=problem.epochs,
-            most_forgotten=numbers["forgetting"]["packnet"].max(),
-            least=owned.min(),
-            most=owned.max(),
-            free=numbers["weights"] - owned.sum(),
-        ),
+        rows=rows("packnet", **numbers, **found, **settings, seeds=SEEDS),
         settings=SETTINGS
-        | {
-            "network": "-".join(map(str, (problem.data.x_train.shape[1], *WIDTHS))),
-            "tasks": many,
-            "epochs": problem.epochs,
-            "of_these_after_pruning": problem.retrained,
-            "rates": problem.rates,
-        },
+        | {"network": "-".join(map(str, (problem.data.x_train.shape[1], *WIDTHS)))}
+        | settings
+        | {"of_these_after_pruning": problem.retrained, "rates": problem.rates},
         numbers=numbers,
         pictures=[
             _draw_accuracy(context, matrices, final),
@@ -158,22 +127,25 @@ def _problem(context: Context) -> Problem:
     tasks = context.tasks or context.pick(TASKS)
     orders = _tasks.permutations(data, tasks)
     data = data.flat()
-    model = _train.MLP(WIDTHS)
     widths = (data.x_train.shape[1], *WIDTHS)
     epochs = context.pick(EPOCHS["mnist" if large else "digits"])
     return Problem(
         data,
         jnp.asarray(orders),
-        lambda params, x: model.apply({"params": params}, x),
         _train.glorot(np.random.default_rng(0), widths, tasks, SEEDS),
         epochs,
         round(RETRAINED * epochs),
         tuple(1 - 1 / (tasks + SPARE - task) for task in range(tasks)),
+        context.track,
     )
 
 
+def _apply(params: Any, x: jax.Array) -> jax.Array:
+    return _train.MLP(WIDTHS, "bias" in params[HEAD_NAME]).logits(params, x)
+
+
 def _fit(
-    problem: Problem, params: Any, mask: Any, order: jax.Array, rows: jax.Array
+    problem: Problem, params: Any, order: jax.Array, rows: jax.Array, mask: Any = None
 ) -> Any:
     """Parameters trained on a task, where a mask lets them, or all."""
     optimizer = optax.adam(RATE)
@@ -181,24 +153,18 @@ def _fit(
         optimizer = optax.chain(optimizer, optim.mask_updates(mask))
 
     def loss(params: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _train.cross_entropy(problem.apply(params, x), y)
+        return _train.cross_entropy(_apply(params, x), y)
 
     step, begun = _train.descend(loss, optimizer), _train.begin(optimizer, params)
-    return _train.scan(step, begun, rows, *_images(problem, order))[0].params
-
-
-def _images(problem: Problem, order: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, y = jnp.asarray(problem.data.x_train), jnp.asarray(problem.data.y_train)
-    return x[:, order], y
+    return _train.scan(step, begun, rows, *problem.images(order))[0].params
 
 
 def _logits(problem: Problem, params: Any, order: jax.Array) -> jax.Array:
-    return problem.apply(params, jnp.asarray(problem.data.x_test)[:, order])
+    return _apply(params, jnp.asarray(problem.data.x_test)[:, order])
 
 
 def _accuracy(problem: Problem, params: Any, order: jax.Array) -> jax.Array:
-    right = jnp.argmax(_logits(problem, params, order), -1) == problem.data.y_test
-    return jnp.mean(right, dtype=jnp.float32)
+    return _train.accuracy(_logits(problem, params, order), problem.data.y_test)
 
 
 def _row(problem: Problem, params_of: Callable[[jax.Array], Any]) -> jax.Array:
@@ -207,104 +173,115 @@ def _row(problem: Problem, params_of: Callable[[jax.Array], Any]) -> jax.Array:
     return lax.map(lambda one: _accuracy(problem, params_of(one[0]), one[1]), tasks)
 
 
-def _packnet(context: Context, problem: Problem) -> tuple[np.ndarray, Any, bool, int]:
-    """Matrices [S, T, T], networks, whether logits stayed, and how many compiles."""
-    many = len(problem.orders)
-    first = (problem.epochs - problem.retrained) * (
-        len(problem.data.x_train) // BATCH_SIZE
-    )
+def _one_by_one(problem: Problem, name: str, learn: Any, state: Any = None) -> Any:
+    """The last state, and what learning each task found, [S, T, ...].
 
-    def task(state: Any, fresh: Any, rows: Any, order: Any, rate: Any) -> Any:
+    `learn(state, task, order, start, rows) -> (state, found [S, ...])`.
+    """
+    found = []
+    for i in problem.track(f"packnet: {name}", len(problem.orders)):
+        state, one = learn(state, i, *problem.given(i))
+        found.append(np.asarray(one))
+    return state, np.stack(found, axis=1)
+
+
+def _compiled(task: Callable[..., Any]) -> Any:
+    """One program for all tasks, and for all seeds side by side."""
+    return jax.jit(jax.vmap(task, in_axes=(0, None, None, 0, 0)))
+
+
+def _packnet(problem: Problem) -> tuple[Any, np.ndarray, bool, int]:
+    """Networks, matrices [S, T, T], whether logits stayed, and how many compiles."""
+    per_epoch = len(problem.data.x_train) // BATCH_SIZE
+    first = (problem.epochs - problem.retrained) * per_epoch
+    rates = jnp.float32(problem.rates)
+
+    def task(state: Any, i: Any, order: Any, fresh: Any, rows: jax.Array) -> Any:
         training = packnet.begin(state, fresh)
-        params = _fit(problem, training.params, training.mask, order, rows[:first])
-        pruned = packnet.prune(training, params, rate=rate)
-        params = _fit(problem, pruned.params, pruned.mask, order, rows[first:])
+        params = _fit(problem, training.params, order, rows[:first], training.mask)
+        pruned = packnet.prune(training, params, rate=rates[i])
+        params = _fit(problem, pruned.params, order, rows[first:], pruned.mask)
         state = packnet.commit(pruned, params)
         return state, _row(problem, functools.partial(packnet.params_of, state))
 
-    def logits(state: Any, task: jax.Array, order: jax.Array) -> jax.Array:
-        return _logits(problem, packnet.params_of(state, task), order)
+    def logits(state: Any, i: jax.Array) -> jax.Array:
+        return _logits(problem, packnet.params_of(state, i), problem.orders[i])
 
-    learn = jax.jit(jax.vmap(task, in_axes=(0, 0, 0, None, None)))
-    say = jax.jit(jax.vmap(logits, in_axes=(0, None, None)))
+    learn, said = _compiled(task), []
+    say = jax.jit(jax.vmap(logits, in_axes=(0, None)))
+
+    def learn_and_say(state: Any, i: int, *given: Any) -> Any:
+        state, row = learn(state, i, *given)
+        said.append(say(state, i))
+        return state, row
+
+    many = len(problem.orders)
     empty = functools.partial(packnet.init, head=HEAD, capacity=many)
-    state, matrix, said = jax.vmap(empty)(problem.given(0)[0]), [], []
-    for i in context.track(f"packnet: {many} tasks", many):
-        rate = jnp.float32(problem.rates[i])
-        state, row = learn(state, *problem.given(i), rate)
-        matrix.append(np.asarray(row))
-        said.append(np.asarray(say(state, i, problem.orders[i])))
-    again = [np.asarray(say(state, i, order)) for i, order in enumerate(problem.orders)]
-    kept = _train.same_bits(said, again)
-    return np.stack(matrix, axis=1), state, kept, learn._cache_size()
+    state = jax.vmap(empty)(problem.given(0)[1])
+    state, matrix = _one_by_one(problem, f"{many} tasks", learn_and_say, state)
+    kept = _train.same_bits(said, [say(state, i) for i in range(many)])
+    return state, matrix, kept, learn._cache_size()
 
 
-def _naive(context: Context, problem: Problem) -> np.ndarray:
+def _naive(problem: Problem) -> np.ndarray:
     """Matrices [S, T, T] of a network that is trained on, each task with its head."""
 
-    def task(body: Any, heads: Any, i: jax.Array, rows: jax.Array) -> Any:
+    def task(state: Any, i: Any, order: Any, start: Any, rows: jax.Array) -> Any:
+        body, heads = state
+
         def params_of(task: jax.Array) -> Any:
             return {**body, HEAD_NAME: jax.tree.map(lambda w: w[task], heads)}
 
-        body = _fit(problem, params_of(i), None, problem.orders[i], rows)
+        body = _fit(problem, params_of(i), order, rows)
         head = body[HEAD_NAME]
         heads = jax.tree.map(lambda all_, one: all_.at[i].set(one), heads, head)
-        return body, heads, _row(problem, params_of)
+        return (body, heads), _row(problem, params_of)
 
-    learn = jax.jit(jax.vmap(task, in_axes=(0, 1, None, 0), out_axes=(0, 1, 0)))
-    body, heads = problem.given(0)[0], problem.starts[HEAD_NAME]
-    found = []
-    for i in context.track("packnet: one network, trained on", len(problem.orders)):
-        body, heads, row = learn(body, heads, i, problem.given(i)[1])
-        found.append(np.asarray(row))
-    return np.stack(found, axis=1)
+    heads = jax.tree.map(lambda w: w.swapaxes(0, 1), problem.starts[HEAD_NAME])
+    begun = problem.given(0)[1], heads
+    return _one_by_one(problem, "one network, trained on", _compiled(task), begun)[1]
 
 
-def _single(context: Context, problem: Problem) -> np.ndarray:
+def _single(problem: Problem) -> np.ndarray:
     """Accuracies [S, T] of a network for each task."""
 
-    def task(params: Any, rows: jax.Array, order: jax.Array) -> jax.Array:
-        return _accuracy(problem, _fit(problem, params, None, order, rows), order)
+    def task(_: None, i: Any, order: Any, start: Any, rows: jax.Array) -> Any:
+        return None, _accuracy(problem, _fit(problem, start, order, rows), order)
 
-    learn = jax.jit(jax.vmap(task, in_axes=(0, 0, None)))
-    tasks = context.track("packnet: a network each", len(problem.orders))
-    return np.stack([np.asarray(learn(*problem.given(i))) for i in tasks], axis=1)
+    return _one_by_one(problem, "a network each", _compiled(task))[1]
 
 
-def _supsup(context: Context, problem: Problem) -> tuple[np.ndarray, bank.MaskBank]:
+def _supsup(problem: Problem) -> tuple[np.ndarray, bank.MaskBank]:
     """Accuracies [S, T] of a random network under a mask for each task, and these."""
     model = _train.MLP(WIDTHS, False, initializer.signed_constant())
     x, many = problem.data.x_train, len(problem.orders)
     keys = jax.random.split(jax.random.key(1), SEEDS)
-    weights = _train.draw(lambda key: model.init(key, x[:1])["params"], keys)
+    weights = _train.draw(lambda key: model.fresh(key, x), keys)
     steps = problem.epochs * (len(x) // BATCH_SIZE)
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
-    mine = problem._replace(apply=lambda params, x: model.apply({"params": params}, x))
 
     def loss(scores: Any, weights: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         params = masking.apply(weights, supsup.soft_mask(scores))
-        return _train.cross_entropy(mine.apply(params, x), y)
+        return _train.cross_entropy(_apply(params, x), y)
 
     step = _train.descend(loss, optimizer)
 
-    def one(
-        tasks: bank.MaskBank, weights: Any, key: jax.Array, rows: jax.Array, order: Any
-    ) -> Any:
+    def task(state: Any, i: Any, order: Any, start: Any, rows: jax.Array) -> Any:
+        tasks, weights, key = state
+
         def train(rows: jax.Array, *, key: jax.Array) -> tuple[Any, jax.Array]:
             begun = _train.begin(optimizer, supsup.init(weights, key=key), weights)
-            member, _ = _train.scan(step, begun, rows, *_images(problem, order))
+            member, _ = _train.scan(step, begun, rows, *problem.images(order))
             mask = supsup.mask(member.params)
-            return mask, _accuracy(mine, masking.apply(weights, mask), order)
+            return mask, _accuracy(problem, masking.apply(weights, mask), order)
 
-        return supsup.learn(train, tasks, rows[None], key=key)
+        tasks, accuracy = supsup.learn(train, tasks, rows[None], key=key)
+        return (tasks, weights, key), accuracy[0]
 
-    learn = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, 0, None)), donate_argnums=0)
     tasks = jax.vmap(functools.partial(bank.empty, capacity=many))(weights)
-    found = []
-    for i in context.track("packnet: SupSup", many):
-        tasks, accuracy = learn(tasks, weights, keys, *problem.given(i)[1:])
-        found.append(np.asarray(accuracy[:, 0]))
-    return np.stack(found, axis=1), tasks
+    begun = tasks, weights, keys
+    state, found = _one_by_one(problem, "SupSup", _compiled(task), begun)
+    return found, state[0]
 
 
 def _bits(problem: Problem, state: Any, tasks: bank.MaskBank) -> dict[str, float]:
@@ -328,45 +305,37 @@ def _draw_accuracy(
     context: Context, matrices: dict[str, np.ndarray], final: dict[str, np.ndarray]
 ) -> str:
     seeds, many = final["single"].shape
-    drawn = Figure(figsize=(11, 4.5), layout="constrained")
-    first, last = drawn.subplots(1, 2)
+    drawn, (first, last) = _pictures.page(columns=2, size=(11, 4.5))
     tasks = range(1, many + 1)
-    for name, label in NAMES.items():
-        _pictures.band(last, tasks, final[name].T, label)
-        if name in matrices:
-            _pictures.band(first, tasks, matrices[name][:, :, 0].T, label)
-    first.set(title="the first task", xlabel="tasks learned")
-    last.set(title=f"every task, after all {many}", xlabel="task")
-    for axes in (first, last):
-        _pictures.accuracy_axis(axes, seeds)
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
-    return _pictures.save(drawn, context.out / "packnet_accuracy.png")
+    found = {NAMES[name]: matrix[:, :, 0].T for name, matrix in matrices.items()}
+    how = {"title": "the first task", "xlabel": "tasks learned"}
+    _pictures.curves(first, tasks, found, seeds=seeds, **how)
+    found = {label: final[name].T for name, label in NAMES.items()}
+    how = {"title": f"every task, after all {many}", "xlabel": "task"}
+    _pictures.curves(last, tasks, found, seeds=seeds, **how)
+    return _pictures.save(drawn, context, "packnet_accuracy")
 
 
 def _draw_owners(context: Context, problem: Problem, state: Any) -> str:
     """Whose the second layer's weights are, and how many of each pixel's."""
-    many, (height, width) = len(problem.orders), context.data.shape
+    many, shape = len(problem.orders), context.data.shape
     drawn = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = drawn.subfigures(1, 2, width_ratios=(3, 4))
-    axes = left.subplots()
     hues = colormaps["tab20"].colors
     palette = colors.ListedColormap(["white", *(hues[i % 20] for i in range(many))])
+    how = {"cmap": palette, "vmin": -0.5, "vmax": many + 0.5}
+    labels = {"xlabel": "unit", "ylabel": "input"}
+    labels["title"] = "second layer: whose is a weight?"
     owner = np.asarray(state.owner["Dense_1"]["kernel"])
-    picture = axes.imshow(
-        owner, cmap=palette, vmin=-0.5, vmax=many + 0.5, interpolation="nearest"
-    )
-    axes.set(xlabel="unit", ylabel="input", title="second layer: whose is a weight?")
-    left.colorbar(picture, ax=axes, label="task (0: free)", shrink=0.8)
+    _pictures.heat(left, owner, "task (0: free)", how=how, **labels)
     owner = np.asarray(state.owner["Dense_0"]["kernel"])
-    panels = right.subplots(2, 3).flat
-    for task, axes in zip(range(min(many, 6)), panels, strict=False):
-        image = np.zeros(height * width)
-        image[np.asarray(problem.orders[task])] = (owner == task + 1).mean(1)
-        axes.imshow(image.reshape(height, width), cmap="viridis")
-        axes.set(xticks=[], yticks=[], title=f"task {task + 1}")
-    right.suptitle("first layer: the fraction of each pixel's weights that a task owns")
-    return _pictures.save(drawn, context.out / "packnet_owners.png")
+    images = np.zeros((min(many, 6), owner.shape[0]))
+    for i, image in enumerate(images):
+        image[np.asarray(problem.orders[i])] = (owner == i + 1).mean(1)
+    title = "first layer: the fraction of each pixel's weights that a task owns"
+    names = [f"task {i + 1}" for i in range(len(images))]
+    _pictures.tiles(right, images.reshape(-1, *shape), 3, title, names)
+    return _pictures.save(drawn, context, "packnet_owners")
 
 
 DEMO = Demo(

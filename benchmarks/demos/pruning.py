@@ -6,6 +6,7 @@ drop and grow connections; the control keeps the random mask that those start wi
 Members differ in seed and in density, and train side by side as one program.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,15 +15,14 @@ import numpy as np
 import optax
 
 import maskjax
-from benchmarks import _pictures, _train
+from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import algebra, allocation, optim, score, select
+from maskjax import allocation, optim, score, select
 
-LEARNING_RATE = 1.2e-3  # Adam, as Frankle & Carbin (2019) train this network
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
-STEPS = 200, 300, 1_000
+STEPS = 200, 150, 1_000
 CHANGES = 40  # how often masks move
 METHODS = {
     "one-shot": "dense for half of the steps, then pruned at once",
@@ -31,55 +31,33 @@ METHODS = {
     "set": "SET",
     "rigl": "RigL",
 }
-MODEL = _train.MLP()
+# By default without SET, which takes as long to compile as all others together.
+DEFAULT = tuple(name for name in METHODS if name != "set")
 KEY = jax.random.key(0)
-SETTINGS = {
-    "network": "300-100",
-    "optimizer": "adam, cosine",
-    "learning_rate": LEARNING_RATE,
-    "batch_size": _train.BATCH_SIZE,
+SETTINGS = _lenet.SETTINGS | {
     "rate": RATE,
     "allocation": "erdos-renyi; global ranking for one-shot and gradual",
-    "inputs": "0 to 1",
-}
-ROWS = {
-    "pruned gradually a network keeps its accuracy (Zhu & Gupta)": "dense {dense:.1%}; "
-    "10% kept: gradual {gradual[0]:.1%}, one-shot {one-shot[0]:.1%}; 2% kept: gradual "
-    "{gradual[1]:.1%}, one-shot {one-shot[1]:.1%}",
-    "sparse from the start, RigL ends above SET, and both above a mask that stays "
-    "(Evci et al.)": "10% kept: rigl {rigl[0]:.1%}, set {set[0]:.1%}, static "
-    "{static[0]:.1%}; 2% kept: rigl {rigl[1]:.1%}, set {set[1]:.1%}, static "
-    "{static[1]:.1%}",
-    "counts are exact, removed weights stay removed": "{counts_are_exact:exact|NOT "
-    "exact}; {removed_are_zero:all exactly 0 after training|NOT all 0}",
 }
 
 
 def run(context: Context) -> Outcome:
     """Accuracy of every method at the same densities, after as many steps."""
-    data = context.data.flat()
+    data, seeds = context.data.flat(), context.seeds
     epochs = _train.epochs_of(context.pick(STEPS), data.x_train)
     steps = epochs * _train.steps_per_epoch(data.x_train)
     every = max(steps // CHANGES, 1)
     draws, chance, order = jax.random.split(KEY, 3)
-    seeds, many = context.seeds, len(DENSITIES)
-    params = _train.draw(
-        lambda key: MODEL.init(key, data.x_train[:1])["params"],
-        jax.random.split(draws, seeds),
-    )
+    params = _lenet.init(jax.random.split(draws, seeds), data)
     keys = jax.random.split(chance, seeds)
-    accuracy = _train.accuracy_of(_logits, data.x_test, data.y_test)  # of all methods
-    # Every seed at every density; the dense ones are trained apart.
-    every_seed = jax.tree.map(lambda p: np.concatenate([p] * many), params)
-    sparse = np.repeat(np.float32(DENSITIES), seeds), every_seed, jnp.tile(keys, many)
+    adam = _lenet.adam(epochs, data)
+    accuracy = _train.accuracy_of(_lenet.MODEL.logits, data.x_test, data.y_test)
 
-    def train(name: str, densities: Any, params: Any, keys: jax.Array) -> Any:
+    def train(name: str, densities: Sequence[float]) -> tuple[Any, np.ndarray]:
+        """Every seed at every density; accuracies [1 + epochs, densities, seeds]."""
+
         def optimizer(density: Any, key: jax.Array = KEY) -> Any:
-            adam = optax.adam(_train.cosine(LEARNING_RATE, epochs, data.x_train))
-            if name == "dense":
-                return adam
             last = _sparse(name, density, key, steps=steps, every=every)
-            return optim.with_gradients(optax.chain(adam, last))
+            return optim.with_gradients(optax.chain(adam, last)) if last else adam
 
         def start(density: Any, params: Any, key: jax.Array) -> _train.Member:
             member = _train.begin(optimizer(density, key), params, density)
@@ -88,32 +66,37 @@ def run(context: Context) -> Outcome:
             mask = optim.mask_of(member.opt_state)
             return member._replace(params=maskjax.apply(params, mask))
 
-        states = _train.draw(start, densities, params, keys)
+        many = len(densities)
+        given = jax.tree.map(lambda p: np.concatenate([p] * many), params)
+        each = jnp.asarray(np.repeat(np.float32(densities), seeds))
+        given = each, given, jnp.tile(keys, many)
+        # One by one and uncompiled, for what random masks need is compiled only once.
+        members = (_at(given, i) for i in range(many * seeds))
+        states = [start(*member) for member in members]
+        states = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         step = _train.descend(_loss, optimizer)
         epoch = _train.epoch_of(step, data.x_train, data.y_train)
         curve = [accuracy(states.params)]
         for i in context.track(f"pruning: {name}", epochs):
             states = _train.epochs_by(epoch, states, [i], key=order)
             curve.append(accuracy(states.params))
-        return states, np.stack(curve)
+        return states, np.stack(curve).reshape(-1, many, seeds)
 
-    _, dense = train("dense", np.ones(seeds), params, keys)
+    dense = train("dense", [1.0])[1][:, 0]
     curves, exact, zero = {}, True, True
-    for name in METHODS:
-        states, curve = train(name, *sparse)
-        curves[name] = curve.reshape(len(curve), many, seeds)
-        kept, rest = _kept_and_removed(states.params, optim.mask_of(states.opt_state))
-        exact &= _is_exact(np.asarray(kept), every_seed)
-        zero &= not np.asarray(rest).any()
-    numbers = {
-        "densities": DENSITIES,
-        "dense": dense[-1],
-        "counts_are_exact": exact,
-        "removed_are_zero": zero,
-        **{name: curve[-1] for name, curve in curves.items()},
-    }
+    for name in context.pick((METHODS, DEFAULT, METHODS)):
+        states, curves[name] = train(name, DENSITIES)
+        mask = optim.mask_of(states.opt_state)
+        kept, removed = _lenet.kept_and_removed(states.params, mask)
+        exact &= _is_exact(np.asarray(kept), params)
+        zero &= not np.asarray(removed).any()
+    numbers = {"densities": DENSITIES, "dense": dense[-1]}
+    numbers |= {"counts_are_exact": exact, "removed_are_zero": zero}
+    numbers |= {name: curve[-1] for name, curve in curves.items()}
+    others = [name for name in ("rigl", "set", "static") if name in curves]
+    sparse = [{n: curves[n][-1, i] for n in others} for i in range(len(DENSITIES))]
     return Outcome(
-        rows=rows(ROWS, **numbers),
+        rows=rows("pruning", **numbers, sparse=sparse),
         settings=SETTINGS | {"steps": steps, "every": every},
         numbers=numbers,
         pictures=[_draw(context, curves, dense)],
@@ -122,56 +105,45 @@ def run(context: Context) -> Outcome:
 
 def _sparse(
     name: str, density: jax.Array, key: jax.Array, *, steps: int, every: int
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation at the end of the chain."""
+) -> optax.GradientTransformationExtraArgs | None:
+    """The transformation after Adam."""
 
     def cubic(step: jax.Array) -> jax.Array:
         """Zhu & Gupta's schedule, from a tenth to three quarters of the steps."""
         part = jnp.clip((step / steps - 0.1) / 0.65, 0.0, 1.0)
         return density + (1 - density) * (1 - part) ** 3
 
+    def halfway(step: jax.Array) -> jax.Array:
+        return jnp.where(step < steps // 2 // every * every, 1.0, density)
+
     def fixed(params: Any) -> Any:
         shares = allocation.erk(params, density=density)
         return select.random(params, density=shares, key=key)
 
-    moving = {
-        "rate": optax.cosine_decay_schedule(RATE, 3 * steps // 4),
-        "every": every,
-        "allocation": allocation.erk,
-        "key": key,
-    }
-    half = steps // 2 // every * every
+    rate = optax.cosine_decay_schedule(RATE, 3 * steps // 4)
+    pruned = {"every": every, "scope": "global"}
+    moving = {"rate": rate, "every": every, "allocation": allocation.erk, "key": key}
     return {
-        "one-shot": lambda: optim.prune(
-            lambda step: jnp.where(step < half, 1.0, density),
-            every=every,
-            scope="global",
-        ),
-        "gradual": lambda: optim.prune(cubic, every=every, scope="global"),
+        "dense": lambda: None,
+        "one-shot": lambda: optim.prune(halfway, **pruned),
+        "gradual": lambda: optim.prune(cubic, **pruned),
         "static": lambda: optim.keep_sparse(fixed),
         "set": lambda: optim.set_(density, **moving),
         "rigl": lambda: optim.rigl(density, **moving),
     }[name]()
 
 
+def _at(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
 def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     del density
-    return _train.cross_entropy(_logits(params, x), y)
-
-
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": params}, x)
-
-
-@jax.jit
-@jax.vmap
-def _kept_and_removed(params: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
-    """How many weights the mask keeps, and the largest of those that it does not."""
-    return algebra.count(mask), _train.largest_removed(params, mask)
+    return _train.cross_entropy(_lenet.MODEL.logits(params, x), y)
 
 
 def _is_exact(kept: np.ndarray, params: Any) -> bool:
-    """Whether as many are kept as asked, up to the rounding of each leaf."""
+    """Whether each mask keeps the right number, up to the rounding of each leaf."""
     kernels = jax.tree.leaves(jax.vmap(score.magnitude)(params))
     size = sum(k[0].size for k in kernels)
     wanted = np.repeat(np.array(DENSITIES) * size, len(kept) // len(DENSITIES))
@@ -179,22 +151,18 @@ def _is_exact(kept: np.ndarray, params: Any) -> bool:
 
 
 def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) -> str:
-    figure = _pictures.Figure(figsize=(11, 4.8), layout="constrained")
-    figure.suptitle(f"Pruning a 300-100 network while it trains, {context.data.name}")
-    plots = figure.subplots(1, len(DENSITIES), sharey=True)
+    title = f"Pruning a 300-100 network while it trains, {context.data.name}"
+    drawn, plots = _pictures.page(title, len(DENSITIES), size=(11, 4.8), sharey=True)
     floor = min(float(curve[-1].mean(-1).min()) for curve in curves.values())
+    epochs, limits = range(len(dense)), (max(floor - 0.1, 0.0), 1.0)
     for i, (axes, density) in enumerate(zip(plots, DENSITIES, strict=True)):
-        axes.set_title(f"density {density:g}")
-        axes.grid(visible=True, alpha=0.3)
-        epochs = range(len(dense))
         axes.plot(epochs, dense.mean(1), color="black", linestyle=":", label="dense")
-        for name, curve in curves.items():
-            _pictures.band(axes, epochs, curve[:, i], METHODS[name])
-        axes.set_ylim(max(floor - 0.1, 0.0), 1.0)
-        axes.set_xlabel("epoch")
+        found = {METHODS[name]: curve[:, i] for name, curve in curves.items()}
+        how = {"title": f"density {density:g}", "xlabel": "epoch", "ylim": limits}
+        legend = None if i else "lower right"
+        _pictures.curves(axes, epochs, found, legend=legend, **how)
     _pictures.accuracy_axis(plots[0], context.seeds)
-    plots[0].legend(loc="lower right")
-    return _pictures.save(figure, context.out / "pruning_training.png")
+    return _pictures.save(drawn, context, "pruning_training")
 
 
 DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, SET, RigL)", run)

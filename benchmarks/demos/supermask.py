@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from benchmarks import _pictures, _train
 from benchmarks._data import Data
@@ -46,40 +47,32 @@ SETTINGS = {
     "samples": SAMPLES,
     "inputs": "0 to 1",
 }
-ROWS = {
-    "a learned mask on random weights knows MNIST: 95.3%, and 98.0% with signed "
-    "constants and rescaled weights (60,000 images, 2,000 epochs)": "mean of "
-    f"{SAMPLES} samples (and rounded) after {{epochs}} epochs: {{ladder}}; before: "
-    "{before:.1%}",
-    "weights are never trained; their density is what training makes it": "weights "
-    "{unchanged:bit-identical|CHANGED}; kept, at 50% before: {densities:.1%}",
-}
 
 
 class Rest(NamedTuple):
     """What belongs to a network beside its scores, and where it is on the ladder."""
 
     weights: Any
-    rescaled: jax.Array
-    rounded: jax.Array
-    key: jax.Array
+    rescaled: Array
+    rounded: Array
+    key: Array
 
 
 def run(context: Context) -> Outcome:
     """Every rung of the ladder from the same weights, tested by samples and rounded."""
     data, seeds = context.data.flat(), context.pick(SEEDS)
-    steps = _train.steps_per_epoch(data.x_train, BATCH_SIZE)
-    epochs = context.pick(EPOCHS if steps > 10 else FEW_EPOCHS)
+    x, y = data.x_train, data.y_train
+    enough = _train.steps_per_epoch(x, BATCH_SIZE) > 10
+    epochs = context.pick(EPOCHS if enough else FEW_EPOCHS)
     draws, order, chance = jax.random.split(jax.random.key(0), 3)
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
     before = _members(data, optimizer, jax.random.split(draws, seeds))
     step = _train.descend(_loss, optimizer, has_aux=True)
-    epoch = _train.epoch_of(
-        step, data.x_train, data.y_train, size=BATCH_SIZE, groups=len(LADDER)
+    epoch = _train.epoch_of(step, x, y, size=BATCH_SIZE, groups=len(LADDER))
+    sampled, rounded = (
+        _train.accuracy_of(predict, data.x_test, data.y_test)
+        for predict in (_predict_sampled, _predict_rounded)
     )
-    sampled = _train.accuracy_of(_predict_sampled, data.x_test, data.y_test)
-    rounded = _train.accuracy_of(_predict_rounded, data.x_test, data.y_test)
-
     after, seen, curve = before, [0], [_of_rungs(sampled(before))]
     for i in context.track("supermask: scores", epochs):
         after, _ = epoch(after, jax.random.fold_in(order, i))
@@ -87,35 +80,38 @@ def run(context: Context) -> Outcome:
             seen.append(i + 1)
             curve.append(_of_rungs(sampled(after)))
     tested = [sampled(_with_key(after, k)) for k in jax.random.split(chance, SAMPLES)]
-    by_samples = _of_rungs(sum(tested) / SAMPLES)
-    by_rounding = _of_rungs(rounded(after))
-    densities = _of_rungs(jax.jit(jax.vmap(supermask.density))(after.params))
-    unchanged = _train.same_bits(before.rest.weights, after.rest.weights)
+    curves = {rung: np.stack([look[rung] for look in curve]) for rung in LADDER}
+    numbers = {
+        "weights_unchanged": _train.same_bits(before.rest.weights, after.rest.weights),
+        "sampled": _of_rungs(sum(tested) / SAMPLES),
+        "rounded": _of_rungs(rounded(after)),
+        "density": _of_rungs(jax.jit(jax.vmap(supermask.density))(after.params)),
+        "epochs_seen": seen,
+        "one_sample_by_epoch": curves,
+    }
+    ladder = ", ".join(
+        f"{rung} {said(found, '.1%')} ({said(numbers['rounded'][rung], '.1%')})"
+        for rung, found in numbers["sampled"].items()
+    )
+    shown = {"epochs": epochs, "before": curves["plain"][0], "ladder": ladder}
+    shown |= {"samples": SAMPLES}
+    named = context.data.name
     return Outcome(
-        rows=rows(
-            ROWS,
-            epochs=epochs,
-            before=curve[0]["plain"],
-            unchanged=unchanged,
-            densities=densities,
-            ladder=", ".join(
-                f"{rung} {said(found, '.1%')} ({said(by_rounding[rung], '.1%')})"
-                for rung, found in by_samples.items()
+        rows("supermask", **shown, **numbers),
+        SETTINGS | {"epochs": epochs, "seeds": seeds},
+        numbers,
+        [
+            _pictures.plot(
+                context,
+                "supermask_training",
+                f"Supermasks: random weights, a sample of the mask, {named}",
+                seen,
+                curves,
+                seeds=seeds,
+                xlabel="epoch",
+                ylim=(0.8, 1),  # they begin at chance, and differ by little in the end
+                legend="lower right",
             ),
-        ),
-        settings=SETTINGS | {"epochs": epochs, "seeds": seeds},
-        numbers={
-            "weights_unchanged": unchanged,
-            "sampled": by_samples,
-            "rounded": by_rounding,
-            "density": densities,
-            "epochs_seen": seen,
-            "one_sample_by_epoch": {
-                rung: np.stack([look[rung] for look in curve]) for rung in LADDER
-            },
-        },
-        pictures=[
-            _draw_curves(context, seen, curve),
             _draw_probabilities(context, after.params),
         ],
     )
@@ -127,37 +123,33 @@ def _masked(rest: Rest, mask: Any) -> Any:
     return jax.tree.map(lambda r, a: jnp.where(rest.rescaled, r, a), *pair)
 
 
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply({"params": params}, x)
-
-
-def _loss(
-    scores: Any, rest: Rest, x: jax.Array, y: jax.Array
-) -> tuple[jax.Array, Rest]:
+def _loss(scores: Any, rest: Rest, x: Array, y: Array) -> tuple[Array, Rest]:
     """Under a sample of the mask, and with a new key for the next."""
     key, sample = jax.random.split(rest.key)
     soft = supermask.soft_mask(scores, rounded=rest.rounded, key=sample)
-    value = _train.cross_entropy(_logits(_masked(rest, soft), x), y)
+    value = _train.cross_entropy(MODEL.logits(_masked(rest, soft), x), y)
     return value, rest._replace(key=key)
 
 
-def _predict_sampled(member: _train.Member, x: jax.Array) -> jax.Array:
+def _predict_sampled(member: _train.Member, x: Array) -> Array:
     key = jax.random.split(member.rest.key, 1)[0]
-    return _logits(_masked(member.rest, supermask.mask(member.params, key=key)), x)
+    return MODEL.logits(_masked(member.rest, supermask.mask(member.params, key=key)), x)
 
 
-def _predict_rounded(member: _train.Member, x: jax.Array) -> jax.Array:
-    return _logits(_masked(member.rest, supermask.mask(member.params, key=None)), x)
+def _predict_rounded(member: _train.Member, x: Array) -> Array:
+    return MODEL.logits(
+        _masked(member.rest, supermask.mask(member.params, key=None)), x
+    )
 
 
 def _members(
-    data: Data, optimizer: optax.GradientTransformation, keys: jax.Array
+    data: Data, optimizer: optax.GradientTransformation, keys: Array
 ) -> _train.Member:
     """Each rung of the ladder for each seed, which has the same weights on all."""
 
-    def init(key: jax.Array, constant: jax.Array, *rung: jax.Array) -> _train.Member:
+    def init(key: Array, constant: Array, *rung: Array) -> _train.Member:
         draw, chance = jax.random.split(key)
-        weights = MODEL.init(draw, data.x_train[:1])["params"]
+        weights = MODEL.fresh(draw, data.x_train)
         signed = initializer.signed_deviation(weights)
         weights = jax.tree.map(lambda s, w: jnp.where(constant, s, w), signed, weights)
         scores = supermask.init(weights)
@@ -168,47 +160,30 @@ def _members(
     return _train.draw(init, jnp.tile(keys, len(LADDER)), *rungs)
 
 
-def _with_key(members: _train.Member, key: jax.Array) -> _train.Member:
+def _with_key(members: _train.Member, key: Array) -> _train.Member:
     keys = jax.random.split(key, len(members.rest.key))
     return members._replace(rest=members.rest._replace(key=keys))
 
 
-def _of_rungs(values: jax.Array) -> dict[str, np.ndarray]:
+def _of_rungs(values: Array) -> dict[str, np.ndarray]:
     """Values of all members [rungs * seeds] by rung."""
     return dict(zip(LADDER, np.asarray(values).reshape(len(LADDER), -1), strict=True))
 
 
-def _draw_curves(
-    context: Context, seen: list[int], curve: list[dict[str, np.ndarray]]
-) -> str:
-    figure, axes = _pictures.figure(
-        f"Supermasks: random weights, learned masks, {context.data.name}"
-    )
-    for rung in LADDER:
-        _pictures.band(axes, seen, np.stack([look[rung] for look in curve]), rung)
-    axes.set_xlabel("epoch")
-    axes.set_ylim(0.8, 1)  # they begin at chance, and differ by little in the end
-    _pictures.accuracy_axis(axes, len(curve[0]["plain"]))
-    axes.legend(loc="lower right", title="one sample of the mask")
-    return _pictures.save(figure, context.out / "supermask_training.png")
-
-
 def _draw_probabilities(context: Context, scores: Any) -> str:
-    figure, axes = _pictures.figure(
-        f"Supermasks: with what probability a weight is kept, {context.data.name}"
-    )
+    title = "Supermasks: with what probability a weight is kept, "
+    figure, (axes,) = _pictures.page(title + context.data.name)
     first = scores["Dense_0"]["kernel"]
     kept = np.asarray(jax.nn.sigmoid(first)).reshape(len(LADDER), -1)
     bins = np.linspace(0, 1, 41)
     for rung, values in zip(LADDER, kept, strict=True):
         share = np.histogram(values, bins)[0] / values.size
         axes.stairs(share, bins, label=rung, linewidth=1.5)
-    axes.set_yscale("log")
+    axes.set(yscale="log", ylabel="fraction of weights")
     axes.set_ylim(top=1)
     axes.set_xlabel("sigmoid(score), first layer, after training")
-    axes.set_ylabel("fraction of weights")
     axes.legend(loc="upper right")
-    return _pictures.save(figure, context.out / "supermask_probabilities.png")
+    return _pictures.save(figure, context, "supermask_probabilities")
 
 
 DEMO = Demo("supermask", "learned supermasks (Zhou et al. 2019)", run, seconds=15)

@@ -62,17 +62,15 @@ def _ask(
 ) -> None:
     question = importlib.import_module(f"benchmarks.speed.{name}")
     repeats = 3 if quick else getattr(question, "REPEATS", 50)
-    seconds = getattr(question, "SECONDS", 4.0)
+    how = {"repeats": repeats, "seconds": getattr(question, "SECONDS", 4.0)}
     found = []
     for sizes in question.QUICK if quick else question.FULL:
         case = question.case(*sizes)
-        timings = _timing.race(
-            case.contestants, case.agree, repeats=repeats, seconds=seconds
-        )
-        new = _results.lines(name, case, timings, where)
+        timings = _timing.race(case.contestants, case.agree, **how)
+        found.append(_results.lines(name, case, timings, where))
         if root is not None:
-            _results.append(root / _results.device_slug() / f"{name}.jsonl", new)
-        found.append(new)
+            path = root / _results.device_slug() / f"{name}.jsonl"
+            _results.append(path, found[-1])
         print(f"{name}: {case.name}", file=sys.stderr, flush=True)
     _results.show(console, _first_lines()[name], found)
 
@@ -84,31 +82,19 @@ def _first_lines() -> dict[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__)
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=QUESTIONS,
-        metavar="QUESTION",
-        help="ask this one; may be repeated",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="small sizes and few repeats; writes only where --out says",
-    )
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        metavar="DIR",
-        help="where lines are written, instead of benchmarks/results",
-    )
-    parser.add_argument("--list", action="store_true", help="list the questions")
-    parser.add_argument(
-        "--table",
-        action="store_true",
-        help="print tables of the lines written so far; also into the README beside "
-        "the folder of results, between its markers",
-    )
+    only = {"action": "append", "choices": QUESTIONS, "metavar": "QUESTION"}
+    parser.add_argument("--only", **only, help="ask this one; may be repeated")
+    where = {"type": pathlib.Path, "metavar": "DIR"}
+    kept = "where lines are written, instead of benchmarks/results"
+    parser.add_argument("--out", **where, help=kept)
+    switches = {
+        "--quick": "small sizes and few repeats; writes only where --out says",
+        "--list": "list the questions",
+        "--table": "print tables of the lines written so far; also into the README "
+        "beside the folder of results, between its markers",
+    }
+    for name, told in switches.items():
+        parser.add_argument(name, action="store_true", help=told)
     return parser
 
 

@@ -44,11 +44,9 @@ def of(
     **context: Any,
 ) -> Case:
     """A case whose first contestant is ours and whose last is the limit."""
-    roles = ["ours", *["baseline"] * (len(contestants) - 2), "limit"]
-    given = [
-        dataclasses.replace(each, role=role)
-        for each, role in zip(contestants, roles, strict=True)
-    ]
+    first, *others, last = contestants
+    first = dataclasses.replace(first, role="ours")
+    given = [first, *others, dataclasses.replace(last, role="limit")]
     return Case(name, {"dtype": dtype, "structure": structure, **context}, given, agree)
 
 
@@ -97,6 +95,16 @@ def close(ours: Any, theirs: Any, *, rtol: float, atol: float = 0.0) -> None:
     """Raise unless two trees have nearly the same leaves."""
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def agreeing(names: Sequence[str], *, rtol: float, atol: float = 0.0) -> Agree:
+    """Results of these names have to be nearly the same."""
+
+    def agree(results: Mapping[str, Any]) -> None:
+        for other in names[1:]:
+            close(results[names[0]], results[other], rtol=rtol, atol=atol)
+
+    return agree
 
 
 def named(widths: Iterable[int]) -> str:

@@ -1,11 +1,12 @@
 """The networks and the data that the questions about training share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from maskjax import initializer
 
@@ -38,6 +39,12 @@ def forward(params: Params, x: jax.Array) -> jax.Array:
 def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     """The mean cross-entropy of a multilayer perceptron with ReLUs."""
     return cross_entropy(forward(params, x), y)
+
+
+def plain_loss(params: Params, rest: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The `loss` of a network that has nothing else, for `_train.descend`."""
+    del rest
+    return loss(params, x, y)
 
 
 def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
@@ -76,3 +83,28 @@ def batches(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     labels = jax.random.randint(label_key, (count, BATCH), 0, 10)
     noise = 0.5 * jax.random.normal(noise_key, (count, BATCH, 784))
     return jnp.clip(prototypes[labels] + noise, 0, 1), labels
+
+
+def mapped(members: int, fn: Callable[..., Any], in_axes: Any = 0) -> Callable:
+    """The function of one member, or of several side by side."""
+    return fn if members == 1 else jax.vmap(fn, in_axes)
+
+
+def keys(members: int) -> jax.Array:
+    """A key for one member, or keys for several."""
+    return jax.random.key(0) if members == 1 else seeds(members)
+
+
+def seeds(count: int) -> jax.Array:
+    """So many keys."""
+    return jax.random.split(jax.random.key(0), count)
+
+
+def over_batches(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`(member, *data) -> (member, losses)`: a step for each batch [steps, B, ...]."""
+    return lambda member, *data: lax.scan(lambda m, b: step(m, *b), member, data)
+
+
+def at(tree: Any, i: Any) -> Any:
+    """A tree's i-th member, or several of them by a slice."""
+    return jax.tree.map(lambda leaf: leaf[i], tree)

@@ -15,12 +15,13 @@ import rich.box
 import rich.console
 import rich.table
 
-from benchmarks._timing import Timing
+from benchmarks._timing import Contestant, Timing
 from benchmarks.speed._case import Case
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 COLUMNS = ("", "median", "IQR", "x ours", "x limit", "compile", "repeats", "bytes")
 
+UNITS = (1, "s"), (1e3, "ms"), (1e6, "us")
 Line = dict[str, Any]
 
 
@@ -47,23 +48,25 @@ def lines(
     question: str, case: Case, timings: Mapping[str, Timing], where: Line
 ) -> list[Line]:
     """One line for each contestant of a case."""
-    return [
-        {
+
+    def line(each: Contestant) -> Line:
+        timing = timings[each.name]
+        return {
             "question": question,
             "case": case.name,
             "contestant": each.name,
             "role": each.role,
             "compile_s": _significant(each.compile_s),
-            "median_s": _significant(timings[each.name].median_s),
-            "iqr_s": _significant(timings[each.name].iqr_s),
-            "repeats": timings[each.name].repeats,
+            "median_s": _significant(timing.median_s),
+            "iqr_s": _significant(timing.iqr_s),
+            "repeats": timing.repeats,
             "steps": each.steps,
             "bytes": each.nbytes,
             **case.context,
             **where,
         }
-        for each in case.contestants
-    ]
+
+    return list(map(line, case.contestants))
 
 
 def append(path: pathlib.Path, new: Iterable[Line]) -> None:
@@ -124,41 +127,34 @@ def into_readme(path: pathlib.Path, tables: str) -> None:
 
 
 def _rows(case: Sequence[Line]) -> list[tuple[str, ...]]:
-    ours = next(line for line in case if line["role"] == "ours")
-    limit = next(line for line in case if line["role"] == "limit")
-    return [
-        (
-            f"{line['contestant']} ({line['role']})"
-            if line["role"] != "baseline"
-            else line["contestant"],
+    seconds = {line["role"]: line["median_s"] for line in case}
+
+    def row(line: Line) -> tuple[str, ...]:
+        role = "" if line["role"] == "baseline" else f" ({line['role']})"
+        return (
+            f"{line['contestant']}{role}",
             _duration(line["median_s"]),
             _duration(line["iqr_s"]),
-            f"{line['median_s'] / ours['median_s']:.2f}",
-            f"{line['median_s'] / limit['median_s']:.2f}",
+            f"{line['median_s'] / seconds['ours']:.2f}",
+            f"{line['median_s'] / seconds['limit']:.2f}",
             _duration(line["compile_s"]) if line["compile_s"] else "",
             str(line["repeats"]),
             f"{line['bytes']:,}" if line["bytes"] else "",
         )
-        for line in case
-    ]
+
+    return list(map(row, case))
 
 
 def _origin(found: list[list[Line]]) -> str:
-    seen = {
-        f"jax {line['jax']}, maskjax {line['maskjax']} at {line['commit']}, "
-        f"{line['device']} with {line['cores']} cores"
-        for case in found
-        for line in case
-    }
+    told = "jax {jax}, maskjax {maskjax} at {commit}, {device} with {cores} cores"
+    seen = {told.format(**line) for case in found for line in case}
     return "; ".join(sorted(seen)) + "."
 
 
 def _duration(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    if seconds >= 1e-3:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds * 1e6:.3g} us"
+    fits = (each for each in UNITS if seconds * each[0] >= 1)
+    scale, unit = next(fits, UNITS[-1])
+    return f"{seconds * scale:.3g} {unit}"
 
 
 def _significant(value: float) -> float:

@@ -6,7 +6,7 @@ network. Baselines: as many forwards; all members at once; masks on the rows of 
 by `stacking.predict`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _members
+from benchmarks._members import DROPOUT, MASKSEMBLES
 from benchmarks.speed import _case, _network
 from maskjax import stacking
-from maskjax.recipes import masksembles, mc_dropout
+from maskjax.recipes import mc_dropout
 
 RATE = 0.5
 # What is asked, widths, batch, members.
 FULL = [
-    ("Masksembles", (784, 512, 512, 10), 1024, 4),
-    ("MC-dropout", (784, 512, 512, 10), 1024, 100),
+    (MASKSEMBLES, (784, 512, 512, 10), 1024, 4),
+    (DROPOUT, (784, 512, 512, 10), 1024, 100),
 ]
-QUICK = [("Masksembles", (12, 16, 16, 3), 8, 4), ("MC-dropout", (12, 16, 16, 3), 8, 5)]
+QUICK = [(MASKSEMBLES, (12, 16, 16, 3), 8, 4), (DROPOUT, (12, 16, 16, 3), 8, 5)]
 REPEATS, SECONDS = 100, 10.0
 
 
@@ -32,132 +33,87 @@ def case(kind: str, widths: tuple[int, ...], batch: int, members: int) -> _case.
     """Masksembles of scale 2, or MC-dropout."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((batch, widths[0])), jnp.float32)
-    make = {"Masksembles": _masksembles, "MC-dropout": _mc_dropout}[kind]
-    return make(widths, x, members)
+    params = _members.Net(widths[1:]).init(jax.random.key(0), x)["params"]
+    masks = _members.masks(kind, 1, widths[1:], key=jax.random.key(0))
+    variables = {"params": params, "masks": _network.at(masks, 0)}
+    make = {MASKSEMBLES: _masksembles, DROPOUT: _mc_dropout}[kind]
+    fns, same, context = make(variables, x, members)
+    fns["one dense forward"] = _network.forward, params, x
+    letter = "N" if kind == MASKSEMBLES else "T"
+    scratch = {"nbytes": lambda scratch: scratch or None}
+    contestants = [_case.contestant(name, *fn, **scratch) for name, fn in fns.items()]
+    agree = _case.agreeing(same, rtol=1e-3, atol=1e-3)
+    name = f"{kind} {_case.named(widths)} B={batch} {letter}={members}"
+    context |= {"structure": "Units()", "shape": _case.shapes(params)}
+    context |= {"members": members, "batch": batch}
+    return _case.of(name, contestants, agree, **context)
 
 
-def _case_of(
-    name: str, fns: Mapping[str, Any], same: Sequence[str], **context: Any
-) -> _case.Case:
-    """A case of functions and their arguments, some of which say the same."""
-
-    def contestant(name: str, fn: Callable[..., Any], *args: Any) -> Any:
-        return _case.contestant(name, fn, *args, nbytes=lambda scratch: scratch or None)
-
-    def agree(results: Mapping[str, Any]) -> None:
-        for other in same[1:]:
-            _case.close(results[same[0]], results[other], rtol=1e-3, atol=1e-3)
-
-    contestants = [contestant(name, *fn) for name, fn in fns.items()]
-    return _case.of(name, contestants, agree, structure="Units()", **context)
+def _under(params, masks, x):
+    net = _members.Net(_members.widths_of(params))
+    return net.apply({"params": params, "masks": masks}, x)
 
 
-def _masksembles(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Case:
-    key = jax.random.key(0)
-    params = _network.init(key, widths)
-    last = len(params)
-    after = lambda path, leaf: leaf.ndim == 2 and "layer_0" not in path  # noqa: E731
-    stack = masksembles.init(params, where=after, members=members, key=key)
-    names = [f"layer_{i}" for i in range(1, last)]
-    links = {
-        f"layer_{i}/kernel": [f"layer_{i - 1}/kernel", f"layer_{i - 1}/bias"]
-        for i in range(2, last)
-    }
-    body = {name: params[name] for name in names}
-    thin = masksembles.thin(body, {name: stack[name] for name in names}, links=links)
+def _on_rows(masks):
+    """Masks on features as masks on the rows of the kernels after them."""
+    rows = [masks[f"LinenFeatureMask_{i}"]["features"] for i in range(len(masks))]
+    kernels = [None, *(row[..., None] for row in rows)]
+    layers = ({"kernel": kernel, "bias": None} for kernel in kernels)
+    return {f"Dense_{i}": layer for i, layer in enumerate(layers)}
 
-    def shared(size: int | None) -> Callable[..., Any]:
-        """The first layer once, then thin members."""
 
-        def of(params: Any, thin: Any, x: jax.Array) -> jax.Array:
-            first = {"layer_0": params["layer_0"]}
-            x = jax.nn.relu(_network.forward(first, x))
-            return masksembles.predict(_network.forward, thin, x, batch_size=size)
+def _masksembles(variables: Any, x: jax.Array, members: int) -> Any:
+    """Functions and their arguments; which of them agree; and context."""
+    params, masks = variables["params"], variables["masks"]
+    first, thin = _members.thin(variables)
 
-        return of
-
-    def times(params: Any, x: jax.Array) -> jax.Array:
+    def times(params, x):
         return jnp.stack([_network.forward(params, x + i) for i in range(members)])
 
-    def on_rows(params: Any, stack: Any, x: jax.Array) -> jax.Array:
+    def on_rows(params, stack, x):
         return stacking.predict(_network.forward, params, stack, x)
 
-    def on_features(params: Any, stack: Any, x: jax.Array) -> jax.Array:
-        def member(masks: list[jax.Array], x: jax.Array) -> jax.Array:
-            for i in range(last):
-                x = x if i == 0 else jnp.where(masks[i - 1][:, 0], jax.nn.relu(x), 0)
-                x = x @ params[f"layer_{i}"]["kernel"] + params[f"layer_{i}"]["bias"]
-            return x
+    def on_features(params, masks, x):
+        return stacking.map(lambda mask: _under(params, mask, x), masks)
 
-        return stacking.map(member, [stack[name]["kernel"] for name in names], x)
-
+    at_once = functools.partial(_members.ask_thin, batch_size=None)
     fns = {
-        "thin, one at a time": (shared(1), params, thin, x),
-        "thin, all at once": (shared(None), params, thin, x),
-        "masks on features": (on_features, params, stack, x),
-        "masks on rows": (on_rows, params, stack, x),
+        "thin, one at a time": (_members.ask_thin, first, thin, x),
+        "thin, all at once": (at_once, first, thin, x),
+        "masks on features": (on_features, params, masks, x),
+        "masks on rows": (on_rows, params, _on_rows(masks), x),
         f"{members} dense forwards": (times, params, x),
-        "one dense forward": (_network.forward, params, x),
     }
-    return _case_of(
-        f"Masksembles {_case.named(widths)} B={len(x)} N={members}",
-        fns,
-        list(fns)[:4],
-        shape=_case.shapes(params),
-        density=int(thin.inputs.shape[1]) / widths[1],
-        members=members,
-        batch=len(x),
-        scale=2.0,
-    )
+    kept = int(thin.inputs.shape[1]) / params["Dense_0"]["bias"].size
+    return fns, list(fns)[:4], {"density": kept, "scale": _members.SCALE}
 
 
-def _mc_dropout(widths: tuple[int, ...], x: jax.Array, members: int) -> _case.Case:
-    net = _members.Net(widths[1:])
-    variables = net.init(jax.random.key(0), x)
+def _mc_dropout(variables: Any, x: jax.Array, members: int) -> Any:
+    """The same, of MC-dropout."""
     params, units = variables["params"], variables["masks"]
-    keys = jax.random.split(jax.random.key(0), members)
-    hidden = len(widths) - 2
+    keys = _network.seeds(members)
 
-    def dense(params: Any, x: jax.Array, masks: Any = units) -> Any:
-        return net.apply({"params": params, "masks": masks}, x)
-
-    def masked(size: int | None, examples: int | None = None) -> Callable[..., Any]:
-        def of(params: Any, keys: jax.Array, x: jax.Array) -> jax.Array:
-            def member(key: jax.Array, x: jax.Array) -> jax.Array:
+    def masked(size, examples=None):
+        def of(params, keys, x):
+            def member(key, x):
                 how = {"rate": RATE, "examples": examples, "key": key}
-                return dense(params, x, mc_dropout.mask(units, **how))
+                return _under(params, mc_dropout.mask(units, **how), x)
 
             return stacking.map(member, keys, x, batch_size=size)
 
         return of
 
-    def on_rows(params: Any, keys: jax.Array, x: jax.Array) -> jax.Array:
+    def on_rows(params, keys, x):
         """The same masks as a stack on kernels."""
+        mask = lambda key: _on_rows(mc_dropout.mask(units, rate=RATE, key=key))  # noqa: E731
+        stack = jax.vmap(mask)(keys)
+        return stacking.predict(_network.forward, params, stack, x, batch_size=1)
 
-        def member(key: jax.Array) -> Any:
-            masks = mc_dropout.mask(units, rate=RATE, key=key)
-            rows = [masks[f"LinenFeatureMask_{i}"]["features"] for i in range(hidden)]
-            kernels = [None, *(row[:, None] for row in rows)]
-            return {
-                f"Dense_{i}": {"kernel": kernel, "bias": None}
-                for i, kernel in enumerate(kernels)
-            }
-
-        return stacking.predict(dense, params, jax.vmap(member)(keys), x, batch_size=1)
-
-    args = params, keys, x
-    return _case_of(
-        f"MC-dropout {_case.named(widths)} B={len(x)} T={members}",
-        {
-            "one at a time": (masked(1), *args),
-            "a mask for each sample": (masked(1, len(x)), *args),
-            "all at once": (masked(None), *args),
-            "masks on rows": (on_rows, *args),
-            "one dense forward": (dense, params, x),
-        },
-        ["one at a time", "all at once", "masks on rows"],
-        shape=_case.shapes(params),
-        density=1 - RATE,
-        members=members,
-        batch=len(x),
-    )
+    fns = {
+        "one at a time": (masked(1), params, keys, x),
+        "a mask for each sample": (masked(1, len(x)), params, keys, x),
+        "all at once": (masked(None), params, keys, x),
+        "masks on rows": (on_rows, params, keys, x),
+    }
+    same = ["one at a time", "all at once", "masks on rows"]
+    return fns, same, {"density": 1 - RATE}

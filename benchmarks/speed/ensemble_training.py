@@ -5,9 +5,6 @@ members at once, by `vmap`; or one at a time, by `lax.map`, in the memory of one
 limit is as many calls of one member's training, compiled.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,47 +32,38 @@ def case(widths: tuple[int, ...], size: int, steps: int) -> _case.Case:
     y = jnp.asarray(rng.integers(0, widths[-1], SAMPLES), jnp.int32)
     init_keys, keys = jax.random.split(jax.random.key(0), (2, MEMBERS))
     params = deep_ensemble.init(lambda k: _network.init(k, widths), keys=init_keys)
+    step = _train.descend(_network.plain_loss, _network.OPTIMIZER)
 
-    def loss(params: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _network.loss(params, x, y)
-
-    def fit(params: Any, *data: jax.Array, key: jax.Array) -> Any:
+    def fit(params, *data, key):
         rows = deep_ensemble.order(SAMPLES, size=size, key=key)[:steps]
-        step = _train.descend(loss, _network.OPTIMIZER)
         begun = _train.begin(_network.OPTIMIZER, params)
         return _train.scan(step, begun, rows, *data)[0].params
 
-    def together(batch_size: int | None) -> Any:
-        def run(params: Any, keys: jax.Array, *data: jax.Array) -> Any:
+    def contestant(name, batch_size):
+        def run(params, keys, *data):
             how = {"keys": keys, "batch_size": batch_size}
             return deep_ensemble.train(fit, params, *data, **how)
 
-        return run
+        return _case.contestant(name, run, params, keys, x, y, steps=steps)
 
+    apart = [_network.at(params, i) for i in range(MEMBERS)]
     one = lambda params, key, *data: fit(params, *data, key=key)  # noqa: E731
-    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(MEMBERS)]
     single, seconds = compiled(one, apart[0], keys[0], x, y)
 
-    def alone() -> list[Any]:
+    def alone():
         return [single(p, k, x, y) for p, k in zip(apart, keys, strict=True)]
 
-    def agree(results: Mapping[str, Any]) -> None:
+    def agree(results):
         exact = jax.tree.map(lambda *leaves: np.stack(leaves), *results["alone"])
         for name in ("all at once", "one at a time"):
             _case.close(results[name], exact, rtol=1e-3, atol=1e-4)
 
-    given, each = (params, keys, x, y), {"steps": steps}
-    return _case.of(
-        f"{_case.named(widths)} M={MEMBERS} B={size}",
-        [
-            _case.contestant("all at once", together(None), *given, **each),
-            _case.contestant("one at a time", together(1), *given, **each),
-            Contestant("alone", alone, seconds, **each),
-        ],
-        agree,
-        shape=_case.shapes(apart[0]),
-        density=1.0,
-        members=MEMBERS,
-        batch=size,
-        training_steps=steps,
-    )
+    contestants = [
+        contestant("all at once", None),
+        contestant("one at a time", 1),
+        Contestant("alone", alone, seconds, steps=steps),
+    ]
+    name = f"{_case.named(widths)} M={MEMBERS} B={size}"
+    context = {"shape": _case.shapes(apart[0]), "density": 1.0, "members": MEMBERS}
+    context |= {"batch": size, "training_steps": steps}
+    return _case.of(name, contestants, agree, **context)

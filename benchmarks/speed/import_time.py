@@ -3,17 +3,16 @@
 Each import in a fresh interpreter, whose own start is not counted.
 """
 
+import functools
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
 
 from benchmarks._timing import Contestant
 from benchmarks.speed import _case
 
 REPEATS = 21
 SECONDS = 60.0
-_ROOT = pathlib.Path(__file__).parents[2]
 FULL = QUICK = [("maskjax", "optax", "jax")]
 PROGRAM = (
     "import time; start = time.perf_counter(); "
@@ -24,23 +23,17 @@ PROGRAM = (
 def case(*modules: str) -> _case.Case:
     """The first is ours, the last is what it can't do without."""
 
-    def importing(module: str) -> Contestant:
+    def imported(module):
         command = [sys.executable, "-c", PROGRAM.format(module)]
+        root = pathlib.Path(__file__).parents[2]
+        return float(subprocess.check_output(command, cwd=root, text=True))
 
-        def run() -> float:
-            return float(subprocess.check_output(command, cwd=_ROOT, text=True))
-
-        return Contestant(f"import {module}", run, keeps_time=True)
-
-    def agree(results: Mapping[str, float]) -> None:
+    def agree(results):
         assert all(seconds > 0 for seconds in results.values())
 
-    return _case.of(
-        "fresh interpreter",
-        [importing(module) for module in modules],
-        agree,
-        dtype=None,
-        structure=None,
-        shape=None,
-        density=None,
-    )
+    contestants = [
+        Contestant(f"import {name}", functools.partial(imported, name), keeps_time=True)
+        for name in modules
+    ]
+    context = {"dtype": None, "structure": None, "shape": None, "density": None}
+    return _case.of("fresh interpreter", contestants, agree, **context)

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,33 +28,30 @@ SIZES = {
     "2M": [(1024, 512)] * 2 + [(512, 512)] * 2 + [(512, 256)] * 3 + [(256, 64)],
     "20M": [(2048, 2048)] * 3 + [(2048, 1024)] * 2 + [(1024, 1024)] * 3,
 }
-# Scores, density, scope; and whether to include what takes seconds, to sort.
+# Scores, density, scope; and whether to sort as well, which takes seconds.
 FULL = [
-    *(("0.27M", "normal", d, "global", True) for d in (0.1, 0.5, 0.9)),
-    ("0.27M", "normal", 0.5, "leaf", True),
-    *(("2M", "normal", d, "global", True) for d in (0.1, 0.5, 0.9)),
-    ("2M", "rounded", 0.5, "global", True),
-    *(("20M", "normal", d, "global", d == 0.1) for d in (0.1, 0.5, 0.9)),
-    ("20M", "normal", 0.1, "leaf", False),
-    ("20M", "rounded", 0.5, "global", False),
+    *(("0.27M", "normal", d, "global", "sorts") for d in (0.1, 0.5, 0.9)),
+    ("0.27M", "normal", 0.5, "leaf", "sorts"),
+    *(("2M", "normal", d, "global", "sorts") for d in (0.1, 0.5, 0.9)),
+    ("2M", "rounded", 0.5, "global", "sorts"),
+    ("20M", "normal", 0.1, "global", "sorts"),
+    *(("20M", "normal", d, "global", "") for d in (0.5, 0.9)),
+    ("20M", "normal", 0.1, "leaf", ""),
+    ("20M", "rounded", 0.5, "global", ""),
 ]
-QUICK = [("2k", "normal", 0.1, "leaf", True), ("2k", "rounded", 0.5, "global", True)]
+QUICK = [
+    ("2k", "normal", 0.1, "leaf", "sorts"),
+    ("2k", "rounded", 0.5, "global", "sorts"),
+]
 
 Leaves = Sequence[Any]
 
 
-def case(
-    size: str,
-    kind: str,
-    density: float,
-    scope: Any,
-    sorts: bool,  # noqa: FBT001
-) -> _case.Case:
+def case(size: str, kind: str, density: float, scope: str, sorts: str) -> _case.Case:
     """One size, density, scope and kind of scores."""
-    scores = [
-        jnp.abs(jax.random.normal(jax.random.key(i), shape))
-        for i, shape in enumerate(SIZES[size])
-    ]
+    keys = map(jax.random.key, range(len(SIZES[size])))
+    pairs = zip(keys, SIZES[size], strict=True)
+    scores = [jnp.abs(jax.random.normal(key, shape)) for key, shape in pairs]
     if kind == "rounded":  # to about fifty values
         scores = [jnp.round(x, 1) for x in scores]
     jax.block_until_ready(scores)
@@ -62,39 +59,32 @@ def case(
     k = _quotas(host, density, scope)
     thresholds = _np_thresholds(host, k, scope)
 
-    def ours(leaves: Leaves) -> Leaves:
+    def ours(leaves):
         return select.top_k(leaves, density=density, scope=scope)
 
     contestants = [_case.contestant("maskjax", ours, scores)]
-    for name, find in {"argsort": argsort, "sort": sort, "lax.top_k": top_k}.items():
-        if sorts:
-            fn = functools.partial(find, k=k, scope=scope)
-            contestants.append(_case.contestant(name, fn, scores))
+    for name, fn in SORTS.items() if sorts else ():
+        find = functools.partial(_by_scope, k=k, scope=scope, fn=fn)
+        contestants.append(_case.contestant(name, find, scores))
     if jax.default_backend() == "cpu":
         contestants += list(_on_host(host, k, scope))
     least = _case.contestant("compare once", compare, scores, list(thresholds))
 
-    def agree(results: Mapping[str, Leaves]) -> None:
+    def agree(results):
         exact = first_of_equals(host, k, thresholds, scope)
-        reached = [x >= t for x, t in zip(host, thresholds, strict=True)]
+        reached = compare(host, thresholds)
         for name, masks in results.items():
             expected = exact if name in ("maskjax", "argsort") else reached
             for mask, wanted in zip(masks, expected, strict=True):
                 np.testing.assert_array_equal(np.asarray(mask), wanted, err_msg=name)
 
-    return _case.of(
-        f"n={size} {kind} density={density} {scope}",
-        [*contestants, least],
-        agree,
-        shape=[list(s) for s in SIZES[size]],
-        density=density,
-        scope=scope,
-        scores=kind,
-    )
+    name, shape = f"n={size} {kind} density={density} {scope}", SIZES[size]
+    context = {"shape": list(map(list, shape)), "density": density, "scope": scope}
+    return _case.of(name, [*contestants, least], agree, scores=kind, **context)
 
 
 def _by_scope(
-    leaves: Leaves, k: list[int], scope: str, fn: Callable[..., Any], xp: Any = jnp
+    leaves: Leaves, k: list[int], scope: str, fn: Any, xp: Any = jnp
 ) -> Leaves:
     """What a function of flat scores and a count gives, in the shapes of the leaves."""
     if scope == "leaf":
@@ -106,25 +96,18 @@ def _by_scope(
     return [piece.reshape(x.shape) for piece, x in pairs]
 
 
-def argsort(leaves: Leaves, k: list[int], scope: str) -> Leaves:
+def _argsort(flat: jax.Array, k: int) -> jax.Array:
     """As JaxPruner: sort indices, compare with the k-th score, break ties by index."""
-
-    def mark(flat: jax.Array, k: int) -> jax.Array:
-        last = jnp.argsort(-flat)[k - 1]
-        at = flat[last]
-        return (flat >= at) & ((jnp.arange(flat.size) <= last) | (flat != at))
-
-    return _by_scope(leaves, k, scope, mark)
+    last = jnp.argsort(-flat)[k - 1]
+    at = flat[last]
+    return (flat >= at) & ((jnp.arange(flat.size) <= last) | (flat != at))
 
 
-def sort(leaves: Leaves, k: list[int], scope: str) -> Leaves:
-    """Everything that reaches the k-th of the sorted scores."""
-    return _by_scope(leaves, k, scope, lambda x, n: x >= jnp.sort(x)[x.size - n])
-
-
-def top_k(leaves: Leaves, k: list[int], scope: str) -> Leaves:
-    """Everything that reaches the last of `lax.top_k`."""
-    return _by_scope(leaves, k, scope, lambda x, n: x >= lax.top_k(x, n)[0][-1])
+SORTS = {
+    "argsort": _argsort,
+    "sort": lambda x, n: x >= jnp.sort(x)[x.size - n],
+    "lax.top_k": lambda x, n: x >= lax.top_k(x, n)[0][-1],
+}
 
 
 def compare(leaves: Leaves, thresholds: Leaves) -> Leaves:
@@ -132,8 +115,33 @@ def compare(leaves: Leaves, thresholds: Leaves) -> Leaves:
     return [x >= t for x, t in zip(leaves, thresholds, strict=True)]
 
 
+def _quotas(host: Leaves, density: float, scope: str) -> list[int]:
+    sizes = [x.size for x in host]
+    sizes = sizes if scope == "leaf" else [sum(sizes)]
+    return [math.floor(density * n + 0.5) for n in sizes]
+
+
+def _thresholds(
+    leaves: Leaves, k: list[int], scope: str, kth: Any, join: Any
+) -> Leaves:
+    """For each leaf the k-th highest score, by `kth` of flat scores."""
+    if scope == "leaf":
+        return [kth(join([x.ravel()]), n) for x, n in zip(leaves, k, strict=True)]
+    return [kth(join([x.ravel() for x in leaves]), k[0])] * len(leaves)
+
+
+def _np_thresholds(host: Leaves, k: list[int], scope: str) -> Leaves:
+    """Partitions a copy in place."""
+
+    def kth(flat, n):
+        flat.partition(flat.size - n)
+        return flat[flat.size - n]
+
+    return _thresholds(host, k, scope, kth, np.concatenate)
+
+
 def _on_host(host: Leaves, k: list[int], scope: str) -> Iterator[Contestant]:
-    def partition() -> Leaves:
+    def partition():
         return compare(host, _np_thresholds(host, k, scope))
 
     yield Contestant("np.partition", partition)
@@ -145,40 +153,17 @@ def _on_host(host: Leaves, k: list[int], scope: str) -> Iterator[Contestant]:
     # those of XLA, which waits up to a scheduler's quantum in each comparison.
     torch.set_num_threads(1)
     tensors = [torch.from_numpy(x) for x in host]
+    finds = {
+        "torch.kthvalue": lambda x, n: torch.kthvalue(x, x.numel() - n + 1).values,
+        "torch.topk": lambda x, n: torch.topk(x, n, sorted=False).values.min(),
+    }
+    join = lambda flat: flat[0] if len(flat) == 1 else torch.cat(flat)  # noqa: E731
 
-    def reaching(find: Callable[[Any, int], Any]) -> Leaves:
-        if scope == "leaf":
-            at = [find(x.ravel(), n) for x, n in zip(tensors, k, strict=True)]
-        else:
-            at = [find(torch.cat([x.ravel() for x in tensors]), k[0])] * len(tensors)
-        return compare(tensors, at)
+    def reaching(kth):
+        return compare(tensors, _thresholds(tensors, k, scope, kth, join))
 
-    def kth(x: Any, n: int) -> Any:
-        return torch.kthvalue(x, x.numel() - n + 1).values
-
-    def top(x: Any, n: int) -> Any:
-        return torch.topk(x, n, sorted=False).values.min()
-
-    yield Contestant("torch.kthvalue", lambda: reaching(kth))
-    yield Contestant("torch.topk", lambda: reaching(top))
-
-
-def _quotas(host: Leaves, density: float, scope: str) -> list[int]:
-    sizes = [x.size for x in host]
-    sizes = sizes if scope == "leaf" else [sum(sizes)]
-    return [math.floor(density * n + 0.5) for n in sizes]
-
-
-def _np_thresholds(host: Leaves, k: list[int], scope: str) -> Leaves:
-    """For each leaf the k-th highest score; partitions a copy in place."""
-
-    def kth(flat: np.ndarray, n: int) -> np.float32:
-        flat.partition(flat.size - n)
-        return flat[flat.size - n]
-
-    if scope == "leaf":
-        return [kth(x.flatten(), n) for x, n in zip(host, k, strict=True)]
-    return [kth(np.concatenate([x.ravel() for x in host]), k[0])] * len(host)
+    for name, kth in finds.items():
+        yield Contestant(name, functools.partial(reaching, kth))
 
 
 def first_of_equals(
@@ -187,7 +172,7 @@ def first_of_equals(
     """The exact masks: of scores that equal the threshold, the first that fit."""
     at = iter(thresholds)
 
-    def mark(flat: np.ndarray, n: int) -> np.ndarray:
+    def mark(flat, n):
         cut = next(at)
         above, equal = flat > cut, flat == cut
         return above | (equal & (np.cumsum(equal) <= n - above.sum()))

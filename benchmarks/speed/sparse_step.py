@@ -6,7 +6,6 @@ by hand: parameters times a mask of floats after every update. The limit is the 
 optimizer.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,51 +48,46 @@ def _with_mask(kind: str, every: int) -> optax.GradientTransformation:
     return optim.with_gradients(chain) if kind == "rigl" else chain
 
 
-def case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> _case.Case:
-    """One transformation, on a network alone or on several side by side."""
-    every = min(EVERY, steps)
+def _steps(optimizer, steps):
+    """Many steps; a member's `rest` is a mask of floats to multiply by, or `None`."""
+    step = _train.descend(_network.plain_loss, optimizer)
 
-    def mapped(fn: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
-        return fn if members == 1 else jax.vmap(fn, in_axes)
-
-    key = jax.random.key(0)
-    keys = key if members == 1 else jax.random.split(key, members)
-    params = jax.jit(mapped(lambda key: _network.init(key, widths)))(keys)
-    tenth = mapped(lambda p: jax.tree.map(lambda m: m.astype(jnp.float32), _tenth(p)))
-    data = _network.batches(jax.random.key(1), BATCHES)
-
-    def loss(params: Any, floats: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        del floats
-        return _network.loss(params, x, y)
-
-    def contestant(name: str, optimizer: Any, floats: Any = None) -> Any:
-        step = _train.descend(loss, optimizer)
-
-        def one(member: Any, batch: Any) -> Any:
-            member, value = step(member, *batch)
-            if floats is not None:
+    def several(member, *data):
+        def one(member, i):
+            member, value = step(member, *_network.at(data, i))
+            if member.rest is not None:
                 masked = _network.times(member.rest, member.params)
                 member = member._replace(params=masked)
             return member, value
 
-        def several(member: Any, *data: Any) -> Any:
-            batch = lambda i: jax.tree.map(lambda leaf: leaf[i], data)  # noqa: E731
-            turns = jnp.arange(steps) % BATCHES
-            return lax.scan(lambda m, i: one(m, batch(i)), member, turns)
+        return lax.scan(one, member, jnp.arange(steps) % BATCHES)
 
-        opt_state = jax.jit(mapped(optimizer.init))(params)
-        member = _train.Member(params, opt_state, floats)
-        run = mapped(several, (0, None, None))
+    return several
+
+
+def case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> _case.Case:
+    """One transformation, on a network alone or on several side by side."""
+    every = min(EVERY, steps)
+
+    def jitted(fn):
+        return jax.jit(_network.mapped(members, fn))
+
+    params = jitted(lambda k: _network.init(k, widths))(_network.keys(members))
+    tenth = jitted(lambda p: jax.tree.map(lambda m: m.astype(jnp.float32), _tenth(p)))
+    data = _network.batches(jax.random.key(1), BATCHES)
+
+    def contestant(name, optimizer, floats=None):
+        run = _network.mapped(members, _steps(optimizer, steps), (0, None, None))
+        member = _train.Member(params, jitted(optimizer.init)(params), floats)
         return _case.training(name, run, member, *data, steps=steps)
 
-    def agree(results: Mapping[str, Any]) -> None:
+    def agree(results):
         """Removed weights are zero, frozen ones as they were, counts exact."""
         trained = results["maskjax"][0]
         for name, layer in optim.mask_of(trained.opt_state).items():
             kept = np.asarray(layer["kernel"])
-            before, after = (
-                np.asarray(p[name]["kernel"]) for p in (params, trained.params)
-            )
+            trees = params, trained.params
+            before, after = (np.asarray(p[name]["kernel"]) for p in trees)
             one = kept.reshape(members, -1).sum(axis=1)
             assert set(one) == {round(DENSITY * before.size / members)}, name
             still = before if kind == "mask_updates" else np.zeros_like(before)
@@ -103,18 +97,13 @@ def case(kind: str, widths: tuple[int, ...], members: int, steps: int) -> _case.
             _case.close(trained.params, by_hand, rtol=1e-2, atol=1e-3)
 
     plain = optax.adam(1e-3)
-    return _case.of(
-        f"{kind} {_case.named(widths)} members={members}",
-        [
-            contestant("maskjax", _with_mask(kind, every)),
-            contestant("times floats", plain, jax.jit(tenth)(params)),
-            contestant("plain optimizer", plain),
-        ],
-        agree,
-        shape=_case.shapes(params),
-        density=DENSITY,
-        batch=_network.BATCH,
-        optimizer="adam",
-        every=every if kind in ("prune", "rigl") else None,
-        mode=f"scan of {steps}",
-    )
+    contestants = [
+        contestant("maskjax", _with_mask(kind, every)),
+        contestant("times floats", plain, tenth(params)),
+        contestant("plain optimizer", plain),
+    ]
+    name = f"{kind} {_case.named(widths)} members={members}"
+    context = {"shape": _case.shapes(params), "density": DENSITY, "optimizer": "adam"}
+    context |= {"every": every if kind in ("prune", "rigl") else None}
+    context |= {"batch": _network.BATCH, "mode": f"scan of {steps}"}
+    return _case.of(name, contestants, agree, **context)

@@ -6,7 +6,6 @@ NumPy over sorted coefficients. The limit of the exact search is to sort one par
 sums, that of the walk to write the subsets.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,17 +26,10 @@ QUICK = [(ROW, 2, 30, 10), (TARGET, 20, 1, 10), (WALK, 4, 10, 64)]
 ALONE = 100  # targets that are solved one by one
 
 
-def case(asked: str, rows: int, many: int, n: int) -> _case.Case:
-    """The exact search, or the walk."""
-    if asked == WALK:
-        return _greedy(rows, many, n)
-    return _exact(asked, rows, many, n)
-
-
 def meet(target: float, c: np.ndarray) -> float:
     """The least error of a target, by halves as one would write it down."""
 
-    def sums(c: np.ndarray) -> np.ndarray:
+    def sums(c):
         out = np.zeros(1)
         for each in c:
             out = np.concatenate([out, out + each])
@@ -52,18 +44,16 @@ def meet(target: float, c: np.ndarray) -> float:
 def two_pointers(t: jax.Array, c: jax.Array) -> jax.Array:
     """Errors [R, M] in XLA: up one part's sorted sums and down the other's."""
 
-    def sums(c: jax.Array) -> jax.Array:
+    def sums(c):
         out = jnp.zeros((len(c), 1), c.dtype)
         for each in c.T:
             out = jnp.concatenate([out, out + each[:, None]], 1)
         return jnp.sort(out)
 
-    half = c.shape[1] // 2
-
-    def row(left: jax.Array, right: jax.Array, t: jax.Array) -> jax.Array:
+    def row(left, right, t):
         a, b = len(left), len(right)
 
-        def step(_: Any, state: Any) -> Any:
+        def step(_, state):
             i, j, best = state
             off = left[jnp.minimum(i, a - 1)] + right[jnp.maximum(j, 0)] - t
             off = jnp.where((i < a) & (j >= 0), off, jnp.inf)
@@ -74,59 +64,71 @@ def two_pointers(t: jax.Array, c: jax.Array) -> jax.Array:
         worst = jnp.full(t.shape, jnp.inf, t.dtype)
         return lax.fori_loop(0, a + b - 1, step, (*start, worst))[-1]
 
+    half = c.shape[1] // 2
     return jax.vmap(row)(sums(c[:, :half]), sums(c[:, half:]), t)
 
 
-def _exact(name: str, rows: int, many: int, n: int) -> _case.Case:
-    rng = np.random.default_rng(0)
-    t, c = rng.normal(0, 0.03, (rows, many)), rng.uniform(-0.5, 0.5, (rows, n))
-    some = list(np.ndindex(rows, many))[:: max(1, t.size // ALONE)][:ALONE]
-    split = 2 ** ((n + int(np.log2(many))) // 2)
-    sums = rng.normal(size=(rows, min(split, 2**n)))
+def walk(t: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Errors [R, M] in NumPy: of sorted coefficients, each that brings nearer."""
+    left, mask = t.copy(), np.zeros((*t.shape, c.shape[1]), bool)
+    for row, order in enumerate(np.argsort(-np.abs(c), axis=1)):
+        for h in order:
+            rest = left[row] - c[row, h]
+            mask[row, :, h] = np.abs(rest) < np.abs(left[row])
+            left[row] = np.where(mask[row, :, h], rest, left[row])
+    return np.abs(left)
 
-    def alone() -> np.ndarray:
+
+def case(asked: str, rows: int, many: int, n: int) -> _case.Case:
+    """The exact search, or the walk."""
+    rng, shape = np.random.default_rng(0), (rows, many)
+    make, dtype = (_greedy, "float32") if asked == WALK else (_exact, "float64")
+    name = f"greedy, {rows * many:,} targets" if asked == WALK else f"nearest, {asked}"
+    context = {"shape": list(shape), "density": None, "coefficients": n}
+    contestants, agree = make(rng, shape, n)
+    return _case.of(f"{name}, n={n}", contestants, agree, dtype=dtype, **context)
+
+
+def _exact(rng: np.random.Generator, shape: tuple[int, int], n: int) -> tuple[Any, Any]:
+    t, c = rng.normal(0, 0.03, shape), rng.uniform(-0.5, 0.5, (shape[0], n))
+    some = list(np.ndindex(shape))[:: max(1, t.size // ALONE)][:ALONE]
+    split = 2 ** ((n + int(np.log2(shape[1]))) // 2)
+    sums = rng.normal(size=(shape[0], min(split, 2**n)))
+
+    def alone():
         return np.array([meet(t[at], c[at[0]]) for at in some])
 
     with jax.enable_x64(True):
         given = jnp.asarray(t), jnp.asarray(c)
         call, seconds = compiled(two_pointers, *given)
 
-    def agree(results: Mapping[str, Any]) -> None:
+    def agree(results):
         error = results["subset_sum.nearest"].error
         few = np.array([error[at] for at in some])
         _case.close(few, results["NumPy, one by one"], rtol=1e-7, atol=1e-15)
         _case.close(results["XLA, two pointers"], error, rtol=1e-7, atol=1e-15)
 
     every = {"steps": t.size}
-    contestants = [
+    return [
         Contestant("subset_sum.nearest", lambda: subset_sum.nearest(t, c), **every),
         Contestant("NumPy, one by one", alone, steps=len(some)),
         Contestant("XLA, two pointers", lambda: call(*given), seconds, **every),
         Contestant("sort a part's sums", lambda: np.sort(sums, axis=1), **every),
-    ]
-    return _case_of(f"nearest, {name}, n={n}", contestants, agree, t, n)
+    ], agree
 
 
-def _greedy(rows: int, many: int, n: int) -> _case.Case:
-    rng = np.random.default_rng(0)
-    sizes, signs = rng.uniform(-14, 0, (rows, n)), rng.choice([-1, 1], (rows, n))
-    c = (2.0**sizes * signs).astype(np.float32)
-    t = rng.uniform(-1, 1, (rows, many)).astype(np.float32)
+def _greedy(
+    rng: np.random.Generator, shape: tuple[int, int], n: int
+) -> tuple[Any, Any]:
+    sizes = rng.uniform(-14, 0, (shape[0], n))
+    c = np.float32(2.0**sizes * rng.choice([-1, 1], sizes.shape))
+    t = np.float32(rng.uniform(-1, 1, shape))
     given = jnp.asarray(t), jnp.asarray(c)
 
-    def write(t: jax.Array, c: jax.Array) -> jax.Array:
+    def write(t, c):
         return jnp.broadcast_to(t[..., None] > 0, (*t.shape, n))
 
-    def walk() -> np.ndarray:
-        left, mask = t.copy(), np.zeros((*t.shape, n), bool)
-        for row, order in enumerate(np.argsort(-np.abs(c), axis=1)):
-            for h in order:
-                rest = left[row] - c[row, h]
-                mask[row, :, h] = np.abs(rest) < np.abs(left[row])
-                left[row] = np.where(mask[row, :, h], rest, left[row])
-        return np.abs(left)
-
-    def agree(results: Mapping[str, Any]) -> None:
+    def agree(results):
         # In bins another order, and other subsets, as near.
         ours, theirs = results["subset_sum.greedy"].error, results["NumPy, sorted"]
         for error in (ours, theirs):
@@ -134,17 +136,8 @@ def _greedy(rows: int, many: int, n: int) -> _case.Case:
         assert np.mean(np.asarray(ours) > 1e-3) <= 0.01
 
     every = {"steps": t.size}
-    greedy = subset_sum.greedy
-    contestants = [
-        _case.contestant("subset_sum.greedy", greedy, *given, **every),
-        Contestant("NumPy, sorted", walk, **every),
+    return [
+        _case.contestant("subset_sum.greedy", subset_sum.greedy, *given, **every),
+        Contestant("NumPy, sorted", lambda: walk(t, c), **every),
         _case.contestant("write the subsets", write, *given, **every),
-    ]
-    return _case_of(f"greedy, {t.size:,} targets, n={n}", contestants, agree, t, n)
-
-
-def _case_of(
-    name: str, given: Sequence[Contestant], agree: Any, t: np.ndarray, n: int
-) -> _case.Case:
-    how = {"shape": list(t.shape), "density": None, "coefficients": n}
-    return _case.of(name, given, agree, dtype=str(t.dtype), **how)
+    ], agree

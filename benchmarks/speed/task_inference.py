@@ -6,7 +6,7 @@ JAX, and in torch where it is installed); trying every mask. The limit reads the
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,8 +20,8 @@ from maskjax import bank, superposition
 NETWORK, SMALL = (784, 300, 100, 500), (20, 12, 20)
 LABELS = 10
 # Widths, tasks, and whether a float for each entry fits into memory.
-FULL = [(NETWORK, 25, True), (NETWORK, 250, True), (NETWORK, 2500, False)]
-QUICK = [(SMALL, 20, True)]
+FULL = [(NETWORK, k, kinds) for k, kinds in packing.SIZES.items()]
+QUICK = [(SMALL, 20, packing.FLOATS)]
 METHODS = {"one_shot": "one_shot", "binary": "binary", "every mask": "exhaustive"}
 
 
@@ -33,7 +33,7 @@ def objective(weights: Any, x: jax.Array) -> jax.Array:
 def by_autodiff(weights: Any, masks: Any, x: jax.Array) -> jax.Array:
     """The derivatives by the weights of dense float masks, at their mean."""
 
-    def mixed(alphas: jax.Array) -> jax.Array:
+    def mixed(alphas):
         both = zip(weights, masks, strict=True)
         return objective([w * jnp.einsum("k,kij->ij", alphas, m) for w, m in both], x)
 
@@ -41,7 +41,7 @@ def by_autodiff(weights: Any, masks: Any, x: jax.Array) -> jax.Array:
     return jnp.argmin(jax.grad(mixed)(jnp.full(k, 1 / k)))
 
 
-def case(widths: tuple[int, ...], k: int, fits: bool) -> _case.Case:  # noqa: FBT001
+def case(widths: tuple[int, ...], k: int, kinds: str) -> _case.Case:
     """One number of tasks."""
     weights = _network.signed(widths)
     masks, packed = packing.drawn([w.shape for w in weights], k)
@@ -49,30 +49,26 @@ def case(widths: tuple[int, ...], k: int, fits: bool) -> _case.Case:  # noqa: FB
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.standard_normal((1, widths[0])), jnp.float32)
 
-    def contestant(name: str, fn: Any, *args: Any) -> Contestant:
+    def contestant(name, fn, *args):
         held = sum(leaf.nbytes for leaf in jax.tree.leaves(args))
-        return _case.contestant(
-            name, fn, *args, nbytes=lambda scratch: held + int(scratch)
-        )
+        nbytes = lambda scratch: held + int(scratch)  # noqa: E731
+        return _case.contestant(name, fn, *args, nbytes=nbytes)
 
-    def method(name: str) -> Any:
-        infer = getattr(superposition, name)
+    def method(how):
+        infer = getattr(superposition, how)
         return lambda weights, tasks, x: infer(objective, weights, tasks, x)
 
     contestants = [
         contestant(name, method(how), weights, tasks, x)
         for name, how in METHODS.items()
     ]
-    if fits:
-        floats = [m.astype(jnp.float32) for m in masks]
-        given = weights, floats, x
-        contestants += [
-            contestant("autodiff, float masks", by_autodiff, *given),
-            *_torch(*given),
-        ]
+    if kinds == packing.FLOATS:
+        given = weights, [m.astype(jnp.float32) for m in masks], x
+        contestants.append(contestant("autodiff, float masks", by_autodiff, *given))
+        contestants += list(_torch(*given))
     contestants.append(contestant("read the bits", packing.read, packed))
 
-    def agree(results: Mapping[str, Any]) -> None:
+    def agree(results):
         # Near ties fall either way in float32: the derivatives have to agree.
         uniform = jnp.full(k, 1 / k)
         slopes = superposition.gradient(objective, weights, tasks.masks, uniform, x)
@@ -83,17 +79,15 @@ def case(widths: tuple[int, ...], k: int, fits: bool) -> _case.Case:  # noqa: FB
             elif name != "read the bits":
                 assert 0 <= int(found) < k, name
 
-    return _case.of(
-        f"{_case.named(widths)} K={k}",
-        contestants,
-        agree,
-        shape=_case.shapes(weights),
-        density=0.5,
-        members=k,
-        images=1,
-        bytes_per_task=sum(leaf.nbytes for leaf in packed) / k,
-        bytes_of_float_masks=4 * k * sum(w.size for w in weights),
-    )
+    context = {
+        "shape": _case.shapes(weights),
+        "density": 0.5,
+        "members": k,
+        "images": 1,
+    }
+    context["bytes_per_task"] = sum(leaf.nbytes for leaf in packed) / k
+    context["bytes_of_float_masks"] = 4 * k * sum(w.size for w in weights)
+    return _case.of(f"{_case.named(widths)} K={k}", contestants, agree, **context)
 
 
 def _torch(weights: Any, masks: Any, x: jax.Array) -> Iterator[Contestant]:
@@ -108,7 +102,7 @@ def _torch(weights: Any, masks: Any, x: jax.Array) -> Iterator[Contestant]:
     )
     k = dense[0].shape[0]
 
-    def run() -> int:
+    def run():
         alphas = torch.full((k, 1, 1), 1 / k, requires_grad=True)
         out = image[0]
         for i, (w, m) in enumerate(zip(held, dense, strict=True)):

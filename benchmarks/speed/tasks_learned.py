@@ -5,9 +5,6 @@ a time, and a Python loop over tasks, each a compiled scan over its batches. The
 is what no mask can save: the products with the weights, forward and backward.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +24,7 @@ QUICK = [(SMALL, 1, 2), (SMALL, 3, 2)]
 OPTIMIZER = optax.rmsprop(1e-4, decay=0.99, eps=1e-8)
 
 
-def _loss(weights: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+def _bare_loss(weights, x, y):
     return _network.cross_entropy(_network.bare(weights, x), y)
 
 
@@ -36,68 +33,56 @@ def case(widths: tuple[int, ...], k: int, steps: int) -> _case.Case:
     weights = _network.signed(widths)
     xs, ys = _network.batches(jax.random.key(1), steps)
     orders = [np.random.default_rng(i).permutation(widths[0]) for i in range(k)]
-    orders = jnp.asarray(np.stack(orders))
-    key = jax.random.key(2)
+    orders, key = jnp.asarray(np.stack(orders)), jax.random.key(2)
 
-    def train(order: jax.Array, *, key: jax.Array) -> tuple[Any, jax.Array]:
-        def loss(scores: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
-            return _loss(masking.apply(weights, supsup.soft_mask(scores)), x, y)
+    def loss(scores, rest, x, y):
+        return _bare_loss(masking.apply(weights, supsup.soft_mask(scores)), x, y)
 
+    def train(order, *, key):
         step = _train.descend(loss, OPTIMIZER)
+        turn = lambda m, batch: step(m, batch[0][:, order], batch[1])  # noqa: E731
         begun = _train.begin(OPTIMIZER, supsup.init(weights, key=key))
-        member, losses = lax.scan(
-            lambda m, batch: step(m, batch[0][:, order], batch[1]), begun, (xs, ys)
-        )
+        member, losses = lax.scan(turn, begun, (xs, ys))
         return supsup.mask(member.params), losses
 
-    def learn(size: int) -> Any:
-        return lambda tasks, orders: supsup.learn(
-            train, tasks, orders, batch_size=size, key=key
-        )
+    def learn(size):
+        how = {"batch_size": size, "key": key}
+        return lambda tasks, orders: supsup.learn(train, tasks, orders, **how)
 
-    def products(orders: jax.Array) -> jax.Array:
+    @jax.vmap
+    def products(order):
         """Forward and backward through unmasked weights, which do not move."""
 
-        def one(order: jax.Array) -> jax.Array:
-            def step(total: Any, batch: Any) -> tuple[Any, None]:
-                gradients = jax.grad(_loss)(weights, batch[0][:, order], batch[1])
-                return jax.tree.map(jnp.add, total, gradients), None
+        def step(total, batch):
+            gradients = jax.grad(_bare_loss)(weights, batch[0][:, order], batch[1])
+            return jax.tree.map(jnp.add, total, gradients), None
 
-            total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, weights), (xs, ys))
-            return jnp.stack([jnp.sum(t) for t in total])
-
-        return jax.vmap(one)(orders)
+        total, _ = lax.scan(step, jax.tree.map(jnp.zeros_like, weights), (xs, ys))
+        return jnp.stack([jnp.sum(t) for t in total])
 
     empty = bank.empty(weights, capacity=k)
     alone, compile_alone = compiled(learn(k), empty, orders[:1])
 
-    def loop() -> Any:
+    def loop():
         tasks, losses = empty, []
         for i in range(k):
             tasks, values = alone(tasks, orders[i : i + 1])
             losses.append(values)
         return tasks, jnp.concatenate(losses)
 
-    def agree(results: Mapping[str, Any]) -> None:
+    def agree(results):
         ours = results["vmapped"]
         for name in ("one after the other", "a Python loop"):
             tasks, losses = results[name]
             np.testing.assert_allclose(ours[1], losses, rtol=1e-3, err_msg=name)
             assert int(ours[0].learned) == int(tasks.learned) == k
 
-    each = {"steps": k}
-    return _case.of(
-        f"{_case.named(widths)} tasks={k}",
-        [
-            _case.contestant("vmapped", learn(k), empty, orders, **each),
-            _case.contestant("one after the other", learn(1), empty, orders, **each),
-            Contestant("a Python loop", loop, compile_alone, **each),
-            _case.contestant("products only", products, orders, **each),
-        ],
-        agree,
-        shape=_case.shapes(weights),
-        density=0.5,
-        members=k,
-        steps_per_task=steps,
-        batch=_network.BATCH,
-    )
+    contestants = [
+        _case.contestant("vmapped", learn(k), empty, orders, steps=k),
+        _case.contestant("one after the other", learn(1), empty, orders, steps=k),
+        Contestant("a Python loop", loop, compile_alone, steps=k),
+        _case.contestant("products only", products, orders, steps=k),
+    ]
+    context = {"shape": _case.shapes(weights), "density": 0.5, "members": k}
+    context |= {"steps_per_task": steps, "batch": _network.BATCH}
+    return _case.of(f"{_case.named(widths)} tasks={k}", contestants, agree, **context)

@@ -9,7 +9,7 @@ weight; how errors fall with width; and what can't be made of whole neurons.
 import dataclasses
 import resource
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,7 @@ from benchmarks import _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from benchmarks.demos.strong_ticket import _pictures
-from benchmarks.demos.strong_ticket._errors import (
-    BUDGETS,
-    NEURONS,
-    errors_of,
-    missed_by_neurons,
-    slope,
-    widths_of,
-)
+from benchmarks.demos.strong_ticket import _errors, _pictures
 from maskjax import initializer
 from maskjax.theory import strong_ticket
 
@@ -48,57 +40,8 @@ SETTINGS = {
     "batch_size": BATCH_SIZE,
     "epochs": EPOCHS,
     "inputs": "from 0 to 1",
-    "budgets": BUDGETS,
+    "budgets": _errors.BUDGETS,
 }
-ROWS = {
-    "subset sums of 21 random numbers make every weight to 0.01 (Pensia et al., "
-    "784-500-10, all of MNIST: 97.19% before and after, 77,266 s, 3,725,871 of "
-    "8,337,000 kept)": "{target:.2%} before, {near[accuracy]:.2%} after, "
-    "{near[seconds]:.1f} s and {peak_gib:.1f} GiB in all; errors up to "
-    "{near[largest_error]:.1e}, {near[missed]} missed; {near[kept]:,} of "
-    "{near[size]:,} kept",
-    "few are enough": "the fewest within 0.01: {few[kept]:,} ({few_each:.2f} a weight)"
-    ", {few[accuracy]:.2%}, {few[seconds]:.1f} s",
-    "any ReLU network is in a wide enough random one, whose weights are all random": (
-        "{ways}"
-    ),
-    "the pruned network stays within the bound": "outputs off by at most {off}; "
-    "{within_bound:all|NOT all} within",
-    "errors fall as 1 / k (product), 1 / sqrt(k) (factor), exponentially (sums)": "as "
-    "k to the power {slopes[product]:.2f} (product), {slopes[factor]:.2f} (factor); by "
-    "{bits[subset_sum]:.2f} bits (subset sum) and {bits[greedy]:.2f} bits (greedy) a "
-    "neuron",
-    "whole neurons can't be a ReLU neuron, unless there are very many": f"of "
-    f"{NEURONS:,} random neurons the best {BUDGETS[-1]} found miss "
-    "{missed[greedy]:.1%} of it (learned: {missed[learned]:.1%}), ridge regression on "
-    "all {missed[ridge]:.1%}",
-}
-
-
-class Made(NamedTuple):
-    """A network made of a random one, and what that took."""
-
-    ticket: strong_ticket.Ticket
-    accuracy: float
-    seconds: float
-    measured: float
-    bound: float
-
-    def numbers(self) -> dict[str, Any]:
-        """For results.json."""
-        report = self.ticket.report
-        return {
-            "accuracy": self.accuracy,
-            "seconds": self.seconds,
-            "kept": sum(report.kept),
-            "size": sum(report.size),
-            "neurons": sum(report.neurons),
-            "largest_error": max(error.max() for error in report.error),
-            "missed": sum(int((error > TOLERANCE).sum()) for error in report.error),
-            "beyond_reach": sum(int(out.sum()) for out in report.beyond),
-            "output_error": self.measured,
-            "bound": self.bound,
-        }
 
 
 def run(context: Context) -> Outcome:
@@ -107,53 +50,48 @@ def run(context: Context) -> Outcome:
     large = data.x_train.shape[1] >= MNIST_PIXELS
     target, accuracy = _target(context, data, large=large)
     weights = sum(w.size for w in jax.tree.leaves(target))
-    made = _published(context, data, target, fresh=large or context.quick)
+    tickets, made = _published(context, data, target, fresh=large or context.quick)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ways = {} if large else _constructions(context, data, target)
-    widths, errors = widths_of(context), errors_of(context)
-    missed = missed_by_neurons(context)
-    both = {name: one.numbers() for name, one in (made | ways).items()}
+    widths, errors = _errors.widths_of(context), _errors.errors_of(context)
+    missed = _errors.missed_by_neurons(context)
+    slopes = {name: _errors.slope(name, widths[name], e) for name, e in errors.items()}
+    made |= ways
     numbers = {
         "target": accuracy,
-        "made": both,
+        "made": made,
         "peak_gib": peak,
-        "within_bound": all(x["output_error"] <= x["bound"] for x in both.values()),
+        "within_bound": all(x["output_error"] <= x["bound"] for x in made.values()),
         "error_by_width": errors,
-        "slopes": {name: slope(name, widths[name], e) for name, e in errors.items()},
+        "slopes": slopes,
         "missed_by_neurons": missed,
     }
-    filled = rows(
-        ROWS,
-        **numbers,
-        near=both["nearest"],
-        few=both["fewest"],
-        bits={name: -slope for name, slope in numbers["slopes"].items()},
-        few_each=both["fewest"]["kept"] / weights,
-        ways={
-            f"{name}, {WAYS[name]} neurons an input:": f"{both[name]['accuracy']:.2%}, "
-            f"{both[name]['kept']:,} of {both[name]['size']:,} kept"
-            for name in ways
+    kept = "{accuracy:.2%}, {kept:,} of {size:,} kept"
+    off = "{output_error:.1e} ({name}; bound {bound:.1e})"
+    found = {
+        "neurons": _errors.NEURONS,
+        "budget": _errors.BUDGETS[-1],
+        "near": made["nearest"],
+        "few": made["fewest"],
+        "few_each": made["fewest"]["kept"] / weights,
+        "bits": {name: -slope for name, slope in slopes.items()},
+        "ways": {
+            f"{name}, {WAYS[name]} neurons an input:": kept.format(**one)
+            for name, one in ways.items()
         },
-        off=", ".join(
-            f"{x['output_error']:.1e} ({name}; bound {x['bound']:.1e})"
-            for name, x in both.items()
-        ),
-        missed={n: x if n == "ridge" else x[-1] for n, x in missed.items()},
-    )
+        "off": [off.format(name=name, **one) for name, one in made.items()],
+        "missed": {n: x if n == "ridge" else x[-1] for n, x in missed.items()},
+    }
+    network = {"network": "-".join(map(str, _widths(target))), "weights": weights}
     return Outcome(
-        rows=[row for row in filled if row.measured],  # without constructions on MNIST
-        settings=SETTINGS
-        | {
-            "network": "-".join(map(str, _widths(target))),
-            "biases": "bias" in target[0],
-            "weights": weights,
-            "widths": widths,
-        },
+        # Without constructions, as on MNIST, there is nothing to say of them.
+        rows=[row for row in rows("strong_ticket", **numbers, **found) if row.measured],
+        settings=SETTINGS | network | {"biases": "bias" in target[0], "widths": widths},
         numbers=numbers,
         pictures=[
-            _pictures.draw_errors(context, errors, numbers["slopes"]),
+            _pictures.draw_errors(context, errors, slopes),
             _pictures.draw_weight(context),
-            _pictures.draw_neurons(context, target, made),
+            _pictures.draw_neurons(context, target, tickets),
             _pictures.draw_missed(context, missed),
         ],
     )
@@ -198,34 +136,32 @@ def _accuracy(logits: Any, data: Data) -> float:
 
 def _published(
     context: Context, data: Data, target: Any, *, fresh: bool
-) -> dict[str, Made]:
+) -> tuple[dict[str, strong_ticket.Ticket], dict[str, Any]]:
     """Weights out of 21 coefficients, from the least to the largest weight."""
     leaves = jax.tree.leaves(target)
-    low = min(float(w.min()) for w in leaves)
-    high = max(float(w.max()) for w in leaves)
-    wide = {"inner": jax.nn.initializers.ones, "outer": initializer.uniform(low, high)}
+    ends = float(min(w.min() for w in leaves)), float(max(w.max() for w in leaves))
+    wide = {"inner": jax.nn.initializers.ones, "outer": initializer.uniform(*ends)}
     # An unlucky draw may miss a weight, which is then said below.
-    how = {"construction": "subset_sum", "tolerance": TOLERANCE, "misses": "report"}
-    runs = {"nearest": (True, how), "fewest": (True, how | {"fewest": True})}
+    how = {"construction": "subset_sum", "tolerance": TOLERANCE}
+    runs = {"nearest": (True, {}), "fewest": (True, {"fewest": True})}
     if fresh:
-        runs["nearest, a set for each weight"] = (False, how)
-    found = {}
+        runs["nearest, a set for each weight"] = (False, {})
+    tickets, found = {}, {}
     for name in context.track("strong_ticket: subset sums", runs):
-        shared, how = runs[name]
+        shared, more = runs[name]
         params = _draw(target, COEFFICIENTS, shared=shared, **wide)
-        found[name] = _make(data, target, params, **how)
-    return found
+        tickets[name], found[name] = _make(data, target, params, **how, **more)
+    return tickets, found
 
 
-def _constructions(context: Context, data: Data, target: Any) -> dict[str, Made]:
+def _constructions(context: Context, data: Data, target: Any) -> dict[str, Any]:
     """The four ways, out of networks with all weights random."""
     found = {}
     for name in context.track("strong_ticket: constructions", WAYS):
         sizes = {"log": name == "greedy"}  # of every size, where it walks
         drawn = {"inner": _uniform(), "outer": _uniform(RANGE, **sizes)}
         params = _draw(target, WAYS[name], **drawn)
-        how = {"construction": name, "misses": "report"}
-        found[name] = _make(data, target, params, **how)
+        found[name] = _make(data, target, params, construction=name)[1]
     return found
 
 
@@ -245,15 +181,15 @@ def _uniform(most: float = 1.0, *, log: bool = False) -> initializer.Initializer
 
 
 def _draw(target: Any, k: int, **how: Any) -> Any:
-    return strong_ticket.init(
-        _widths(target), k=k, bias="bias" in target[0], key=jax.random.key(0), **how
-    )
+    how |= {"k": k, "bias": "bias" in target[0], "key": jax.random.key(0)}
+    return strong_ticket.init(_widths(target), **how)
 
 
-def _make(data: Data, target: Any, params: Any, **how: Any) -> Made:
-    """Prune to the target, and see what the pruned network says of the test images."""
+def _make(data: Data, target: Any, params: Any, **how: Any) -> tuple[Any, Any]:
+    """The ticket of a target, and numbers on it and what it says of the test images."""
+    how |= {"nonnegative": True, "misses": "report"}
     began = time.perf_counter()
-    ticket = strong_ticket.prune(params, target, nonnegative=True, **how)
+    ticket = strong_ticket.prune(params, target, **how)
     seconds = time.perf_counter() - began
     said = _said(ticket, data.x_test)
     with jax.enable_x64(True):  # so that rounding does not count as error
@@ -261,14 +197,19 @@ def _make(data: Data, target: Any, params: Any, **how: Any) -> Made:
         images = np.float64(data.x_test)
         off = _said(dataclasses.replace(ticket, params=double[0]), images)
         off = off - np.asarray(strong_ticket.forward(double[1], images))
-    radius = float(np.linalg.norm(images, axis=1).max())
-    return Made(
-        ticket,
-        _accuracy(said, data),
-        seconds,
-        float(np.linalg.norm(off, axis=1).max()),
-        strong_ticket.bound(target, ticket.report.error, radius=radius)[-1],
-    )
+    report, radius = ticket.report, float(np.linalg.norm(images, axis=1).max())
+    return ticket, {
+        "accuracy": _accuracy(said, data),
+        "seconds": seconds,
+        "kept": sum(report.kept),
+        "size": sum(report.size),
+        "neurons": sum(report.neurons),
+        "largest_error": max(error.max() for error in report.error),
+        "missed": sum(int((error > TOLERANCE).sum()) for error in report.error),
+        "beyond_reach": sum(int(out.sum()) for out in report.beyond),
+        "output_error": float(np.linalg.norm(off, axis=1).max()),
+        "bound": strong_ticket.bound(target, report.error, radius=radius)[-1],
+    }
 
 
 def _said(ticket: strong_ticket.Ticket, x: np.ndarray) -> np.ndarray:
@@ -279,8 +220,5 @@ def _said(ticket: strong_ticket.Ticket, x: np.ndarray) -> np.ndarray:
     return np.concatenate([predict(ticket, part) for part in parts])
 
 
-DEMO = Demo(
-    "strong_ticket",
-    "The strong lottery ticket, constructed (Malach et al., Pensia et al., 2020)",
-    run,
-)
+TITLE = "The strong lottery ticket, constructed (Malach et al., Pensia et al., 2020)"
+DEMO = Demo("strong_ticket", TITLE, run)

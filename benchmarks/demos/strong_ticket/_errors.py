@@ -96,10 +96,8 @@ def _miss(outputs: jax.Array, y: jax.Array, *, find: str, budget: int) -> jax.Ar
     if find == "greedy":
         found = neuron.greedy(*half, budget=budget)
     elif find == "learned":
-        optimizer, key = optax.adam(0.05), jax.random.key(0)
-        found = neuron.learned(
-            *half, budget=budget, optimizer=optimizer, steps=200, key=key
-        )
+        how = {"optimizer": optax.adam(0.05), "steps": 200, "key": jax.random.key(0)}
+        found = neuron.learned(*half, budget=budget, **how)
     else:  # of the first few all weights are free
         some = half[0].at[:, budget:].set(0)
         found = neuron.ridge(some, half[1], penalty=1e-4)

@@ -1,98 +1,87 @@
 """Its pictures."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import _pictures
 from benchmarks._registry import Context
-from benchmarks.demos.strong_ticket._errors import (
-    BUDGETS,
-    DIMENSIONS,
-    FINDS,
-    LABELS,
-    NEURONS,
-    block,
-    is_sum,
-    widths_of,
-)
+from benchmarks.demos.strong_ticket import _errors
+from benchmarks.demos.strong_ticket._errors import LABELS
 from maskjax.theory import gadget
 
 
 def draw_errors(
     context: Context, errors: dict[str, np.ndarray], slopes: dict[str, np.ndarray]
 ) -> str:
-    drawn = Figure(figsize=(11, 4.5), layout="constrained")
-    powers, bits = drawn.subplots(1, 2)
-    for name, values in errors.items():
-        axes, unit = (bits, "bits a neuron") if is_sum(name) else (powers, "power")
-        label = f"{LABELS[name]} ({unit}: {slopes[name].mean():.2f})"
-        _pictures.band(axes, widths_of(context)[name], values, label)
-    powers.set(xscale="log", ylabel="mean error of weights in [-1/2, 1/2]")
-    bits.set(ylabel="median error of weights in [-1/2, 1/2]")
-    for axes in (powers, bits):
-        axes.set(yscale="log", xlabel="k, neurons in a block (half of them fire)")
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend()
-    return _pictures.save(drawn, context.out / "strong_ticket_errors.png")
+    drawn, panels = _pictures.page(columns=2, size=(11, 4.5))
+    kinds = ("mean", "power", "log"), ("median", "bits a neuron", "linear")
+    for i, (axes, (what, unit, scale)) in enumerate(zip(panels, kinds, strict=True)):
+        x, found = {}, {}
+        for name in errors:
+            if _errors.is_sum(name) == bool(i):
+                label = f"{LABELS[name]} ({unit}: {slopes[name].mean():.2f})"
+                x[label] = _errors.widths_of(context)[name]
+                found[label] = errors[name]
+        how = {"xlabel": "k, neurons in a block (half of them fire)"}
+        how["ylabel"] = f"{what} error of weights in [-1/2, 1/2]"
+        _pictures.curves(axes, x, found, xscale=scale, yscale="log", **how)
+    return _pictures.save(drawn, context, "strong_ticket_errors")
 
 
-def draw_weight(context: Context) -> str:
+def draw_weight(context: Context, w: float = 0.35) -> str:
     """The neurons that become one weight, in the plane of their two weights."""
     rng = np.random.default_rng(3)
-    drawn = Figure(figsize=(12, 3.4), layout="constrained")
-    panels: Sequence[Axes] = drawn.subplots(1, 4, sharey=True)
+    drawn, panels = _pictures.page(columns=4, size=(12, 3.4), sharey=True)
+    line = np.linspace(w, 1, 50)
     for name, axes in zip(LABELS, panels, strict=True):
-        v, u, _ = block(rng, name, 40, 1, 1)
-        w = 0.35
+        v, u, _ = _errors.block(rng, name, 40, 1, 1)
         mask = gadget.choose(v, u, jnp.full((1, 1), w), construction=name)[0, :, 0]
         v, u = np.asarray(v[0]), np.asarray(u[0, :, 0])
         error = max(abs(v[side & mask] @ u[side & mask] - w) for side in (v > 0, v < 0))
         axes.scatter(v[~mask], u[~mask], s=12, color="lightgray", label="removed")
         axes.scatter(v[mask], u[mask], s=30, color="tab:blue", label="kept")
-        line = np.linspace(w, 1, 50)
         for sign in (1, -1):
             axes.plot(sign * line, sign * w / line, "k:", linewidth=1)
         axes.set(title=f"{name}: off by {error:.1e}", xlabel="v, from the input")
     panels[0].set(ylabel="u, to the output")
     panels[0].legend(loc="lower right")
-    drawn.suptitle("one weight of 0.35: on the dotted line u v = 0.35")
-    return _pictures.save(drawn, context.out / "strong_ticket_weight.png")
+    drawn.suptitle(f"one weight of {w}: on the dotted line u v = {w}")
+    return _pictures.save(drawn, context, "strong_ticket_weight")
 
 
-def draw_neurons(context: Context, target: Any, made: dict[str, Any]) -> str:
+def draw_neurons(context: Context, target: Any, tickets: dict[str, Any]) -> str:
     """Which neurons of each pixel's block one hidden unit keeps."""
-    shape = context.data.shape
-    pixels = shape[0] * shape[1]
-    kernel = np.asarray(target[0]["kernel"])
+    kernel, shape = np.asarray(target[0]["kernel"]), context.data.shape
     unit = int(np.linalg.norm(kernel, axis=0).argmax())
     drawn = Figure(figsize=(11, 5), layout="constrained")
     left, right = drawn.subfigures(1, 2, width_ratios=(1, 1.5))
-    title = "a hidden unit's weights"
-    _pictures.heat(left, kernel[:, unit].reshape(shape), title, "weight of a pixel")
+    image, title = kernel[:, unit].reshape(shape), "a hidden unit's weights"
+    _pictures.heat(left, image, "weight of a pixel", title=title)
     panels = right.subplots(1, 2, sharey=True)
     for name, axes in zip(("nearest", "fewest"), panels, strict=True):
-        mask = np.asarray(made[name].ticket.mask[0]["outer"])[:pixels, :, unit]
-        axes.imshow(mask, cmap="Blues", vmax=1.2, aspect="auto", interpolation="none")
+        mask = np.asarray(tickets[name].mask[0]["outer"])[: len(kernel), :, unit]
+        axes.imshow(mask, **_pictures.BINARY, aspect="auto", interpolation="none")
         axes.set(title=f"{name}: {mask.sum():,} kept", xlabel="neuron of the block")
     panels[0].set(ylabel="pixel")
     right.suptitle("the neurons that make them (dark)")
-    return _pictures.save(drawn, context.out / "strong_ticket_neurons.png")
+    return _pictures.save(drawn, context, "strong_ticket_neurons")
 
 
 def draw_missed(context: Context, missed: dict[str, np.ndarray]) -> str:
-    drawn, axes = _pictures.figure(
-        f"One ReLU neuron of {DIMENSIONS} inputs, of {NEURONS:,} random neurons"
+    title = f"One ReLU neuron of {_errors.DIMENSIONS} inputs, of {_errors.NEURONS:,} "
+    labels = {name: name for name in _errors.FINDS}
+    labels["regression"] = "the first few, by regression"
+    how = {"xlabel": "neurons kept", "xscale": "log", "yscale": "log"}
+    how["ylabel"] = "squared error on new inputs, as a fraction"
+    return _pictures.plot(
+        context,
+        "strong_ticket_missed",
+        f"{title}random neurons",
+        _errors.BUDGETS,
+        {label: missed[name] for name, label in labels.items()},
+        levels={"all, by regression": missed["ridge"]},
+        **how,
     )
-    for name in FINDS:
-        label = "the first few, by regression" if name == "regression" else name
-        _pictures.band(axes, BUDGETS, missed[name], label)
-    axes.axhline(missed["ridge"].mean(), color="k", ls=":", label="all, by regression")
-    axes.set(xscale="log", yscale="log", xlabel="neurons kept")
-    axes.set_ylabel("squared error on new inputs, as a fraction")
-    axes.legend()
-    return _pictures.save(drawn, context.out / "strong_ticket_missed.png")

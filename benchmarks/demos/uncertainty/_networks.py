@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _members, _shift, _train
@@ -21,34 +20,21 @@ RATE = 0.5
 EPOCHS = {"mnist": (10, 5, 20), "digits": (10, 10, 40)}
 BATCH_SIZES = {"mnist": (64, 128, 128), "digits": (64, 64, 64)}
 ANGLES = tuple(range(0, 91, 15))
-TURNED = ("turned_nll", "turned_ece")
 ELSEWHERE = 2_000  # at most so many images that are turned, or unknown
 VALIDATION_SHARE = 0.1
 TEMPERED = "one network, temperature fitted"
 
 
 class Problem(NamedTuple):
-    """Images as rows, scaled.
+    """Images as rows, scaled."""
 
-    Attributes:
-        x: To learn.
-        y: Their labels.
-        validation: Images and labels to fit temperatures to.
-        test: Images and labels.
-        turned: [A * N, D], of the first N of the test.
-        unknown: Of no class that is learned.
-        what: What these are.
-        widths: Of the layers.
-        training: How networks are trained.
-    """
-
-    x: jax.Array
-    y: jax.Array
-    validation: tuple[jax.Array, jax.Array]
-    test: tuple[jax.Array, jax.Array]
-    turned: jax.Array
-    unknown: jax.Array
-    what: str
+    x: np.ndarray  # to learn
+    y: np.ndarray
+    validation: tuple[np.ndarray, np.ndarray]  # to fit temperatures to
+    test: tuple[np.ndarray, np.ndarray]
+    turned: np.ndarray  # [A * N, D], of the first N of the test
+    unknown: np.ndarray  # of no class that is learned
+    what: str  # these are
     widths: tuple[int, ...]
     training: Training
 
@@ -56,9 +42,9 @@ class Problem(NamedTuple):
 class Told(NamedTuple):
     """Probabilities [M, S, N, C] of members, for each part of a problem."""
 
-    test: jax.Array
-    turned: jax.Array
-    unknown: jax.Array
+    test: np.ndarray
+    turned: np.ndarray
+    unknown: np.ndarray
 
 
 def problem_of(context: Context) -> Problem:
@@ -76,19 +62,19 @@ def problem_of(context: Context) -> Problem:
     unknown = unknown[rng.permutation(len(unknown))[:ELSEWHERE]]
     mean, deviation = data.x_train.mean(), data.x_train.std()
 
-    def rows(images: np.ndarray) -> jax.Array:
+    def rows(images: np.ndarray) -> np.ndarray:
         scaled = (images - mean) / deviation
-        return jnp.asarray(scaled.reshape(-1, images.shape[-2] * images.shape[-1]))
+        return scaled.reshape(-1, images.shape[-2] * images.shape[-1])
 
     held = round(VALIDATION_SHARE * len(data.x_train))
-    x, y = rows(data.x_train), jnp.asarray(data.y_train)
+    x, y = rows(data.x_train), data.y_train
     kind = "mnist" if large else "digits"
     how = (context.pick(each[kind]) for each in (EPOCHS, BATCH_SIZES))
     return Problem(
         x[:-held],
         y[:-held],
         (x[-held:], y[-held:]),
-        (rows(data.x_test), jnp.asarray(data.y_test)),
+        (rows(data.x_test), data.y_test),
         rows(_shift.rotations(data.x_test[:ELSEWHERE], ANGLES)),
         rows(unknown),
         what,
@@ -123,13 +109,10 @@ def learned(problem: Problem, way: str, others: dict[str, Any]) -> Any:
         params, rows = jax.tree.map(lambda leaf: leaf[::NETWORKS], (params, rows))
     fit = functools.partial(_members.fit, way, problem.training, _train.cross_entropy)
     # One network at a time: kernels are large enough, and it compiles sooner.
-    train = functools.partial(deep_ensemble.train, fit, batch_size=1)
-    trained = jax.jit(lambda begun, x, y, keys: train(begun, x, y, keys=keys))(
-        ({"params": params, "masks": every}, jnp.asarray(rows)),
-        problem.x,
-        problem.y,
-        jax.random.split(jax.random.key(1), len(rows)),
-    )
+    train = jax.jit(functools.partial(deep_ensemble.train, fit, batch_size=1))
+    begun = {"params": params, "masks": every}, rows
+    keys = jax.random.split(jax.random.key(1), len(rows))
+    trained = train(begun, problem.x, problem.y, keys=keys)
     if way != ENSEMBLE:
         return trained
     apart = lambda leaf: leaf.reshape(SEEDS, NETWORKS, *leaf.shape[1:])  # noqa: E731
@@ -141,24 +124,40 @@ def asked(problem: Problem, way: str, variables: Any) -> np.ndarray:
     parts = problem.validation[0], problem.test[0], problem.turned, problem.unknown
     keys = jax.random.split(jax.random.key(2), SEEDS)
 
-    def seed(each: Any, x: jax.Array) -> jax.Array:
-        variables, key = each
-        return _members.ask(way, variables, x, rate=RATE, key=key)
+    @jax.jit
+    def ask(each: Any, x: jax.Array) -> jax.Array:
+        def seed(one: Any) -> jax.Array:
+            return _members.ask(way, one[0], x, rate=RATE, key=one[1])
 
-    ask = jax.jit(lambda each, x: jax.lax.map(lambda one: seed(one, x), each))
-    return np.moveaxis(np.asarray(ask((variables, keys), jnp.concatenate(parts))), 0, 1)
+        return jax.lax.map(seed, each)
+
+    return np.moveaxis(np.asarray(ask((variables, keys), np.concatenate(parts))), 0, 1)
+
+
+@jax.jit
+def mean(probs: jax.Array) -> jax.Array:
+    """What members say on average."""
+    return probs.mean(0)
+
+
+def with_unknown(problem: Problem, told: Told) -> tuple[np.ndarray, ...]:
+    """Mean probabilities: of the test, with the unknown; and which are not right."""
+    test, unknown = np.asarray(mean(told.test)), np.asarray(mean(told.unknown))
+    wrong = test.argmax(-1) != problem.test[1]
+    gone = np.concatenate([wrong, np.ones(unknown.shape[:2], bool)], axis=1)
+    return test, np.concatenate([test, unknown], axis=1), gone
 
 
 def told_by(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Told], Any]:
     """Probabilities, and the temperatures [S] that are fitted to one network."""
     held = len(problem.validation[0])
     ends = np.cumsum([len(problem.test[0]), len(problem.turned)])
-    mine = jnp.asarray(logits[SINGLE])
-    fitted = metrics.temperature(mine[0, :, :held], problem.validation[1])
+    mine = logits[SINGLE]
+    fitted = np.asarray(metrics.temperature(mine[0, :, :held], problem.validation[1]))
     tempered = {TEMPERED: mine / fitted[:, None, None]}
     order = {SINGLE: logits[SINGLE]} | tempered | logits
     softmax = jax.jit(jax.nn.softmax)
     return {
-        way: Told(*jnp.split(softmax(jnp.asarray(each[:, :, held:])), ends, axis=2))
+        way: Told(*np.split(np.asarray(softmax(each[:, :, held:])), ends, axis=2))
         for way, each in order.items()
-    }, np.asarray(fitted)
+    }, fitted
