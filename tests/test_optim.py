@@ -680,6 +680,7 @@ def test_masks_that_do_not_fit_are_refused(make):
     soft = {"a": {"kernel": np.ones((6, 8), "f4"), "bias": None}, "b": none}
     match = name + "every leaf of `mask` to be a boolean"
     refusal(TypeError, match, make(soft).init, params)
+    refusal(TypeError, match + r"(.|\n)*str 'a'", make("a").init, params)
     tx, few = make(half(params)), {"kernel": np.ones((2, 2), "f4"), "bias": None}
     match = r"b/kernel: (mask \(8, 4\), )?updates \(2, 2\)"
     wrong = {"a": params["a"], "b": few}

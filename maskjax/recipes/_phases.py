@@ -33,6 +33,8 @@ def roles(
     heads = [False] * len(weights)
     if head is not None:
         heads = checks.chosen(params, head, fn=fn, name="head")
+    if statistics is not None:
+        checks.predicate(statistics, fn=fn, name="statistics")
     shared, own = [], []
     for (path, w), weight, mine in zip(
         trees.named_leaves(params), weights, heads, strict=True

@@ -181,12 +181,14 @@ def learn(
             raise TypeError(
                 f"`{fn}` needs `train` to return (mask, metrics), got {got}."
             )
-        return packing.pack(result[0]), result[1]  # 3.
+        with blame.instead_of("maskjax.packing.pack", fn):
+            return packing.pack(result[0]), result[1]  # 3.
 
     def all_of(bank: MaskBank) -> tuple[MaskBank, Any]:
         numbers = bank.learned + jnp.arange(many, dtype=jnp.int32)
         masks, metrics = stacking.map(one, (tasks, numbers), batch_size=batch_size)
-        return extend(bank, masks), metrics
+        with blame.instead_of("maskjax.bank.extend", fn):
+            return extend(bank, masks), metrics
 
     jax.eval_shape(all_of, bank)  # raises before anything is trained
     return all_of(bank)

@@ -572,6 +572,10 @@ def test_bad_arguments_are_refused():
         ValueError, match="prune` needs weights that are not of the `head`"
     ):
         pacnet.prune(params, head=where.kernels)
+    with pytest.raises(
+        TypeError, match=r"pacnet\.prune` needs `statistics` as a funct"
+    ):
+        pacnet.prune(params, statistics="mean")
     with pytest.raises(TypeError, match="(?s)prune` needs.*floating.*n: int"):
         pacnet.prune({"n": np.ones((2, 2), int)}, where=where.everything)
     pruned, *_ = shaped(params)

@@ -271,9 +271,13 @@ def test_bad_tasks_are_errors_before_anything_is_trained():
     pair = fn + r"`train` to return \(mask, metrics\), got NoneType"
     refused(TypeError, pair, train=lambda task, *, key: None)
     other = {**every, "a": np.ones((2, 2), bool)}
-    misfit = r"a: bank \(24, 48\), mask \(2, 2\)"
+    misfit = r"(?s)" + fn + r".*a: bank \(24, 48\), mask \(2, 2\)"
     refused(ValueError, misfit, train=lambda task, *, key: (other, task))
-    refused(TypeError, "a: float32", train=lambda task, *, key: (WEIGHTS, task))
+    refused(
+        TypeError,
+        "(?s)" + fn + ".*a: float32",
+        train=lambda task, *, key: (WEIGHTS, task),
+    )
     refused(ValueError, "`batch_size` of at least 1", batch_size=0)
     refused(TypeError, fn + "`key` as a typed key", key=0)
     stack = {n: m[None] for n, m in every.items()}
