@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
@@ -42,7 +43,13 @@ def run(context: Context) -> Outcome:
     accuracy = _train.accuracy_of(_lenet.masked_logits, data.x_test, data.y_test)
     scores_of = jax.jit(jax.vmap(_scores, (0, None, None)))
     select_by = functools.partial(_masks, pixels=x.shape[1], rounds=rounds)
-    masks_of = jax.jit(jax.vmap(select_by, (0, 0, None, 0)))
+
+    @jax.jit
+    def masks_of(scores: Any, params: Any, density: jax.Array) -> dict[str, Any]:
+        found = jax.vmap(select_by, (0, 0, None))(scores, params, density)
+        # Random bits for several keys at once would take twice as long to compile.
+        found["random"] = lax.map(lambda one: _random(*one, density), (params, keys))
+        return found
 
     def trained(name: str, params: Any, masks: Any) -> tuple[Any, np.ndarray]:
         track = context.track(f"criteria: {name}", epochs)
@@ -54,17 +61,16 @@ def run(context: Context) -> Outcome:
     after, kept, before = {n: [] for n in NAMES}, {n: [] for n in NAMES}, {}
     scores = scores_of(trainees.params, x, y)
     for density in context.track("criteria: masks after training", DENSITIES):
-        masks = masks_of(scores, trainees.params, jnp.float32(density), keys)
+        masks = masks_of(scores, trainees.params, jnp.float32(density))
         for name in NAMES:
             after[name].append(accuracy(trainees._replace(rest=masks[name])))
             kept[name].append(_first_density(masks[name]))
     scores = scores_of(params, x, y)
     for density in AT_START:
-        masks = masks_of(scores, params, jnp.float32(density), keys)
+        masks = masks_of(scores, params, jnp.float32(density))
         every = _joined([params] * len(NAMES)), _joined([masks[n] for n in NAMES])
         _, found = trained(f"density {density:g}", *every)
-        split = np.split(found, len(NAMES))
-        before[f"{density:g}"] = dict(zip(NAMES, split, strict=True))
+        before[f"{density:g}"] = dict(zip(NAMES, found.reshape(-1, seeds), strict=True))
 
     after = {name: np.stack(found) for name, found in after.items()}
     at20 = {name: found[DENSITIES.index(0.2)] for name, found in after.items()}
@@ -118,10 +124,15 @@ def _scores(params: Any, x: jax.Array, y: jax.Array) -> dict[str, Any]:
     }
 
 
+def _random(params: Any, key: jax.Array, density: jax.Array) -> Any:
+    shares = allocation.erk(params, density=density)
+    return select.random(params, density=shares, key=key)
+
+
 def _masks(
-    scores: Any, params: Any, density: Any, key: jax.Array, *, pixels: int, rounds: int
+    scores: Any, params: Any, density: Any, *, pixels: int, rounds: int
 ) -> dict[str, Any]:
-    """The mask of every criterion."""
+    """The mask of every criterion but chance."""
     by_output = jax.vmap(
         lambda s: select.top_k({"": s}, density=density)[""], in_axes=-1, out_axes=-1
     )
@@ -135,9 +146,6 @@ def _masks(
     return found | {
         "synflow": select.iterative_top_k(synflow, params, **how),
         "wanda": jax.tree.map(by_output, scores["wanda"]),
-        "random": select.random(
-            params, density=allocation.erk(params, density=density), key=key
-        ),
     }
 
 

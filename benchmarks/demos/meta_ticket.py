@@ -6,6 +6,7 @@ seen, and images of five new classes, of which one or five are. The classes are 
 and their quarter turns, or characters of Omniglot (`--omniglot`), with longer training.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -232,8 +233,8 @@ def _meta_train(
     """Weights and a mask, or `None`, from tasks that are drawn afresh at every step."""
     scores = thresholds = trained = None
     if method.masked is not None:
-        init = meta_ticket.init(weights, where=method.masked, key=jax.random.key(2))
-        scores, thresholds = init
+        init = jax.jit(functools.partial(meta_ticket.init, where=method.masked))
+        scores, thresholds = init(weights, key=jax.random.key(2))
     if method.trained is not None:
         chosen = masking.everything(weights, where=method.trained)
         trained = jax.tree.map(lambda w, m: None if m is None else w, weights, chosen)

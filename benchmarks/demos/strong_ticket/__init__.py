@@ -40,7 +40,6 @@ SETTINGS = {
     "batch_size": BATCH_SIZE,
     "epochs": EPOCHS,
     "inputs": "from 0 to 1",
-    "budgets": _errors.BUDGETS,
 }
 
 
@@ -83,6 +82,7 @@ def run(context: Context) -> Outcome:
         "missed": {n: x if n == "ridge" else x[-1] for n, x in missed.items()},
     }
     network = {"network": "-".join(map(str, _widths(target))), "weights": weights}
+    network |= {"budgets": _errors.budgets_of(context)}
     return Outcome(
         # Without constructions, as on MNIST, there is nothing to say of them.
         rows=[row for row in rows("strong_ticket", **numbers, **found) if row.measured],

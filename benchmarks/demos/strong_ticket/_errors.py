@@ -34,6 +34,11 @@ def widths_of(context: Context) -> dict[str, tuple[int, ...]]:
     return {name: ks[:: context.pick((1, 2, 1))] for name, ks in WIDTHS.items()}
 
 
+def budgets_of(context: Context) -> tuple[int, ...]:
+    """How many neurons may be kept; by default the fewest and the most."""
+    return BUDGETS[:: context.pick((1, 2, 1))]
+
+
 def errors_of(context: Context) -> dict[str, np.ndarray]:
     """Mean errors of weights in [-1/2, 1/2] by width, [X, S], inputs not negative."""
     rng, seeds = np.random.default_rng(0), context.pick(ERROR_SEEDS)
@@ -72,8 +77,8 @@ def slope(name: str, ks: tuple[int, ...], errors: np.ndarray) -> np.ndarray:
 
 def missed_by_neurons(context: Context) -> dict[str, np.ndarray]:
     """What neuron subnetworks miss of a ReLU neuron on new inputs, [budgets, S]."""
-    seeds = context.pick(NEURON_SEEDS)
-    found = {name: np.zeros((len(BUDGETS), seeds)) for name in FINDS}
+    seeds, budgets = context.pick(NEURON_SEEDS), budgets_of(context)
+    found = {name: np.zeros((len(budgets), seeds)) for name in FINDS}
     found["ridge"] = np.zeros(seeds)
     rng = np.random.default_rng(0)
     for seed in context.track("strong_ticket: whole neurons", seeds):
@@ -83,7 +88,7 @@ def missed_by_neurons(context: Context) -> dict[str, np.ndarray]:
         outputs = np.maximum(x @ inner, 0) * rng.uniform(-1, 1, NEURONS)
         given = jnp.float32(outputs), jnp.float32(y)
         found["ridge"][seed] = _miss(*given, find="regression", budget=NEURONS)
-        for i, budget in enumerate(BUDGETS):
+        for i, budget in enumerate(budgets):
             for find in FINDS:
                 found[find][i, seed] = _miss(*given, find=find, budget=budget)
     return found

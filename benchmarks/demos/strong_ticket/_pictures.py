@@ -80,7 +80,7 @@ def draw_missed(context: Context, missed: dict[str, np.ndarray]) -> str:
         context,
         "strong_ticket_missed",
         f"{title}random neurons",
-        _errors.BUDGETS,
+        _errors.budgets_of(context),
         {label: missed[name] for name, label in labels.items()},
         levels={"all, by regression": missed["ridge"]},
         **how,

@@ -28,10 +28,10 @@ from benchmarks.speed import _case
 from maskjax import metrics
 from maskjax.recipes import deep_ensemble, masksembles
 
-NUMBERS = tuple(_members.Training(epochs, 32, 1e-2, 0.1) for epochs in (10, 10, 40))
-CURVE = tuple(_members.Training(epochs, 20, 1e-2, 0.1) for epochs in (100, 200, 1_000))
+NUMBERS = tuple(_members.Training(epochs, 32, 1e-2, 0.1) for epochs in (10, 6, 40))
+CURVE = tuple(_members.Training(epochs, 20, 1e-2, 0.1) for epochs in (100, 100, 1_000))
 SPLITS = 3, 3, 10
-RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 0.5), (30, 2)))
+RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 0.2), (30, 2)))
 TOLD = (0, 30, 60)  # of these, in the table
 LAYERED = f"{MASKSEMBLES}, as layers"
 SETTINGS = {

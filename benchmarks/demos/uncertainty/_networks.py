@@ -17,7 +17,7 @@ HIDDEN = {"mnist": (200, 200, 200), "digits": (100, 100, 100)}
 # What MC-dropout drops: as Gal & Ghahramani do on MNIST, and about what a member of
 # Masksembles lacks.
 RATE = 0.5
-EPOCHS = {"mnist": (10, 5, 20), "digits": (10, 10, 40)}
+EPOCHS = {"mnist": (10, 5, 20), "digits": (10, 6, 40)}
 BATCH_SIZES = {"mnist": (64, 128, 128), "digits": (64, 64, 64)}
 ANGLES = tuple(range(0, 91, 15))
 ELSEWHERE = 2_000  # at most so many images that are turned, or unknown
