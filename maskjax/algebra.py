@@ -152,14 +152,16 @@ def density(m: Mask, params: Params | None = None) -> Array:
 
     Args:
         m: A mask.
-        params: As in `count`.
+        params: The parameters it is for. If given, shared decisions count once for each
+            parameter that they decide on.
 
     Returns:
         A float32 scalar in [0, 1]; nan if the mask covers nothing.
 
     Raises:
-        TypeError: As in `count`.
-        ValueError: As in `count`.
+        TypeError: If a leaf is neither boolean nor packed.
+        ValueError: If the mask does not fit `params`, or there are 2**31 entries or
+            more and `jax_enable_x64` is off.
 
     Example:
         >>> print(algebra.density({"w": jnp.array([True, False]), "b": None}))

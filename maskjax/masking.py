@@ -1,4 +1,4 @@
-"""Masks onto parameters.
+"""Apply masks to parameters.
 
 >>> params = {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.array([3.0, 4.0])}
 >>> mask = {"kernel": jnp.array([[True, False]]), "bias": None}
@@ -23,27 +23,27 @@ __all__ = ["apply", "everything", "rescale"]
 
 
 def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> Params:
-    """The parameters with what the mask removes set to zero, or to `fill`.
+    """The parameters with removed entries set to 0, or to `fill`.
 
     Boolean leaves select and never multiply: a removed entry is exactly 0 even where
-    the parameter is inf or nan, and its gradient is exactly 0. Floating leaves
-    multiply, `m * params + (1 - m) * fill`, so that gradients reach them.
+    the parameter is inf or nan, and its gradient is exactly 0. Floating leaves (soft
+    masks) multiply, `m * params + (1 - m) * fill`, so gradients reach them.
 
     Args:
         params: Tree of arrays.
-        mask: A mask of the same structure: True keeps. A leaf is `None` (the parameter
-            is returned as it is), boolean, floating, or packed; each of its axes is the
-            parameter's or 1.
-        fill: A tree like `params` that supplies the removed entries, or `None` for 0,
-            as may be its leaves. Where the mask is `None` it is not used.
+        mask: A mask of the same structure: True keeps. A leaf is boolean, floating,
+            packed, or `None`; each of its axes is the parameter's or 1. For `None` the
+            parameter is passed through, uncopied.
+        fill: A tree like `params` with the values of removed entries. `None` means 0,
+            for the tree or for a leaf. It is not used where the mask is `None`.
 
     Returns:
         A tree like `params`, of the same dtypes.
 
     Raises:
         TypeError: If a leaf of the mask is neither boolean nor floating.
-        ValueError: If the mask or `fill` does not fit `params`; every offending leaf is
-            named.
+        ValueError: If the mask or `fill` does not fit `params`; the message lists every
+            bad leaf.
 
     Example:
         >>> params = {"w": jnp.array([[1.0, jnp.nan], [3.0, 4.0]])}
@@ -69,7 +69,7 @@ def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> 
 
 
 def everything(params: Params, *, where: Predicate = kernels) -> Mask:
-    """The mask that keeps everything.
+    """A mask that keeps everything.
 
     Args:
         params: Tree of arrays.
@@ -93,25 +93,27 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
 def rescale(
     params: Params, mask: Mask | SoftMask, *, through_count: bool = True
 ) -> Params:
-    """The parameters with what the mask removes set to zero, and the rest enlarged.
+    """The parameters with removed entries set to 0 and kept entries enlarged.
 
-    Each leaf is multiplied by n / kept, its entries over those that the mask keeps, as
-    in inverted dropout but with the count of this very mask: what a sum over a random
-    half would lose in size it gets back. The factor is 1 if all is kept and at most n,
-    also if nothing is. Of a soft mask, kept is the sum.
+    Each leaf is multiplied by n / kept: the number of its mask's entries over the number
+    that are kept. That is inverted dropout with the exact count of this mask, so sums
+    over kept weights keep their size. The factor is 1 if everything is kept and n if
+    nothing is. For a soft mask, `kept` is the sum of its entries.
 
     Args:
         params: Tree of arrays, floating where there is a mask.
-        mask: As in `apply`. Entries along an axis of 1 count once.
-        through_count: Whether the gradient by a soft mask goes through the factor too;
-            otherwise that is a constant.
+        mask: A mask, packed or soft ones too, as `apply` takes it. Entries along an axis
+            of 1 count once.
+        through_count: Whether the gradient by a soft mask goes through the factor too.
+            Otherwise the factor is a constant.
 
     Returns:
         A tree like `params`, of the same dtypes.
 
     Raises:
-        TypeError: As in `apply`, or if a parameter with a mask is not floating.
-        ValueError: As in `apply`.
+        TypeError: If a parameter with a mask is not floating, or a leaf of the mask is
+            neither boolean nor floating.
+        ValueError: If the mask does not fit `params`; the message lists every bad leaf.
 
     Example:
         >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
