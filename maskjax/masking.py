@@ -95,15 +95,15 @@ def rescale(
 ) -> Params:
     """The parameters with removed entries set to 0 and kept entries enlarged.
 
-    Each leaf is multiplied by n / kept: the number of its mask's entries over the number
-    that are kept. That is inverted dropout with the exact count of this mask, so sums
-    over kept weights keep their size. The factor is 1 if everything is kept and n if
-    nothing is. For a soft mask, `kept` is the sum of its entries.
+    Each leaf is multiplied by n / kept: the number of its mask's entries over how many
+    are kept. That is inverted dropout with the exact count of this mask, so sums over
+    kept weights keep their size. The factor is 1 if everything is kept and n if nothing
+    is. For a soft mask, `kept` is the sum of its entries.
 
     Args:
         params: Tree of arrays, floating where there is a mask.
-        mask: A mask, packed or soft ones too, as `apply` takes it. Entries along an axis
-            of 1 count once.
+        mask: A mask, packed or soft ones too, as `apply` takes it. Entries along an
+            axis of 1 count once.
         through_count: Whether the gradient by a soft mask goes through the factor too.
             Otherwise the factor is a constant.
 
