@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _members, _shift, _train
@@ -154,7 +155,7 @@ def told_by(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Told], 
     ends = np.cumsum([len(problem.test[0]), len(problem.turned)])
     mine = logits[SINGLE]
     fitted = np.asarray(metrics.temperature(mine[0, :, :held], problem.validation[1]))
-    tempered = {TEMPERED: mine / fitted[:, None, None]}
+    tempered = {TEMPERED: jnp.asarray(mine) / fitted[:, None, None]}
     order = {SINGLE: logits[SINGLE]} | tempered | logits
     softmax = jax.jit(jax.nn.softmax)
     return {
