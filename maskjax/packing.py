@@ -106,17 +106,9 @@ def dot(stack: Mask, tree: trees.Params) -> Array:
     """
     fn = "maskjax.packing.dot"
     checks.packed_stack(stack, fn=fn)
-    pairs = checks.mask_of(stack, tree, fn=fn, names=("tree", "stack"))
-    checks.raise_all(
-        (
-            f"{path}: {checks.kind_of(values)}"
-            for path, values, leaf in pairs
-            if leaf is not None and not checks.is_floating(values)
-        ),
-        f"`{fn}` needs a floating array in `tree` for every mask",
-        TypeError,
-    )
-    sums = [dot_leaf(m, values) for _, values, m in pairs if m is not None]
+    pairs = checks.shaped_like(tree, stack, fn=fn, names=("tree", "stack"))
+    checks.floating_where_masked(pairs, tree, fn=fn, name="tree")
+    sums = [dot_leaf(m, values) for values, m in pairs if m is not None]
     wide = any(s.dtype == jnp.float64 for s in sums)
     dtype = jnp.dtype("float64" if wide else "float32")
     return functools.reduce(jnp.add, [s.astype(dtype) for s in sums])

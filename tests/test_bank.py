@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import bank, masking, packing, stacking
+from maskjax import bank, masking, packing
 from tests import trees
+from tests.reference import packing as reference
 
 C = 5
 PARAMS = {"a": jnp.ones((3, 7)), "b": jnp.ones((7, 11)), "bias": jnp.ones(11)}
@@ -30,19 +31,23 @@ def bits(tree):
     return [np.asarray(m) for m in jax.tree.leaves(packing.unpack(tree))]
 
 
+def stacked(masks):
+    """A stack made by NumPy."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *masks)
+
+
 def assert_holds(tasks, expected):
     """These masks and nothing else, and their counts."""
     assert int(tasks.learned) == len(expected)
-    stored = stacking.unstack(packing.unpack(tasks.masks))
-    for mask, given in zip(stored, expected, strict=False):
-        for a, b in zip(bits(mask), bits(given), strict=True):
-            np.testing.assert_array_equal(a, b)
-    for mask in stored[len(expected) :]:
-        assert not any(m.any() for m in bits(mask))
-    counts = [np.zeros(m.shape, int) for m in bits(stored[0])]
-    for given in expected:
-        counts = [c + m for c, m in zip(counts, bits(given), strict=True)]
-    for count, total in zip(jax.tree.leaves(tasks.counts), counts, strict=True):
+    is_bits = lambda x: isinstance(x, packing.PackedMask)  # noqa: E731
+    stored = jax.tree.leaves(tasks.masks, is_leaf=is_bits)
+    for i, leaf in enumerate(stored):
+        given = [jax.tree.leaves(mask)[i] for mask in expected]
+        total = np.sum([np.asarray(m) for m in given], axis=0, dtype=int)
+        for row, mask in zip(np.asarray(leaf.bits), given, strict=False):
+            np.testing.assert_array_equal(row, reference.pack(mask))
+        assert not np.asarray(leaf.bits)[len(given) :].any()
+        count = jax.tree.leaves(tasks.counts)[i]
         assert count.dtype == jnp.int32
         np.testing.assert_array_equal(count, total)
 
@@ -81,16 +86,18 @@ def test_extending_is_appending_one_by_one_and_so_is_starting_from_a_stack():
     tasks = bank.empty(PARAMS, capacity=C)
     for mask in given:
         tasks = APPEND(tasks, mask)
-    some = bank.extend(bank.empty(PARAMS, capacity=C), stacking.stack(given[:1]))
-    some = EXTEND(some, stacking.stack(given[1:]))
+    some = bank.extend(bank.empty(PARAMS, capacity=C), stacked(given[:1]))
+    some = EXTEND(some, stacked(given[1:]))
     trees.assert_same(some, tasks)
-    trees.assert_same(bank.from_stack(stacking.stack(given), capacity=C), tasks)
-    packed = stacking.stack([packing.pack(mask) for mask in given])
+    trees.assert_same(bank.from_stack(stacked(given), capacity=C), tasks)
+    packed = jax.tree.map(
+        lambda *bits: np.stack(bits), *[packing.pack(mask) for mask in given]
+    )
     trees.assert_same(bank.from_stack(packed, capacity=C), tasks)
 
 
 def test_a_bank_goes_through_a_scan_and_a_vmap():
-    given = stacking.stack(masks(6))
+    given = stacked(masks(6))
 
     @jax.jit
     def fill(given):
@@ -98,7 +105,7 @@ def test_a_bank_goes_through_a_scan_and_a_vmap():
         return jax.lax.scan(lambda b, m: (bank.append(b, m), None), start, given)[0]
 
     tasks = fill(given)
-    expected = stacking.unstack(given)[:C]
+    expected = masks(6)[:C]
     assert_holds(tasks, expected)
     assert int(tasks.overflowed) == 1
     two = jax.tree.map(lambda m: np.stack([m, ~np.asarray(m)]), given)
@@ -109,30 +116,30 @@ def test_a_bank_goes_through_a_scan_and_a_vmap():
 
 def test_under_jit_a_full_bank_stays_as_it_is_and_counts_what_overflowed():
     given = masks(C + 1)
-    tasks = bank.from_stack(stacking.stack(given[:C]))
+    tasks = bank.from_stack(stacked(given[:C]))
     after = APPEND(tasks, given[C])
     trees.assert_same(after._replace(overflowed=jnp.int32(0)), tasks)
     assert int(after.overflowed) == 1
-    after = EXTEND(tasks, stacking.stack(given))
+    after = EXTEND(tasks, stacked(given))
     trees.assert_same(after._replace(overflowed=jnp.int32(0)), tasks)
     assert int(after.overflowed) == C + 1
 
 
 def test_a_full_bank_is_an_error_and_stays_as_it_was():
     given = masks(C + 1)
-    tasks = bank.from_stack(stacking.stack(given[:C]))
+    tasks = bank.from_stack(stacked(given[:C]))
     before = jax.tree.map(np.array, tasks)
     with pytest.raises(ValueError, match="room for 1 more, but 5 of 5 are learned"):
         bank.append(tasks, given[C])
-    some = bank.from_stack(stacking.stack(given[:3]), capacity=4)
+    some = bank.from_stack(stacked(given[:3]), capacity=4)
     with pytest.raises(ValueError, match="room for 2 more, but 3 of 4 are learned"):
-        bank.extend(some, stacking.stack(given[:2]))
+        bank.extend(some, stacked(given[:2]))
     trees.assert_same(jax.tree.map(jnp.asarray, before), tasks)
 
 
 def test_a_learned_mask_can_be_replaced():
     given, other = masks(3), masks(1, seed=9)[0]
-    tasks = bank.from_stack(stacking.stack(given), capacity=C)
+    tasks = bank.from_stack(stacked(given), capacity=C)
     assert_holds(PUT(tasks, 1, other), [given[0], other, given[2]])
     assert_holds(bank.put(tasks, -1, other), [*given[:2], other])
     trees.assert_same(PUT(tasks, 3, other), tasks)
@@ -141,7 +148,7 @@ def test_a_learned_mask_can_be_replaced():
 @pytest.mark.parametrize("task", [3, -4, 99])
 def test_a_task_that_is_not_learned_is_an_error_or_nothing(task):
     given = masks(3)
-    tasks = bank.from_stack(stacking.stack(given), capacity=C)
+    tasks = bank.from_stack(stacked(given), capacity=C)
     for call in (bank.take, lambda b, i: bank.put(b, i, given[0])):
         with pytest.raises(ValueError, match=f"learned task, got {task}, and 3 of 5"):
             call(tasks, task)
@@ -151,7 +158,7 @@ def test_a_task_that_is_not_learned_is_an_error_or_nothing(task):
 
 @pytest.mark.parametrize("task", [1.0, True, jnp.arange(2)])
 def test_a_task_is_one_integer(task):
-    tasks = bank.from_stack(stacking.stack(masks(2)))
+    tasks = bank.from_stack(stacked(masks(2)))
     with pytest.raises(TypeError, match=r"bank\.take` needs `task` as one integer"):
         bank.take(tasks, task)
 
@@ -164,12 +171,12 @@ def test_a_bank_has_room_for_a_task(capacity):
 
 def test_a_stack_fits_the_capacity():
     with pytest.raises(ValueError, match="`capacity` of at least 3, got 2"):
-        bank.from_stack(stacking.stack(masks(3)), capacity=2)
+        bank.from_stack(stacked(masks(3)), capacity=2)
 
 
 @pytest.mark.parametrize("call", [bank.append, lambda b, m: bank.put(b, 0, m)])
 def test_a_mask_for_another_network_is_an_error_that_names_the_leaf(call):
-    tasks = bank.from_stack(stacking.stack(masks(1)), capacity=C)
+    tasks = bank.from_stack(stacked(masks(1)), capacity=C)
     before = jax.tree.map(np.array, tasks)
     other = {"a": jnp.ones((3, 8), bool), "b": jnp.ones((7, 11), bool), "bias": None}
     with pytest.raises(ValueError, match=r"a: bank \(3, 7\), mask \(3, 8\)"):
@@ -191,7 +198,7 @@ def test_a_stack_for_another_network_is_an_error():
 
 def test_the_mean_is_that_of_learned_masks():
     given = masks(3)
-    tasks = bank.from_stack(stacking.stack(given), capacity=C)
+    tasks = bank.from_stack(stacked(given), capacity=C)
     mean = bank.mean(tasks)
     assert mean["bias"] is None
     for name in ("a", "b"):
@@ -207,7 +214,7 @@ def test_a_bank_can_be_donated():
     mask = masks(1)[0]
     for tasks in (
         bank.empty(PARAMS, capacity=C),
-        bank.from_stack(stacking.stack([mask]), capacity=C),
+        bank.from_stack(stacked([mask]), capacity=C),
     ):
         before = int(tasks.learned)
         assert append(tasks, mask).learned == before + 1
@@ -215,9 +222,7 @@ def test_a_bank_can_be_donated():
 
 def test_learned_may_be_fewer_than_the_stack_has():
     given = masks(4)
-    tasks = jax.jit(lambda s, n: bank.from_stack(s, learned=n))(
-        stacking.stack(given), 2
-    )
+    tasks = jax.jit(lambda s, n: bank.from_stack(s, learned=n))(stacked(given), 2)
     assert_holds(tasks, given[:2])
     assert bank.capacity(tasks) == 4
 
@@ -232,7 +237,7 @@ def test_a_bank_of_2500_tasks_takes_less_than_100_megabytes():
 
 @pytest.mark.parametrize("learned", [-1, 5])
 def test_no_more_can_be_learned_than_there_are(learned):
-    stack = stacking.stack(masks(4))
+    stack = stacked(masks(4))
     with pytest.raises(ValueError, match=rf"`learned` in \[0, 4\], got {learned}"):
         bank.from_stack(stack, learned=learned)
     tasks = jax.jit(lambda n: bank.from_stack(stack, learned=n))(learned)
@@ -243,7 +248,7 @@ def test_no_more_can_be_learned_than_there_are(learned):
 
 def test_a_bank_that_grows_keeps_its_masks_and_learns_no_more():
     given = masks(3)
-    tasks = bank.grow(bank.from_stack(stacking.stack(given), capacity=3), 7)
+    tasks = bank.grow(bank.from_stack(stacked(given), capacity=3), 7)
     assert bank.capacity(tasks) == 7
     assert_holds(bank.append(tasks, given[0]), [*given, given[0]])
     with pytest.raises(ValueError, match="`capacity` of at least 7"):
@@ -253,7 +258,7 @@ def test_a_bank_that_grows_keeps_its_masks_and_learns_no_more():
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
 def test_indices_of_any_width_name_their_task(dtype):
     given = masks(2)
-    tasks = bank.from_stack(stacking.stack(given), capacity=200)
+    tasks = bank.from_stack(stacked(given), capacity=200)
     index = {
         i: jnp.asarray(np.array(i, dtype)) for i in (1, 2**32 - 1, -1) if fits(i, dtype)
     }
@@ -290,4 +295,4 @@ def test_a_stack_is_no_bank_and_the_error_says_how_to_make_one(call):
         match=rf"`maskjax.bank.{name}` needs `bank` as a `maskjax.bank.MaskBank`, got "
         "dict. `maskjax.bank.from_stack` makes one from a stack",
     ):
-        function(stacking.stack(masks(2)))
+        function(stacked(masks(2)))

@@ -15,6 +15,7 @@ import maskjax
 from maskjax import (
     algebra,
     allocation,
+    bank,
     estimator,
     initializer,
     masking,
@@ -42,6 +43,7 @@ MASK = {"a": jnp.ones((4, 6), bool), "b": jnp.ones((3, 5), bool), "c": None}
 WEIGHTS = {"a": jnp.ones((4, 6)), "b": jnp.ones((3, 5)), "c": jnp.ones(2)}
 STACK = {"a": jnp.ones((2, 4, 6), bool), "b": jnp.ones((2, 3, 5), bool), "c": None}
 PACKED = jax.vmap(packing.pack)(STACK)
+PACKED_MASK = packing.pack(MASK)
 
 
 def replaced(tree, **leaves):
@@ -677,3 +679,30 @@ def test_a_stack_has_members(fn, call):
     empty = {name: jnp.ones((0, 4, 6), bool) for name in STACK}
     with raises(ValueError, rf"`{fn}` needs `stack` with at least one member"):
         call(empty)
+
+
+PATHLESS = {
+    "apply": lambda: masking.apply(WEIGHTS, MASK),
+    "rescale": lambda: masking.rescale(WEIGHTS, PACKED_MASK),
+    "pack": lambda: packing.pack(MASK),
+    "union": lambda: algebra.union(MASK, PACKED_MASK),
+    "density": lambda: algebra.density(MASK, WEIGHTS),
+    "top_k": lambda: select.top_k(SCORES, density=0.5, within=MASK),
+    "straight_through": lambda: estimator.straight_through(MASK, SCORES),
+    "stack": lambda: stacking.stack([MASK, MASK]),
+    "mix": lambda: stacking.mix(STACK, jnp.ones(2)),
+    "dot": lambda: packing.dot(PACKED, WEIGHTS),
+    "append": lambda: bank.append(bank.from_stack(PACKED, capacity=3), MASK),
+    "one_shot": lambda: superposition.one_shot(
+        lambda p: jnp.sum(p["a"]), WEIGHTS, bank.from_stack(PACKED)
+    ),
+}
+
+
+@pytest.mark.parametrize("call", PATHLESS.values(), ids=PATHLESS)
+def test_paths_become_strings_only_for_a_complaint(call, monkeypatch):
+    def complain(*_):
+        raise AssertionError("a path was made into a string")
+
+    monkeypatch.setattr("maskjax._core.trees.path_string", complain)
+    jax.eval_shape(call)

@@ -63,26 +63,26 @@ def member(tree, i):
 # Masks onto parameters.
 
 
-def test_everything_leaves_all_as_it_is(case):
-    params, _, transform = case
+def by_every_way(params, mask):
+    """The parameters under everything, the mask, the mask twice, and its bits."""
+    everything = masking.everything(params, where=where.floating)
+    once = masking.apply(params, mask)
+    twice, bits = masking.apply(once, mask), masking.apply(params, packing.pack(mask))
+    return masking.apply(params, everything), once, twice, bits
 
-    def applied(params):
-        return masking.apply(params, masking.everything(params, where=where.floating))
 
-    trees.assert_same(transform(applied)(params), params)
-
-
-def test_apply_keeps_what_the_mask_keeps_and_twice_is_once(case):
+def test_everything_leaves_all_as_it_is_and_twice_is_once(case):
     params, mask, transform = case
-    apply = transform(masking.apply)
-    out = apply(params, mask)
-    chex.assert_trees_all_equal_shapes_and_dtypes(out, params)
+    whole, once, twice, bits = transform(by_every_way)(params, mask)
+    trees.assert_same(whole, params)
+    trees.assert_same(twice, once)
+    trees.assert_same(bits, once)
+    chex.assert_trees_all_equal_shapes_and_dtypes(once, params)
     for (value, kept), (_, result) in zip(
-        trees.pairs(params, mask), trees.pairs(params, out), strict=True
+        trees.pairs(params, mask), trees.pairs(params, once), strict=True
     ):
         expected = value if kept is None else np.where(kept, value, 0)
         np.testing.assert_array_equal(trees.to_numpy(result), expected)
-    trees.assert_same(apply(out, mask), out)
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
@@ -94,17 +94,14 @@ def test_removed_entries_are_exactly_zero(case, bad):
         ),
         params,
     )
-    out = transform(masking.apply)(spoilt, mask)
-    for _, kept, (_, result) in (
-        (*pair, other)
-        for pair, other in zip(
+    for out in transform(by_every_way)(spoilt, mask)[1:]:
+        for (_, kept), (_, result) in zip(
             trees.pairs(params, mask), trees.pairs(params, out), strict=True
-        )
-    ):
-        if kept is not None:
-            removed = trees.to_numpy(result)[~np.asarray(kept)]
-            np.testing.assert_array_equal(removed, 0)
-            assert not np.signbit(removed).any()
+        ):
+            if kept is not None:
+                removed = trees.to_numpy(result)[~np.asarray(kept)]
+                np.testing.assert_array_equal(removed, 0)
+                assert not np.signbit(removed).any()
 
 
 @pytest.mark.parametrize("incoming", [1.0, math.inf, math.nan])
@@ -146,46 +143,44 @@ def test_unpack_undoes_pack(shape, transform, transforms):
     trees.assert_same(back, mask)
 
 
-def test_a_packed_mask_applies_like_the_mask(case):
-    params, mask, transform = case
-    out, expected = transform(
-        lambda p, m: (masking.apply(p, packing.pack(m)), masking.apply(p, m))
-    )(params, mask)
-    trees.assert_same(out, expected)
-
-
 # Sets.
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_masks_are_sets(case, packed):
-    """De Morgan; a mask and its complement are everything and share nothing."""
-    params, mask, transform = case
-    pair = mask, half_of(params, seed=2)
+def set_laws(a, b):
+    """Both sides of De Morgan's laws, and what a mask shares with its complement."""
+    neither = algebra.complement(algebra.union(a, b))
+    others = algebra.complement(a), algebra.complement(b)
+    return (
+        (neither, algebra.intersection(*others)),
+        (algebra.complement(algebra.intersection(a, b)), algebra.union(*others)),
+        algebra.density(a) + algebra.density(others[0]),
+        algebra.overlap(a, others[0]),
+        algebra.count(others[0]),
+    )
 
-    def measure(a, b):
-        if packed:
-            a, b = packing.pack(a), packing.pack(b)
-        neither = algebra.complement(algebra.union(a, b))
-        others = algebra.complement(a), algebra.complement(b)
-        return (
-            (neither, algebra.intersection(*others)),
-            (algebra.complement(algebra.intersection(a, b)), algebra.union(*others)),
-            algebra.density(a) + algebra.density(others[0]),
-            algebra.overlap(a, others[0]),
-            algebra.count(others[0]),
-        )
 
-    first, second, total, shared, removed = transform(measure)(*pair)
-    trees.assert_same(*first)
-    trees.assert_same(*second)
-    for got, x, y in zip(
-        arrays(packing.unpack(first[0])), *map(arrays, pair), strict=True
-    ):
-        np.testing.assert_array_equal(got, ~(x | y))
-    np.testing.assert_allclose(total, 1, rtol=1e-6)
-    assert float(shared) == 0
-    assert int(removed) == sum((~m).sum() for m in arrays(mask))
+def both_forms(a, b):
+    return set_laws(a, b), set_laws(packing.pack(a), packing.pack(b))
+
+
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [*((name, "jit") for name in trees.NAMES), ("tuple", "eager"), ("tuple", "vmap")],
+)
+def test_masks_are_sets(name, transform, transforms):
+    params = trees.make(name)
+    pair = half_of(params), half_of(params, seed=2)
+    for found in transforms[transform](both_forms)(*pair):
+        first, second, total, shared, removed = found
+        trees.assert_same(*first)
+        trees.assert_same(*second)
+        for got, x, y in zip(
+            arrays(packing.unpack(first[0])), *map(arrays, pair), strict=True
+        ):
+            np.testing.assert_array_equal(got, ~(x | y))
+        np.testing.assert_allclose(total, 1, rtol=1e-6)
+        assert float(shared) == 0
+        assert int(removed) == sum((~m).sum() for m in arrays(pair[0]))
 
 
 # Selection.

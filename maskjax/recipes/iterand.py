@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import initializer, masking, packing, select
-from maskjax._core import blame, checks
+from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, map_mask
 
 __all__ = ["redraw"]
@@ -74,8 +74,8 @@ def redraw(
     checks.unit_interval(probability, fn=fn, name="probability")
     checks.unit_interval(mix, fn=fn, name="mix")
     checks.boolean(mask, fn=fn)
-    pairs = checks.mask_of(mask, weights, fn=fn, names=("weights", "mask"))
-    masked = {path for path, _, leaf in pairs if leaf is not None}
+    checks.shaped_like(weights, mask, fn=fn, names=("weights", "mask"))
+    masked = {path for path, leaf in trees.mask_leaves(mask)[0] if leaf is not None}
     if not masked:
         raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")
     masked_weights = map_mask(lambda _, w: w, mask, weights)

@@ -171,7 +171,7 @@ def density(scores: Scores, params: Params | None = None) -> Array:
     if params is None:
         params = scores
     else:
-        checks.mask_of(scores, params, fn=fn, names=("params", "scores"))
+        checks.shaped_like(params, scores, fn=fn, names=("params", "scores"))
     sizes = jax.tree.leaves(map_mask(lambda _, w: float(w.size), scores, params))
     soft = jax.tree.leaves(map_mask(jax.nn.sigmoid, scores))
     means = jnp.stack([jnp.mean(p, dtype=jnp.float32) for p in soft])

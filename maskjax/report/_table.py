@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from maskjax import algebra
-from maskjax._core import checks, walk
+from maskjax._core import checks, trees, walk
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.report import _drawing
 
@@ -108,15 +108,15 @@ def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
     checks.packed(mask, fn=fn, stacked=False)
     _drawing.concrete(mask, fn=fn, what="a mask with values")
     names = ("params", "mask")
-    triples = checks.mask_of(mask, params, fn=fn, names=names)
-    kept = _kept({i: leaf for i, (*_, leaf) in enumerate(triples)})
-    counts = []
-    for i, (path, param, leaf) in enumerate(triples):
+    pairs = checks.shaped_like(params, mask, fn=fn, names=names)
+    kept = _kept({i: leaf for i, (_, leaf) in enumerate(pairs)})
+    counts, paths = [], trees.paths(params)
+    for i, (param, leaf) in enumerate(pairs):
         shape = np.shape(param)
         size, own = math.prod(shape), None
         if leaf is not None:  # a decision that entries share counts for each of them
             own = int(kept[i]) * (size // max(leaf.size, 1))
-        counts.append(Count(path, shape, size, own))
+        counts.append(Count(paths[i], shape, size, own))
     return counts
 
 

@@ -42,17 +42,22 @@ def wanda(params: Params, input_norms: Params, *, where: Predicate = kernels) ->
     """
     fn, names = "maskjax.score.wanda", ("params", "input_norms")
     picks = checks.chosen(params, where, fn=fn)
-    triples = checks.mask_of(input_norms, params, fn=fn, names=names)
-    met = [(p, x) for (p, _, x), pick in zip(triples, picks, strict=True) if pick]
-    checks.raise_all(
-        (f"{p}: {checks.kind_of(x)}" for p, x in met if not checks.is_floating(x)),
+    pairs = checks.shaped_like(params, input_norms, fn=fn, names=names)
+    checks.every(
+        lambda pair, pick: (
+            checks.kind_of(pair[1])
+            if pick and not checks.is_floating(pair[1])
+            else None
+        ),
+        list(zip(pairs, picks, strict=True)),
+        params,
         f"`{fn}` needs every leaf of `input_norms` that `where` chooses to be floating",
         TypeError,
     )
     return jax.tree.structure(params).unflatten(
         [
             jnp.abs(wide(w)) * norms.astype(wide(w).dtype) if pick else None
-            for (_, w, norms), pick in zip(triples, picks, strict=True)
+            for (w, norms), pick in zip(pairs, picks, strict=True)
         ]
     )
 

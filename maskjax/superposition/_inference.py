@@ -56,7 +56,7 @@ def gradient(
     fn = "maskjax.superposition.gradient"
     checks.packed_stack(stack, fn=fn)
     checks.coefficients(coefficients, stack, fn=fn)
-    checks.mask_of(stack, params, fn=fn, names=("params", "stack"))
+    checks.shaped_like(params, stack, fn=fn, names=("params", "stack"))
     mixed = stacking.mix(stack, coefficients)
     return packing.dot(stack, _by_mask(objective, params, mixed, data))
 
@@ -308,6 +308,6 @@ def _ready(bank: MaskBank, params: Params, fn: str) -> None:
     """Raise unless there is a bank, of masks that fit, with a learned task."""
     require_bank(bank, fn=fn)
     checks.packed_stack(bank.masks, fn=fn)
-    checks.mask_of(bank.masks, params, fn=fn, names=("params", "stack"))
+    checks.shaped_like(params, bank.masks, fn=fn, names=("params", "stack"))
     if checks.known(bank.learned) == 0:
         raise ValueError(f"`{fn}` needs a bank with at least one learned task.")

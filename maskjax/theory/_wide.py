@@ -158,7 +158,7 @@ def dense(
     checks.typed_key(key, fn=fn)
     for i, layer in enumerate(params):
         _networks.require_pair(layer, i, fn=fn)
-    checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    checks.shaped_like(params, mask, fn=fn, names=("params", "mask"))
     layers, masks = [], []
     for i, (layer, kept) in enumerate(zip(params, packing.unpack(mask), strict=True)):
         rows, k = layer["inner"].shape

@@ -53,7 +53,7 @@ def rows(
     return list(zip(*columns, strict=True))
 
 
-def _ask(
+def every(
     rule: Rule,
     found: list[tuple[Any, ...]],
     tree: Any,
@@ -61,7 +61,7 @@ def _ask(
     kind: type[Exception] = ValueError,
     is_leaf: Stop = None,
 ) -> None:
-    """Raise one error for all the rows that break a rule."""
+    """Raise one error for all rows that break a rule, each named by its path."""
     faults = [rule(*row) for row in found]
     if any(faults):
         named = zip(trees.paths(tree, is_leaf), faults, strict=True)
@@ -82,7 +82,7 @@ def chosen(
         return kind_of(leaf) if pick and not is_floating(leaf) else None
 
     leaves = [leaf for _, leaf in named]
-    _ask(
+    every(
         not_floating,
         list(zip(leaves, picks, strict=True)),
         params,
@@ -117,7 +117,7 @@ def floating_scores(scores: trees.Scores, *, fn: str, name: str = "scores") -> N
         return None if leaf is None or is_floating(leaf) else kind_of(leaf)
 
     needs = f"`{fn}` needs every leaf of `{name}` to be a floating array or None"
-    _ask(not_floating, found, scores, needs, TypeError, trees.is_mask_leaf)
+    every(not_floating, found, scores, needs, TypeError, trees.is_mask_leaf)
     if all(leaf is None for (leaf,) in found):
         raise ValueError(f"`{fn}` needs `{name}` with at least one leaf, got none.")
 
@@ -151,20 +151,6 @@ def masked(
     return found
 
 
-def mask_of(
-    mask: trees.Mask,
-    params: trees.Params,
-    *,
-    fn: str,
-    names: tuple[str, str],
-    is_leaf: Stop = None,
-) -> list[tuple[trees.Path, Any, Any]]:
-    """Paths, parameters, and arrays whose axes are the parameter's or 1."""
-    found = shaped_like(params, mask, fn=fn, names=names, is_leaf=is_leaf)
-    named = zip(trees.paths(params, is_leaf), found, strict=True)
-    return [(path, *row) for path, row in named]
-
-
 def shaped_like(
     params: Any, mask: Any, *, fn: str, names: tuple[str, str], is_leaf: Stop = None
 ) -> list[tuple[Any, Any]]:
@@ -180,12 +166,12 @@ def shaped_like(
         return f"{names[1]} {leaf.shape}, {names[0]} {np.shape(param)}"
 
     needs = f"`{fn}` needs every leaf of `{names[1]}` to be an array or None"
-    _ask(no_array, found, params, needs, TypeError, is_leaf)
+    every(no_array, found, params, needs, TypeError, is_leaf)
     needs = (
         f"`{fn}` needs every leaf of `{names[1]}` shaped like its parameter, or 1 "
         "where entries share a decision"
     )
-    _ask(misfit, found, params, needs, ValueError, is_leaf)
+    every(misfit, found, params, needs, ValueError, is_leaf)
     return found  # type: ignore[return-value]
 
 
@@ -198,7 +184,7 @@ def floating_where_masked(
         return None if leaf is None or is_floating(param) else kind_of(param)
 
     needs = f"`{fn}` needs every leaf of `{name}` that has a mask to be floating"
-    _ask(not_floating, found, params, needs, TypeError)
+    every(not_floating, found, params, needs, TypeError)
 
 
 def same_shapes(
@@ -221,7 +207,7 @@ def same_shapes(
         return f"{names[0]} {shape(a)}, {names[1]} {shape(b)}"
 
     needs = f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same shapes"
-    _ask(differs, found, first, needs, ValueError, is_leaf)
+    every(differs, found, first, needs, ValueError, is_leaf)
     return found  # type: ignore[return-value]
 
 
@@ -238,7 +224,7 @@ def same_kinds(first: Any, second: Any, *, fn: str, names: tuple[str, str]) -> N
 
     found = rows(first, second, fn=fn, names=names, is_leaf=trees.is_mask_leaf)
     needs = f"`{fn}` needs `{names[0]}` and `{names[1]}` of the same kind"
-    _ask(differs, found, first, needs, ValueError, trees.is_mask_leaf)
+    every(differs, found, first, needs, ValueError, trees.is_mask_leaf)
 
 
 def alike(network: Any, given: Any, *, fn: str, name: str) -> None:
@@ -250,7 +236,7 @@ def alike(network: Any, given: Any, *, fn: str, name: str) -> None:
 
     found = rows(network, given, fn=fn, names=("network", name))
     needs = f"`{fn}` needs `{name}` of the network's shapes and dtypes"
-    _ask(differs, found, network, needs)
+    every(differs, found, network, needs)
 
 
 def boolean(
@@ -278,7 +264,7 @@ def _check_kind(
 
     kind = "boolean or floating" if soft else "boolean"
     needs = f"`{fn}` needs every leaf of `{name}` to be a {kind} array or None"
-    _ask(wrong, found, tree, needs, TypeError, stop)
+    every(wrong, found, tree, needs, TypeError, stop)
 
 
 def packed(mask: trees.Mask, *, fn: str, stacked: bool | None) -> None:
@@ -311,7 +297,7 @@ def _check_bits(
         return None
 
     needs = f"`{fn}` needs packed masks whose bits fit their shapes"
-    _ask(wrong, found, tree, needs, ValueError, stop)
+    every(wrong, found, tree, needs, ValueError, stop)
 
 
 def packed_stack(stack: trees.Mask, *, fn: str) -> int:
@@ -325,7 +311,7 @@ def packed_stack(stack: trees.Mask, *, fn: str) -> int:
     needs = (
         f"`{fn}` needs every leaf of `stack` packed (`jax.vmap(packing.pack)(stack)`)"
     )
-    _ask(not_packed, found, stack, needs, TypeError, trees.is_mask_leaf)
+    every(not_packed, found, stack, needs, TypeError, trees.is_mask_leaf)
     _check_bits(found, stack, trees.is_mask_leaf, fn=fn, stacked=True)
     return members(stack, fn=fn)
 
@@ -342,12 +328,12 @@ def members(stack: trees.Mask, *, fn: str) -> int:
         return axes[0] if axes else None
 
     needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
-    _ask(no_array, found, stack, needs, TypeError, trees.is_mask_leaf)
+    every(no_array, found, stack, needs, TypeError, trees.is_mask_leaf)
     lengths = {length(leaf) for (leaf,) in found if leaf is not None}
     if not lengths:
         raise ValueError(f"`{fn}` needs `stack` with at least one leaf, got none.")
     if None in lengths or len(lengths) > 1:
-        _ask(
+        every(
             lambda leaf: None if leaf is None else str(length(leaf)),
             found,
             stack,

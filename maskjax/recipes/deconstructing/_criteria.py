@@ -108,7 +108,7 @@ def masked(
     checks.same_shapes(initial, other, fn=fn, names=("initial", name), is_leaf=None)
     checks.boolean(mask, fn=fn)
     mask = packing.unpack(mask)
-    checks.mask_of(mask, initial, fn=fn, names=("initial", "mask"))
+    checks.shaped_like(initial, mask, fn=fn, names=("initial", "mask"))
     pair = [map_mask(lambda _, w: w, mask, tree) for tree in (initial, other)]
     for tree, of in zip(pair, ("initial", name), strict=True):
         checks.floating_scores(tree, fn=fn, name=f"{of}` under `mask")

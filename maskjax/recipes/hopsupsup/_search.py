@@ -63,7 +63,7 @@ def recover(
         {'s': Array([ True, False], dtype=bool)}
     """
     fn = "maskjax.recipes.hopsupsup.recover"
-    checks.mask_of(memory.sums, params, fn=fn, names=("params", "memory"))
+    checks.shaped_like(params, memory.sums, fn=fn, names=("params", "memory"))
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
     if len({s[:1] for s in shapes}) != 1 or any(s == () or 0 in s for s in shapes):
         raise ValueError(f"`{fn}` needs batches [T, B, ...], not empty, got {shapes}.")

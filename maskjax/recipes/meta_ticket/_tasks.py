@@ -63,7 +63,7 @@ def adapt(
     checks.at_least(steps, 0, fn=fn, name="steps")
     if mask is None:
         mask = jax.tree.map(lambda _: None, params)
-    checks.mask_of(mask, params, fn=fn, names=("params", "mask"))
+    checks.shaped_like(params, mask, fn=fn, names=("params", "mask"))
     checks.boolean(mask, fn=fn, or_soft=True)
     _not_empty({"support": support}, fn=fn)
     rates = _rates(inner_learning_rates, params, fn=fn)

@@ -52,12 +52,10 @@ def l2_sp(
     if coefficients is None:
         coefficients = jax.tree.map(lambda p: np.ones((1,) * jnp.ndim(p), bool), params)
     names = ("params", "coefficients")
-    pairs = checks.mask_of(coefficients, params, fn=fn, names=names)
-    checks.packed(coefficients, fn=fn, stacked=False)
-    checks.boolean(coefficients, fn=fn, name="coefficients", or_soft=True)
+    pairs = checks.masked(params, coefficients, fn=fn, names=names, soft=True)
     sums = [
         _distance(p, a, c)
-        for (_, p, c), a in zip(pairs, jax.tree.leaves(anchor), strict=True)
+        for (p, c), a in zip(pairs, jax.tree.leaves(anchor), strict=True)
         if c is not None and checks.is_floating(p)
     ]
     if not sums:

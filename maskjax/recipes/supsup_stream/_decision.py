@@ -59,7 +59,7 @@ def allocate(
     fn = "maskjax.recipes.supsup_stream.allocate"
     checks.one_of(start, get_args(Start), fn=fn, name="start")
     checks.at_least(least, 1, fn=fn, name="least")
-    checks.mask_of(state.scores, weights, fn=fn, names=("weights", "scores"))
+    checks.shaped_like(weights, state.scores, fn=fn, names=("weights", "scores"))
     state = committed(state, fn=fn)
     size = checks.members(state.packed, fn=fn)
     k = jnp.maximum(state.learned, min(least, size))
