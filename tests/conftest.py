@@ -23,11 +23,11 @@ def _vmap(function):
 
     def lead(x):
         keys = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
-        return x[None] if keys else jnp.asarray(np.asarray(x)[None])
+        return x[None] if keys else jax.device_put(np.asarray(x)[None])
 
     def mapped(*args):
         out = compiled(*jax.tree.map(lead, args))
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[0]), out)
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[0]), out)
 
     return mapped
 

@@ -14,7 +14,7 @@ FORMS = ["boolean", "packed", "mixed"]
 
 def masks(form, *arrays):
     """Each array as a mask with a leaf that is None."""
-    trees = [{"w": jnp.asarray(x), "b": None} for x in arrays]
+    trees = [{"w": jax.device_put(x), "b": None} for x in arrays]
     pack = {"boolean": 0, "packed": len(arrays), "mixed": 1}[form]
     return [packing.pack(t) if i < pack else t for i, t in enumerate(trees)]
 
@@ -88,7 +88,7 @@ def test_the_density_of_nothing_is_nan(mask):
 
 
 def test_count_is_of_64_bits_where_those_are_enabled(x64):
-    assert algebra.count({"w": jnp.asarray(A)}).dtype == jnp.int64
+    assert algebra.count({"w": jax.device_put(A)}).dtype == jnp.int64
 
 
 @pytest.mark.parametrize("form", FORMS)

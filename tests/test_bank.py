@@ -22,7 +22,7 @@ def masks(k, params=None, *, seed=0):
 
     def draw(leaf):
         chosen = leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return jnp.asarray(rng.random(leaf.shape) < 0.4) if chosen else None
+        return jax.device_put(rng.random(leaf.shape) < 0.4) if chosen else None
 
     return [jax.tree.map(draw, PARAMS if params is None else params) for _ in range(k)]
 
@@ -260,7 +260,9 @@ def test_indices_of_any_width_name_their_task(dtype):
     given = masks(2)
     tasks = bank.from_stack(stacked(given), capacity=200)
     index = {
-        i: jnp.asarray(np.array(i, dtype)) for i in (1, 2**32 - 1, -1) if fits(i, dtype)
+        i: jax.device_put(np.array(i, dtype))
+        for i in (1, 2**32 - 1, -1)
+        if fits(i, dtype)
     }
     trees.assert_same(packing.unpack(TAKE(tasks, index[1])), given[1])
     if dtype == "uint32":

@@ -43,7 +43,7 @@ def half_of(params, *, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: (
-            jnp.asarray(rng.random(x.shape) < 0.5)
+            jax.device_put(rng.random(x.shape) < 0.5)
             if jnp.issubdtype(x.dtype, jnp.floating)
             else None
         ),
@@ -57,7 +57,7 @@ def arrays(mask):
 
 
 def member(tree, i):
-    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[i]), tree)
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[i]), tree)
 
 
 # Masks onto parameters.
@@ -88,12 +88,12 @@ def test_everything_leaves_all_as_it_is_and_twice_is_once(case):
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_removed_entries_are_exactly_zero(case, bad):
     params, mask, transform = case
-    spoilt = jax.tree.map(
-        lambda x: (
-            jnp.asarray(np.full(x.shape, bad, x.dtype)) if x.dtype != jnp.int32 else x
-        ),
-        params,
-    )
+
+    def spoil(x):
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.device_put(np.full(x.shape, bad, x.dtype)) if floating else x
+
+    spoilt = jax.tree.map(spoil, params)
     for out in transform(by_every_way)(spoilt, mask)[1:]:
         for (_, kept), (_, result) in zip(
             trees.pairs(params, mask), trees.pairs(params, out), strict=True
@@ -115,7 +115,7 @@ def test_gradients_at_removed_entries_are_exactly_zero(
     params = trees.make("tuple", dtype)
     mask = half_of(params)
     cotangents = jax.tree.map(
-        lambda x: jnp.asarray(np.full(x.shape, incoming, x.dtype)), params
+        lambda x: jax.device_put(np.full(x.shape, incoming, x.dtype)), params
     )
 
     def pull(params, mask, cotangents):
@@ -138,7 +138,7 @@ def test_gradients_at_removed_entries_are_exactly_zero(
 )
 def test_unpack_undoes_pack(shape, transform, transforms):
     flags = np.random.default_rng(0).random(shape) < 0.5
-    mask = {"w": jnp.asarray(flags), "left_alone": None}
+    mask = {"w": jax.device_put(flags), "left_alone": None}
     back = transforms[transform](lambda m: packing.unpack(packing.pack(m)))(mask)
     trees.assert_same(back, mask)
 
@@ -198,7 +198,7 @@ def test_top_k_keeps_exactly_round_density_n(name, dtype, transform, scope, tran
     scores = score.magnitude(trees.make(name, dtype), where=where.floating)
     choose = transforms[transform](lambda s, d: select.top_k(s, density=d, scope=scope))
     for density in (0.0, 0.3, 0.5, 1.0):
-        mask = choose(scores, jnp.asarray(np.float32(density)))
+        mask = choose(scores, jax.device_put(np.float32(density)))
         kept = [(m.size, int(m.sum())) for m in arrays(mask)]
         if scope == "global":
             kept = [tuple(map(sum, zip(*kept, strict=True)))]
@@ -242,8 +242,8 @@ def test_top_k_keeps_exactly_k_under_ties(dtype, transform, transforms):
     )
     for scores in TIES.values():
         for k in (0, 1, 18, 36, 37):
-            given = jnp.asarray(scores.astype(jnp.dtype(dtype)))
-            mask = np.asarray(choose(given, jnp.asarray(np.float32(k / 37))))
+            given = jax.device_put(scores.astype(jnp.dtype(dtype)))
+            mask = np.asarray(choose(given, jax.device_put(np.float32(k / 37))))
             assert mask.sum() == k
             for value in np.unique(scores):  # the first of equals
                 equal = mask[(scores == value) | np.isnan(scores)]
@@ -253,7 +253,7 @@ def test_top_k_keeps_exactly_k_under_ties(dtype, transform, transforms):
 @pytest.mark.parametrize("traced", [False, True])
 def test_counts_are_exact_where_float32_loses_integers(traced):
     n = 2**24 + 2**19 + 3
-    scores = {"w": jnp.asarray(np.zeros(n, jnp.bfloat16))}
+    scores = {"w": jax.device_put(np.zeros(n, jnp.bfloat16))}
     if traced:
         density = np.float32(0.987)
         share = Fraction(*float(density).as_integer_ratio())
@@ -263,7 +263,7 @@ def test_counts_are_exact_where_float32_loses_integers(traced):
     k = math.floor(share * n + Fraction(1, 2))
     assert k % 2 == 1
     assert k != int(np.float32(density) * np.float32(n) + np.float32(0.5))
-    given = jnp.asarray(density) if traced else density
+    given = jax.device_put(density) if traced else density
     mask = select.top_k(scores, density=given)
     assert int(algebra.count(mask)) == k
     kept = np.asarray(mask["w"])
@@ -279,7 +279,7 @@ def test_permuting_entries_permutes_the_mask(scope):
 
     def shuffled(tree):
         return jax.tree.map(
-            lambda x, o: jnp.asarray(np.asarray(x).ravel()[o].reshape(x.shape)),
+            lambda x, o: jax.device_put(np.asarray(x).ravel()[o].reshape(x.shape)),
             tree,
             orders,
         )
@@ -297,8 +297,8 @@ def test_permuting_entries_permutes_the_mask(scope):
 def test_vmap_of_top_k_is_top_k_of_each(scope):
     members = [trees.make("odd_leaves", "bfloat16", seed=i) for i in range(4)]
     members = [score.magnitude(m, where=where.floating) for m in members]
-    stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *members)
-    densities = jnp.asarray(np.array([0.0, 0.25, 0.6, 1.0], np.float32))
+    stacked = jax.tree.map(lambda *x: jax.device_put(np.stack(x)), *members)
+    densities = jax.device_put(np.array([0.0, 0.25, 0.6, 1.0], np.float32))
 
     def choose(scores, density):
         return select.top_k(scores, density=density, scope=scope)
@@ -355,10 +355,10 @@ def _refined(params, stack, i):
 def test_nothing_recompiles_when_a_density_or_a_guess_moves():
     scores = score.magnitude(trees.make("nested_dict"))
     choose = jax.jit(chex.assert_max_traces(_top_k, n=1))
-    guess = jax.tree.map(lambda s: jnp.asarray(np.asarray(s).ravel()[0]), scores)
+    guess = jax.tree.map(lambda s: jax.device_put(np.asarray(s).ravel()[0]), scores)
     counts = set()
     for d in (0.1, 0.5, 0.9):
-        density = jax.tree.map(lambda s, d=d: jnp.asarray(np.float32(d)), scores)
+        density = jax.tree.map(lambda s, d=d: jax.device_put(np.float32(d)), scores)
         mask, guess = choose(scores, density, guess)
         counts.add(sum(m.sum() for m in arrays(mask)))
     assert len(counts) == 3
@@ -370,7 +370,7 @@ def test_nothing_recompiles_when_a_task_or_a_mask_moves():
     stack = stacking.stack([half_of(params, seed=i) for i in range(3)])
     refine = jax.jit(chex.assert_max_traces(_refined, n=1))
     counts = {
-        tuple(map(int, refine(params, stack, jnp.asarray(np.int32(i)))[:2]))
+        tuple(map(int, refine(params, stack, jax.device_put(np.int32(i)))[:2]))
         for i in range(3)
     }
     assert len(counts) > 1

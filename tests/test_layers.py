@@ -175,7 +175,7 @@ def test_gradients_are_those_of_each_members_samples():
         def alone(member, x):  # each sample with its member alone
             return jax.grad(loss)(params, stacking.take(masks, member), x[None])
 
-        return together, jax.vmap(alone)(jnp.asarray(RAGGED), x)
+        return together, jax.vmap(alone)(jax.device_put(RAGGED), x)
 
     together, each = jax.device_get(both(params, masks, X["dense"]))
     for a, b in zip(*map(jax.tree.leaves, (together, each)), strict=True):

@@ -14,17 +14,17 @@ pytestmark = pytest.mark.optimized
 over_dtypes = pytest.mark.parametrize("dtype", trees.DTYPES)
 
 KEPT = np.array([[True, False, True], [False, False, True]])
-MASK = jnp.asarray(KEPT)
+MASK = jax.device_put(KEPT)
 
 
 def counting(*shape):
     """1, 2, 3, ... in float32."""
     size = int(np.prod(shape))
-    return jnp.asarray(np.arange(1, size + 1, dtype=np.float32).reshape(shape))
+    return jax.device_put(np.arange(1, size + 1, dtype=np.float32).reshape(shape))
 
 
 def ones(*shape, dtype="float32"):
-    return jnp.asarray(np.ones(shape, jnp.dtype(dtype)))
+    return jax.device_put(np.ones(shape, jnp.dtype(dtype)))
 
 
 def test_apply_is_at_the_top_of_the_package():
@@ -43,7 +43,7 @@ def test_entries_along_an_axis_of_one_share_a_decision(shape, packed):
 
 @over_dtypes
 def test_fill_supplies_the_removed_entries(dtype, every_transform):
-    nans = jnp.asarray(np.full((2, 3), np.nan, jnp.dtype(dtype)))
+    nans = jax.device_put(np.full((2, 3), np.nan, jnp.dtype(dtype)))
     params = {"w": nans, "b": ones(3, dtype=dtype)}
     fill = {"w": counting(2, 3), "b": ones(3)}
     out = every_transform(masking.apply)(params, {"w": MASK, "b": None}, fill)
@@ -78,8 +78,8 @@ def test_gradients_flow_to_the_fill_where_entries_are_removed():
 def test_soft_masks_multiply_and_gradients_reach_them(filled, dtype):
     rng = np.random.default_rng(0)
     kind = jnp.dtype(dtype)
-    w, f = (jnp.asarray(rng.normal(size=(2, 3)).astype(kind)) for _ in range(2))
-    soft = jnp.asarray(rng.random((2, 3)).astype(np.float32))
+    w, f = (jax.device_put(rng.normal(size=(2, 3)).astype(kind)) for _ in range(2))
+    soft = jax.device_put(rng.random((2, 3)).astype(np.float32))
     fill = {"w": f} if filled else None
 
     def total(params, soft, fill):
@@ -100,7 +100,7 @@ def test_soft_masks_multiply_and_gradients_reach_them(filled, dtype):
 
 
 def test_integer_parameters_can_be_masked_and_keep_their_dtype():
-    params = {"table": jnp.asarray(np.arange(6, dtype=np.int32).reshape(2, 3))}
+    params = {"table": jax.device_put(np.arange(6, dtype=np.int32).reshape(2, 3))}
     out = masking.apply(params, {"table": MASK})["table"]
     assert out.dtype == params["table"].dtype
     np.testing.assert_array_equal(out, np.where(MASK, np.arange(6).reshape(2, 3), 0))
@@ -142,7 +142,7 @@ KINDS = {
     "boolean": lambda mask: mask,
     "packed": packing.pack,
     "soft": lambda mask: jax.tree.map(
-        lambda m: jnp.asarray(np.asarray(m, np.float32)), mask
+        lambda m: jax.device_put(np.asarray(m, np.float32)), mask
     ),
 }
 over_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -181,12 +181,12 @@ def test_each_leaf_is_rescaled_by_its_size_over_what_is_kept(
 ):
     rng = np.random.default_rng(0)
     params = {
-        "w": jnp.asarray(rng.normal(size=(2, 3)).astype(jnp.dtype(dtype))),
-        "v": jnp.asarray(rng.normal(size=(5, 4)).astype(jnp.dtype(dtype))),
+        "w": jax.device_put(rng.normal(size=(2, 3)).astype(jnp.dtype(dtype))),
+        "v": jax.device_put(rng.normal(size=(5, 4)).astype(jnp.dtype(dtype))),
         "b": ones(3, dtype=dtype),
     }
     shared = np.array([[True, False, False, True]])
-    mask = {"w": MASK, "v": jnp.asarray(shared), "b": None}
+    mask = {"w": MASK, "v": jax.device_put(shared), "b": None}
     out = transforms[transform](masking.rescale)(params, KINDS[kind](mask))
     rtol = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
     for leaf in ("w", "v"):
@@ -201,14 +201,14 @@ def test_each_leaf_is_rescaled_by_its_size_over_what_is_kept(
 def test_the_factor_times_what_is_kept_is_the_size(kind, shape):
     kept = np.random.default_rng(1).random(shape) < 0.3
     kept[0] = True
-    out = masking.rescale({"w": ones(*shape)}, KINDS[kind]({"w": jnp.asarray(kept)}))
+    out = masking.rescale({"w": ones(*shape)}, KINDS[kind]({"w": jax.device_put(kept)}))
     np.testing.assert_allclose(np.asarray(out["w"]).sum(), kept.size, rtol=1e-6)
 
 
 @over_kinds
 def test_where_nothing_is_kept_there_are_zeros_and_gradients_of_numbers(kind):
     params = {"w": counting(2, 3), "none": counting(0, 3)}
-    mask = jax.tree.map(lambda w: jnp.asarray(np.zeros(w.shape, bool)), params)
+    mask = jax.tree.map(lambda w: jax.device_put(np.zeros(w.shape, bool)), params)
     mask = KINDS[kind](mask)
     out = masking.rescale(params, mask)
     np.testing.assert_array_equal(out["w"], np.zeros((2, 3)))

@@ -524,7 +524,7 @@ def test_reset_moments_of_every_kind_of_state():
 
 def test_donated_states_take_neither_keys_nor_masks_along():
     params, key = {"w": np.ones((4, 4), "float32")}, jax.random.key(3)
-    mask = {"w": jnp.asarray(np.eye(4, dtype=bool))}
+    mask = {"w": jax.device_put(np.eye(4, dtype=bool))}
     for tx in (optim.set_(0.5, rate=0.1, every=9, key=key), optim.keep_sparse(mask)):
         update = jax.jit(
             lambda s, tx=tx: tx.update(params, s, params)[1], donate_argnums=0

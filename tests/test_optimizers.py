@@ -84,7 +84,7 @@ def by_table(*, steps):
     """Like `rigl` on one kernel, with masks from a table: no search to compile."""
     rng = np.random.default_rng(0)
     table = np.stack([rng.permutation(np.arange(48) < 12) for _ in range(steps + 1)])
-    table = jnp.asarray(table.reshape(-1, 6, 8))
+    table = jax.device_put(table.reshape(-1, 6, 8))
 
     def at(count):
         alone = {"kernel": table[count], "bias": None}

@@ -29,11 +29,11 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bits_lie_as_the_layout_says(shape):
     masks = random_bits((3, *shape))
-    one = packing.pack({"w": jnp.asarray(masks[0]), "b": None})
+    one = packing.pack({"w": jax.device_put(masks[0]), "b": None})
     assert one["b"] is None
     assert one["w"].bits.dtype == jnp.uint32
     np.testing.assert_array_equal(one["w"].bits, reference.pack(masks[0]))
-    stack = pack_stack({"w": jnp.asarray(masks)})
+    stack = pack_stack({"w": jax.device_put(masks)})
     assert stack["w"].shape == shape
     np.testing.assert_array_equal(
         stack["w"].bits, np.stack([reference.pack(mask) for mask in masks])
@@ -73,7 +73,7 @@ def test_dot_is_the_inner_product_with_each_mask(k):
 
 def test_dot_of_bfloat16_sums_in_float32():
     packed = pack_stack({"w": np.ones((2, 1000), bool)})
-    out = packing.dot(packed, {"w": jnp.asarray(np.ones(1000, jnp.bfloat16))})
+    out = packing.dot(packed, {"w": jax.device_put(np.ones(1000, jnp.bfloat16))})
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, [1000, 1000])
 
@@ -100,7 +100,7 @@ def test_mix_and_dot_are_adjoint_and_each_other_s_gradient():
     right, by_coefficients = jax.jit(jax.value_and_grad(of_coefficients))(coefficients)
     close = dict(rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(left, right, **close)
-    mixed = stacking.mix(packed, jnp.asarray(coefficients))["w"]
+    mixed = stacking.mix(packed, jax.device_put(coefficients))["w"]
     np.testing.assert_allclose(by_tree, mixed, **close)
     np.testing.assert_allclose(by_coefficients, packing.dot(packed, {"w": w}), **close)
 
@@ -108,7 +108,7 @@ def test_mix_and_dot_are_adjoint_and_each_other_s_gradient():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_many_small_coefficients_are_summed_in_float32(dtype):
     packed = pack_stack({"w": np.ones((1000, 2, 2), bool)})
-    coefficients = jnp.asarray(np.full(1000, 2**-10, jnp.dtype(dtype)))
+    coefficients = jax.device_put(np.full(1000, 2**-10, jnp.dtype(dtype)))
     mixed = stacking.mix(packed, coefficients)["w"]
     assert mixed.dtype == dtype
     np.testing.assert_allclose(trees.to_numpy(mixed), 1000 / 1024, rtol=2**-8)

@@ -19,8 +19,8 @@ def members(*, packed=False, k=K):
     rng = np.random.default_rng(0)
     masks = [
         {
-            "hidden": jnp.asarray(rng.random((3, 7)) < 0.5),
-            "out": jnp.asarray(rng.random((1, 2)) < 0.7),
+            "hidden": jax.device_put(rng.random((3, 7)) < 0.5),
+            "out": jax.device_put(rng.random((1, 2)) < 0.7),
             "bias": None,
         }
         for _ in range(k)
@@ -63,7 +63,7 @@ def test_a_stack_is_its_members(packed):
         trees.assert_same(a, b)
     for i in (0, 3, K - 1, -1, -K):
         trees.assert_same(stacking.take(stack, i), masks[i])
-        traced = jax.jit(stacking.take)(stack, jnp.asarray(np.int32(i)))
+        traced = jax.jit(stacking.take)(stack, jax.device_put(np.int32(i)))
         trees.assert_same(traced, masks[i])
     some = stacking.take(stack, np.array([3, 0, -1]))
     trees.assert_same(some, stacking.stack([masks[3], masks[0], masks[-1]]))
@@ -77,8 +77,8 @@ def test_a_stack_of_packed_masks_is_the_packed_stack():
 def test_a_traced_index_out_of_range_is_clipped():
     masks = members()
     stack, take = stacking.stack(masks), jax.jit(stacking.take)
-    trees.assert_same(take(stack, jnp.asarray(np.int32(K + 3))), masks[-1])
-    trees.assert_same(take(stack, jnp.asarray(np.int32(-K - 3))), masks[0])
+    trees.assert_same(take(stack, jax.device_put(np.int32(K + 3))), masks[-1])
+    trees.assert_same(take(stack, jax.device_put(np.int32(-K - 3))), masks[0])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_mix_is_the_weighted_sum(k, packed):
     stack = stacking.stack(members(k=k))
     coefficients = np.random.default_rng(k).normal(size=k).astype(np.float32)
     given = jax.jit(jax.vmap(packing.pack))(stack) if packed else stack
-    out = stacking.mix(given, jnp.asarray(coefficients))
+    out = stacking.mix(given, jax.device_put(coefficients))
     assert out["bias"] is None
     for name in ("hidden", "out"):
         assert out[name].dtype == jnp.float32
@@ -135,13 +135,13 @@ def test_mix_keeps_the_dtype_and_a_corner_is_a_member(packed):
     masks = members()
     stack = stacking.stack(members(packed=packed))
     coefficients = np.array([1, 2, 4, 8, 16], jnp.bfloat16)  # sums below 32 are exact
-    out = stacking.mix(stack, jnp.asarray(coefficients))["hidden"]
+    out = stacking.mix(stack, jax.device_put(coefficients))["hidden"]
     assert out.dtype == jnp.bfloat16
     plain = np.stack([mask["hidden"] for mask in masks])
     expected = mixing.mix(plain, coefficients.astype(np.float64))
     np.testing.assert_array_equal(trees.to_numpy(out), expected)
     for i in range(K):
-        corner = jnp.asarray(np.eye(K, dtype=coefficients.dtype)[i])
+        corner = jax.device_put(np.eye(K, dtype=coefficients.dtype)[i])
         out = trees.to_numpy(stacking.mix(stack, corner)["hidden"])
         np.testing.assert_array_equal(out, masks[i]["hidden"])
 
@@ -157,7 +157,7 @@ def test_the_gradient_by_a_coefficient_is_a_dot_with_the_mask(params):
     def loss(coefficients):
         return by_params(stacking.mix(stack, coefficients))
 
-    gradient = jax.jit(jax.grad(by_params))(stacking.mix(packed, jnp.asarray(even)))
+    gradient = jax.jit(jax.grad(by_params))(stacking.mix(packed, jax.device_put(even)))
     np.testing.assert_allclose(
         packing.dot(packed, gradient), jax.jit(jax.grad(loss))(even), rtol=1e-4
     )
@@ -255,7 +255,7 @@ def test_what_says_nothing_of_each_sample_is_an_error(params):
 
 def test_narrow_indices_reach_every_member():
     stack = {"w": np.arange(200)[:, None] == 199}
-    assert np.asarray(stacking.take(stack, jnp.asarray(np.int8(-1)))["w"])[0]
+    assert np.asarray(stacking.take(stack, jax.device_put(np.int8(-1)))["w"])[0]
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2])

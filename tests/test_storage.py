@@ -823,7 +823,7 @@ def test_only_banks_have_a_capacity(path):
 
 @pytest.mark.parametrize("kind", ["boolean", "packed", "bank"])
 def test_orbax_restores_masks(kind, tmp_path):
-    mask = {"a": [jnp.asarray(random_bool((5, 7))), None], "b": jnp.ones(3, bool)}
+    mask = {"a": [jax.device_put(random_bool((5, 7))), None], "b": jnp.ones(3, bool)}
     tasks = jax.tree.map(jnp.asarray, a_bank())
     saved = {"boolean": mask, "packed": packing.pack(mask), "bank": tasks}[kind]
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)

@@ -111,8 +111,8 @@ def make(name: str, dtype: str = "float32", *, seed: int = 0) -> Any:
 
     def draw(leaf: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.asarray(np.zeros(leaf.shape, leaf.dtype))
-        return jnp.asarray(rng.standard_normal(leaf.shape).astype(jnp.dtype(dtype)))
+            return jax.device_put(np.zeros(leaf.shape, leaf.dtype))
+        return jax.device_put(rng.standard_normal(leaf.shape).astype(jnp.dtype(dtype)))
 
     return jax.tree.map(draw, _TREES[name]())
 
@@ -134,5 +134,5 @@ def assert_same(a: Any, b: Any) -> None:
     """Two trees of one structure, the same to the bit, dtypes and shapes included."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert jnp.asarray(x).dtype == jnp.asarray(y).dtype
+        assert jax.device_put(x).dtype == jax.device_put(y).dtype
         np.testing.assert_array_equal(to_numpy(x), to_numpy(y))

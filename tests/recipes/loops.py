@@ -187,7 +187,7 @@ def nnx_optimizer(rule):
     class Model(nnx.Module):
         def __init__(self):
             leaves, self.structure = jax.tree.flatten(rule.scores)
-            self.leaves = nnx.List([Score(jnp.asarray(leaf)) for leaf in leaves])
+            self.leaves = nnx.List([Score(jax.device_put(leaf)) for leaf in leaves])
 
         def scores(self):
             return self.structure.unflatten([leaf[...] for leaf in self.leaves])

@@ -40,7 +40,7 @@ def test_packnet_forgets_nothing(framework, name, masked):
         """What each task says of its inputs, [T, N, 3]."""
 
         def one(task):
-            return apply(packnet.params_of(state, task), jnp.asarray(X)[task])
+            return apply(packnet.params_of(state, task), jax.device_put(X)[task])
 
         return jax.lax.map(one, jnp.arange(TASKS))
 

@@ -328,7 +328,7 @@ def test_counts_below_one_and_scales_below_one_are_refused():
         with pytest.raises(TypeError, match="`channels` as a whole number, got float"):
             draw(8.0, **more)
         with pytest.raises(TypeError, match="`members` as a Python number, got an arr"):
-            draw(8, members=jnp.asarray(np.int32(4)), **more)
+            draw(8, members=jax.device_put(np.int32(4)), **more)
     with pytest.raises(TypeError, match="`key` as a typed key"):
         masksembles.masks(8, key=jax.random.PRNGKey(0))
 

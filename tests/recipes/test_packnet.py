@@ -210,7 +210,7 @@ def test_leaves_are_each_tasks_own_if_the_head_says_so_and_statistics_need_not_b
 
 
 def test_a_loop_may_donate_what_it_is_given():
-    start = {n: jnp.asarray(w) for n, w in drawn().items()}
+    start = {n: jax.device_put(w) for n, w in drawn().items()}
     descend = jax.jit(lambda p: jax.tree.map(lambda w: w + 1, p), donate_argnums=0)
     state = packnet.init(start, head=HEAD, capacity=TASKS)
     for _ in range(2):
@@ -327,7 +327,7 @@ def test_seeds_side_by_side_are_those_apart():
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *empty)
     one = functools.partial(two_phases, scope="global")
     both = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
-    rate = jnp.asarray(np.float32(0.5))
+    rate = jax.device_put(np.float32(0.5))
     for seed in (2, 4):
         new = [drawn(seed=seed), drawn(seed=seed + 1)]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *new)
@@ -530,7 +530,7 @@ def test_bad_arguments_are_refused(history):
     start = drawn()
     with pytest.raises(ValueError, match="init` needs `capacity` of at least 1, got 0"):
         packnet.init(start, head=HEAD, capacity=0)
-    for capacity in (2.5, jnp.asarray(np.int32(2))):
+    for capacity in (2.5, jax.device_put(np.int32(2))):
         with pytest.raises(TypeError, match="init` needs `capacity` as a whole number"):
             packnet.init(start, head=HEAD, capacity=capacity)
     needs = r"`head` to choose.*where\.matching\('hed'\) chooses none of: a, b"

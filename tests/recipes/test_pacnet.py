@@ -150,7 +150,7 @@ def test_round_of_the_density_is_kept(scope):
     """Of a number, and of an array, the same mask; of equal weights the first."""
     for density, params in itertools.product(DENSITIES, (drawn(), EQUAL)):
         kept = pacnet.prune(params, density=density, scope=scope).kept
-        traced = jnp.asarray(np.float32(density))
+        traced = jax.device_put(np.float32(density))
         trees.assert_same(pacnet.prune(params, density=traced, scope=scope).kept, kept)
         found = [np.asarray(kept[name]).ravel() for name in WEIGHTS]
         for part in found if scope == "leaf" else [np.concatenate(found)]:
@@ -372,7 +372,7 @@ def test_seeds_and_densities_side_by_side_are_those_apart():
     for densities in ([0.2, 0.5, 0.9], [0.9, 0.2, 0.5]):
         found = together(first, second, third, np.float32(densities))
         for i, density in enumerate(densities):
-            one = run(*(each[i] for each in seeds), jnp.asarray(np.float32(density)))
+            one = run(*(each[i] for each in seeds), jax.device_put(np.float32(density)))
             assert sum(np.sum(m) for m in jax.tree.leaves(one[0])) == quota(
                 density, 106
             )
@@ -442,7 +442,7 @@ def test_bad_penalties_are_refused():
             ValueError, match="l2_sp` needs `lam` finite and at least 0"
         ):
             pacnet.l2_sp(params, params, lam=lam)
-    for lam in ("much", True, jnp.asarray(np.ones(2, "f4"))):
+    for lam in ("much", True, jax.device_put(np.ones(2, "f4"))):
         with pytest.raises(TypeError, match="l2_sp` needs `lam` as a number"):
             pacnet.l2_sp(params, params, lam=lam)
     other = {"w": np.ones((2, 4), "f4"), "b": np.ones(3, jnp.bfloat16)}
@@ -485,7 +485,7 @@ def test_a_density_that_leaves_a_task_nothing_is_warned_of_with_the_count():
     with pytest.warns(UserWarning, match=few):  # a hundredth of 48 rounds to nothing
         trace(0.01, scope="leaf")
     with pytest.warns(UserWarning, match=full):
-        pacnet.prune(params, density=jnp.asarray(np.float32(1)))
+        pacnet.prune(params, density=jax.device_put(np.float32(1)))
     with pytest.warns(UserWarning, match="prune` leaves the source no weights in b, h"):
         kept = pacnet.prune(params, density=0.01).kept
     assert sum(np.sum(mask) for mask in jax.tree.leaves(kept)) == 1

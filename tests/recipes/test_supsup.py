@@ -52,7 +52,7 @@ def descent(scores, x, y):
 
 
 def train(order, *, key):
-    x, scores = jnp.asarray(X)[:, order], supsup.init(WEIGHTS, key=key)
+    x, scores = jax.device_put(X)[:, order], supsup.init(WEIGHTS, key=key)
 
     def step(carry, _):
         scores, opt_state = carry
