@@ -11,7 +11,7 @@ choose the masks of all layers at once:
     >>> dropout = layers.LinenFeatureMask(masksembles.masks)
     >>> net = nn.Sequential([nn.Dense(8), nn.relu, dropout, nn.Dense(3)])
     >>> x = jnp.ones((6, 4))
-    >>> variables = net.init(jax.random.key(0), x)
+    >>> variables = jax.jit(net.init)(jax.random.key(0), x)
     >>> params, masks = variables["params"], variables["masks"]
     >>> run = lambda masks, x: net.apply({"params": params, "masks": masks}, x)
     >>> stacking.map(run, masks, x).shape  # all members
