@@ -572,6 +572,14 @@ FAULTS = (
         ("recipes/test_supsup.py",),
     ),
     Fault(
+        "stream-chooses-untrained",
+        "supsup_stream.allocate: the mask of a slot that nobody trained can be chosen.",
+        "recipes/supsup_stream",
+        "nu = jnp.where(_first(state.learned, size), nu, 0)",
+        "nu = nu",
+        ("recipes/test_supsup_stream.py",),
+    ),
+    Fault(
         "stream-allocates-when-certain",
         "supsup_stream.allocate: a new task is begun when a known one fits, and no "
         "other time.",

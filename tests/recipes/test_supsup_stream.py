@@ -119,6 +119,30 @@ def test_the_rule_by_hand():
     assert _turn._cache_size() == 1
 
 
+@pytest.mark.parametrize("slot", [1, 4])
+def test_a_mask_that_nobody_trained_is_never_chosen(slot):
+    weights = {"w": np.ones((4, 6), np.float32)}
+    start = stream.init(weights, capacity=CAPACITY, key=jax.random.key(0))
+    # Along the mask of this slot the objective falls most.
+    downhill = np.where(np.asarray(start.stored["w"])[slot] >= 0, -1, 1)
+
+    def objective(params, direction):
+        return (params["w"] * direction).sum()
+
+    @jax.jit
+    def follow(state, direction):
+        given = objective, weights, state, direction
+        return stream.allocate(*given, epsilon=-1.0)
+
+    direction = downhill.astype(np.float32)
+    first = follow(start, direction)
+    assert (first.learned, first.current) == (1, 0)
+    second = follow(first, direction)
+    assert (second.learned, second.current) == (1, 0)
+    both = follow(second._replace(learned=np.int32(slot + 1)), direction)
+    assert both.current == slot  # it can be chosen as soon as it is learned
+
+
 def test_epsilon_at_its_ends_never_and_always_allocates():
     never, states = fresh(), always()
     for i in range(3):
