@@ -14,7 +14,6 @@ from jax.typing import ArrayLike
 
 from maskjax import packing, select
 from maskjax._core import blame, checks, trees
-from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Density, Scores, SoftMask
 from maskjax.structure import Entries, Structure
 
@@ -51,7 +50,7 @@ def straight_through(hard: Any, soft: Any) -> SoftMask:
     """
     fn = "maskjax.estimator.straight_through"
     checks.floating_scores(soft, fn=fn, name="soft")
-    hard = trees.map_mask(_unpacked, hard)
+    hard = trees.map_mask(packing.unpack_leaf, hard)
     checks.same_shapes(soft, hard, fn=fn, names=("soft", "hard"))
     return trees.map_mask(lambda s, h: _pass_through(h, s), soft, hard)
 
@@ -192,10 +191,6 @@ def bernoulli(logits: Scores, *, key: Array) -> SoftMask:
     soft = trees.map_mask(jax.nn.sigmoid, logits)
     hard = select.bernoulli(jax.lax.stop_gradient(soft), key=key)
     return straight_through(hard, soft)
-
-
-def _unpacked(leaf: Any) -> Any:
-    return packing.unpack_leaf(leaf) if isinstance(leaf, PackedMask) else leaf
 
 
 @jax.custom_jvp

@@ -37,7 +37,7 @@ def defined(name, p, y):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_scores_are_those_of_the_definitions(dtype):
     p, y = sixteenths(B), drawn_labels(B)
-    found = scores(jnp.asarray(p, dtype), y)
+    found = scores(p.astype(dtype), y)
     for name in WITH_ERROR:
         close(found[name], defined(name, np.float32(p), y), atol=1e-6)
 
@@ -143,7 +143,7 @@ def test_doubles_stay_doubles_where_there_are_any(x64):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_members_are_compared_as_defined(dtype):
     p = sixteenths(M, B, least=0)
-    found = compared(jnp.asarray(p, dtype))
+    found = compared(p.astype(dtype))
     close(found["entropy"], [reference.entropy(q) for q in p])
     for name in MEMBERS:
         close(found[name], getattr(reference, name)(p), atol=1e-6)
@@ -309,7 +309,7 @@ def test_logarithms_of_probabilities_are_told_apart():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_rounded_probabilities_are_probabilities(dtype):
     p = np.exp(3 * np.random.default_rng(0).normal(size=(64, 1000)))
-    given = jnp.asarray(p / p.sum(-1, keepdims=True), dtype)
+    given = jax.device_put((p / p.sum(-1, keepdims=True)).astype(dtype))
     assert np.isfinite(metrics.entropy(given)).all()
 
 

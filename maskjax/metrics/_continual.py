@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, dtypes, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array
 
@@ -217,7 +217,7 @@ def _width(dtype: Any) -> int:
 
 
 def _floating(values: ArrayLike, name: str, function: str) -> Array:
-    array = jnp.asarray(values)
+    array = dtypes.as_array(values)
     checks.floating(array, fn=f"maskjax.metrics.{function}", name=name)
     return array
 

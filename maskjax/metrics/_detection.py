@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax._core import checks
+from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
 from maskjax.select._search import order_key
@@ -281,7 +281,7 @@ def _settle(value: Array, ranked: _Ranked) -> Array:
 
 def _lost(confidence: ArrayLike, losses: ArrayLike, *, fn: str) -> tuple[Array, Array]:
     array = _predicted.scores(confidence, "confidence", fn=fn)
-    boolean = jnp.asarray(losses).dtype == jnp.bool_
+    boolean = dtypes.as_array(losses).dtype == jnp.bool_
     check = _predicted.flags if boolean else _predicted.trailing
     return array, check(losses, array.shape, "losses", fn=fn)
 

@@ -24,7 +24,7 @@ _SLACK = float(np.sqrt(np.finfo(np.float32).eps))
 
 def floating(values: ArrayLike, name: str, *, fn: str) -> Array:
     """A floating array of at least 32 bits."""
-    array = jnp.asarray(values)
+    array = dtypes.as_array(values)
     checks.floating(array, fn=fn, name=name)
     return array.astype(dtypes.at_least_float32(array.dtype))
 
@@ -55,7 +55,7 @@ def probabilities(
 ) -> tuple[Array, Array]:
     """Probabilities [..., C] or their logarithms, and flags [...]; nan may pass."""
     array = outputs(values, "probs", fn=fn)
-    slack = max(_SLACK, float(jnp.finfo(jnp.asarray(values).dtype).eps) ** 0.5)
+    slack = max(_SLACK, float(jnp.finfo(dtypes.as_array(values).dtype).eps) ** 0.5)
     ok, fine, sums, least = _sums(array, logs=logs, slack=slack)
 
     def complaint() -> str:
@@ -88,7 +88,7 @@ def labels(
 
     Labels may have only the last axes of `lead`; they are broadcast.
     """
-    array = jnp.asarray(given)
+    array = dtypes.as_array(given)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"`{fn}` needs `labels` as an integer array, got {checks.kind_of(array)}."
@@ -137,7 +137,7 @@ def scores(values: ArrayLike, name: str, *, fn: str) -> Array:
 
 def flags(given: ArrayLike, lead: tuple[int, ...], name: str, *, fn: str) -> Array:
     """Booleans broadcast to `lead`; they may have only its last axes."""
-    array = jnp.asarray(given)
+    array = dtypes.as_array(given)
     if not jnp.issubdtype(array.dtype, jnp.bool_):
         raise TypeError(
             f"`{fn}` needs `{name}` as a boolean array, got {checks.kind_of(array)}."

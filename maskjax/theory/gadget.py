@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from maskjax._core import checks
+from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array
 from maskjax.theory import subset_sum
 
@@ -98,7 +98,7 @@ def choose(
         mask = np.zeros(outer.shape, bool)
         for sign in (1, -1):
             _sum_up(mask, inner, outer, target, sign, never, tolerance, memory)
-        return jnp.asarray(mask)
+        return dtypes.as_array(mask)
     signs = (1,) if never.all() else (1, -1)
     return _choose(inner, outer, target, never, construction, bins, signs)
 

@@ -41,7 +41,7 @@ import numpy as np
 from jax.core import Tracer
 
 from maskjax import masking
-from maskjax._core import checks
+from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.theory import _networks, _wide, gadget
 from maskjax.theory._wide import dense, forward, init
@@ -174,7 +174,7 @@ def prune(
             v, u, w, tolerance=within, bins=bins, memory=memory, **how
         )
         used = np.asarray(kept).any(-1)
-        masks.append({"inner": jnp.asarray(used), "outer": kept})  # 2.
+        masks.append({"inner": dtypes.as_array(used), "outer": kept})  # 2.
         error = [np.abs(x - np.float64(w)) for x in gadget.gains(v, u, kept)]
         errors.append(np.where(never[:, None], error[0], np.maximum(*error)))
         out.append(gadget.beyond(v, u, w, **how))
