@@ -113,7 +113,7 @@ def test_predicates_are_represented_as_they_are_written():
         (where.kernels, np.ones((2, 2), jnp.bfloat16), True),
         (where.kernels, np.ones(2), False),
         (where.kernels, np.ones((2, 2), jnp.int32), False),
-        (where.kernels, np.ones((2, 2), jnp.complex64), False),
+        (where.kernels, np.ones((2, 2), jnp.complex64), True),
         (where.kernels, 3.0, False),
         (where.floating, np.ones(()), True),
         (where.floating, np.ones((2, 2), jnp.int32), False),
@@ -134,7 +134,7 @@ def test_a_regular_expression_is_found_anywhere_in_the_path():
 
 
 def test_predicates_say_what_they_choose():
-    assert "rank 2 or more" in where.kernels.__doc__
+    assert "2 axes or more" in where.kernels.__doc__
     written = "The leaves that `where.matching('x')` chooses."
     assert where.matching("x").__doc__ == written
 
@@ -176,3 +176,99 @@ def test_what_is_no_predicate_is_refused_with_what_to_write(name, given, got, wr
         TAKERS[name](given)
     assert f"got {got}" in str(at.value)
     assert f"Write `{write}`" in str(at.value)
+
+
+A = where.Axes
+CONVENTION = {
+    "dense/kernel 3 4": A(inputs=(0,), outputs=(1,)),
+    "Conv_0/kernel 3 3 8 16": A((), (0, 1), (2,), (3,)),
+    "conv1d/kernel 3 8 16": A((), (0,), (1,), (2,)),
+    "attention/query/kernel 8 2 4": A((), (), (0,), (1, 2)),
+    "attention/out/kernel 2 4 8": A((), (), (0, 1), (2,)),
+    "embed/embedding 9 4": A(inputs=(0,), outputs=(1,), lookup=True),
+    "wte/weight 9 4": A(inputs=(0,), outputs=(1,), lookup=True),
+    # Unknown: a stack of dense layers, of attention (or grouped queries), a scanned or
+    # oblong convolution, an Equinox kernel.
+    "layers/dense/kernel 3 4 5": "3 axes",
+    "layers/query/kernel 3 8 8": "3 axes",
+    "attention/key/kernel 8 1 4": "3 axes",
+    "layers/query/kernel 5 8 2 4": "4 axes",
+    "layers/Conv_0/kernel 5 3 3 8 16": "5 axes",
+    "Conv_0/kernel 2 3 8 16": "4 axes",
+    "ConvTranspose_0/kernel 3 3 8 16": "4 axes",
+    "linear/weight 4 3": "(out, in)",
+}
+NO_KERNELS = (
+    "bias", "attention/query/bias", "norm/scale", "bn/mean", "bn/var", "layer/b",
+    "batch_stats/dense/kernel/u", "cache/attention/cached_key", "q/lora_a", "q/lora_b",
+    "norm1/weight", "ln_f/weight", "pos_embedding", "Embed_0/embedding",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("leaf", CONVENTION)
+def test_names_and_shapes_tell_the_axes_where_they_leave_no_doubt(leaf):
+    path, *shape = leaf.split()
+    shape = np.ones([int(n) for n in shape])
+    told = where.kernels.axes(path, shape)
+    known = CONVENTION[leaf]
+    if isinstance(known, str):
+        assert where.kernels(path, shape)
+        assert known in told
+    else:
+        assert told == known
+        assert told.source == "convention"
+        assert where.kernels(path, shape) is not known.lookup
+        assert where.embeddings(path, shape) is known.lookup
+
+
+@pytest.mark.parametrize("path", NO_KERNELS)
+def test_what_has_no_inputs_is_no_kernel_however_it_is_stacked(path):
+    for shape in ((8,), (3, 8), (3, 4, 8)):
+        assert not where.kernels(path, np.ones(shape))
+
+
+def test_a_quantized_kernel_is_not_passed_over():
+    assert where.kernels("dense/kernel", np.ones((2, 2), jnp.int4))
+    assert not where.kernels("tokens", np.ones((2, 2), jnp.int4))
+
+
+def test_what_was_told_is_believed_before_names():
+    leaf = np.ones((4, 3))
+    equinox = where.matching("weight$", axes="outputs inputs")
+    for both in (equinox | where.kernels, where.kernels & equinox, ~~equinox):
+        assert both.axes("weight", leaf) == A(outputs=(0,), inputs=(1,))
+        assert both.axes("other", leaf) == A(inputs=(0,), outputs=(1,))
+    assert (equinox & (lambda p, x: True)).axes("weight", leaf).source == "told"
+    with pytest.raises(ValueError, match="one role for each axis of 'weight'"):
+        (equinox | where.matching("w", axes="inputs outputs")).axes("weight", leaf)
+
+
+@pytest.mark.parametrize("words", ["", "inputs output", "in out"])
+def test_a_word_that_is_no_role_is_refused(words):
+    with pytest.raises(ValueError, match="words stack, window, inputs, outputs for"):
+        where.matching("w", axes=words)
+    with pytest.raises(TypeError, match="`axes` as a string with a word for each axis"):
+        where.matching("w", axes=("inputs", "outputs"))
+
+
+def test_axes_cover_each_axis_once():
+    for wrong in ({"inputs": (0,), "outputs": (0,)}, {"inputs": (1,)}):
+        with pytest.raises(ValueError, match="each axis from 0 on in one role"):
+            A(**wrong)
+
+
+def test_axes_of_a_stack_and_of_one_of_it():
+    axes = where.matching("", axes="inputs stack outputs window").axes("", np.ones(1))
+    assert axes.unstacked() == A((), (2,), (0,), (1,))
+    assert axes.stacked(2) == A((0, 1, 3), (5,), (2,), (4,))
+    assert axes.fan_in((2, 3, 5, 7)) == 14
+    assert str(axes) == "inputs stack outputs window"
+
+
+@pytest.mark.parametrize("answer", [-1, "dense", None])
+def test_a_predicate_answers_true_or_false(answer):
+    """`str.find` says -1 where it finds nothing, which would count as true."""
+    for predicate in (lambda p, x: answer, where.kernels & (lambda p, x: answer)):
+        with pytest.raises(TypeError, match="to return True or False"):
+            select.random({"w": np.ones((2, 2))}, density=0.5, where=predicate,
+                          key=jax.random.key(0))  # fmt: skip

@@ -8,6 +8,8 @@ paths are made into strings only then.
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
+    is_inexact,
+    is_integer,
     is_number,
     is_typed_key,
     kind_of,
@@ -63,6 +65,8 @@ __all__ = [
     "floating_scores",
     "floating_where_masked",
     "is_floating",
+    "is_inexact",
+    "is_integer",
     "is_number",
     "is_typed_key",
     "kind_of",

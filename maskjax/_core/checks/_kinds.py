@@ -41,6 +41,16 @@ def is_floating(leaf: Any) -> bool:
     return shaped(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is an array of floating or complex numbers."""
+    return shaped(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def is_integer(leaf: Any) -> bool:
+    """Whether a leaf is an array of integers, of any width."""
+    return shaped(leaf) and jnp.issubdtype(leaf.dtype, jnp.integer)
+
+
 def is_number(value: Any) -> bool:
     """Whether something is a real Python number."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -76,7 +76,8 @@ def chosen(
     """Whether `where` chooses each leaf; those must be floating, and at least one."""
     predicate(where, fn=fn, name=name)
     named = trees.named_leaves(params)
-    picks = [bool(where(path, leaf)) for path, leaf in named]
+    picks = [where(path, leaf) for path, leaf in named]
+    _check_answers(picks, params, where, fn=fn, name=name)
 
     def not_floating(leaf: Any, pick: bool) -> str | None:  # noqa: FBT001
         return kind_of(leaf) if pick and not is_floating(leaf) else None
@@ -96,6 +97,18 @@ def chosen(
             f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
         )
     return picks
+
+
+def _check_answers(
+    picks: list[Any], params: Any, where: trees.Predicate, *, fn: str, name: str
+) -> None:
+    """A predicate says True or False: `str.find` says -1, which counts as true."""
+
+    def no_answer(pick: Any) -> str | None:
+        return None if isinstance(pick, bool | np.bool_) else kind_of(pick)
+
+    needs = f"`{fn}` needs `{name}` to return True or False, but {where!r} returns"
+    every(no_answer, [(pick,) for pick in picks], params, needs, TypeError)
 
 
 def chosen_leaves(
