@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import algebra, metrics, report
+from maskjax import algebra, metrics, report, where
 from maskjax.packing import PackedMask
 from tests import trees
 from tests.reference import packing as reference
@@ -94,6 +94,74 @@ def test_flops_kept_are_exact_integers():
     mask = {"w": np.array([[True], [True], [False]])}
     last = cells(report.table(mask, params, {"w": 3 * 10**18}))[-1]
     assert last[-2] == f"{2 * 10**18:,}"
+
+
+LAYERS = {
+    "bias": np.ones((3, 4)),
+    "kernel": np.ones((3, 2, 4)),
+    "last": np.ones((5, 4, 3)),
+    "none": np.ones((3, 2, 2)),
+    "z": np.ones((2, 2)),
+}
+LAYERS_MASK = {
+    "bias": None,
+    "kernel": np.arange(24).reshape(3, 2, 4) >= 10,
+    "last": np.array([[[True, False, False]]]),
+    "none": None,
+    "z": np.array([[True, True], [False, True]]),
+}
+TOLD = where.matching("kernel|none", axes="stack inputs outputs")
+TOLD |= where.matching("last", axes="inputs outputs stack")
+TOLD |= where.matching("bias", axes="stack inputs outputs")  # does not fit
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_says_which_axes_are_layers_and_how_they_differ(packed):
+    mask = LAYERS_MASK
+    if packed:
+        pack = lambda leaf: PackedMask(reference.pack(leaf), leaf.shape)  # noqa: E731
+        mask = jax.tree.map(pack, mask)
+    flops = {"bias": None, "kernel": 48, "last": None, "none": 24, "z": 8}
+    assert cells(report.table(mask, LAYERS, flops, where=TOLD)) == [
+        "parameter shape kept total density sparsity flops kept flops layers".split(),
+        "bias 3 x 4 - 12 - - - - -".split(),
+        "kernel 3 x (2 x 4) 14 24 0.5833 0.4167 28 48 0.0000 to 1.0000".split(),
+        "last 3 x (5 x 4) 20 60 0.3333 0.6667 - - 0.0000 to 1.0000".split(),
+        "none 3 x (2 x 2) - 12 - - - 24 -".split(),
+        "z 2 x 2 3 4 0.7500 0.2500 6 8 -".split(),
+        "all masked 37 88 0.4205 0.5795 34 56 -".split(),
+    ]
+    rows = cells(report.table(mask, LAYERS, flops, where=TOLD, layers=True))
+    assert (
+        rows[0]
+        == "parameter shape kept total density sparsity flops kept flops".split()
+    )
+    assert rows[2:6] == [
+        "kernel[0] 2 x 4 0 8 0.0000 1.0000 0 16".split(),
+        "kernel[1] 2 x 4 6 8 0.7500 0.2500 12 16".split(),
+        "kernel[2] 2 x 4 8 8 1.0000 0.0000 16 16".split(),
+        "last[0] 5 x 4 20 20 1.0000 0.0000 - -".split(),
+    ]
+    assert [row[0] for row in rows[6:]] == [
+        "last[1]", "last[2]", "none[0]", "none[1]", "none[2]", "z", "all",
+    ]  # fmt: skip
+    assert rows[-1] == "all masked 37 88 0.4205 0.5795 34 56".split()
+
+
+def test_layers_that_are_equal_or_not_known_need_no_column():
+    mask = {"w": np.ones((2, 1, 1, 3), bool)}
+    params = {"w": np.ones((2, 4, 2, 3))}
+    told = where.matching("w", axes="stack inputs stack outputs")
+    for how, shape in (({}, "2 x 4 x 2 x 3"), ({"where": told}, "2 x 2 x (4 x 3)")):
+        assert cells(report.table(mask, params, **how)) == [
+            "parameter shape kept total density sparsity".split(),
+            f"w {shape} 48 48 1.0000 0.0000".split(),
+            "all masked 48 48 1.0000 0.0000".split(),
+        ]
+    rows = cells(report.table(mask, params, where=told, layers=True))
+    assert rows[2] == "w[0, 1] 4 x 3 12 12 1.0000 0.0000".split()
+    with pytest.raises(TypeError, match="report.table` needs `where` as a function"):
+        report.table(mask, params, where="w")
 
 
 # Pictures.

@@ -1,17 +1,22 @@
 """Masks as text: how much is kept, and of how much work."""
 
+import functools
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from maskjax import algebra
-from maskjax._core import checks, trees, walk
-from maskjax._core.trees import Array, Mask, Params
+from maskjax import algebra, packing
+from maskjax._core import axes as _axes
+from maskjax._core import checks, layout, trees, walk
+from maskjax._core.axes import Axes
+from maskjax._core.trees import Array, Mask, Params, Predicate
 from maskjax.report import _drawing
+from maskjax.where import kernels
 
 
 class Count(NamedTuple):
@@ -21,6 +26,19 @@ class Count(NamedTuple):
     shape: tuple[int, ...]
     size: int
     kept: int | None  # None without a mask
+
+
+class Stack(NamedTuple):
+    """How much a mask keeps of each layer of one parameter."""
+
+    lengths: tuple[int, ...]  # of the axes that stack
+    shape: tuple[int, ...]  # of one layer
+    kept: np.ndarray | None  # of the lengths; None without a mask
+
+    @property
+    def size(self) -> int:
+        """The entries of one layer."""
+        return math.prod(self.shape)
 
 
 def flops(apply: Callable[..., Any], params: Params, *inputs: Any) -> Params:
@@ -54,24 +72,38 @@ def flops(apply: Callable[..., Any], params: Params, *inputs: Any) -> Params:
     return treedef.unflatten([counted.get(i) for i in range(treedef.num_leaves)])
 
 
-def table(mask: Mask, params: Params, flops: Params | None = None) -> str:
+def table(
+    mask: Mask,
+    params: Params,
+    flops: Params | None = None,
+    *,
+    where: Predicate = kernels,
+    layers: bool = False,
+) -> str:
     """How much a mask keeps of each parameter, as text.
 
     Args:
         mask: A mask with concrete leaves, boolean or packed.
         params: The parameters it is for.
         flops: From `flops`: a tree like `params` of integers, `None` where unknown.
+        where: Which axes stack layers: the shape of 12 layers is `12 x (64 x 256)`. It
+            chooses no parameters, and those that it does not know are shown as they
+            are.
+        layers: Whether each layer of a stack gets a row of its own, `path[index]`,
+            instead of one for all.
 
     Returns:
         A table with a row for each parameter: path, shape, entries kept, entries in
         total, density (fraction kept) and sparsity (fraction removed). With `flops`,
         also how many operations are kept, in proportion to the entries, and how many
-        there are. What is unknown is `-`. The last row sums over parameters with a
-        mask.
+        there are. If the layers of a stack differ, a column `layers` has the lowest and
+        the highest density of its layers. What is unknown is `-`. The last row sums
+        over parameters with a mask.
 
     Raises:
         ImportError: If rich is not installed.
-        TypeError: If the mask is traced, or a leaf is neither boolean nor packed.
+        TypeError: If the mask is traced, a leaf is neither boolean nor packed, or
+            `where` is not a function.
         ValueError: If the mask or `flops` does not fit `params`.
 
     Example:
@@ -80,6 +112,13 @@ def table(mask: Mask, params: Params, flops: Params | None = None) -> str:
         parameter   shape  kept  total  density  sparsity
         w           3 x 2     3      6   0.5000    0.5000
         all masked            3      6   0.5000    0.5000
+        >>> told = where.matching("w", axes="stack inputs outputs")
+        >>> layers = {"w": jnp.array([True, False, False, True]).reshape(2, 2, 1)}
+        >>> layers["w"] = layers["w"].at[1].set(False)
+        >>> print(report.table(layers, {"w": jnp.ones((2, 2, 1))}, where=told))
+        parameter   shape        kept  total  density  sparsity            layers
+        w           2 x (2 x 1)     1      4   0.2500    0.7500  0.0000 to 0.5000
+        all masked                  1      4   0.2500    0.7500                 -
     """
     fn = "maskjax.report.table"
     _drawing.require("rich", fn)
@@ -88,18 +127,101 @@ def table(mask: Mask, params: Params, flops: Params | None = None) -> str:
     if flops is not None:
         names = ("params", "flops")
         work = [f for *_, f in checks.matched(params, flops, fn=fn, names=names)]
-    titles = ["parameter", "shape", "kept", "total", "density", "sparsity"]
+    stacks = _stacks(mask, params, where, fn=fn)
+    spans = [None if stack is None else _span(stack) for stack in stacks]
     rows, sums = [], [0, 0, 0, 0]
-    for count, done in zip(counts, work, strict=True):
-        shape = " x ".join(map(str, count.shape))
+    for count, done, stack, span in zip(counts, work, stacks, spans, strict=True):
         numbers = [count.kept, count.size, _share(done, count), done]
-        rows.append((count.path, shape, *_cells(*numbers)))
+        if layers and stack is not None:
+            rows += _layer_rows(count.path, stack, done)
+        else:
+            shape = _times(count.shape)
+            if stack is not None:
+                shape = _times((*stack.lengths, f"({_times(stack.shape)})"))
+            rows.append((count.path, shape, *_cells(*numbers), span or "-"))
         if count.kept is not None:
             sums = [a + (b or 0) for a, b in zip(sums, numbers, strict=True)]
-    rows.append(("all masked", "", *_cells(*sums)))
-    if flops is not None:
-        titles += ["flops kept", "flops"]
-    return _text(titles, rows)
+    rows.append(("all masked", "", *_cells(*sums), "-"))
+    titles = ["parameter", "shape", "kept", "total", "density", "sparsity"]
+    titles += ["flops kept", "flops", "layers"]
+    shown = {"flops kept": flops is not None, "flops": flops is not None}
+    shown["layers"] = not layers and any(spans)
+    at = [i for i, title in enumerate(titles) if shown.get(title, True)]
+    return _text([titles[i] for i in at], [[row[i] for i in at] for row in rows])
+
+
+def _times(shape: Iterable[Any]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _stacks(
+    mask: Mask, params: Params, where: Predicate, *, fn: str
+) -> list[Stack | None]:
+    """The layers of each parameter that is a stack; `None` if not, or not known."""
+    checks.predicate(where, fn=fn)
+    treedef = jax.tree.structure(params)
+    known: list[Axes | None] = []
+    for path, leaf in trees.named_leaves(params):
+        told = _axes.of(where, path, leaf) if checks.shaped(leaf) else ""
+        fits = isinstance(told, Axes) and told.rank == len(leaf.shape)
+        known.append(told if isinstance(told, Axes) and fits and told.stack else None)
+    masks = treedef.flatten_up_to(mask)
+    axes = {i: a for i, a in enumerate(known) if a is not None}
+    asked = {i: masks[i] for i in axes if masks[i] is not None}
+    over = tuple((i, layout.of_one(axes[i])) for i in asked)
+    kept = jax.device_get(_kept_by_layer(asked, over)) if asked else {}
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
+    return [
+        None if a is None else _stack(a, shapes[i], masks[i], kept.get(i))
+        for i, a in enumerate(known)
+    ]
+
+
+def _stack(axes: Axes, shape: tuple[int, ...], leaf: Any, kept: Any) -> Stack:
+    one = layout.of_one(axes)
+    lengths = tuple(shape[axis] for axis in sorted(axes.stack))
+    found = Stack(lengths, tuple(shape[axis] for axis in one), None)
+    if kept is None:
+        return found
+    # A decision that entries share counts for each of them.
+    decisions = math.prod(leaf.shape[axis] for axis in one)
+    each = np.asarray(kept, np.int64) * (found.size // max(decisions, 1))
+    return found._replace(kept=np.broadcast_to(each, lengths))
+
+
+@functools.partial(jax.jit, static_argnames="over")
+def _kept_by_layer(
+    leaves: dict[int, Any], over: tuple[tuple[int, tuple[int, ...]], ...]
+) -> dict[int, Array]:
+    """How many decisions of each layer are True."""
+    return {
+        i: jnp.sum(packing.unpack_leaf(leaves[i]), axis=axes, dtype=jnp.int32)
+        for i, axes in over
+    }
+
+
+def _span(stack: Stack) -> str | None:
+    """The lowest and the highest density of layers, if they differ."""
+    if stack.kept is None or not stack.kept.size:
+        return None
+    low, high = (
+        density(int(n), stack.size) for n in (stack.kept.min(), stack.kept.max())
+    )
+    return f"{low:.4f} to {high:.4f}" if low < high else None
+
+
+def _layer_rows(path: str, stack: Stack, flops: int | None) -> list[tuple[str, ...]]:
+    """A row for each layer; operations are those of all layers, in equal parts."""
+    rows = []
+    for index in np.ndindex(*stack.lengths):
+        kept = None if stack.kept is None else int(stack.kept[index])
+        done = None if flops is None else flops // math.prod(stack.lengths)
+        count = Count(
+            f"{path}[{', '.join(map(str, index))}]", stack.shape, stack.size, kept
+        )
+        cells = _cells(kept, count.size, _share(done, count), done)
+        rows.append((count.path, _times(count.shape), *cells, "-"))
+    return rows
 
 
 def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
@@ -149,7 +271,7 @@ def _cells(
     return [*whole[:2], *ratios, *whole[2:]]
 
 
-def _text(titles: list[str], rows: Iterable[tuple[str, ...]]) -> str:
+def _text(titles: list[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows under titles, the first two columns to the left and the others right."""
     from rich import console, table
 
@@ -157,7 +279,7 @@ def _text(titles: list[str], rows: Iterable[tuple[str, ...]]) -> str:
     for i, title in enumerate(titles):
         drawn.add_column(title, justify="left" if i < 2 else "right", no_wrap=True)
     for row in rows:
-        drawn.add_row(*row[: len(titles)])
+        drawn.add_row(*row)
     file = io.StringIO()
     plain = {"color_system": None, "force_jupyter": False, "force_terminal": False}
     console.Console(file=file, width=10_000, markup=False, **plain).print(drawn)
