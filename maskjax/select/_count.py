@@ -63,7 +63,7 @@ def _fold_on_cpu(
     types = sharding.mesh.axis_types
     # Where nothing can be sharded nothing is asked of the partitioner: programs with a
     # partitioning of their own are neither exported nor kept in JAX's cache on disk.
-    if jax.device_count() == 1:
+    if sharding.mesh.empty and jax.device_count() == 1:
         return _fold_local(operands, kinds)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
         return _partitioned(kinds, operands[0].ndim)(*operands)
