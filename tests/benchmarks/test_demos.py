@@ -233,5 +233,3 @@ def test_networks_that_disagree_know_what_they_were_not_taught(quick):
     params = numbers["params"]
     assert params["deep ensemble"] == 5 * params["one network"]
     assert params["Masksembles"] == params["MC-dropout"] == params["one network"]
-    for found in numbers["diabetes"].values():
-        assert 40 < np.mean(found["rmse"]) < 80  # as it is, 77

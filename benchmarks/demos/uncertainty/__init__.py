@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _members, _regression, _shift, _timing
+from benchmarks import _members, _timing
 from benchmarks._members import DROPOUT, ENSEMBLE, MASKSEMBLES, MEMBERS, SINGLE, WAYS
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows, said
@@ -26,11 +26,8 @@ from benchmarks.demos.uncertainty._networks import (
 )
 from benchmarks.speed import _case
 from maskjax import metrics
-from maskjax.recipes import deep_ensemble, masksembles
+from maskjax.recipes import masksembles
 
-NUMBERS = tuple(_members.Training(epochs, 32, 1e-2, 0.1) for epochs in (10, 6, 40))
-CURVE = tuple(_members.Training(epochs, 20, 1e-2, 0.1) for epochs in (100, 100, 1_000))
-SPLITS = 3, 3, 10
 RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 0.2), (30, 2)))
 TOLD = (0, 30, 60)  # of these, in the table
 LAYERED = f"{MASKSEMBLES}, as layers"
@@ -64,8 +61,6 @@ def run(context: Context) -> Outcome:
     measured = {way: _measured(problem, each) for way, each in told.items()}
     found = {way: numbers for way, (numbers, _) in measured.items()}
     times, thin_agree = _times(context, problem, variables)
-    regression = _diabetes(context)
-    curve, points = _cubic(context)
     laws = _laws(problem, found, variables) | {
         "mutual_information_is_what_entropy_loses": all(
             ok for _, ok in measured.values()
@@ -78,25 +73,21 @@ def run(context: Context) -> Outcome:
         "predict": times,
         "temperatures": temperatures,
         "angles": ANGLES,
-        "diabetes": regression,
         "laws": laws,
     }
     return Outcome(
         rows=rows("uncertainty", **_for_rows(problem, numbers)),
-        settings=_settings(context, problem),
+        settings=_settings(problem),
         numbers=numbers,
         pictures=[
             _pictures.draw_reliability(context, problem, told),
-            _pictures.draw_risk(context, problem, told),
             _pictures.draw_turned(context, found),
-            _pictures.draw_entropies(context, problem, told),
-            _pictures.draw_cubic(context, curve, points),
         ],
     )
 
 
 def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
-    """What the table says, by the names of `ROWS`."""
+    """What the table says, by the names in `promises.toml`."""
     found, times = numbers["ways"], numbers["predict"]
     temperature = f"temperature {said(numbers['temperatures'], '.3f+-')}, "
     at = [ANGLES.index(angle) for angle in TOLD]
@@ -117,13 +108,11 @@ def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
         "seeds": SEEDS,
         "images": len(problem.x),
         "turned": turned,
-        "splits": len(numbers["diabetes"][SINGLE]["rmse"]),
-        "regression": numbers["diabetes"],
         "laws": list(numbers["laws"].values()),
     }
 
 
-def _settings(context: Context, problem: Problem) -> dict[str, Any]:
+def _settings(problem: Problem) -> dict[str, Any]:
     return SETTINGS | {
         "network": "-".join(map(str, (problem.x.shape[1], *problem.widths))),
         "ones": [plan.ones for plan in _plans(problem)],
@@ -133,12 +122,6 @@ def _settings(context: Context, problem: Problem) -> dict[str, Any]:
         "test": len(problem.test[0]),
         "turned": len(problem.turned) // len(ANGLES),
         "unknown": f"{len(problem.unknown)} images: {problem.what}",
-        "regression": {
-            "hidden": _regression.WIDTHS[0],
-            "diabetes": context.pick(NUMBERS)._asdict(),
-            "cubic": context.pick(CURVE)._asdict(),
-            "splits": context.pick(SPLITS),
-        },
     }
 
 
@@ -236,30 +219,6 @@ def _sizes(variables: dict[str, Any]) -> dict[str, int]:
     """Parameters of one seed, each way."""
     count = lambda tree: sum(w[0].size for w in jax.tree.leaves(tree))  # noqa: E731
     return {way: count(each["params"]) for way, each in variables.items()}
-
-
-def _diabetes(context: Context) -> dict[str, dict[str, np.ndarray]]:
-    """RMSE and log-likelihood [splits], each way."""
-    splits = range(context.pick(SPLITS))
-    problems = [_shift.diabetes(seed=seed).standardized() for seed in splits]
-    found = _regression.learn(problems, context.pick(NUMBERS))
-    return _regression.scores(found, problems)
-
-
-def _cubic(context: Context) -> tuple[dict[str, Any], _shift.Numbers]:
-    """Means and deviations over the grid, each way; and the points."""
-    raw = _shift.cubic(seed=0)
-    numbers = raw.standardized()
-    unit = numbers.deviation
-    precision = (unit / _shift.CUBIC_NOISE) ** 2
-    found = _regression.learn([numbers], context.pick(CURVE), precision=precision)
-
-    def spread(normals: _regression.Normals) -> tuple[np.ndarray, np.ndarray]:
-        of_one = (jnp.asarray(leaf[0]) for leaf in normals)
-        mean, variance = map(np.asarray, deep_ensemble.mixture(*of_one))
-        return numbers.mean + unit * mean, unit * variance**0.5
-
-    return {way: spread(normals) for way, normals in found.items()}, raw
 
 
 TITLE = "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)"
