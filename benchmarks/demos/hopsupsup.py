@@ -134,10 +134,7 @@ def run(context: Context) -> Outcome:
         ),
         SETTINGS | {"batch_size": size, "steps": epochs * batches, "seeds": many},
         numbers,
-        [
-            _draw_search(context, widths[-1], agreement[0]),
-            _draw_widths(context, numbers["agreement"]),
-        ],
+        [_draw_search(context, widths[-1], agreement[0])],
     )
 
 
@@ -261,21 +258,6 @@ def _draw_search(context: Context, width: int, agreement: np.ndarray) -> str:
     panels[0].set_ylabel("entries equal to a stored mask")
     panels[-1].legend(loc="center right")
     return _pictures.save(figure, context, "hopsupsup_search")
-
-
-def _draw_widths(context: Context, agreement: dict[int, np.ndarray]) -> str:
-    """Where searches end, by width."""
-    title = f"HopSupSup: the mask that is found, {context.data.name}"
-    figure, (axes,) = _pictures.page(title)
-    widths, values = list(agreement), np.stack([a.ravel() for a in agreement.values()])
-    axes.plot(widths, values, "o", color="C0", alpha=0.4)
-    axes.plot(widths, values.mean(1), color="C0", label="mean")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(widths, map(str, widths))
-    label = f"entries equal to the right stored mask, {len(values[0])} searches"
-    axes.set(xlabel="width", ylabel=label)
-    axes.legend(loc="lower right")
-    return _pictures.save(figure, context, "hopsupsup_width")
 
 
 DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run, seconds=20)

@@ -33,7 +33,7 @@ ON_WAVES = (MAML, TICKET), (MAML,), (MAML, TICKET)
 SHOTS, QUERIES, WIDTHS = 5, 100, (1, 40, 40, 1)
 RATE, INNER, LOOKS, BATCH = 0.01, 5, 10, 25
 META_RATE, CLIP = 1e-3, 1.0
-WAVES, SHOWN = 1_000, np.linspace(-5, 5, 101, dtype=np.float32)[:, None]
+WAVES = 1_000
 
 # Few-shot images, as in the paper but for the iterations, which are 30,000 there.
 WAYS, HIDDEN = 5, (256, 128, 64, 64)
@@ -155,12 +155,12 @@ def run(context: Context) -> Outcome:
         | {"sinusoids": SETTINGS["sinusoids"] | {"iterations": budget.waves}}
         | {"images": SETTINGS["images"] | more},
         numbers,
-        [_draw_waves(context, waves), _draw_images(context, classes.name, hits)],
+        [_draw_waves(context, errors)],
     )
 
 
 def _sinusoids(context: Context, iterations: int) -> dict[str, Any]:
-    """Errors of each method by inner steps, and what it says of one wave."""
+    """Errors of each method by inner steps."""
 
     def draw(key: Array, _: None, tasks: int) -> Episodes:
         return _episodes.sinusoids(key, tasks=tasks, shots=SHOTS, queries=SHOTS)
@@ -182,9 +182,8 @@ def _sinusoids(context: Context, iterations: int) -> dict[str, Any]:
         track = context.track(f"meta_ticket: sine waves, {name}", CHUNKS)
         params, kept = _meta_train(track, tasks, methods[name], weights, iterations)
         kept = kept or masking.everything(weights, where=MIDDLE)  # one program for both
-        errors, shown = map(np.asarray, look(params, kept))
         density = float(algebra.density(kept))
-        found[name] = {"each": errors, "shown": shown, "density": density}
+        found[name] = {"each": np.asarray(look(params, kept)), "density": density}
     return found
 
 
@@ -271,24 +270,18 @@ def _meta_train(
     return params_of(trained), mask
 
 
-def _by_step(tasks: Tasks, weights: Any, kept: Any) -> tuple[Array, Array]:
-    """Errors [WAVES, 1 + LOOKS] after each inner step, and what is said of one wave."""
+def _by_step(tasks: Tasks, weights: Any, kept: Any) -> Array:
+    """Errors [WAVES, 1 + LOOKS] after each inner step."""
+    how = {"tasks": WAVES, "shots": SHOTS, "queries": QUERIES}
 
-    def of_wave(support: Any, query: Any) -> tuple[Array, Array]:
-        def look(params: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
-            seen = tasks.loss(params, *query), _forward(params, SHOWN)[:, 0]
-            return tasks.adapt(params, kept, support, 1), seen
+    def of_wave(support: Any, query: Any) -> Array:
+        def look(params: Any, _: None) -> tuple[Any, Array]:
+            return tasks.adapt(params, kept, support, 1), tasks.loss(params, *query)
 
         start = masking.apply(weights, kept)
         return lax.scan(look, start, length=1 + LOOKS)[1]
 
-    errors, shown = jax.vmap(of_wave)(*_test_waves())
-    return errors, shown[0]
-
-
-def _test_waves() -> Episodes:
-    key = jax.random.key(4)
-    return _episodes.sinusoids(key, tasks=WAVES, shots=SHOTS, queries=QUERIES)
+    return jax.vmap(of_wave)(*_episodes.sinusoids(jax.random.key(4), **how))
 
 
 def _accuracies(
@@ -348,41 +341,15 @@ def _forward(params: Any, x: Array) -> Array:
     return x @ last["kernel"] + last["bias"]
 
 
-def _draw_waves(context: Context, waves: dict[str, Any]) -> str:
-    """One wave before, between and after the steps of training, and errors by step."""
-    drawn, (*plots, last) = _pictures.page(columns=1 + len(waves), size=(10, 3.4))
-    sets = jax.jit(_test_waves)()
-    (x, y), (others, values) = jax.tree.map(lambda a: np.asarray(a[0]), sets)
-    order = np.argsort(others[:, 0])
-    for axes, (name, found) in zip(plots, waves.items(), strict=True):
-        axes.plot(others[order], values[order], color="gray", label="the wave")
-        for steps, style in ((0, ":"), (1, "--"), (INNER, "-")):
-            label = f"{steps} step{'s' * (steps != 1)}"
-            axes.plot(SHOWN, found["shown"][steps], style, color="C0", label=label)
-        axes.plot(x, y, "^", color="C3", label="seen")
-        axes.set_title(name)
-    errors = {name: found["each"].T for name, found in waves.items()}
-    _pictures.errorbars(last, range(1 + LOOKS), errors)
-    last.set(xlabel="inner steps", title=f"squared error of {WAVES} waves")
-    plots[0].legend(fontsize="small")
-    last.legend()
+def _draw_waves(context: Context, errors: dict[str, np.ndarray]) -> str:
+    """Errors by inner step; training was for the first few."""
+    title = f"Squared error of {WAVES} new sine waves, from {SHOTS} points of each"
+    drawn, (axes,) = _pictures.page(title)
+    by_step = {name: each.T for name, each in errors.items()}
+    _pictures.errorbars(axes, range(1 + LOOKS), by_step)
+    axes.set(xlabel="inner steps", ylabel="mean and 95 % interval")
+    axes.legend()
     return _pictures.save(drawn, context, "meta_ticket_sinusoids")
-
-
-def _draw_images(context: Context, data: str, hits: dict[str, Any]) -> str:
-    title = f"{WAYS} new classes of {data}, from a few images of each"
-    drawn, both = _pictures.page(title, 2, size=(10, 4.2), sharey=True)
-    groups = [setting.replace(", ", "\n") for setting in hits]
-    for i, (axes, steps) in enumerate(zip(both, TEST_STEPS, strict=True)):
-        names = (MAML, TICKET, UNTRAINED)
-        found = {n: [f[n][:, i] for f in hits.values()] for n in names}
-        _pictures.bars(axes, groups, found)
-        axes.axhline(1 / WAYS, color="gray", linestyle=":")
-        axes.set_title(f"after {steps} inner step{'s' * (steps != 1)}")
-    _pictures.accuracy_axis(both[0])
-    both[0].set_ylabel(f"accuracy of {context.pick(EPISODES)} episodes, 95 % intervals")
-    both[-1].legend(loc="lower right")
-    return _pictures.save(drawn, context, "meta_ticket_images")
 
 
 DEMO = Demo(

@@ -1,8 +1,8 @@
 """Prune while training: at once, gradually, or sparse from the first step on.
 
 One budget of steps for all. Magnitude pruning starts dense, ends sparse (Zhu & Gupta,
-2017); SET (Mocanu et al., 2018) and RigL (Evci et al., 2020) are sparse throughout and
-drop and grow connections; the control keeps the random mask that those start with.
+2017); RigL (Evci et al., 2020) is sparse throughout and drops and grows connections;
+the control keeps the random mask that RigL starts with.
 Members differ in seed and in density, and train side by side as one program.
 """
 
@@ -28,11 +28,8 @@ METHODS = {
     "one-shot": "dense for half of the steps, then pruned at once",
     "gradual": "pruned gradually",
     "static": "random mask that stays",
-    "set": "SET",
     "rigl": "RigL",
 }
-# By default without SET, which takes as long to compile as all others together.
-DEFAULT = tuple(name for name in METHODS if name != "set")
 KEY = jax.random.key(0)
 SETTINGS = _lenet.SETTINGS | {
     "rate": RATE,
@@ -50,7 +47,6 @@ def run(context: Context) -> Outcome:
     params = _lenet.init(jax.random.split(draws, seeds), data)
     keys = jax.random.split(chance, seeds)
     adam = _lenet.adam(epochs, data)
-    accuracy = _train.accuracy_of(_lenet.MODEL.logits, data.x_test, data.y_test)
 
     def train(name: str, densities: Sequence[float]) -> tuple[Any, np.ndarray]:
         """Every seed at every density; accuracies [1 + epochs, densities, seeds]."""
@@ -75,16 +71,13 @@ def run(context: Context) -> Outcome:
         states = [start(*member) for member in members]
         states = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         step = _train.descend(_loss, optimizer)
-        epoch = _train.epoch_of(step, data.x_train, data.y_train)
-        curve = [accuracy(states.params)]
-        for i in context.track(f"pruning: {name}", epochs):
-            states = _train.epochs_by(epoch, states, [i], key=order)
-            curve.append(accuracy(states.params))
-        return states, np.stack(curve).reshape(-1, many, seeds)
+        track = context.track(f"pruning: {name}", epochs)
+        states, curve = _train.fit(step, _predict, states, data, track, key=order)
+        return states, curve.reshape(-1, many, seeds)
 
     dense = train("dense", [1.0])[1][:, 0]
     curves, exact, zero = {}, True, True
-    for name in context.pick((METHODS, DEFAULT, METHODS)):
+    for name in METHODS:
         states, curves[name] = train(name, DENSITIES)
         mask = optim.mask_of(states.opt_state)
         kept, removed = _lenet.kept_and_removed(states.params, mask)
@@ -93,7 +86,7 @@ def run(context: Context) -> Outcome:
     numbers = {"densities": DENSITIES, "dense": dense[-1]}
     numbers |= {"counts_are_exact": exact, "removed_are_zero": zero}
     numbers |= {name: curve[-1] for name, curve in curves.items()}
-    others = [name for name in ("rigl", "set", "static") if name in curves]
+    others = "rigl", "static"
     sparse = [{n: curves[n][-1, i] for n in others} for i in range(len(DENSITIES))]
     return Outcome(
         rows=rows("pruning", **numbers, sparse=sparse),
@@ -128,13 +121,16 @@ def _sparse(
         "one-shot": lambda: optim.prune(halfway, **pruned),
         "gradual": lambda: optim.prune(cubic, **pruned),
         "static": lambda: optim.keep_sparse(fixed),
-        "set": lambda: optim.set_(density, **moving),
         "rigl": lambda: optim.rigl(density, **moving),
     }[name]()
 
 
 def _at(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def _predict(member: _train.Member, x: jax.Array) -> jax.Array:
+    return _lenet.MODEL.logits(member.params, x)
 
 
 def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -165,4 +161,4 @@ def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) ->
     return _pictures.save(drawn, context, "pruning_training")
 
 
-DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, SET, RigL)", run)
+DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, RigL)", run)

@@ -112,7 +112,6 @@ def run(context: Context) -> Outcome:
                 ylim=(0.8, 1),  # they begin at chance, and differ by little in the end
                 legend="lower right",
             ),
-            _draw_probabilities(context, after.params),
         ],
     )
 
@@ -168,22 +167,6 @@ def _with_key(members: _train.Member, key: Array) -> _train.Member:
 def _of_rungs(values: Array) -> dict[str, np.ndarray]:
     """Values of all members [rungs * seeds] by rung."""
     return dict(zip(LADDER, np.asarray(values).reshape(len(LADDER), -1), strict=True))
-
-
-def _draw_probabilities(context: Context, scores: Any) -> str:
-    title = "Supermasks: with what probability a weight is kept, "
-    figure, (axes,) = _pictures.page(title + context.data.name)
-    first = scores["Dense_0"]["kernel"]
-    kept = np.asarray(jax.nn.sigmoid(first)).reshape(len(LADDER), -1)
-    bins = np.linspace(0, 1, 41)
-    for rung, values in zip(LADDER, kept, strict=True):
-        share = np.histogram(values, bins)[0] / values.size
-        axes.stairs(share, bins, label=rung, linewidth=1.5)
-    axes.set(yscale="log", ylabel="fraction of weights")
-    axes.set_ylim(top=1)
-    axes.set_xlabel("sigmoid(score), first layer, after training")
-    axes.legend(loc="upper right")
-    return _pictures.save(figure, context, "supermask_probabilities")
 
 
 DEMO = Demo("supermask", "learned supermasks (Zhou et al. 2019)", run, seconds=15)
