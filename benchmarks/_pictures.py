@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 
 from benchmarks._registry import Context
 from benchmarks._rows import half
 
 Lines = Mapping[str, Any]  # values by label
-BINARY = {"cmap": "Blues", "vmin": 0, "vmax": 1.2}  # for masks: dark where True
 
 
 def page(
@@ -124,16 +123,6 @@ def errorbars(
         axes.errorbar(at, values.mean(-1), half(values), **how)
 
 
-def bars(axes: Axes, groups: Sequence[str], found: Lines) -> None:
-    """Bars side by side in each group: means of values [G, K], and 95 % intervals."""
-    width = 0.75 / len(found)
-    for i, (label, values) in enumerate(found.items()):
-        at = np.arange(len(groups)) + (i - (len(found) - 1) / 2) * width
-        mean, interval = zip(*((np.mean(v), half(v)) for v in values), strict=True)
-        axes.bar(at, mean, 0.88 * width, yerr=interval, capsize=3, label=label)
-    axes.set_xticks(range(len(groups)), groups)
-
-
 def accuracy_axis(axes: Axes, seeds: int | None = None) -> None:
     """The vertical axis as percentages: test accuracy, of so many seeds."""
     axes.yaxis.set_major_formatter(_percent)
@@ -149,40 +138,6 @@ def density_axis(axes: Axes, densities: Sequence[float], *, log: bool = True) ->
     axes.set_xticks(densities)
     axes.xaxis.set_major_formatter(_percent)
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-
-
-def tiles(
-    drawn: FigureBase,
-    images: Sequence[np.ndarray],
-    columns: int,
-    title: str,
-    names: Sequence[str] = (),
-    **how: Any,
-) -> None:
-    """Images [N, H, W] in a grid, and their names; `how` is for `imshow`."""
-    drawn.suptitle(title, fontsize="medium")
-    plots = drawn.subplots(-(-len(images) // columns), columns, squeeze=False).flat
-    for i, axes in enumerate(plots):
-        if i >= len(images):
-            axes.remove()
-            continue
-        axes.imshow(images[i], interpolation="nearest", **how)
-        axes.set(xticks=[], yticks=[], title=names[i] if names else "")
-
-
-def heat(
-    drawn: FigureBase, image: Any, label: str, *, how: Any = None, **more: Any
-) -> None:
-    """One image [H, W] in colors, and their scale with a label.
-
-    `how` is for `imshow`, `more` for `axes.set`. Without `xlabel` there are no ticks.
-    """
-    axes = drawn.subplots()
-    shown = axes.imshow(image, interpolation="nearest", **(how or {}))
-    bare = {} if "xlabel" in more else {"xticks": [], "yticks": []}
-    axes.set(**bare, **more)
-    axes.title.set_fontsize("medium")
-    drawn.colorbar(shown, ax=axes, shrink=0.8, label=label)
 
 
 @ticker.FuncFormatter

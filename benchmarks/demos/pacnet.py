@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from benchmarks import _friedman, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
@@ -25,15 +24,9 @@ from maskjax.recipes import pacnet
 WIDTHS, RATE = (64, 64, 1), 1e-3
 DENSITY, LAM = 0.2, 0.01
 SOURCE, TEST, SIZES = 10_000, 2_000, (10, 30, 100, 300)
-SOURCE_BATCH, BATCH, LOOKS = 128, 32, 10
+SOURCE_BATCH, BATCH = 128, 32
 SHOWN = 1  # which of SIZES the table tells most of
-SCRATCH, TUNED, L2_SP, PAC, PAC_SOURCE = (
-    "from scratch",
-    "fine-tuning",
-    "L2-SP",
-    "PAC-Net",
-    "PAC-Net from w_S",
-)
+SCRATCH, TUNED, L2_SP, PAC = "from scratch", "fine-tuning", "L2-SP", "PAC-Net"
 KEPT = (TUNED, L2_SP, PAC)  # what had a source to forget
 Pair = tuple[jax.Array, jax.Array]
 
@@ -90,8 +83,8 @@ def run(context: Context) -> Outcome:
     """Each distance in turn, all methods, sizes and seeds side by side."""
     budget, seeds = context.pick(BUDGETS), context.seeds
     # One program for all distances, sizes and methods: [methods, seeds].
-    seed = jax.vmap(_on_target, in_axes=(0, 0, 0, None, 0))
-    train = jax.jit(jax.vmap(seed, in_axes=(0, *[None] * 4)))
+    seed = jax.vmap(_on_target, in_axes=(0, 0, 0, None))
+    train = jax.jit(jax.vmap(seed, in_axes=(0, None, None, None)))
     found = {}
     for i, distance in enumerate(budget.distances):
         track = context.track(f"pacnet: distance {distance:g}", SIZES)
@@ -99,11 +92,7 @@ def run(context: Context) -> Outcome:
     compiled = train._cache_size()
     first = found[budget.distances[0]]
     source = {"source": first["source_on_target"], "d": budget.distances[0]}
-    shown = {
-        "pac": first["rmse"][PAC],
-        "scratch": first["rmse"][SCRATCH],
-        "best": first["rmse_at_the_best_step"][SCRATCH],
-    }
+    shown = {"pac": first["rmse"][PAC], "scratch": first["rmse"][SCRATCH]}
     counts = {"sources": len(found), "sizes": len(SIZES), "seeds": seeds}
     counts |= {"methods": len(first["rmse"]), "compiled": compiled, "few": SIZES[SHOWN]}
     return Outcome(
@@ -151,10 +140,8 @@ def _error(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean((_predict(params, x) - y) ** 2))
 
 
-def _fit(
-    start: Start, data: Pair, places: Any, count: Any, rate: Any, look: Any
-) -> tuple[Any, Any]:
-    """Parameters, and looks at them; `places` are [looks, steps, B] in [0, 1)."""
+def _fit(start: Start, data: Pair, places: Any, count: Any, rate: Any) -> Any:
+    """Parameters; `places` are [steps, B] in [0, 1)."""
     optimizer = optax.chain(optax.adam(rate), optim.mask_updates(start.mask))
 
     def loss(params: Any, start: Start, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -162,26 +149,19 @@ def _fit(
         return jnp.mean((_predict(params, x) - y) ** 2) + far
 
     step = _train.descend(loss, optimizer)
-
-    def stretch(member: _train.Member, places: jax.Array) -> tuple[Any, Any]:
-        rows = jnp.minimum((places * count).astype(jnp.int32), count - 1)
-        member, _ = _train.scan(step, member, rows, *data)
-        return member, look(member.params)
-
+    rows = jnp.minimum((places * count).astype(jnp.int32), count - 1)
     begun = _train.begin(optimizer, start.params, start)
-    member, seen = lax.scan(stretch, begun, places)
-    return member.params, seen
+    return _train.scan(step, begun, rows, *data)[0].params
 
 
 def _on_source(start: Start, data: Pair, places: Any) -> Any:
     """Parameters, with a learning rate that falls to 0."""
-    rate = optax.cosine_decay_schedule(RATE, places.shape[1])
-    return _fit(start, data, places, jnp.int32(SOURCE), rate, lambda _: None)[0]
+    rate = optax.cosine_decay_schedule(RATE, len(places))
+    return _fit(start, data, places, jnp.int32(SOURCE), rate)
 
 
-def _on_target(start: Start, few: Pair, places: Any, count: Any, test: Pair) -> Any:
-    """Parameters, and errors on the test on the way."""
-    return _fit(start, few, places, count, RATE, lambda params: _error(params, *test))
+def _on_target(start: Start, few: Pair, places: Any, count: Any) -> Any:
+    return _fit(start, few, places, count, RATE)
 
 
 _learn = jax.jit(jax.vmap(_on_source))
@@ -197,29 +177,24 @@ def _transfer(
     rng = np.random.default_rng(which)
     sets = _sets(seeds, budget.distances[which])
     dense, pruned, kept = _sources(rng, seeds, budget, sets)
-    allocated = {
-        PAC: pacnet.allocate(pruned, kept),
-        PAC_SOURCE: pacnet.allocate(pruned, kept, start="source"),
-    }
+    allocated = pacnet.allocate(pruned, kept)
     starts = {SCRATCH: _start(_fresh(rng, seeds)), TUNED: _start(dense)}
     starts |= {L2_SP: _start(dense, lam=LAM)}
-    starts |= {name: _start(each.params, each.mask) for name, each in allocated.items()}
-    source = pacnet.source(allocated[PAC])
+    starts |= {PAC: _start(allocated.params, allocated.mask)}
+    source = pacnet.source(allocated)
     said = _values(source, sets.held_out[0])
 
     def error(params: Any, data: Pair) -> np.ndarray:
         return np.asarray(_errors(params, *data)) * sets.unit
 
-    last, best, after, same = [], [], [], []
+    on_target, after, same = [], [], []
     for size in sizes:
-        where = _places(rng, seeds, budget.target, BATCH, LOOKS)
+        where = _places(rng, seeds, budget.target, BATCH)
         given = _stacked(list(starts.values())), sets.few, where
-        trained, seen = train(*given, jnp.int32(size), sets.test)
-        seen = np.asarray(seen) * sets.unit[:, None]
-        last.append(seen[..., -1])
-        best.append(seen.min(-1))
-        each = dict(zip(starts, _unstacked(trained, len(starts)), strict=True))
-        each[PAC] = pacnet.source(pacnet.calibrate(allocated[PAC], each[PAC]))
+        trained = _unstacked(train(*given, jnp.int32(size)), len(starts))
+        on_target.append([error(params, sets.test) for params in trained])
+        each = dict(zip(starts, trained, strict=True))
+        each[PAC] = pacnet.source(pacnet.calibrate(allocated, each[PAC]))
         again = _values(each[PAC], sets.held_out[0])
         same.append(_train.same_bits(said, again))
         after.append([error(each[name], sets.held_out) for name in KEPT])
@@ -229,8 +204,7 @@ def _transfer(
 
     before = {TUNED: dense, PAC: source}
     return {
-        "rmse": by_name(last, starts),
-        "rmse_at_the_best_step": by_name(best, starts),
+        "rmse": by_name(on_target, starts),
         "source_on_target": error(dense, sets.test),
         "source_rmse": {n: error(w, sets.held_out) for n, w in before.items()},
         "pruned_rmse": error(pruned.params, sets.held_out),
@@ -256,11 +230,9 @@ def _fresh(rng: np.random.Generator, seeds: int) -> Any:
     return _train.glorot(rng, (_friedman.INPUTS, *WIDTHS), seeds)
 
 
-def _places(
-    rng: np.random.Generator, seeds: int, steps: int, size: int, looks: int = 1
-) -> np.ndarray:
-    """Batches as fractions of however many samples, [S, looks, steps, B]."""
-    return rng.random((seeds, looks, steps // looks, size), np.float32)
+def _places(rng: np.random.Generator, seeds: int, steps: int, size: int) -> np.ndarray:
+    """Batches as fractions of however many samples, [S, steps, B]."""
+    return rng.random((seeds, steps, size), np.float32)
 
 
 def _sets(seeds: int, distance: float) -> Sets:
@@ -310,28 +282,22 @@ def _unstacked(tree: Any, count: int) -> list[Any]:
 
 
 def _draw(context: Context, found: dict[float, Any]) -> str:
-    title = f"mean and 95% interval of {context.seeds} seeds; noise alone: 1"
-    size = 3.8 * (1 + len(found)), 4.2
-    drawn, (*panels, last) = _pictures.page(title, 1 + len(found), size=size)
-    styles = {PAC_SOURCE: {"linestyle": ":", "color": "C3"}}
-    for axes, (distance, each) in zip(panels, found.items(), strict=True):
-        _pictures.errorbars(axes, SIZES, each["rmse"], styles=styles, apart=1.04)
-        axes.axhline(1, color="gray", linestyle=":")
-        axes.set_title(f"error on the target, d = {distance:g}")
+    """Errors at the first distance: on the target, and on the source after that."""
     distance, each = next(iter(found.items()))
-    styles = {name: {"color": f"C{i}"} for i, name in enumerate(KEPT, start=1)}
-    after = each["source_rmse_after"]
-    _pictures.errorbars(last, SIZES, after, styles=styles, apart=1.04)
-    before = each["source_rmse"][TUNED].mean()
-    last.axhline(before, color="gray", linestyle="--", label="before, all weights")
-    last.margins(y=0.3)  # for the legend
-    last.set_title(f"error on the source after that, d = {distance:g}")
-    for axes in (*panels, last):
-        axes.set(xlabel="target samples", xscale="log")
+    title = f"d = {distance:g}, mean and 95% interval of {context.seeds} seeds"
+    drawn, both = _pictures.page(title, 2, size=(9, 4.2))
+    shown = {"rmse": "error on the target (noise alone: 1)"}
+    shown |= {"source_rmse_after": "error on the source after that"}
+    for axes, (name, title) in zip(both, shown.items(), strict=True):
+        styles = {method: {"color": f"C{i}"} for i, method in enumerate(each["rmse"])}
+        _pictures.errorbars(axes, SIZES, each[name], styles=styles, apart=1.04)
+        axes.set(title=title, xlabel="target samples", xscale="log")
         axes.set_xticks(SIZES, map(str, SIZES))
         axes.minorticks_off()
         axes.legend(fontsize="small")
-    panels[0].set_ylabel("root mean squared error")
+    before = each["source_rmse"][TUNED].mean()
+    both[1].axhline(before, color="gray", linestyle="--")
+    both[0].set_ylabel("root mean squared error")
     return _pictures.save(drawn, context, "pacnet_rmse")
 
 

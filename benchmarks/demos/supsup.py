@@ -263,18 +263,13 @@ def _stream(context: Context, problem: Problem, asked: Asked) -> dict[str, Any]:
 
 
 def _draw_tasks(context: Context, true: Any, found: Any, many: int) -> str:
-    how = {"labels": range(many), "normalize": "true"}
-    table = metrics.confusion_matrix(true, found, **how)
-    drawn = _pictures.Figure(figsize=(7.5, 4.8), layout="constrained")
-    _pictures.heat(
-        drawn,
-        table,
-        "fraction of the task's images",
-        how={"cmap": "Blues", "vmin": 0, "vmax": 1},
-        title="which task is an image from? one-shot, one image",
-        xlabel="inferred task",
-        ylabel="true task",
-    )
+    table = metrics.confusion_matrix(true, found, labels=range(many), normalize="true")
+    title = "which task is an image from? one-shot, one image"
+    drawn, (axes,) = _pictures.page(title)
+    axes.grid(visible=False)
+    shown = axes.imshow(table, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="inferred task", ylabel="true task")
+    drawn.colorbar(shown, label="fraction of the task's images")
     return _pictures.save(drawn, context, "supsup_tasks")
 
 
