@@ -288,6 +288,8 @@ def _draw(context: Context, found: dict[float, Any]) -> str:
     drawn, both = _pictures.page(title, 2, size=(9, 4.2))
     shown = {"rmse": "error on the target (noise alone: 1)"}
     shown |= {"source_rmse_after": "error on the source after that"}
+    before = each["source_rmse"][TUNED].mean()
+    both[1].axhline(before, color="gray", linestyle="--", label="before")
     for axes, (name, title) in zip(both, shown.items(), strict=True):
         styles = {method: {"color": f"C{i}"} for i, method in enumerate(each["rmse"])}
         _pictures.errorbars(axes, SIZES, each[name], styles=styles, apart=1.04)
@@ -295,8 +297,6 @@ def _draw(context: Context, found: dict[float, Any]) -> str:
         axes.set_xticks(SIZES, map(str, SIZES))
         axes.minorticks_off()
         axes.legend(fontsize="small")
-    before = each["source_rmse"][TUNED].mean()
-    both[1].axhline(before, color="gray", linestyle="--")
     both[0].set_ylabel("root mean squared error")
     return _pictures.save(drawn, context, "pacnet_rmse")
 
