@@ -199,9 +199,9 @@ def _draw(context: Context, by_density: dict[float, Any], trained: Any) -> str:
     title = f"Edge-popup: how much of a random network to keep, {context.data.name}"
     found = {"learned masks": [values[:FEW] for values in by_density.values()]}
     how = {"levels": {"trained weights": trained}, "seeds": FEW, "legend": "center"}
-    how |= {"density": list(by_density), "log": False}
     drawn = "edge_popup_density", title, list(by_density), found
-    return _pictures.plot(context, *drawn, **how)
+    ticks = [d for d in by_density if d != 0.9]  # too near 1 for a label
+    return _pictures.plot(context, *drawn, density=ticks, **how)
 
 
 DEMO = Demo("edge_popup", "edge-popup (Ramanujan et al. 2020)", run)

@@ -242,22 +242,19 @@ def _first_exact(agreement: np.ndarray) -> str:
 
 
 def _draw_search(context: Context, width: int, agreement: np.ndarray) -> str:
-    """Each task's search, for one seed."""
-    tasks = len(agreement)
-    title = f"HopSupSup: the mask while it is searched for, width {width}, one seed, "
-    title += context.data.name
-    figure, panels = _pictures.page(title, tasks, size=(13, 3.4), sharey=True)
-    steps = range(1, SEARCH_STEPS + 1)
-    for task, axes in enumerate(panels):
-        others = np.delete(agreement[task], task, axis=1)
-        own = agreement[task, :, task]
-        axes.plot(steps, others, color="0.7", label=["others"] + [None] * (tasks - 2))
-        axes.plot(steps, own, color="C0", label="right task")
-        axes.set_title(f"images of {2 * task} and {2 * task + 1}", fontsize="medium")
-        axes.set_xlabel("step")
-    panels[0].set_ylabel("entries equal to a stored mask")
-    panels[-1].legend(loc="center right")
-    return _pictures.save(figure, context, "hopsupsup_search")
+    """How near the searches of one seed are to the right mask, and to the others."""
+    tasks = np.arange(len(agreement))
+    own = agreement[tasks, :, tasks]
+    others = [np.delete(found, i, axis=1).max(1) for i, found in enumerate(agreement)]
+    return _pictures.plot(
+        context,
+        "hopsupsup_search",
+        f"HopSupSup: the search for a mask, width {width}, {context.data.name}",
+        range(1, SEARCH_STEPS + 1),
+        {"right task": own.T, "nearest of the others": np.transpose(others)},
+        xlabel="step",
+        ylabel=f"entries equal to a stored mask: mean and range of {len(tasks)} tasks",
+    )
 
 
 DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run, seconds=20)

@@ -291,8 +291,8 @@ def _draw(context: Context, found: dict[float, Any]) -> str:
     before = each["source_rmse"][TUNED].mean()
     both[1].axhline(before, color="gray", linestyle="--", label="before")
     for axes, (name, title) in zip(both, shown.items(), strict=True):
-        styles = {method: {"color": f"C{i}"} for i, method in enumerate(each["rmse"])}
-        _pictures.errorbars(axes, SIZES, each[name], styles=styles, apart=1.04)
+        first = len(each["rmse"]) - len(each[name])  # nothing is kept from scratch
+        _pictures.errorbars(axes, SIZES, each[name], apart=1.04, first=first)
         axes.set(title=title, xlabel="target samples", xscale="log")
         axes.set_xticks(SIZES, map(str, SIZES))
         axes.minorticks_off()

@@ -149,15 +149,12 @@ def _is_exact(kept: np.ndarray, params: Any) -> bool:
 def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) -> str:
     title = f"Pruning a 300-100 network while it trains, {context.data.name}"
     drawn, plots = _pictures.page(title, len(DENSITIES), size=(11, 4.8), sharey=True)
-    floor = min(float(curve[-1].mean(-1).min()) for curve in curves.values())
-    epochs, limits = range(len(dense)), (max(floor - 0.1, 0.0), 1.0)
     for i, (axes, density) in enumerate(zip(plots, DENSITIES, strict=True)):
-        axes.plot(epochs, dense.mean(1), color="black", linestyle=":", label="dense")
         found = {METHODS[name]: curve[:, i] for name, curve in curves.items()}
-        how = {"title": f"density {density:g}", "xlabel": "epoch", "ylim": limits}
-        legend = None if i else "lower right"
-        _pictures.curves(axes, epochs, found, legend=legend, **how)
-    _pictures.accuracy_axis(plots[0], context.seeds)
+        how = {"title": f"density {density:g}", "xlabel": "epoch"}
+        how |= {"levels": {"dense, in the end": dense[-1]}, "seeds": context.seeds}
+        how |= {"legend": None if i else "lower right"}
+        _pictures.curves(axes, range(len(dense)), found, **how)
     return _pictures.save(drawn, context, "pruning_training")
 
 

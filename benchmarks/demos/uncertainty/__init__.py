@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _members, _timing
+from benchmarks import _members, _pictures, _timing
 from benchmarks._members import DROPOUT, ENSEMBLE, MASKSEMBLES, MEMBERS, SINGLE, WAYS
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows, said
-from benchmarks.demos.uncertainty import _networks, _pictures
+from benchmarks.demos.uncertainty import _networks
 from benchmarks.demos.uncertainty._networks import (
     ANGLES,
     SEEDS,
@@ -25,7 +25,7 @@ from benchmarks.demos.uncertainty._networks import (
     Told,
 )
 from benchmarks.speed import _case
-from maskjax import metrics
+from maskjax import metrics, report
 from maskjax.recipes import masksembles
 
 RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 0.2), (30, 2)))
@@ -80,8 +80,8 @@ def run(context: Context) -> Outcome:
         settings=_settings(problem),
         numbers=numbers,
         pictures=[
-            _pictures.draw_reliability(context, problem, told),
-            _pictures.draw_turned(context, found),
+            _draw_reliability(context, problem, told),
+            _draw_turned(context, found),
         ],
     )
 
@@ -219,6 +219,29 @@ def _sizes(variables: dict[str, Any]) -> dict[str, int]:
     """Parameters of one seed, each way."""
     count = lambda tree: sum(w[0].size for w in jax.tree.leaves(tree))  # noqa: E731
     return {way: count(each["params"]) for way, each in variables.items()}
+
+
+def _draw_reliability(context: Context, problem: Problem, told: dict[str, Told]) -> str:
+    """Of all seeds together."""
+    y, bins = np.tile(problem.test[1], SEEDS), {}
+    for way, each in told.items():
+        pooled = np.asarray(_networks.mean(each.test)).reshape(len(y), -1)
+        bins[way] = metrics.reliability(pooled, y)
+    drawn = report.plot_reliability(bins)
+    drawn.axes[0].set_title(f"images as they were learned, {SEEDS} seeds together")
+    return _pictures.save(drawn, context, "uncertainty_reliability")
+
+
+def _draw_turned(context: Context, found: dict[str, Any]) -> str:
+    title = f"mean and range of {SEEDS} seeds"
+    drawn, panels = _pictures.page(title, 3, size=(12, 4.2))
+    names = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
+    for axes, (name, title) in zip(panels, names.items(), strict=True):
+        curves = {way: each[f"turned_{name}"] for way, each in found.items()}
+        how = {"title": title, "xlabel": "degrees turned", "xticks": ANGLES}
+        _pictures.curves(axes, ANGLES, curves, legend=None, **how)
+    panels[1].legend(fontsize="small")
+    return _pictures.save(drawn, context, "uncertainty_turned")
 
 
 TITLE = "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)"
