@@ -2,8 +2,8 @@
 
 MAML meta-trains the weights that a new task is learned from; Meta-ticket leaves them
 random and meta-trains which to keep. Tasks are sine waves, of which five points are
-seen, and images of five new classes, of which one or five are. The classes are digits
-and their quarter turns, or characters of Omniglot (`--omniglot`), with longer training.
+seen, and images of five new classes, one of each. The classes are digits and their
+quarter turns, or characters of Omniglot (`--omniglot`), with longer training.
 """
 
 import functools
@@ -36,7 +36,7 @@ META_RATE, CLIP = 1e-3, 1.0
 WAVES = 1_000
 
 # Few-shot images, as in the paper but for the iterations, which are 30,000 there.
-WAYS, HIDDEN = 5, (256, 128, 64, 64)
+WAYS, IMAGE_SHOTS, HIDDEN = 5, 1, (256, 128, 64, 64)
 IMAGE_RATE, IMAGE_BATCH, TEST_STEPS = 0.4, 4, (1, 3)
 EPISODES = 1_000, 200, 1_000  # of a test
 AT_ONCE = 5  # test episodes at a time, so that their weights stay near
@@ -57,8 +57,9 @@ SETTINGS = {
         "masked": "the middle kernel; all else is meta-trained",
     },
     "images": {
-        "network": "-".join(map(str, HIDDEN)) + " times the width, batch norm",
+        "network": "-".join(map(str, HIDDEN)) + ", batch norm",
         "ways": WAYS,
+        "shots": IMAGE_SHOTS,
         "inner_rate": IMAGE_RATE,
         "inner_steps": {"train": 1, "test": TEST_STEPS},
         "tasks_in_a_step": IMAGE_BATCH,
@@ -72,16 +73,14 @@ SETTINGS = {
 
 
 class Budget(NamedTuple):
-    """Iterations, and the networks and episodes of images."""
+    """Iterations."""
 
     waves: int
     images: int
-    widths: tuple[int, ...] = (1,)
-    shots: tuple[int, ...] = (1,)
 
 
 BUDGETS = Budget(500, 100), Budget(500, 100), Budget(2_000, 400)
-LONG = Budget(20_000, 4_000, widths=(1, 2), shots=(1, 5))
+LONG = Budget(20_000, 4_000)
 
 
 class Tasks(NamedTuple):
@@ -115,29 +114,27 @@ def run(context: Context) -> Outcome:
         budget = LONG
     classes = context.omniglot or _episodes.digits(context.data)
     waves = _sinusoids(context, budget.waves)
-    images = {
-        f"width {width}, {shots}-shot": _images(context, classes, budget, width, shots)
-        for width in budget.widths
-        for shots in budget.shots
-    }
-    errors, hits = ({n: f["each"] for n, f in kind.items()} for kind in (waves, images))
+    images = _images(context, classes, budget.images)
+    errors, hits = {n: f["each"] for n, f in waves.items()}, images["each"]
     more = {"train": len(classes.train), "test": len(classes.test)}
     more = {"data": classes.name, "classes": more, "iterations": budget.images}
     more["episodes"] = context.pick(EPISODES)
-    numbers: dict[str, Any] = {"sinusoids": {}, "images": {}}
-    for name, found in waves.items():
-        numbers["sinusoids"][name] = {
-            "mse_by_step": found["each"].mean(0),
-            "interval_by_step": half(found["each"], 0),
-            "density": found["density"],
-        }
-    for setting, found in images.items():
-        numbers["images"][setting] = {
-            "accuracy_by_step": {n: h.mean(0) for n, h in found["each"].items()},
-            "interval_by_step": {n: half(h, 0) for n, h in found["each"].items()},
-            "density": found["density"],
-            "unchanged": found["unchanged"],
-        }
+    numbers: dict[str, Any] = {
+        "sinusoids": {
+            name: {
+                "mse_by_step": found["each"].mean(0),
+                "interval_by_step": half(found["each"], 0),
+                "density": found["density"],
+            }
+            for name, found in waves.items()
+        },
+        "images": {
+            "accuracy_by_step": {n: h.mean(0) for n, h in hits.items()},
+            "interval_by_step": {n: half(h, 0) for n, h in hits.items()},
+            "density": images["density"],
+            "unchanged": images["unchanged"],
+        },
+    }
     return Outcome(
         rows(
             "meta_ticket",
@@ -147,9 +144,9 @@ def run(context: Context) -> Outcome:
             data=classes.name,
             episodes=more["episodes"],
             errors={n: [e[:, 0], e[:, INNER]] for n, e in errors.items()},
-            hits={s: {n: list(h.T) for n, h in f.items()} for s, f in hits.items()},
-            kept={name: found["density"] for name, found in images.items()},
-            same=all(found["unchanged"] for found in images.values()),
+            hits={n: list(h.T) for n, h in hits.items()},
+            kept=images["density"],
+            same=images["unchanged"],
         ),
         SETTINGS
         | {"sinusoids": SETTINGS["sinusoids"] | {"iterations": budget.waves}}
@@ -187,13 +184,12 @@ def _sinusoids(context: Context, iterations: int) -> dict[str, Any]:
     return found
 
 
-def _images(
-    context: Context, classes: Any, budget: Budget, width: int, shots: int
-) -> Any:
+def _images(context: Context, classes: Any, iterations: int) -> dict[str, Any]:
     """Accuracies on episodes of new classes: of each method, and of random weights."""
 
     def draw(key: Array, data: Array, tasks: int) -> Episodes:
-        how = {"tasks": tasks, "ways": WAYS, "shots": shots, "queries": shots}
+        how = {"tasks": tasks, "ways": WAYS, "shots": IMAGE_SHOTS}
+        how |= {"queries": IMAGE_SHOTS}
         return _episodes.images(key, data, **how)
 
     def loss(params: Any, x: Array, y: Array) -> Array:
@@ -201,21 +197,20 @@ def _images(
 
     old, new = jnp.asarray(classes.train), jnp.asarray(classes.test)
     tasks = Tasks(draw, old, loss, IMAGE_RATE, 1, IMAGE_BATCH)
-    many, tests = budget.images, context.pick(EPISODES)
-    warm_up = 0.0, TICKET_RATE, int(WARM_UP * many), many
+    tests = context.pick(EPISODES)
+    warm_up = 0.0, TICKET_RATE, int(WARM_UP * iterations), iterations
     schedule = optax.warmup_cosine_decay_schedule(*warm_up)
     methods = {
         MAML: Method(None, where.everything, optax.adamw(META_RATE)),
         TICKET: Method(KERNELS, None, optax.sgd(schedule, MOMENTUM)),
     }
-    widths = old.shape[-1], *(width * n for n in HIDDEN), WAYS
+    widths = old.shape[-1], *HIDDEN, WAYS
     weights = jax.jit(_image_weights, static_argnums=1)(jax.random.key(1), widths)
     everything = masking.everything(weights, where=KERNELS)
     found = {}
     for name, method in methods.items():
-        label = f"meta_ticket: width {width}, {shots}-shot, {name}"
-        track = context.track(label, CHUNKS)
-        found[name] = _meta_train(track, tasks, method, weights, many)
+        track = context.track(f"meta_ticket: images, {name}", CHUNKS)
+        found[name] = _meta_train(track, tasks, method, weights, iterations)
     found[UNTRAINED] = weights, everything
     test = jax.jit(lambda weights, kept: _accuracies(tasks, weights, kept, new, tests))
     each = {n: np.asarray(test(w, m or everything)) for n, (w, m) in found.items()}

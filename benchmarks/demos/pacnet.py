@@ -25,6 +25,7 @@ WIDTHS, RATE = (64, 64, 1), 1e-3
 DENSITY, LAM = 0.2, 0.01
 SOURCE, TEST, SIZES = 10_000, 2_000, (10, 30, 100, 300)
 SOURCE_BATCH, BATCH = 128, 32
+DISTANCE = 1.0  # of the source
 SHOWN = 1  # which of SIZES the table tells most of
 SCRATCH, TUNED, L2_SP, PAC = "from scratch", "fine-tuning", "L2-SP", "PAC-Net"
 KEPT = (TUNED, L2_SP, PAC)  # what had a source to forget
@@ -32,21 +33,17 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 class Budget(NamedTuple):
-    """Distances of the sources, and steps of each training."""
+    """Steps of each training."""
 
-    distances: tuple[float, ...]
     source: int
     again: int
     target: int
 
 
-BUDGETS = (
-    Budget((1.0,), 300, 150, 100),
-    Budget((1.0,), 1_500, 750, 400),
-    Budget((1.0, 2.0), 3_000, 1_500, 600),
-)
+BUDGETS = Budget(300, 150, 100), Budget(1_500, 750, 400), Budget(3_000, 1_500, 600)
 SETTINGS = {
     "data": "Friedman #1 and relatives (Pardoe & Stone, 2010), noise of 1",
+    "distance": DISTANCE,
     "source_samples": SOURCE,
     "target_samples": SIZES,
     "network": "-".join(map(str, (_friedman.INPUTS, *WIDTHS))),
@@ -80,57 +77,40 @@ class Sets(NamedTuple):
 
 
 def run(context: Context) -> Outcome:
-    """Each distance in turn, all methods, sizes and seeds side by side."""
+    """All methods, sizes and seeds side by side."""
     budget, seeds = context.pick(BUDGETS), context.seeds
-    # One program for all distances, sizes and methods: [methods, seeds].
-    seed = jax.vmap(_on_target, in_axes=(0, 0, 0, None))
-    train = jax.jit(jax.vmap(seed, in_axes=(0, None, None, None)))
-    found = {}
-    for i, distance in enumerate(budget.distances):
-        track = context.track(f"pacnet: distance {distance:g}", SIZES)
-        found[distance] = _transfer(seeds, budget, i, train, track)
-    compiled = train._cache_size()
-    first = found[budget.distances[0]]
-    source = {"source": first["source_on_target"], "d": budget.distances[0]}
-    shown = {"pac": first["rmse"][PAC], "scratch": first["rmse"][SCRATCH]}
-    counts = {"sources": len(found), "sizes": len(SIZES), "seeds": seeds}
-    counts |= {"methods": len(first["rmse"]), "compiled": compiled, "few": SIZES[SHOWN]}
-    return Outcome(
-        rows=rows(
-            "pacnet",
-            rmse={
-                f"d = {d:g}:": {name: list(e) for name, e in each["rmse"].items()}
-                for d, each in found.items()
-            },
-            exact=all(each["bit_identical"] for each in found.values()),
-            after={f"d = {d:g}:": _on_source_after(found[d]) for d in found},
-            **source,
-            **{name: errors[SHOWN] for name, errors in shown.items()},
-            **counts,
-        ),
-        settings=SETTINGS
-        | {"distances": budget.distances, "seeds": seeds}
-        | {
-            "steps": {
-                "source": budget.source,
-                "source, again or what is kept": budget.again,
-                "target": budget.target,
-            }
-        },
-        numbers={
-            "distances": {str(d): each for d, each in found.items()},
-            "compiled": compiled,
-        },
-        pictures=[_draw(context, found)],
-    )
-
-
-def _on_source_after(found: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: found["source_rmse_after"][name][SHOWN] for name in KEPT} | {
+    found = _transfer(seeds, budget, context.track("pacnet", SIZES))
+    errors = found["rmse"]
+    after = {name: found["source_rmse_after"][name][SHOWN] for name in KEPT} | {
         "before": found["source_rmse"][TUNED],
         "pruned": found["pruned_rmse"],
         "retrained": found["source_rmse"][PAC],
     }
+    steps = {
+        "source": budget.source,
+        "source, again or what is kept": budget.again,
+        "target": budget.target,
+    }
+    return Outcome(
+        rows=rows(
+            "pacnet",
+            d=DISTANCE,
+            rmse={name: list(each) for name, each in errors.items()},
+            exact=found["bit_identical"],
+            after=after,
+            source=found["source_on_target"],
+            pac=errors[PAC][SHOWN],
+            scratch=errors[SCRATCH][SHOWN],
+            sizes=len(SIZES),
+            seeds=seeds,
+            methods=len(errors),
+            compiled=found["compiled"],
+            few=SIZES[SHOWN],
+        ),
+        settings=SETTINGS | {"seeds": seeds, "steps": steps},
+        numbers={"distances": {str(DISTANCE): found}, "compiled": found["compiled"]},
+        pictures=[_draw(context, found)],
+    )
 
 
 _predict = _train.MLP(WIDTHS).logits
@@ -170,12 +150,12 @@ _errors, _values = jax.jit(jax.vmap(_error)), jax.jit(jax.vmap(_predict))
 _prune = jax.jit(jax.vmap(lambda params: pacnet.prune(params, density=DENSITY)))
 
 
-def _transfer(
-    seeds: int, budget: Budget, which: int, train: Any, sizes: Iterable[int]
-) -> dict[str, Any]:
-    """Errors [size, S] at one distance, in the unit of the data."""
-    rng = np.random.default_rng(which)
-    sets = _sets(seeds, budget.distances[which])
+def _transfer(seeds: int, budget: Budget, sizes: Iterable[int]) -> dict[str, Any]:
+    """Errors [size, S], in the unit of the data."""
+    # One program for all sizes and methods: [methods, seeds].
+    each_seed = jax.vmap(_on_target, in_axes=(0, 0, 0, None))
+    train = jax.jit(jax.vmap(each_seed, in_axes=(0, None, None, None)))
+    rng, sets = np.random.default_rng(0), _sets(seeds)
     dense, pruned, kept = _sources(rng, seeds, budget, sets)
     allocated = pacnet.allocate(pruned, kept)
     starts = {SCRATCH: _start(_fresh(rng, seeds)), TUNED: _start(dense)}
@@ -210,6 +190,7 @@ def _transfer(
         "pruned_rmse": error(pruned.params, sets.held_out),
         "source_rmse_after": by_name(after, KEPT),
         "bit_identical": all(same),
+        "compiled": train._cache_size(),
     }
 
 
@@ -235,9 +216,9 @@ def _places(rng: np.random.Generator, seeds: int, steps: int, size: int) -> np.n
     return rng.random((seeds, steps, size), np.float32)
 
 
-def _sets(seeds: int, distance: float) -> Sets:
+def _sets(seeds: int) -> Sets:
     """A source, and samples, for each seed; values in the unit of the source's."""
-    sources = [_friedman.source(distance, seed=seed) for seed in range(seeds)]
+    sources = [_friedman.source(DISTANCE, seed=seed) for seed in range(seeds)]
     targets = [_friedman.TARGET] * seeds
 
     def drawn(functions: list[_friedman.Coefficients], count: int, first: int) -> Any:
@@ -281,18 +262,17 @@ def _unstacked(tree: Any, count: int) -> list[Any]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
-def _draw(context: Context, found: dict[float, Any]) -> str:
-    """Errors at the first distance: on the target, and on the source after that."""
-    distance, each = next(iter(found.items()))
-    title = f"d = {distance:g}, mean and 95% interval of {context.seeds} seeds"
+def _draw(context: Context, found: dict[str, Any]) -> str:
+    """Errors on the target, and on the source after that."""
+    title = f"PAC-Net: mean and 95% interval of {context.seeds} seeds"
     drawn, both = _pictures.page(title, 2, size=(9, 4.2))
     shown = {"rmse": "error on the target (noise alone: 1)"}
     shown |= {"source_rmse_after": "error on the source after that"}
-    before = each["source_rmse"][TUNED].mean()
+    before = found["source_rmse"][TUNED].mean()
     both[1].axhline(before, color="gray", linestyle="--", label="before")
     for axes, (name, title) in zip(both, shown.items(), strict=True):
-        first = len(each["rmse"]) - len(each[name])  # nothing is kept from scratch
-        _pictures.errorbars(axes, SIZES, each[name], apart=1.04, first=first)
+        first = len(found["rmse"]) - len(found[name])  # nothing is kept from scratch
+        _pictures.errorbars(axes, SIZES, found[name], apart=1.04, first=first)
         axes.set(title=title, xlabel="target samples", xscale="log")
         axes.set_xticks(SIZES, map(str, SIZES))
         axes.minorticks_off()

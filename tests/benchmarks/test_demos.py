@@ -175,7 +175,7 @@ def test_what_is_meta_trained_learns_faster_from_few_samples(quick):
     assert maml["mse_by_step"][5] < maml["mse_by_step"][0] - 0.4
     assert maml["density"] == 1
     assert 0.5 < ticket["density"] < 1  # it has just begun, and the mask has moved
-    found = numbers["images"]["width 1, 1-shot"]
+    found = numbers["images"]
     assert found["unchanged"]
     assert 0.3 < found["density"] < 0.9
     first = {name: steps[0] for name, steps in found["accuracy_by_step"].items()}
