@@ -17,7 +17,6 @@ class Partly(NamedTuple):
 
     known: Data  # labels are from 0 on, in the order of the classes that are left
     unknown: np.ndarray  # [N, H, W]: all images of the others, of both parts
-    classes: tuple[int, ...]  # those that are left
 
 
 def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
@@ -43,8 +42,7 @@ def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:
         labels = np.searchsorted(kept, y[inside]).astype(y.dtype)
         parts += [x[inside], labels]
         unknown.append(x[~inside])
-    known = Data(data.name, *parts)
-    return Partly(known, np.concatenate(unknown), tuple(kept))
+    return Partly(Data(data.name, *parts), np.concatenate(unknown))
 
 
 def drawings(characters: Classes, shape: tuple[int, int]) -> np.ndarray:

@@ -85,7 +85,6 @@ class Found(NamedTuple):
     # [K, T, K]: of the mask found for a task's images, after each step, the fraction of
     # entries that equals each of the stored ones.
     agreement: Any
-    energies: Any  # [K, T]
     psi_bytes: Any  # of the memory
     mask_bytes: Any  # of all masks, one bit an entry
 
@@ -113,7 +112,6 @@ def run(context: Context) -> Outcome:
             w: end.argmax(-1) == np.arange(end.shape[1]) for w, end in ends.items()
         },
         "agreement_with_each": ends,
-        "energies": {w: f.energies[:, :, -1] for w, f in found.items()},
         "psi_bytes": {w: int(f.psi_bytes[0]) for w, f in found.items()},
         "mask_bytes": {w: int(f.mask_bytes[0]) for w, f in found.items()},
     }
@@ -198,8 +196,7 @@ def _experiment(width: int, data: Data) -> Any:
         )
         agreement = (path[:, :, None] == own).mean(-1, dtype=jnp.float32)
         bits = _bytes(jax.vmap(packing.pack)(masks))
-        energies, psi = found.energies, _bytes(memory.psi)
-        return Found(stored, recovered, agreement, energies, psi, bits)
+        return Found(stored, recovered, agreement, _bytes(memory.psi), bits)
 
     return experiment
 

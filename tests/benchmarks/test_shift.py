@@ -24,8 +24,7 @@ def test_rotations_are_turned_images(digits):
 @pytest.mark.parametrize("classes", [(8, 9), (0,), (3, 1, 7)])
 def test_held_out_classes_are_in_no_part(digits, classes):
     part = _shift.held_out(digits, classes)
-    assert part.classes == tuple(c for c in range(10) if c not in classes)
-    kept = np.array(part.classes)
+    kept = np.setdiff1d(np.arange(10), classes)
     known = part.known
     for x, y, old_x, old_y in (
         (known.x_train, known.y_train, digits.x_train, digits.y_train),

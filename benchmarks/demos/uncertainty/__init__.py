@@ -161,7 +161,8 @@ def _unsure(told: Told, both: np.ndarray) -> tuple[dict[str, Any], bool]:
 def _measured(problem: Problem, told: Told) -> tuple[dict[str, Any], bool]:
     """Numbers [S], [A, S] of turned images; and if mutual information is right."""
     y = problem.test[1]
-    test, both, gone = _networks.with_unknown(problem, told)
+    test, unknown = map(np.asarray, map(_networks.mean, (told.test, told.unknown)))
+    both = np.concatenate([test, unknown], axis=1)
     odd = np.arange(both.shape[1]) >= test.shape[1]
     unsure, informed = _unsure(told, both)
     # Angle by angle: of digits they are as many as the test, and nothing is compiled.
@@ -175,7 +176,6 @@ def _measured(problem: Problem, told: Told) -> tuple[dict[str, Any], bool]:
         "members_nll": np.mean([nll(probs, y) for probs in told.test], axis=0),
         "ece": np.asarray(ece(test, y)),
         "auroc": {n: np.asarray(metrics.auroc(x, odd)) for n, x in unsure.items()},
-        "aurc_with_unknown": np.asarray(metrics.aurc(both.max(-1), gone)),
     }
     for name, metric in by_metric.items():
         found[f"turned_{name}"] = np.stack([metric(p, labels) for p in turned])

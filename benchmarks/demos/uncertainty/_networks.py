@@ -141,14 +141,6 @@ def mean(probs: jax.Array) -> jax.Array:
     return probs.mean(0)
 
 
-def with_unknown(problem: Problem, told: Told) -> tuple[np.ndarray, ...]:
-    """Mean probabilities: of the test, with the unknown; and which are not right."""
-    test, unknown = np.asarray(mean(told.test)), np.asarray(mean(told.unknown))
-    wrong = test.argmax(-1) != problem.test[1]
-    gone = np.concatenate([wrong, np.ones(unknown.shape[:2], bool)], axis=1)
-    return test, np.concatenate([test, unknown], axis=1), gone
-
-
 def told_by(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Told], Any]:
     """Probabilities, and the temperatures [S] that are fitted to one network."""
     held = len(problem.validation[0])
