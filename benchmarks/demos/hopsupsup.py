@@ -29,7 +29,7 @@ STEPS = 94  # one epoch of a task, for the 60,000 images of the paper
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
 SEARCH_RATE, STRENGTH = 500.0, 1.5e-3
 SEARCH_STEPS, SEARCH_BATCH = 30, 64
-SCALES = where.matching("scale$")
+SCALES = where.matching("scale")
 SETTINGS = {
     "network": "two hidden layers, batch statistics, swish, without biases",
     "weights": "signed constant",
@@ -62,19 +62,11 @@ class Network(nn.Module):
         dense = functools.partial(
             nn.Dense, use_bias=False, kernel_init=initializer.signed_constant()
         )
-        for _ in range(2):
-            x = nn.swish(Normalized()(dense(self.width)(x)))
+        for i in range(2):
+            x = dense(self.width)(x)
+            scale = self.param(f"scale_{i}", nn.initializers.ones, x.shape[-1:])
+            x = nn.swish(scale * (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5))
         return dense(10)(x)
-
-
-class Normalized(nn.Module):
-    """Normalization of each feature, and its scale."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, W] to [B, W]."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        return scale * (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5)
 
 
 class Found(NamedTuple):

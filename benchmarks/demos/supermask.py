@@ -5,6 +5,7 @@ ladder of what the paper adds: signed constants as weights, weights rescaled by 
 sample keeps, and rounding of half of the entries while training.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -70,8 +71,10 @@ def run(context: Context) -> Outcome:
     step = _train.descend(_loss, optimizer, has_aux=True)
     epoch = _train.epoch_of(step, x, y, size=BATCH_SIZE, groups=len(LADDER))
     sampled, rounded = (
-        _train.accuracy_of(predict, data.x_test, data.y_test)
-        for predict in (_predict_sampled, _predict_rounded)
+        _train.accuracy_of(
+            functools.partial(_predict, sampled=sampled), data.x_test, data.y_test
+        )
+        for sampled in (True, False)
     )
     after, seen, curve = before, [0], [_of_rungs(sampled(before))]
     for i in context.track("supermask: scores", epochs):
@@ -130,15 +133,11 @@ def _loss(scores: Any, rest: Rest, x: Array, y: Array) -> tuple[Array, Rest]:
     return value, rest._replace(key=key)
 
 
-def _predict_sampled(member: _train.Member, x: Array) -> Array:
-    key = jax.random.split(member.rest.key, 1)[0]
-    return MODEL.logits(_masked(member.rest, supermask.mask(member.params, key=key)), x)
-
-
-def _predict_rounded(member: _train.Member, x: Array) -> Array:
-    return MODEL.logits(
-        _masked(member.rest, supermask.mask(member.params, key=None)), x
-    )
+def _predict(member: _train.Member, x: Array, *, sampled: bool) -> Array:
+    """Logits under a sample of the mask, or under the rounded one."""
+    key = jax.random.split(member.rest.key, 1)[0] if sampled else None
+    mask = supermask.mask(member.params, key=key)
+    return MODEL.logits(_masked(member.rest, mask), x)
 
 
 def _members(
