@@ -45,12 +45,10 @@ def plot(
     title: str,
     x: Sequence[float] | Mapping[str, Sequence[float]],
     found: Lines,
-    *,
-    size: tuple[float, float] | None = None,
     **how: Any,
 ) -> str:
     """A picture `name`.png of one plot: a title, and what `curves` draws."""
-    drawn, (axes,) = page(title, size=size)
+    drawn, (axes,) = page(title)
     curves(axes, x, found, **how)
     return save(drawn, context, name)
 

@@ -1,11 +1,10 @@
-"""Images to be unsure of: turned ones, unknown classes, and drawings."""
+"""Images to be unsure of: unknown classes, and drawings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import _tasks
 from benchmarks._data import Data
 from benchmarks._episodes import TURNS, Classes
 
@@ -17,11 +16,6 @@ class Partly(NamedTuple):
 
     known: Data  # labels are from 0 on, in the order of the classes that are left
     unknown: np.ndarray  # [N, H, W]: all images of the others, of both parts
-
-
-def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
-    """Images [N, H, W] turned by each angle, counterclockwise, [A, N, H, W]."""
-    return np.stack([_tasks.turned(images, angle) for angle in angles])
 
 
 def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:

@@ -164,16 +164,11 @@ def _supermasks(context: Context, data: Data, on_test: Any, trained: Any) -> Any
             values.append(on_test(_constants(initial, cut[name])))
         seen.append(on_train(_constants(initial, cut[SIGNED])))
         densities.append(float(algebra.density(cut[SIGNED])))
-    # All of one sign, whatever their size: the "_single" of the criterion.
-    single = jax.tree.map(lambda scores: scores > 0, table[SIGNED])
     return masks, {
         "densities": densities,
         "untrained": {name: np.stack(values) for name, values in weights.items()},
         "constants": {name: np.stack(values) for name, values in constants.items()},
         "constants_on_train": np.stack(seen),
-        "single": on_test(_masked(initial, single)),
-        "single_constants": on_test(_constants(initial, single)),
-        "single_density": float(algebra.density(single)),
     }
 
 
@@ -193,7 +188,6 @@ def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
         "signed": numbers["constants"][SIGNED][best],
         "density": numbers["densities"][best],
         "initial": {n: untrained[n][best] for n in (SIGNED, "large_final", "random")},
-        "single_constants": numbers["single_constants"],
         "ticket": again[TICKET],
         "freeze_init": again["freeze_init"],
         "mask": [again[SHRUNK[0] + way] for way in CONTROLS],

@@ -18,7 +18,7 @@ import optax
 from benchmarks import _friedman, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import optim
+from maskjax import optim, stacking
 from maskjax.recipes import pacnet
 
 WIDTHS, RATE = (64, 64, 1), 1e-3
@@ -170,8 +170,8 @@ def _transfer(seeds: int, budget: Budget, sizes: Iterable[int]) -> dict[str, Any
     on_target, after, same = [], [], []
     for size in sizes:
         where = _places(rng, seeds, budget.target, BATCH)
-        given = _stacked(list(starts.values())), sets.few, where
-        trained = _unstacked(train(*given, jnp.int32(size)), len(starts))
+        given = stacking.stack(list(starts.values())), sets.few, where
+        trained = stacking.unstack(train(*given, jnp.int32(size)))
         on_target.append([error(params, sets.test) for params in trained])
         each = dict(zip(starts, trained, strict=True))
         each[PAC] = pacnet.source(pacnet.calibrate(allocated, each[PAC]))
@@ -202,8 +202,8 @@ def _sources(rng: Any, seeds: int, budget: Budget, sets: Sets) -> tuple[Any, Any
     pruned = _prune(params)
     begun = _start(pruned.params, pruned.mask, pruned.anchor, LAM)
     where = _places(rng, seeds, budget.again, SOURCE_BATCH)
-    both = _learn_both(_stacked([_start(params), begun]), sets.source, where)
-    dense, kept = _unstacked(both, 2)
+    both = _learn_both(stacking.stack([_start(params), begun]), sets.source, where)
+    dense, kept = stacking.unstack(both)
     return dense, pruned, kept
 
 
@@ -252,14 +252,6 @@ def _start(
     anchor = params if anchor is None else anchor
     seeds = len(jax.tree.leaves(params)[0])
     return Start(params, mask, anchor, jnp.full(seeds, lam))
-
-
-def _stacked(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _unstacked(tree: Any, count: int) -> list[Any]:
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
 def _draw(context: Context, found: dict[str, Any]) -> str:

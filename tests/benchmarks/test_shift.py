@@ -3,22 +3,12 @@
 import numpy as np
 import pytest
 
-from benchmarks import _data, _episodes, _shift, _tasks
+from benchmarks import _data, _episodes, _shift
 
 
 @pytest.fixture(scope="module")
 def digits():
     return _data.load(None)
-
-
-def test_rotations_are_turned_images(digits):
-    angles = (0, 15, 90)
-    turned = _shift.rotations(digits.x_test, angles)
-    assert turned.shape == (3, *digits.x_test.shape)
-    assert turned.dtype == np.float32
-    np.testing.assert_array_equal(turned[0], digits.x_test)
-    np.testing.assert_array_equal(turned[1], _tasks.turned(digits.x_test, 15))
-    np.testing.assert_array_equal(turned[2], np.rot90(digits.x_test, axes=(1, 2)))
 
 
 @pytest.mark.parametrize("classes", [(8, 9), (0,), (3, 1, 7)])

@@ -79,10 +79,7 @@ def run(context: Context) -> Outcome:
         rows=rows("uncertainty", **_for_rows(problem, numbers)),
         settings=_settings(problem),
         numbers=numbers,
-        pictures=[
-            _draw_reliability(context, problem, told),
-            _draw_turned(context, found),
-        ],
+        pictures=[_draw_reliability(context, problem, told)],
     )
 
 
@@ -230,18 +227,6 @@ def _draw_reliability(context: Context, problem: Problem, told: dict[str, Told])
     drawn = report.plot_reliability(bins)
     drawn.axes[0].set_title(f"images as they were learned, {SEEDS} seeds together")
     return _pictures.save(drawn, context, "uncertainty_reliability")
-
-
-def _draw_turned(context: Context, found: dict[str, Any]) -> str:
-    title = f"mean and range of {SEEDS} seeds"
-    drawn, panels = _pictures.page(title, 3, size=(12, 4.2))
-    names = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}
-    for axes, (name, title) in zip(panels, names.items(), strict=True):
-        curves = {way: each[f"turned_{name}"] for way, each in found.items()}
-        how = {"title": title, "xlabel": "degrees turned", "xticks": ANGLES}
-        _pictures.curves(axes, ANGLES, curves, legend=None, **how)
-    panels[1].legend(fontsize="small")
-    return _pictures.save(drawn, context, "uncertainty_turned")
 
 
 TITLE = "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)"
