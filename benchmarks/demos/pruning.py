@@ -18,7 +18,7 @@ import maskjax
 from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import allocation, optim, score, select
+from maskjax import allocation, optim, score, select, stacking
 
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
@@ -67,9 +67,7 @@ def run(context: Context) -> Outcome:
         each = jnp.asarray(np.repeat(np.float32(densities), seeds))
         given = each, given, jnp.tile(keys, many)
         # One by one and uncompiled, for what random masks need is compiled only once.
-        members = (_at(given, i) for i in range(many * seeds))
-        states = [start(*member) for member in members]
-        states = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        states = stacking.stack([start(*each) for each in stacking.unstack(given)])
         step = _train.descend(_loss, optimizer)
         track = context.track(f"pruning: {name}", epochs)
         states, curve = _train.fit(step, _predict, states, data, track, key=order)
@@ -123,10 +121,6 @@ def _sparse(
         "static": lambda: optim.keep_sparse(fixed),
         "rigl": lambda: optim.rigl(density, **moving),
     }[name]()
-
-
-def _at(tree: Any, i: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
 def _predict(member: _train.Member, x: jax.Array) -> jax.Array:

@@ -247,12 +247,10 @@ def _stream(context: Context, problem: Problem, asked: Asked) -> dict[str, Any]:
     return {
         "tasks": count,
         "masks": int(tasks.learned),
-        "overflowed": int(tasks.overflowed),
         **{
             name: (_says(problem, tasks, task, asked.x) == asked.y)[mine].mean()
             for name, task in zip(("accuracy", "last"), found, strict=True)
         },
-        "decisions": [list(pair) for pair in currents],
     }
 
 

@@ -49,7 +49,7 @@ def run(context: Context) -> Outcome:
     large = data.x_train.shape[1] >= MNIST_PIXELS
     target, accuracy = _target(context, data, large=large)
     weights = sum(w.size for w in jax.tree.leaves(target))
-    made = _published(context, data, target, fresh=large or context.quick)
+    made = _published(context, data, target)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ways = {} if large else _constructions(context, data, target)
     widths, errors = _errors.widths_of(context), _errors.errors_of(context)
@@ -129,23 +129,16 @@ def _accuracy(logits: Any, data: Data) -> float:
     return float(np.mean(np.argmax(logits, -1) == data.y_test))
 
 
-def _published(
-    context: Context, data: Data, target: Any, *, fresh: bool
-) -> dict[str, Any]:
+def _published(context: Context, data: Data, target: Any) -> dict[str, Any]:
     """Weights out of 21 coefficients, from the least to the largest weight."""
     leaves = jax.tree.leaves(target)
     ends = float(min(w.min() for w in leaves)), float(max(w.max() for w in leaves))
     wide = {"inner": jax.nn.initializers.ones, "outer": initializer.uniform(*ends)}
     # An unlucky draw may miss a weight, which is then said below.
     how = {"construction": "subset_sum", "tolerance": TOLERANCE}
-    runs = {"nearest": (True, {}), "fewest": (True, {"fewest": True})}
-    if fresh:
-        runs["nearest, a set for each weight"] = (False, {})
-    found = {}
-    for name in context.track("strong_ticket: subset sums", runs):
-        shared, more = runs[name]
-        params = _draw(target, COEFFICIENTS, shared=shared, **wide)
-        found[name] = _make(data, target, params, **how, **more)
+    params, found = _draw(target, COEFFICIENTS, shared=True, **wide), {}
+    for name in context.track("strong_ticket: subset sums", ("nearest", "fewest")):
+        found[name] = _make(data, target, params, fewest=name == "fewest", **how)
     return found
 
 
