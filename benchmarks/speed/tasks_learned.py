@@ -1,8 +1,8 @@
 """How many tasks are learned a second, side by side or one after the other?
 
-SupSup on 784-300-100-100, batches of 128. The baseline is the same program with one
-task at a time. The limit is what no mask can save: the products with the weights,
-forward and backward.
+SupSup on 784-300-100-100, batches of 128. Baselines: the same program with one task at
+a time, and a Python loop over tasks, each a compiled scan over its batches. The limit
+is what no mask can save: the products with the weights, forward and backward.
 """
 
 import jax
@@ -12,6 +12,7 @@ import optax
 from jax import lax
 
 from benchmarks import _train
+from benchmarks._timing import Contestant, compiled
 from benchmarks.speed import _case, _network
 from maskjax import bank, masking
 from maskjax.recipes import supsup
@@ -60,17 +61,26 @@ def case(widths: tuple[int, ...], k: int, steps: int) -> _case.Case:
         return jnp.stack([jnp.sum(t) for t in total])
 
     empty = bank.empty(weights, capacity=k)
+    alone, compile_alone = compiled(learn(k), empty, orders[:1])
+
+    def loop():
+        tasks, losses = empty, []
+        for i in range(k):
+            tasks, values = alone(tasks, orders[i : i + 1])
+            losses.append(values)
+        return tasks, jnp.concatenate(losses)
 
     def agree(results):
-        (ours, losses), (theirs, others) = map(
-            results.get, ("vmapped", "one after the other")
-        )
-        np.testing.assert_allclose(losses, others, rtol=1e-3)
-        assert int(ours.learned) == int(theirs.learned) == k
+        ours = results["vmapped"]
+        for name in ("one after the other", "a Python loop"):
+            tasks, losses = results[name]
+            np.testing.assert_allclose(ours[1], losses, rtol=1e-3, err_msg=name)
+            assert int(ours[0].learned) == int(tasks.learned) == k
 
     contestants = [
         _case.contestant("vmapped", learn(k), empty, orders, steps=k),
         _case.contestant("one after the other", learn(1), empty, orders, steps=k),
+        Contestant("a Python loop", loop, compile_alone, steps=k),
         _case.contestant("products only", products, orders, steps=k),
     ]
     context = {"shape": _case.shapes(weights), "density": 0.5, "members": k}
