@@ -26,7 +26,7 @@ sources: what was told, then what was traced, then names.
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -35,6 +35,9 @@ from maskjax._core import axes as _axes
 from maskjax._core import checks
 from maskjax._core.axes import Axes, Told
 from maskjax._core.trees import Params, Predicate
+
+if TYPE_CHECKING:
+    from maskjax._core import walk
 
 __all__ = [
     "Axes",
@@ -97,22 +100,22 @@ class _Where:
 class _Traced(_Where):
     """A predicate that was found by tracing; equal if it found the same."""
 
-    found: tuple[tuple[str, bool, Told], ...] = ()  # path, whether a kernel, axes
+    found: tuple[tuple[str, "walk.Answer"], ...] = ()
 
     def __str__(self) -> str:
         width = max((len(path) for path, *_ in self.found), default=0)
         return "\n".join(
-            f"{path:{width}}  {self._line(kernel, told)}"
-            for path, kernel, told in self.found
+            f"{path:{width}}  {_line(answer)}" for path, answer in self.found
         )
 
-    @staticmethod
-    def _line(kernel: bool, told: Told) -> str:
-        if isinstance(told, str):
-            return f"({told})"
-        if told.lookup:
-            return f"{told}  (looked up)"
-        return str(told) if kernel else f"{told}  (no kernel)"
+
+def _line(answer: "walk.Answer") -> str:
+    kernel, told = answer
+    if isinstance(told, str):
+        return f"({told})"
+    if told.lookup:
+        return f"{told}  (looked up)"
+    return str(told) if kernel else f"{told}  (no kernel)"
 
 
 def _says(where: Predicate, path: str, leaf: Any) -> bool:
@@ -232,25 +235,27 @@ def traced(
     fn = "maskjax.where.traced"
     if stack:
         params = _unstacked(params, stack, fn)
-    answers = walk.roles(apply, params, inputs, fn=fn)
     found = tuple(
-        (path, kernel, told.stacked(stack) if isinstance(told, Axes) else told)
-        for path, (kernel, told) in answers
+        (path, answer._replace(told=answer.told.stacked(stack)))
+        if isinstance(answer.told, Axes)
+        else (path, answer)
+        for path, answer in walk.roles(apply, params, inputs, fn=fn)
     )
-    known = {path: (kernel, told) for path, kernel, told in found}
+    known = dict(found)
 
-    def of(path: str) -> tuple[bool, Told]:
+    def of(path: str) -> "walk.Answer":
         if path not in known:
             raise ValueError(
-                f"`{fn}` needs the paths of the `params` that were traced, got {path!r}."
+                f"`{fn}` needs the paths of the `params` that were traced, got "
+                f"{path!r}."
             )
         return known[path]
 
     return _Traced(
         "where.traced(...)",
-        lambda path, leaf: of(path)[0],
+        lambda path, _: of(path).kernel,
         "",
-        lambda path, leaf: of(path)[1],
+        lambda path, _: of(path).told,
         found,
     )
 

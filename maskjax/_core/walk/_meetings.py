@@ -39,9 +39,8 @@ def dot(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
                 places = [*batch[own], *contracted[own]]
                 met = _measured(ins[own], ins[other], axes, walk)
                 met = _squares.placed(met, places, len(shapes[own]))
-        meets = ins[other].data
-        unknown = ambiguous(equation, len(shapes[own])) if meets else None
-        _note(ins[own], meets, roles, met, flops, unknown, walk)
+        unknown = ambiguous(equation, len(shapes[own])) if ins[other].data else None
+        _note(ins[own], ins[other], roles, met, flops, unknown, walk)
     if len(ins) > 2 or walk.mode == "squares":
         return {}
     return _product(ins, contracted, batch, shapes)
@@ -65,10 +64,10 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
         if trail.axes is not None:
             roles[outputs] = _groups(trail.axes[outputs], groups, walk.shapes[leaf])
         own = kernel._replace(leaves={leaf: trail})
-        _note(own, image.data, roles, met, flops, None, walk)
+        _note(own, image, roles, met, flops, None, walk)
     why = "is the image of a convolution"
     met = why if walk.mode == "squares" and kernel.data else None
-    _note(image, kernel.data, [], met, flops, why, walk)
+    _note(image, kernel, [], met, flops, why, walk)
     if walk.mode == "squares":
         return {}
     return {
@@ -190,7 +189,7 @@ def _measured(own: Value, other: Value, kept: Sequence[int], walk: Walk) -> Arra
 
 def _note(
     value: Value,
-    meets: bool,
+    other: Value,
     roles: Sequence[Any],
     met: Array | str | None,
     flops: int,
@@ -206,7 +205,7 @@ def _note(
             if walk.inside:
                 found.obstacles[leaf] = f"goes into {walk.inside}"
             found.flops[leaf] = found.flops.get(leaf, 0) + walk.times * flops
-        elif walk.mode == "roles" and meets:
+        elif walk.mode == "roles" and other.data:
             meeting = _meeting(leaf, trail, roles, unknown)
             # Rows that data chooses are kernels where they are contracted and have
             # outputs, as experts do, and data elsewhere.

@@ -13,6 +13,7 @@ from maskjax._core.walk._trails import (
     Factor,
     Label,
     Trail,
+    anywhere,
     reshaped,
     sized,
     strange,
@@ -149,12 +150,8 @@ def _mixed(axes: Labels | None, axis: int) -> Labels | None:
     if axes is None:
         return None
     return tuple(
-        _anywhere(label) if i == axis else label for i, label in enumerate(axes)
+        anywhere(label) if i == axis else label for i, label in enumerate(axes)
     )
-
-
-def _anywhere(label: Label) -> Label:
-    return tuple(f._replace(stride=0) if f.size != 1 else f for f in label)
 
 
 def _gather(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
@@ -169,7 +166,7 @@ def _gather(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | Non
             which = numbers.operand_batching_dims.index(axis)
             # The last axis of the indices is no axis of the output.
             place = batch[numbers.start_indices_batching_dims[which]]
-            found[place] = _anywhere(axes[axis])
+            found[place] = anywhere(axes[axis])
         elif axis in numbers.collapsed_slice_dims:
             if len(label) == 1:
                 for place in batch:
@@ -182,17 +179,17 @@ def _gather(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | Non
 
 
 def _scatter(_: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
-    return tuple(_anywhere(label) for label in axes)
+    return tuple(anywhere(label) for label in axes)
 
 
 # Operands after the first are indices, or what is put in.
 _FIRST = ("gather", "dynamic_slice", "scatter", "scatter_add", "dynamic_update_slice")
 _ELEMENTWISE = (
     "abs acos acosh add add_any and asin asinh atan atan2 atanh "
-    "bitcast_convert_type cbrt ceil clamp clz conj convert_element_type copy copy_p cos cosh device_put "
-    "digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag "
-    "integer_pow is_finite le lgamma log log1p logistic lt max mesh_cast min mul name "
-    "ne neg nextafter not optimization_barrier or population_count pow pvary real "
+    "bitcast_convert_type cbrt ceil clamp clz conj convert_element_type copy copy_p "
+    "cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "imag integer_pow is_finite le lgamma log log1p logistic lt max mesh_cast min mul "
+    "name ne neg nextafter not optimization_barrier or population_count pow pvary real "
     "reduce_precision rem round rsqrt select_n sharding_constraint shift_left "
     "shift_right_arithmetic shift_right_logical sign sin sinh sqrt square "
     "stop_gradient sub tan tanh xor"

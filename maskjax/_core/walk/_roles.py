@@ -43,8 +43,8 @@ def answers(found: Found, named: Sequence[tuple[str, Any]], *, fn: str) -> list[
     if lines:
         raise checks.listing(
             lines,
-            f"`{fn}` needs every leaf called `kernel` to meet `inputs` in a dot product "
-            "or convolution",
+            f"`{fn}` needs every leaf called `kernel` to meet `inputs` in a dot "
+            "product or convolution",
         )
     return out
 
@@ -102,7 +102,9 @@ def _contracted(
         told = _axes.convention(path, leaf)
         if isinstance(told, Axes):  # the trace can't tell which of two is the kernel
             return Answer(maskable, _axes.parsed(str(told), source="traced"))
-        kernel = any(each - {"stack"} for each in roles)
+        if not any(each - {"stack"} for each in roles):
+            return Answer(False, "it meets data only as a part of other parameters")
+        kernel = True
     told = _told(leaf, roles, dangling)
     if isinstance(told, Axes) and not told.inputs:
         kernel = False

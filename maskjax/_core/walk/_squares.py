@@ -62,13 +62,11 @@ def onto(met: Array, axes: Sequence[Label], shape: Sequence[int]) -> Array:
     )
     met = met.transpose(order)
     factors = [factors[i] for i in order]
-    full, out = [], [1] * len(shape)
+    out = [1] * len(shape)
     for factor, length in zip(factors, met.shape, strict=True):
-        out[factor.axis] = max(
-            out[factor.axis], 1 if length == 1 else shape[factor.axis]
-        )
-        full.append(factor)
-    sizes = [f.size if out[f.axis] > 1 else 1 for f in full]
+        if length != 1:
+            out[factor.axis] = shape[factor.axis]
+    sizes = [f.size if out[f.axis] > 1 else 1 for f in factors]
     return jnp.broadcast_to(met, sizes).reshape(out)
 
 

@@ -80,6 +80,11 @@ def sized(label: Label, size: int) -> Label | None:
     return None
 
 
+def anywhere(label: Label) -> Label:
+    """The label of an axis of which it is not known which entry is where."""
+    return tuple(f._replace(stride=0) if f.size != 1 else f for f in label)
+
+
 def joined(label: Sequence[Factor]) -> Label:
     """Neighbors made one where they run on."""
     out: list[Factor] = []
@@ -156,7 +161,5 @@ def merged(one: Trail, other: Trail, name: str) -> Trail:
         lost = known.lost
     else:
         lost = one.lost or other.lost or name
-        axes = [
-            tuple(f._replace(stride=0) if f.size > 1 else f for f in x) for x in axes
-        ]
+        axes = [anywhere(label) for label in axes]
     return Trail(tuple(axes), gone, lost, product)
