@@ -205,6 +205,8 @@ def _note(
             if walk.inside:
                 found.obstacles[leaf] = f"goes into {walk.inside}"
             found.flops[leaf] = found.flops.get(leaf, 0) + walk.times * flops
+        elif walk.mode == "roles" and other.data and _scales(trail, roles):
+            found.touched.add((leaf, trail, "broadcast_in_dim"))
         elif walk.mode == "roles" and other.data:
             meeting = _meeting(leaf, trail, roles, unknown)
             # Rows that data chooses are kernels where they are contracted and have
@@ -216,6 +218,19 @@ def _note(
                 found.ends[leaf] = "meets no data"
             elif isinstance(met, str):
                 found.obstacles[leaf] = met
+
+
+def _scales(trail: Trail, roles: Sequence[Any]) -> bool:
+    """Whether all outputs share the entries: a scale or bias of what comes in."""
+    if trail.axes is None or trail.product:
+        return False
+    free = [
+        factor
+        for label, role in zip(trail.axes, roles, strict=False)
+        for factor in label
+        if "outputs" in role
+    ]
+    return bool(free) and all(factor.axis == STRANGE for factor in free)
 
 
 def _meeting(

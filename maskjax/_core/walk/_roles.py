@@ -100,7 +100,8 @@ def _contracted(
     dangling = {axis for axis in products if axis >= 0 and not roles[axis]}
     if dangling:
         told = _axes.convention(path, leaf)
-        if isinstance(told, Axes):  # the trace can't tell which of two is the kernel
+        # The trace can't tell which of two parameters is the kernel; this name does.
+        if path.split("/")[-1] == "kernel" and isinstance(told, Axes):
             return Answer(maskable, _axes.parsed(str(told), source="traced"))
         if not any(each - {"stack"} for each in roles):
             return Answer(False, "it meets data only as a part of other parameters")
