@@ -61,7 +61,7 @@ def squares(
             i: f"weights {shape}, data {met}" for i, met in found.misfits.items()
         }
         needs = (
-            f"`{fn}` needs `weights` with the leading axes of what each kernel meets"
+            f"`{fn}` needs `weights` with the leading axes of what every kernel meets"
         )
         _raise(misfits, params, needs)
     return found.squares

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from maskjax._core.trees import Array
@@ -33,17 +34,36 @@ def dot(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
             roles[axis] = "stack"
         met: Array | str | None = None
         if walk.mode == "squares" and ins[own].leaves and ins[other].data:
-            met = "goes into a ragged dot"
             if len(ins) == 2:
                 axes = [*batch[other], *contracted[other]]
                 places = [*batch[own], *contracted[own]]
                 met = _measured(ins[own], ins[other], axes, walk)
                 met = _squares.placed(met, places, len(shapes[own]))
+            else:
+                met = _by_group(equation, own, ins, walk)
         unknown = ambiguous(equation, len(shapes[own])) if ins[other].data else None
         _note(ins[own], ins[other], roles, met, flops, unknown, walk)
     if len(ins) > 2 or walk.mode == "squares":
         return {}
     return _product(ins, contracted, batch, shapes)
+
+
+def _by_group(equation: Any, own: int, ins: list[Value], walk: Walk) -> Array | str:
+    """The sums of squares of the rows of each group of a ragged product."""
+    params = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, batch), groups = (
+        params.dot_dimension_numbers,
+        params.rhs_group_dimensions,
+    )
+    rows = list(params.lhs_ragged_dimensions)
+    if not own or not groups or any(batch[0]) or set(rows) & set(contracted[0]):
+        return f"goes into {equation.primitive.name}"
+    squares = _measured(ins[1], ins[0], [*rows, *contracted[0]], walk, rows)
+    ends = jnp.cumsum(ins[2].array)
+    count = jnp.arange(squares.shape[0], dtype=ends.dtype)
+    group = jnp.searchsorted(ends, count, side="right")  # past all groups: none
+    squares = jax.ops.segment_sum(squares, group, len(ends))
+    return _squares.placed(squares, [*groups, *contracted[1]], ins[1].array.ndim)
 
 
 def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
@@ -176,12 +196,21 @@ def _product(
 # Notes.
 
 
-def _measured(own: Value, other: Value, kept: Sequence[int], walk: Walk) -> Array:
-    """The sums of squares of data, with weights for its rows."""
+def _measured(
+    own: Value,
+    other: Value,
+    kept: Sequence[int],
+    walk: Walk,
+    summed: Sequence[int] = (),
+) -> Array:
+    """The sums of squares of data, with weights for its rows.
+
+    Of the axes that are kept, some are summed over later.
+    """
     weights, shape = walk.weights, tuple(other.array.shape)
     if weights is not None:
         rows = len(weights.shape)
-        if shape[:rows] != weights.shape or any(axis < rows for axis in kept):
+        if shape[:rows] != weights.shape or min({*kept} - {*summed}) < rows:
             walk.found.misfits.update(dict.fromkeys(own.leaves, shape))
             weights = None
     return _squares.summed(other.array, kept, weights)

@@ -147,8 +147,9 @@ def merged(one: Trail, other: Trail, name: str) -> Trail:
     if one.axes is None or other.axes is None:
         return Trail(None, gone, one.lost or other.lost or name, product)
     axes: list[Label] = []
-    exact = True  # in the eyes of the part that is not lost
-    known = other if one.lost and not other.lost else one
+    known, rest = (other, one) if one.lost and not other.lost else (one, other)
+    # A kernel divided by its norm stays in place; a part of it added does not.
+    exact = rest.gone <= known.gone
     for a, b in zip(one.axes, other.axes, strict=True):
         real = [label for label in (a, b) if any(f.axis != STRANGE for f in label)]
         if len(real) == 2 and a != b:
