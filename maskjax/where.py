@@ -115,6 +115,8 @@ def _line(answer: "walk.Answer") -> str:
         return f"({told})"
     if told.lookup:
         return f"{told}  (looked up)"
+    if not told.rank:
+        return "(it has no axes)"
     return str(told) if kernel else f"{told}  (no kernel)"
 
 

@@ -121,6 +121,16 @@ def standardized(p, x):
     return x @ (w / jnp.sqrt(jnp.sum(w**2, axis=0, keepdims=True)))
 
 
+def sharded(p, x):
+    kinds = (jax.sharding.AxisType.Auto,)
+    spec, parts = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("d")
+    mesh = jax.make_mesh((1,), ("d",), axis_types=kinds)
+    product = lambda w, x: lax.psum(x @ lax.all_gather(w, "d", tiled=True), "d")  # noqa: E731
+    return jax.shard_map(product, mesh=mesh, in_specs=(parts, spec), out_specs=spec)(
+        p["w"], x
+    )
+
+
 ONE_LEAF = {
     "dense": (lambda p, x: x @ p["w"], (6, 8), "inputs outputs", X),
     "torch": (lambda p, x: x @ p["w"].T, (8, 6), "outputs inputs", X),
@@ -158,6 +168,19 @@ ONE_LEAF = {
     "rolled": (lambda p, x: x @ jnp.roll(p["w"], 1, 1), (6, 8), "inputs outputs", X),
     "triangular": (lambda p, x: x @ jnp.tril(p["w"]), (6, 6), "inputs outputs", X),
     "standardized": (standardized, (6, 8), "inputs outputs", X),
+    "threshold": (
+        lambda p, x: x @ (p["w"] * (p["w"] >= lax.top_k(p["w"].ravel(), 5)[0][-1])),
+        (6, 8),
+        "inputs outputs",
+        X,
+    ),
+    "straight through": (
+        lambda p, x: x @ (p["w"] + lax.stop_gradient(jnp.sign(p["w"]) - p["w"])),
+        (6, 8),
+        "inputs outputs",
+        X,
+    ),
+    "shards": (sharded, (6, 8), "inputs outputs", X),
     "fused": (fused, (6, 24), "inputs outputs", X),
     "parts": (parts, (6, 24), "inputs outputs", X),
     "scanned twice": (nested, (2, 3, 6, 6), "stack stack inputs outputs", X),
