@@ -626,6 +626,26 @@ def test_nnx():
     }
 
 
+def test_nnx_models_with_state_of_their_own():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.RNN(nnx.GRUCell(6, 4, rngs=rngs)),
+        nnx.BatchNorm(4, rngs=rngs),
+        nnx.Dropout(0.5, rngs=rngs),
+        nnx.SpectralNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs),
+    )
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def apply(params, x):
+        return nnx.merge(graph, params, rest, copy=True)(x)
+
+    found = roles_of(apply, params, shape(5, 7, 6))
+    kernels = {roles for path, roles in found.items() if path.endswith("kernel")}
+    assert kernels == {"inputs outputs"}
+    others = {roles for path, roles in found.items() if not path.endswith("kernel")}
+    assert others == {"outputs  (no kernel)"}
+
+
 def test_equinox():
     keys = jax.random.split(jax.random.key(0), 4)
 
