@@ -692,6 +692,10 @@ def test_a_traced_predicate_is_a_value():
     assert hash(found) == hash(where.traced(mean_square, NETWORK, X))
     other = where.traced(network, {**NETWORK, "unused": shape(2)}, X)
     assert found != other
+    every = where.everything
+    assert found & every == where.traced(mean_square, NETWORK, X) & every
+    assert found & every != other & every
+    assert ~found != ~other
     both = found & where.matching("dense")
     assert both("dense/kernel", NETWORK["dense"]["kernel"])
     assert not both("out", NETWORK["out"])
