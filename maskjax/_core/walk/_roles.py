@@ -93,7 +93,7 @@ def _contracted(
     maskable = checks.is_inexact(leaf) or _axes.is_kernel(path, leaf)
     unknown = sorted({m.unknown for m in meetings if m.unknown})
     if unknown:
-        return Answer(maskable, f"it {unknown[0]}")
+        return Answer(maskable and len(leaf.shape) > 1, f"it {unknown[0]}")
     roles = _collected(leaf, meetings)
     kernel = any(role in ("inputs", "window") for each in roles for role in each)
     products = {axis for m in meetings for how, axis in m.gone if how == "product"}
