@@ -30,9 +30,9 @@ SHAPES = {"tall": (64, 40), "wide": (32, 256), "conv": (8, 3, 4, 16), "twin": (6
 SHAPES |= {"flat": (2**15,)}
 STRUCTURES = {
     "entries": structure.Entries(),
-    "n_of_m": structure.NofM(2, 4),
-    "block": structure.Block((2, 2)),
-    "units": structure.Units(),
+    "n_of_m": structure.NofM(2, 4, -2),
+    "block": structure.Block((2, 2), (-2, -1)),
+    "units": structure.Units(-1),
 }
 
 

@@ -11,6 +11,7 @@ gathers nothing across devices (scalars are all-reduced), takes a traced k, and 
 over members.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ def top_k(
     *,
     joint: bool,
     guess: Sequence[Array] | None = None,
+    rows: Sequence[bool] | None = None,
 ) -> tuple[list[Array], list[Array]]:
     """Mark the largest entries, an exact number; among equal entries, the first win.
 
@@ -55,12 +57,14 @@ def top_k(
         quotas: For each search, how many of the entries that count it keeps.
         joint: True for one search over all leaves in order, False for one per leaf.
         guess: For each search, a scalar close to its last kept score.
+        rows: Whether each row of a leaf, an index of its first axis, is a search of its
+            own. Its quota and guess may be vectors then, and its scalars are.
 
     Returns:
         For each leaf, a boolean array of its shape, True for the chosen; and a scalar
         of its dtype that separates: nothing chosen is below it, nothing else above.
     """
-    data = _Data(leaves, alive, joint=joint)
+    data = _Data(leaves, alive, rows or [False] * len(leaves), joint=joint)
     extremes_needed = guess is None or any(a is not None for a in alive)
     whole, sizes = data.whole(read=extremes_needed)  # 2.
     k = data.vector([q.of(n) for q, n in zip(quotas, sizes, strict=True)])
@@ -104,37 +108,46 @@ class _Data:
     """The leaves, which search each belongs to, and what one pass over them answers.
 
     Leaves of one kind are stacked, so that they cost one program: a stack is an array
-    [R, ...] of R leaves. Numbers of each search are vectors [S], in the order of the
-    stacks. Positions of a search's entries count down to 1 at the end, so that earlier
-    entries are higher.
+    [R, ...] of R leaves, or one leaf of R rows. Numbers of each search are vectors [S],
+    in the order of the stacks. Positions of a search's entries count down to 1 at the
+    end, so that earlier entries are higher.
 
     Attributes:
         order: For each stack, which leaves are in it.
-        place: For each leaf, its place among the leaves in the order of the stacks.
+        sizes: For each search in the caller's order, how many entries it has; of leaves
+            with many searches, how many each of them has.
     """
 
     def __init__(
-        self, leaves: Sequence[Array], alive: Sequence[Array | None], *, joint: bool
+        self,
+        leaves: Sequence[Array],
+        alive: Sequence[Array | None],
+        rows: Sequence[bool],
+        *,
+        joint: bool,
     ):
         wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
         self.real = jnp.dtype("float64" if wide else "float32")
         self.key = jnp.dtype("int64" if wide else "int32")
         self.joint = joint
+        self.rowed = rows
         self.dtypes = [x.dtype for x in leaves]
         kinds: dict[Any, list[int]] = {}
         for i, (x, a) in enumerate(zip(leaves, alive, strict=True)):
             kind = (*(y is not None and jax.typeof(y) for y in (x, a)),)
-            kinds.setdefault(kind if x.size <= _SMALL else i, []).append(i)
+            alone = rows[i] or x.size > _SMALL
+            kinds.setdefault(i if alone else kind, []).append(i)
         self.order = list(kinds.values())
-        flat = [i for members in self.order for i in members]
-        self.place = [flat.index(i) for i in range(len(leaves))]
-        self.stacks = tuple(_stacked([leaves[i] for i in ids]) for ids in self.order)
+        stacked = functools.partial(_stacked, rows=rows)
+        self.stacks = tuple(stacked(leaves, ids) for ids in self.order)
         self.alive = [
-            None if alive[ids[0]] is None else _stacked([alive[i] for i in ids])
-            for ids in self.order
+            None if alive[ids[0]] is None else stacked(alive, ids) for ids in self.order
         ]
-        self.lengths = [x.size for x in leaves]
-        self.sizes = self.sums(self.lengths)
+        self.firsts = [0, *itertools.accumulate(map(len, self.stacks))]
+        self.lengths = [
+            math.prod(x.shape[row:]) for x, row in zip(leaves, rows, strict=True)
+        ]
+        self.sizes = [sum(self.lengths)] if joint else self.lengths
         self.count_dtype = jnp.dtype(
             "int32" if max(self.sizes) < 2**31 - 1 else "int64"
         )
@@ -153,7 +166,7 @@ class _Data:
 
         return order, *values
 
-    def whole(self, *, read: bool) -> tuple[Interval, list[int | Array]]:
+    def whole(self, *, read: bool) -> tuple[Interval, Sequence[int | Array]]:
         """The keys of all that counts, and how many count in each search.
 
         Args:
@@ -169,15 +182,17 @@ class _Data:
             low = self.merged(jnp.min, [low for low, _, _ in ends])
             high = self.merged(jnp.max, [high for _, high, _ in ends])
         else:
-            number = len(self.sizes)
+            number = 1 if self.joint else self.firsts[-1]
             low = jnp.full(number, lowest(self.key) + 1, self.key)
             high = jnp.full(number, -lowest(self.key) - 2, self.key)
         none = _zeros(low, self.count_dtype)
         if read and any(alive is not None for alive in self.alive):
             counted = self.merged(_sum, [size for *_, size in ends])
-            sizes: list[int | Array] = [counted[i] for i in self.searches()]
+            sizes: Sequence[int | Array] = (
+                [*counted] if self.joint else self.parted(counted)
+            )
         else:
-            counted, sizes = self.vector(self.sizes), list(self.sizes)
+            counted, sizes = self.vector(self.sizes), self.sizes
         interval = Interval(
             to_unsigned(low), to_unsigned(high) + 1, counted + none, none
         )
@@ -220,18 +235,21 @@ class _Data:
             )
             for i in range(len(self.stacks))
         ]
-        index = _opaque(max(map(len, flags)), position)
-        rows = [row for stack in flags for row in _unstacked(stack, index)]
-        return [rows[place] for place in self.place]
+        index = _opaque(max(map(len, self.order)), position)
+        found: list[Any] = [None] * len(self.dtypes)
+        for ids, stack in zip(self.order, flags, strict=True):
+            split = [stack] if self.rowed[ids[0]] else _unstacked(stack, index)
+            for i, flag in zip(ids, split, strict=True):
+                found[i] = flag
+        return found
 
     def cutoffs(self, cut: _Cut) -> list[Array]:
         """For each leaf, the score at which its search cut."""
         key = jnp.where(cut.missing > 0, cut.last, cut.sure)
         scores = from_order_key(key, self.real)
-        scores = [*scores] * len(self.place) if self.joint else [*scores]
+        each = [scores[0]] * len(self.dtypes) if self.joint else self.parted(scores)
         return [
-            scores[place].astype(dtype)
-            for place, dtype in zip(self.place, self.dtypes, strict=True)
+            score.astype(dtype) for score, dtype in zip(each, self.dtypes, strict=True)
         ]
 
     def counts(self, flags: Callable[[int], list[Array]]) -> list[Array]:
@@ -240,13 +258,16 @@ class _Data:
         return [self.merged(_sum, list(kind)) for kind in zip(*stacks, strict=True)]
 
     def starts(self) -> Array:
-        """The position of each leaf's first entry, in the order of the stacks."""
+        """For each row, in the order of the stacks, the position of its first entry."""
         starts = self.lengths
         if self.joint:
             total = itertools.accumulate(self.lengths[:-1], initial=0)
             starts = [self.sizes[0] - before for before in total]
-        flat = [i for members in self.order for i in members]
-        return jnp.array(np.array([starts[i] for i in flat], self.count_dtype))
+        each = [
+            np.repeat([starts[i] for i in ids], len(stack) // len(ids))
+            for ids, stack in zip(self.order, self.stacks, strict=True)
+        ]
+        return jnp.array(np.concatenate(each).astype(self.count_dtype))
 
     def position(self, stack: int, starts: Array) -> Array:
         """The position of each entry of a stack in its search."""
@@ -261,29 +282,35 @@ class _Data:
         """The numbers of the searches that a stack's rows belong to, [R, 1, ...]."""
         return per_search[0] if self.joint else self.rows(per_search, stack)
 
-    def rows(self, per_leaf: Array, stack: int) -> Array:
+    def rows(self, per_row: Array, stack: int) -> Array:
         """The numbers of a stack's rows, [R, 1, ...]."""
-        first = sum(map(len, self.order[:stack]))
-        x = self.stacks[stack]
-        part = per_leaf[first : first + len(x)]
-        return part.reshape(-1, *[1] * (x.ndim - 1))
+        part = per_row[self.firsts[stack] : self.firsts[stack + 1]]
+        return part.reshape(-1, *[1] * (self.stacks[stack].ndim - 1))
 
-    def searches(self) -> list[int]:
-        """For each search in the order of the caller, its place in vectors."""
-        return [0] if self.joint else self.place
+    def parted(self, per_row: Array) -> list[Array]:
+        """The numbers of each leaf in the caller's order, vectors where it has rows."""
+        found: list[Any] = [None] * len(self.dtypes)
+        for ids, first, end in zip(
+            self.order, self.firsts[:-1], self.firsts[1:], strict=True
+        ):
+            for place, i in enumerate(ids, first):
+                found[i] = per_row[first:end] if self.rowed[i] else per_row[place]
+        return found
 
     def vector(self, values: Sequence[ArrayLike]) -> Array:
-        """Numbers of each search in the caller's order; integers as counts."""
-        if not self.joint:
-            values = [values[i] for members in self.order for i in members]
+        """Numbers of each search in the caller's order, as one; integers as counts."""
         numbers = [jnp.asarray(v) for v in values]
         if all(jnp.issubdtype(v.dtype, jnp.integer) for v in numbers):
             numbers = [v.astype(self.count_dtype) for v in numbers]
-        return jnp.stack(numbers)
-
-    def sums(self, per_leaf: Sequence[int]) -> list[Any]:
-        """The sum over each search's leaves, in the caller's order."""
-        return [sum(per_leaf)] if self.joint else list(per_leaf)
+        if self.joint:
+            return jnp.stack(numbers)
+        each = [
+            jnp.broadcast_to(numbers[ids[0]], len(stack))
+            if self.rowed[ids[0]]
+            else jnp.stack([numbers[i] for i in ids])
+            for ids, stack in zip(self.order, self.stacks, strict=True)
+        ]
+        return each[0] if len(each) == 1 else jnp.concatenate(each)
 
     def merged(self, merge: Callable[[Array], Array], stacks: list[Array]) -> Array:
         """Numbers of each row, merged for each search."""
@@ -291,8 +318,10 @@ class _Data:
         return merge(rows)[None] if self.joint else rows
 
 
-def _stacked(leaves: Sequence[Any]) -> Array:
-    return leaves[0][None] if len(leaves) == 1 else jnp.stack(leaves)
+def _stacked(leaves: Sequence[Any], ids: Sequence[int], rows: Sequence[bool]) -> Array:
+    if len(ids) > 1:
+        return jnp.stack([leaves[i] for i in ids])
+    return leaves[ids[0]] if rows[ids[0]] else leaves[ids[0]][None]
 
 
 def _unstacked(stack: Array, index: Sequence[Array]) -> list[Array]:
