@@ -14,8 +14,10 @@ from jax.typing import ArrayLike
 
 from maskjax import packing, select
 from maskjax._core import blame, checks, trees
-from maskjax._core.trees import Array, Density, Scores, SoftMask
+from maskjax._core.trees import Array, Density, Predicate, Scores, SoftMask
+from maskjax.select._choice import smoothed
 from maskjax.structure import Entries, Structure
+from maskjax.where import kernels
 
 __all__ = ["bernoulli", "straight_through", "threshold", "top_k"]
 
@@ -61,7 +63,8 @@ def top_k(
     *,
     density: Density | Scores,
     scope: select.Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
+    where: Predicate = kernels,
     guess: Scores | None = None,
     return_cutoff: Literal[False] = False,
 ) -> SoftMask: ...
@@ -73,7 +76,8 @@ def top_k(
     *,
     density: Density | Scores,
     scope: select.Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
+    where: Predicate = kernels,
     guess: Scores | None = None,
     return_cutoff: Literal[True],
 ) -> tuple[SoftMask, Scores]: ...
@@ -84,7 +88,8 @@ def top_k(
     *,
     density: Density | Scores,
     scope: select.Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
+    where: Predicate = kernels,
     guess: Scores | None = None,
     return_cutoff: bool = False,
 ) -> SoftMask | tuple[SoftMask, Scores]:
@@ -96,17 +101,20 @@ def top_k(
 
     Args:
         scores: Tree of floating leaves, `None` where a parameter is left alone.
-        density: The fraction to keep, in [0, 1]: a number, a scalar array, or with
-            scope "leaf" a tree of them like `scores`.
-        scope: "leaf" ranks each leaf on its own, "global" all of them together.
-        structure: What is decided together, see `maskjax.structure`.
+        density: The fraction to keep, in [0, 1]: a number, a scalar array, or a tree of
+            them like `scores`, as in `select.top_k`.
+        scope: "leaf" ranks each leaf on its own, "global" all of them together, "layer"
+            each index of a stack, "output" each output of each of them.
+        structure: What is decided together, see `maskjax.structure`, or a tree of
+            structures like `scores`.
+        where: What the axes mean; `scores` says which leaves have a mask.
         guess: The cutoffs of an earlier call. They make the search faster where scores
             have moved little, and never change the mask.
         return_cutoff: Whether to return the cutoffs as well.
 
     Returns:
         A soft mask of exact 0s and 1s in the scores' dtypes. With `return_cutoff` also
-        a tree like `scores` of one scalar for each leaf: where the selection cut.
+        a tree like `scores` of where the selection cut, as in `select.top_k`.
 
     Raises:
         TypeError: If a leaf of `scores` is not floating, or density is not a number.
@@ -126,12 +134,12 @@ def top_k(
             density=density,
             scope=scope,
             structure=structure,
+            where=where,
             guess=guess,
             return_cutoff=True,
         )
-    soft = trees.map_mask(
-        lambda s: structure.spread(structure.pool(s)).astype(s.dtype), scores
-    )
+    how = scope, structure, where
+    soft = smoothed(scores, *how, fn="maskjax.estimator.top_k")
     soft = straight_through(hard, soft)
     return (soft, cutoff) if return_cutoff else soft
 

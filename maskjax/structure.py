@@ -1,20 +1,22 @@
 """What is kept or removed together: entries, blocks, units, or N of every M.
 
-A structure is a frozen value. `pool` turns scores into one score per decision, and
-`spread` turns decisions into a mask; `select` does the rest.
+A structure is a frozen value. Its axes are roles, which `where` knows for each leaf, or
+integers, which count a leaf's axes as NumPy does. `pool` turns scores into one score
+per decision, and `spread` turns decisions into a mask; `select` does the rest.
 
-    >>> structure.Block((2, 2)).pool(jnp.arange(8.0).reshape(2, 4))
+    >>> structure.Block((2, 2), axes=(0, 1)).pool(jnp.arange(8.0).reshape(2, 4))
     Array([[2.5, 4.5]], dtype=float32)
 """
 
 import dataclasses
 import numbers
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from maskjax._core import dtypes
+from maskjax._core.axes import ROLES
 from maskjax._core.trees import Array
 
 __all__ = ["Block", "Entries", "NofM", "Structure", "Units"]
@@ -65,20 +67,21 @@ class Entries:
 
 @dataclasses.dataclass(frozen=True)
 class NofM:
-    """At most n of every m consecutive entries along an axis, as in 2:4 sparsity.
+    """At most n of every m consecutive inputs of each output, as in 2:4 sparsity.
 
     Only the n best of each group can be kept. A density of n / m, or more, keeps all of
     them: exactly n of every m. A smaller density removes more, within the pattern.
+    Several axes of inputs count as one, row-major. Groups never cross outputs, places
+    of a window, or layers of a stack.
 
     Attributes:
         n: The most entries to keep in a group, 0 <= n <= m.
-        m: The length of a group. It must divide the axis.
-        axis: The axis along which groups lie. The default, -2, is the input axis of
-            dense (in, out) and convolution (height, width, in, out) kernels.
+        m: The length of a group. It must divide the number of inputs.
+        axis: Along what groups lie: a role, or the number of an axis.
 
     Raises:
         ValueError: If n and m are not whole numbers with 0 <= n <= m and m >= 1, or
-            `axis` is not a whole number.
+            `axis` is neither a role nor a whole number.
 
     Example:
         >>> select.top_k(
@@ -95,7 +98,7 @@ class NofM:
 
     n: int
     m: int
-    axis: int = -2
+    axis: str | int = "inputs"
 
     def __post_init__(self) -> None:
         whole = isinstance(self.n, int) and isinstance(self.m, int)
@@ -108,11 +111,11 @@ class NofM:
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
         """The axis must exist, and m must divide it."""
-        problem = _axis_complaint(self.axis, shape)
-        if problem is None and shape[self.axis] % self.m:
-            length = shape[self.axis]
+        axis = _number(self.axis)
+        problem = _axis_complaint(axis, shape)
+        if problem is None and shape[axis] % self.m:
             problem = (
-                f"axis {self.axis} of length {length} is not divisible by {self.m}"
+                f"axis {axis} of length {shape[axis]} is not divisible by {self.m}"
             )
         return problem
 
@@ -126,24 +129,27 @@ class NofM:
 
     def group(self, x: Array) -> Array:
         """The leaf as [..., groups, m], the axis moved last."""
-        x = jnp.moveaxis(x, self.axis, -1)
+        x = jnp.moveaxis(x, _number(self.axis), -1)
         return x.reshape(*x.shape[:-1], x.shape[-1] // self.m, self.m)
 
     def ungroup(self, x: Array) -> Array:
         """The inverse of `group`."""
         x = x.reshape(*x.shape[:-2], x.shape[-2] * self.m)
-        return jnp.moveaxis(x, -1, self.axis)
+        return jnp.moveaxis(x, -1, _number(self.axis))
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Tiles of the last two axes, kept or removed by the mean of their scores.
+    """Tiles of inputs by outputs, kept or removed by the mean of their scores.
 
     Attributes:
-        shape: Height and width of a tile. They must divide the last two axes.
+        shape: Height and width of a tile. They must divide the numbers of inputs and
+            of outputs; several axes of a role count as one, row-major.
+        axes: What height and width count: two roles, or the numbers of two axes.
 
     Raises:
-        ValueError: If the shape is not a tuple of two positive whole numbers.
+        ValueError: If the shape is not a tuple of two positive whole numbers, or `axes`
+            not one of two roles or two whole numbers.
 
     Example:
         >>> select.top_k(
@@ -159,52 +165,85 @@ class Block:
     """
 
     shape: tuple[int, int]
+    axes: tuple[str, str] | tuple[int, int] = ("inputs", "outputs")
 
     def __post_init__(self) -> None:
-        shape = self.shape
+        shape, axes = self.shape, self.axes
         pair = isinstance(shape, tuple) and len(shape) == 2
         if not pair or not all(isinstance(s, int) and s >= 1 for s in shape):
             raise ValueError(
                 "`maskjax.structure.Block` needs two positive whole numbers, got "
                 f"{shape}."
             )
+        two = isinstance(axes, tuple) and len(axes) == 2
+        if not two or isinstance(axes[0], str) != isinstance(axes[1], str):
+            raise ValueError(
+                "`maskjax.structure.Block` needs `axes` as two roles or two whole "
+                f"numbers, got {axes!r}."
+            )
+        for axis in axes:
+            _check_axis(axis, "Block", "axes")
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
-        """There must be two axes, and the tile must divide the last two."""
-        if len(shape) < 2:
-            return f"shape {shape} has fewer than the two axes of a block"
-        if shape[-2] % self.shape[0] or shape[-1] % self.shape[1]:
-            return f"the last axes of {shape} are not divisible by block {self.shape}"
+        """The axes must exist and differ, and the tile must divide them."""
+        numbers = [_number(axis) for axis in self.axes]
+        for axis in numbers:
+            if problem := _axis_complaint(axis, shape):
+                return problem
+        if len({axis % len(shape) for axis in numbers}) < 2:
+            return f"shape {shape} has no two different axes {self.axes}"
+        for axis, size in zip(numbers, self.shape, strict=True):
+            if shape[axis] % size:
+                return f"axis {axis} of length {shape[axis]} is not divisible by {size}"
         return None
 
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
-        """The mean score of each tile, [..., rows, columns]."""
-        height, width = self.shape
-        *outer, rows, columns = scores.shape
-
-        def tiles(x: Array) -> Array:
-            return x.reshape(*outer, rows // height, height, columns // width, width)
-
-        return _mean(tiles(scores), None if alive is None else tiles(alive), (-3, -1))
+        """The mean score of each tile; both axes are shorter."""
+        sizes = self._sizes(scores.ndim)
+        tiled = [
+            part
+            for length, size in zip(scores.shape, sizes, strict=True)
+            for part in ((length // size, size) if size else (length,))
+        ]
+        inner, place = [], 0
+        for size in sizes:
+            place += 2 if size else 1
+            if size:
+                inner.append(place - 1)
+        tiles = scores.reshape(tiled)
+        return _mean(
+            tiles, None if alive is None else alive.reshape(tiled), tuple(inner)
+        )
 
     def spread(self, decisions: Array) -> Array:
         """Every decision repeated over its tile."""
-        height, width = self.shape
-        return jnp.repeat(jnp.repeat(decisions, height, axis=-2), width, axis=-1)
+        for axis, size in enumerate(self._sizes(decisions.ndim)):
+            decisions = jnp.repeat(decisions, size, axis=axis) if size else decisions
+        return decisions
+
+    def _sizes(self, rank: int) -> list[int]:
+        """The size of a tile along each axis, 0 for those that are not cut."""
+        sizes = [0] * rank
+        for axis, size in zip(self.axes, self.shape, strict=True):
+            sizes[_number(axis) % rank] = size
+        return sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Whole slices along an axis, kept or removed by the mean of their scores.
+    """Whole neurons or channels, kept or removed by the mean of their scores.
 
-    The mask has length 1 on every other axis, so a unit costs one bit.
+    The mask has length 1 on every axis but those that count units, so a unit costs one
+    bit. By role, each layer of a stack has units of its own.
 
     Attributes:
-        axis: The axis that counts units. The default, -1, is the output axis of dense
-            and convolution kernels: neurons, or channels. -2 is their inputs.
+        axis: What counts units: a role, or the number of an axis, or a tuple of them.
+            The default is the outputs: neurons of a dense layer, channels of a
+            convolution. "inputs" are those of the layer before.
 
     Raises:
-        ValueError: If `axis` is not a whole number.
+        ValueError: If `axis` is neither a role nor a whole number nor a tuple of whole
+            numbers.
 
     Example:
         >>> select.top_k(
@@ -219,31 +258,52 @@ class Units:
         arXiv:1608.08710, section 3.
     """
 
-    axis: int = -1
+    axis: str | int | tuple[int, ...] = "outputs"
 
     def __post_init__(self) -> None:
-        _check_axis(self.axis, "Units")
+        axes = self.axis if isinstance(self.axis, tuple) and self.axis else (self.axis,)
+        several = len(axes) > 1 and any(isinstance(axis, str) for axis in axes)
+        for axis in axes:
+            _check_axis(self.axis if several else axis, "Units")
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
-        """The axis must exist."""
-        return _axis_complaint(self.axis, shape)
+        """The axes must exist."""
+        problems = (_axis_complaint(axis, shape) for axis in self._numbers())
+        return next(filter(None, problems), None)
 
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
         """The mean score of each unit; other axes have length 1."""
-        axis = self.axis % scores.ndim
-        others = tuple(i for i in range(scores.ndim) if i != axis)
+        units = {axis % scores.ndim for axis in self._numbers()}
+        others = tuple(i for i in range(scores.ndim) if i not in units)
         return _mean(scores, alive, others, keepdims=True)
 
     def spread(self, decisions: Array) -> Array:
         """The decisions themselves, which `apply` broadcasts."""
         return decisions
 
+    def _numbers(self) -> list[int]:
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        return [_number(axis) for axis in axes]
 
-def _check_axis(axis: int, name: str) -> None:
+
+def _check_axis(axis: Any, name: str, argument: str = "axis") -> None:
+    if isinstance(axis, str) and axis in ROLES:
+        return
     if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
         raise ValueError(
-            f"`maskjax.structure.{name}` needs `axis` as a whole number, got {axis!r}."
+            f"`maskjax.structure.{name}` needs `{argument}` as one of the words "
+            f"{', '.join(ROLES)}, or as a whole number, got {axis!r}."
         )
+
+
+def _number(axis: str | int) -> int:
+    """The number of an axis; those of roles are known to `select` alone."""
+    if isinstance(axis, str):
+        raise ValueError(
+            "`maskjax.structure` needs numbers for axes where no leaf is known, got "
+            f"{axis!r}. `maskjax.select` finds the axes of a role, by its `where`."
+        )
+    return axis
 
 
 def _axis_complaint(axis: int, shape: tuple[int, ...]) -> str | None:

@@ -24,16 +24,21 @@ sources: what was told, then what was traced, then names.
 """
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from maskjax._core import axes as _axes
 from maskjax._core import checks
 from maskjax._core.axes import Axes, Told
-from maskjax._core.trees import Predicate
+from maskjax._core.trees import Params, Predicate
+
+if TYPE_CHECKING:
+    from maskjax._core import walk
 
 __all__ = [
     "Axes",
@@ -44,6 +49,7 @@ __all__ = [
     "matching",
     "ndim_at_least",
     "statistics",
+    "traced",
 ]
 
 
@@ -95,14 +101,24 @@ class _Where:
 class _Traced(_Where):
     """A predicate that was found by tracing; equal if it found the same."""
 
-    found: tuple[tuple[str, Told], ...] = ()
+    found: tuple[tuple[str, "walk.Answer"], ...] = ()
 
     def __str__(self) -> str:
-        width = max((len(path) for path, _ in self.found), default=0)
+        width = max((len(path) for path, *_ in self.found), default=0)
         return "\n".join(
-            f"{path:{width}}  {told if isinstance(told, Axes) else f'({told})'}"
-            for path, told in self.found
+            f"{path:{width}}  {_line(answer)}" for path, answer in self.found
         )
+
+
+def _line(answer: "walk.Answer") -> str:
+    kernel, told = answer
+    if isinstance(told, str):
+        return f"({told})"
+    if told.lookup:
+        return f"{told}  (looked up)"
+    if not told.rank:
+        return "(it has no axes)"
+    return str(told) if kernel else f"{told}  (no kernel)"
 
 
 def _says(where: Predicate, path: str, leaf: Any) -> bool:
@@ -176,6 +192,101 @@ statistics: Predicate = _Where(
     "Running statistics of normalization, by Flax's names: the collection "
     "`batch_stats` in Linen, `mean` and `var` in NNX.",
 )
+
+
+def traced(
+    apply: Callable[..., Any], params: Params, *inputs: Any, stack: int = 0
+) -> Predicate:
+    """The leaves that meet data in a dot product or convolution, and along which axes.
+
+    The function is traced, and each parameter is followed through it to where it meets
+    data: exact for every framework and every layout, without running anything. Use
+    it where names do not tell: Equinox, stacked layers, models of your own.
+
+    Args:
+        apply: `(params, *inputs) -> output`. Its output is not looked at, so that the
+            loss, a gradient or a whole step of training will do.
+        params: Tree of arrays or `jax.ShapeDtypeStruct`s, as they are masked later.
+        *inputs: The data: arrays or `jax.ShapeDtypeStruct`s. Everything else that
+            `apply` uses counts as constant. Pass masks and random keys by closure:
+            parameters that are multiplied with an input are not followed further. With
+            NNX, rebuild the rest of the model inside of `apply`:
+            `nnx.merge(graph, params, rest, copy=True)`.
+        stack: How many leading axes of every leaf count members of an ensemble. Then
+            `apply` is for one member, and is traced without these axes.
+
+    Returns:
+        A predicate that chooses kernels: leaves that have an axis that is contracted
+        with data, but no embeddings, whose rows are looked up. It is hashable, and
+        `print` shows a line for each leaf. An axis is `stack` if a loop or a batched
+        product goes over it. The axes of a leaf in two contradictory roles (as w and
+        its transpose) are unknown.
+
+    Raises:
+        ValueError: If there are no inputs, a leaf called `kernel` meets no data in a
+            contraction, or a leaf has fewer than `stack` axes. The predicate itself
+            raises one for a path that was not traced.
+
+    Example:
+        >>> model = {"w": jnp.ones((5, 3)), "b": jnp.ones(5)}
+        >>> apply = lambda params, x: x @ params["w"].T + params["b"]
+        >>> print(where.traced(apply, model, jnp.ones((1, 3))))
+        b  outputs  (no kernel)
+        w  outputs inputs
+    """
+    # Imported here, because the types of jaxprs add 4 % to the time to import JAX.
+    from maskjax._core import walk
+
+    fn = "maskjax.where.traced"
+    if stack:
+        params = _unstacked(params, stack, fn)
+    found = tuple(
+        (path, answer._replace(told=answer.told.stacked(stack)))
+        if isinstance(answer.told, Axes)
+        else (path, answer)
+        for path, answer in walk.roles(apply, params, inputs, fn=fn)
+    )
+    known = dict(found)
+
+    def of(path: str) -> "walk.Answer":
+        if path not in known:
+            raise ValueError(
+                f"`{fn}` needs the paths of the `params` that were traced, got "
+                f"{path!r}."
+            )
+        return known[path]
+
+    # Names tell predicates apart, also those that are made with `&` and `|`.
+    digest = hashlib.sha256(repr(found).encode()).hexdigest()[:12]
+    return _Traced(
+        f"where.traced(...{digest})",
+        lambda path, _: of(path).kernel,
+        "",
+        lambda path, _: of(path).told,
+        found,
+    )
+
+
+def _unstacked(params: Params, stack: int, fn: str) -> Params:
+    """The shapes of one member."""
+    checks.every(
+        lambda leaf, _: (
+            checks.kind_of(leaf)
+            if checks.shaped(leaf) and len(leaf.shape) < stack
+            else None
+        ),
+        [(leaf, None) for leaf in jax.tree.leaves(params)],
+        params,
+        f"`{fn}` needs every leaf to have the axes that `stack` ({stack}) counts",
+    )
+    return jax.tree.map(
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype)
+            if checks.shaped(leaf)
+            else leaf
+        ),
+        params,
+    )
 
 
 def matching(regex: str, *, axes: str | None = None) -> Predicate:

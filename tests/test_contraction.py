@@ -1,5 +1,6 @@
 """Where parameters meet the data: the norms of what they meet, and how often."""
 
+import functools
 import re
 
 import equinox as eqx
@@ -35,7 +36,9 @@ def norms_of(apply, params, *inputs, where=where.kernels):
 def traced_norms(apply, params, *inputs):
     """Traced only: shapes tell what can't be measured, and nothing is compiled."""
     return jax.eval_shape(
-        lambda *args: score.input_norms(apply, *args), params, *inputs
+        lambda *args: score.input_norms(apply, *args, where=where.floating),
+        params,
+        *inputs,
     )
 
 
@@ -176,6 +179,8 @@ IN_PLACE = {
     "two transposes": lambda w: jnp.tanh(w.T).T,
     "an axis more": lambda w: lax.squeeze(w[:, None, :] * 2, [1]),
     "a reshape that adds axes": lambda w: w.reshape(1, 6, 1, 3)[0, :, 0],
+    "a threshold": lambda w: w * (w >= jnp.sort(w.ravel())[4]).astype(w.dtype),
+    "a quantile": lambda w: jnp.where(w > jnp.quantile(w, 0.3), w, 0),
     "its norm": lambda w: w / jnp.sqrt(jnp.sum(w**2, axis=0, keepdims=True)),
     "its norm, first": lambda w: lax.rsqrt(jnp.sum(w**2, 0, keepdims=True)) * w,
     "jit": jax.jit(lambda w: jnp.where(MASK, w, 0)),
@@ -195,6 +200,69 @@ def test_a_kernel_is_followed_through_what_leaves_it_in_place():
         np.testing.assert_allclose(norms[name], NORMS[:, None], rtol=1e-6, err_msg=name)
 
 
+def permuted(w):
+    """The entries of a (6, 3, 4) kernel in places that a reshape cuts out of axes."""
+    w = w.reshape(2, 3, 12).transpose(1, 0, 2)[::-1].reshape(6, 3, 4)
+    return lax.rev(w.transpose(2, 0, 1).reshape(2, 12, 3), (0, 2)).reshape(24, 3)
+
+
+def test_entries_that_change_places_keep_what_they_meet():
+    """Held against the gradient, which goes back the same way."""
+    x = normal(5, 24)
+    for change, sizes in (
+        (permuted, (6, 3, 4)),
+        (lambda w: w.reshape(24, 3), (2, 3, 4, 3)),
+        (lambda w: w.reshape(3, 24).T[::-1], (72,)),
+        (lambda w: w.transpose(1, 0, 2).reshape(24, -1)[:, ::-1], (4, 6, 3)),
+    ):
+        w = normal(*sizes)
+        apply = lambda p, x, change=change: x @ change(p["w"])  # noqa: E731
+        norms = norms_of(apply, {"w": w}, x, where=where.everything)["w"]
+        squares = np.tile((x**2).sum(0)[:, None], (1, 3))
+        expected = np.sqrt(jax.vjp(change, w)[1](squares)[0])
+        found = np.broadcast_to(norms, w.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_general_products_are_dense_ones_reshaped():
+    """Over two inputs and two outputs, and in attention."""
+    x, kernel = normal(5, 2, 3), normal(2, 3, 4, 5)
+    layer = nn.DenseGeneral((4, 5), axis=(-2, -1), use_bias=False)
+    apply = lambda p, x: layer.apply({"params": p}, x)  # noqa: E731
+    norms = norms_of(apply, {"kernel": kernel}, x)["kernel"]
+    flat = x.reshape(5, 6)
+    dense = norms_of(lambda p, x: x @ p["w"], {"w": kernel.reshape(6, 20)}, flat)["w"]
+    assert norms.shape == (2, 3, 1, 1)
+    np.testing.assert_array_equal(np.ravel(norms), np.ravel(dense))
+    merged = lambda p, x: x.reshape(5, 6) @ p["kernel"].reshape(6, 20)  # noqa: E731
+    again = norms_of(merged, {"kernel": kernel}, x)["kernel"]
+    np.testing.assert_array_equal(again, norms)
+
+
+def test_norms_of_attention():
+    model = nn.MultiHeadDotProductAttention(2)
+    x = normal(3, 5, 6)
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+    apply = lambda p, x: model.apply({"params": p}, x)  # noqa: E731
+    norms = norms_of(apply, params, x)
+    for name in ("query", "key", "value"):
+        assert norms[name]["bias"] is None
+        assert norms[name]["kernel"].shape == (6, 1, 1)
+        found = np.ravel(norms[name]["kernel"])
+        np.testing.assert_allclose(found, criteria.feature_norms(x, 2), rtol=1e-5)
+    assert norms["out"]["kernel"].shape == (2, 3, 1)
+
+
+def test_the_backward_pass_is_not_measured():
+    def loss(p, x):
+        return jnp.sum(jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]))
+
+    params = {"first": normal(6, 4), "second": normal(4, 3)}
+    norms = norms_of(loss, params, X)
+    for wrapped in (jax.grad(loss), jax.grad(jax.checkpoint(loss))):
+        assert_close(norms_of(wrapped, params, X), norms)
+
+
 def test_a_kernel_whose_axes_are_lost_is_named():
     square = normal(6, 6)
 
@@ -203,7 +271,10 @@ def test_a_kernel_whose_axes_are_lost_is_named():
 
     for change, why in {
         lambda w: w.reshape(4, 9).reshape(6, 6): "reshape",
-        lambda w: w[::-1]: "rev",
+        lambda w: jnp.roll(w, 1, 0): "slice",
+        lambda w: jnp.cumsum(w, 0): "cumsum",
+        lambda w: w + w[::-1]: "add",
+        lambda w: w + w[:1]: "slice",
         lambda w: w + w.T: "add",
         lambda w: jnp.concatenate([w, w]).reshape(2, 6, 6)[0]: "concatenate",
     }.items():
@@ -329,6 +400,26 @@ def test_axes_that_are_broadcast_share_what_they_meet():
     np.testing.assert_allclose(norms["w"], np.linalg.norm(x).reshape(1, 1), rtol=1e-6)
 
 
+def test_axes_of_one_share_what_they_meet_in_a_product():
+    """In a jaxpr, a product broadcasts axes of length 1 by itself."""
+    constant = normal(6, 3, seed=3)
+    apply = lambda p, x: (x @ (p["in"] * constant), x @ (p["out"] * constant))  # noqa: E731
+    norms = norms_of(apply, {"in": normal(6, 1), "out": normal(1, 3)}, X)
+    np.testing.assert_allclose(norms["in"][:, 0], NORMS, rtol=1e-6)
+    np.testing.assert_allclose(norms["out"], [[np.linalg.norm(X)]], rtol=1e-6)
+
+
+def test_ragged_products_are_measured_by_group():
+    x, sizes = normal(7, 4), np.int32([2, 0, 4])  # the last row is in no group
+    apply = lambda p, x, sizes: lax.ragged_dot(x, p["w"], sizes)  # noqa: E731
+    params = {"w": normal(3, 4, 5)}
+    norms = norms_of(apply, params, x, sizes)
+    rows = [x[:2], x[2:2], x[2:6]]
+    expected = [criteria.feature_norms(each, 1) for each in rows]
+    np.testing.assert_allclose(norms["w"][..., 0], expected, rtol=1e-6)
+    assert report.flops(apply, params, x, sizes) == {"w": 2 * 7 * 4 * 5}
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_norms_of_a_convolution(groups):
     image = normal(2, 5, 5, 4)
@@ -345,6 +436,19 @@ def test_norms_of_a_convolution(groups):
         expected = np.stack(columns, axis=1)[None, None]
     assert norms["kernel"].shape == expected.shape
     np.testing.assert_allclose(norms["kernel"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_norms_of_an_ensemble_of_convolutions(groups):
+    """Under vmap they are one convolution in groups."""
+    image, kernels = normal(2, 3, 5, 5, 4), normal(2, 3, 3, 4 // groups, 8)
+    layer = nn.Conv(8, (3, 3), feature_group_count=groups, use_bias=False)
+    apply = lambda p, x: layer.apply({"params": p}, x)  # noqa: E731
+    norms = norms_of(jax.vmap(apply), {"kernel": kernels}, image)["kernel"]
+    for i in range(2):
+        own = norms_of(apply, {"kernel": kernels[i]}, image[i])["kernel"]
+        assert norms[i].shape == own.shape
+        np.testing.assert_allclose(norms[i], own, rtol=1e-6)
 
 
 def test_norms_of_a_convolution_with_features_first():
@@ -423,13 +527,13 @@ def test_norms_of_layers_that_are_scanned_over_are_per_layer():
 def test_obstacles_in_a_scan_are_named():
     def apply(p, xs):
         def step(carry, x):
-            return carry, (x[::-1] @ p["lost"][::-1], x @ p["fine"], x + p["bias"])
+            return carry, (x @ jnp.cumsum(p["lost"], 0), x @ p["fine"], x + p["bias"])
 
         return lax.scan(step, 0, xs)
 
     params = {"lost": W, "fine": W, "bias": np.ones((1, 6), np.float32)}
     with raises(
-        r"got:\n  bias: goes into add, in scan\n  lost: loses its axes in rev$"
+        r"got:\n  bias: goes into add, in scan\n  lost: loses its axes in cumsum$"
     ):
         traced_norms(apply, params, normal(2, 4, 6))
 
@@ -462,6 +566,113 @@ def test_norms_do_not_change_what_is_computed():
     np.testing.assert_allclose(seen[0], seen[1], rtol=1e-6)
     expected = criteria.feature_norms(np.asarray(seen[1]), 1)
     np.testing.assert_allclose(norms["w"][:, 0], expected, rtol=1e-6)
+
+
+# Rows that count more or less.
+
+
+def two_layers(p, x):
+    return nn.relu(x @ p["first"]) @ p["second"]
+
+
+TWO_LAYERS = {"first": normal(6, 4), "second": normal(4, 3)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def weighted(apply, params, x, weights):
+    return score.input_norms(apply, params, x, weights=weights)
+
+
+def assert_close(some, others):
+    for one, other in zip(jax.tree.leaves(some), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_rows_of_weight_zero_are_left_out():
+    x = normal(4, 5, 6)
+    x[0, 3:] = x[2] = np.inf  # padding may hold anything
+    keep = np.isfinite(x[..., 0])
+    rows = norms_of(two_layers, TWO_LAYERS, x[keep])
+    assert_close(weighted(two_layers, TWO_LAYERS, x, keep), rows)
+    per_example = np.float32([1, 0, 0, 1])
+    clean = normal(4, 5, 6)
+    kept = norms_of(two_layers, TWO_LAYERS, clean[[0, 3]])
+    assert_close(weighted(two_layers, TWO_LAYERS, clean, per_example), kept)
+
+
+def test_kernels_without_inputs():
+    """Of length 0, and in an outer product, where each entry meets all data."""
+    norms = norms_of(lambda p, x: x @ p["w"], {"w": normal(0, 3)}, normal(4, 0))
+    assert norms["w"].shape == (0, 1)
+    outer = lambda p, x: lax.dot_general(x, p["w"], (((), ()), ((), ())))  # noqa: E731
+    norms = weighted(outer, {"w": W}, X, np.ones(4, "float32"))
+    np.testing.assert_allclose(norms["w"], [[np.linalg.norm(X)]], rtol=1e-6)
+
+
+def test_weights_of_one_change_nothing():
+    x = normal(4, 5, 6)
+    plain = norms_of(two_layers, TWO_LAYERS, x)
+    for ones in (np.ones(4, "float32"), np.ones((4, 5), "int32")):
+        trees.assert_same(weighted(two_layers, TWO_LAYERS, x, ones), plain)
+
+
+def test_weights_are_factors_of_squares():
+    weights = np.float32([0, 1, 2, 3])
+    repeated = np.repeat(X, np.int32(weights), axis=0)
+    expected = norms_of(two_layers, TWO_LAYERS, repeated)
+    assert_close(weighted(two_layers, TWO_LAYERS, X, weights), expected)
+
+
+def test_weights_reach_convolutions_attention_and_scanned_layers():
+    image, weights = normal(3, 5, 5, 4), np.float32([1, 0, 2])
+    layer = nn.Conv(8, (3, 3), feature_group_count=2)
+    params = {"kernel": normal(3, 3, 2, 8), "bias": normal(8)}
+    convolved = lambda p, x: layer.apply({"params": p}, x)  # noqa: E731
+    repeated = image[[0, 2, 2]]
+    expected = norms_of(convolved, params, repeated)
+    assert_close(weighted(convolved, params, image, weights), expected)
+
+    def deep(p, x):
+        return lax.scan(lambda x, w: (nn.relu(x @ w), None), x, p["layers"])[0]
+
+    params, x = {"layers": normal(3, 6, 6)}, normal(3, 6)
+    expected = norms_of(deep, params, x[[0, 2, 2]])
+    assert_close(weighted(deep, params, x, weights), expected)
+
+    attention = nn.MultiHeadDotProductAttention(2)
+    tokens = normal(3, 5, 6)
+    params = jax.jit(attention.init)(jax.random.key(0), tokens)["params"]
+    attend = lambda p, x: attention.apply({"params": p}, x)  # noqa: E731
+    expected = norms_of(attend, params, tokens[[0, 2, 2]])
+    for found, other in trees.pairs(
+        weighted(attend, params, tokens, weights), expected
+    ):
+        if found is not None:
+            np.testing.assert_allclose(found, other, rtol=1e-5)
+
+
+def test_weights_fit_what_every_kernel_meets():
+    def apply(p, x):
+        flat = x.reshape(-1, 6) @ p["flat"]
+        return flat, jnp.einsum("etf,efo->eto", x, p["experts"]), x @ p["fine"]
+
+    params = {"flat": W, "experts": normal(4, 6, 3), "fine": W}
+    x, needs = normal(4, 5, 6), "`maskjax.score.input_norms` needs `weights` with the "
+    with raises(
+        needs + r"leading axes of what every kernel meets, got:\n"
+        r"  experts: weights \(4, 5\), data \(4, 5, 6\)\n"
+        r"  flat: weights \(4, 5\), data \(20, 6\)$"
+    ):
+        jax.eval_shape(lambda: weighted(apply, params, x, np.ones((4, 5))))
+
+    def deep(p, x):
+        return lax.scan(lambda x, w: (x @ w, None), x, p["layers"])[0]
+
+    with raises(r"got:\n  layers: weights \(5,\), data \(4, 6\)$"):
+        layers = {"layers": normal(3, 6, 6)}
+        jax.eval_shape(lambda: weighted(deep, layers, X, np.ones(5)))
+    with pytest.raises(TypeError, match="`weights` as real numbers, got complex64"):
+        weighted(two_layers, TWO_LAYERS, X, np.ones(4, "complex64"))
 
 
 # How often.

@@ -225,22 +225,25 @@ def test_scores_are_floating(fn, call):
 
 def test_a_scope_is_a_known_word():
     for call in (
-        lambda: select.top_k(SCORES, density=0.5, scope="layer"),
-        lambda: select.random(WEIGHTS, density=0.5, scope="layer", key=KEY),
-        lambda: estimator.top_k(SCORES, density=0.5, scope="layer"),
+        lambda: select.top_k(SCORES, density=0.5, scope="layers"),
+        lambda: select.random(WEIGHTS, density=0.5, scope="layers", key=KEY),
+        lambda: estimator.top_k(SCORES, density=0.5, scope="layers"),
     ):
-        with raises(ValueError, "needs `scope` as 'leaf' or 'global', got 'layer'"):
+        with raises(ValueError, "needs `scope` as 'leaf' or .*'output', got 'layers'"):
             call()
 
 
 @pytest.mark.parametrize(
     ("structure", "lines"),
     [
-        (NofM(2, 4), "  b: axis -2 of length 3 is not divisible by 4"),
+        (NofM(2, 4, -2), "  b: axis -2 of length 3 is not divisible by 4"),
         (NofM(2, 5, -1), "  a: axis -1 of length 6 is not divisible by 5"),
         (NofM(1, 2, 2), "  a: shape \\(4, 6\\) has no axis 2\n  b: shape"),
-        (Block((2, 3)), "  b: the last axes of \\(3, 5\\) are not divisible by block"),
-        (Block((5, 7)), "  a: the last axes.*\n  b: the last axes"),
+        (
+            Block((2, 3), (-2, -1)),
+            "  b: axis -2 of length 3 is not divisible by 2",
+        ),
+        (Block((5, 7), (-2, -1)), "  a: axis -2 of length 4 .*\n  b: axis -2 of"),
         (Units(-3), "  a: shape \\(4, 6\\) has no axis -3\n  b: shape"),
     ],
     ids=str,
@@ -252,7 +255,9 @@ def test_every_leaf_fits_the_structure(structure, lines):
         select.top_k(SCORES, density=0.5, structure=structure)
 
 
-@pytest.mark.parametrize("structure", [Block((1, 1)), Units(), NofM(1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "structure", [Block((1, 1), (-2, -1)), Units(-1), NofM(1, 2, -2)], ids=str
+)
 def test_a_scalar_has_no_blocks_units_or_groups(structure):
     with raises(ValueError, r"\n  net/scalar: shape \(\) has"):
         select.top_k(
@@ -263,13 +268,13 @@ def test_a_scalar_has_no_blocks_units_or_groups(structure):
 @pytest.mark.parametrize(("n", "m"), [(3, 2), (-1, 2), (0, 0), (1.0, 2), (1, 2.0)])
 def test_n_of_m_takes_whole_numbers(n, m):
     with raises(ValueError, "`maskjax.structure.NofM` needs whole numbers .* got n="):
-        NofM(n, m)
+        NofM(n, m, -2)
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (2,), (2, 2, 2), (1.0, 2), (-1, 1)])
 def test_a_block_takes_two_positive_whole_numbers(shape):
     with raises(ValueError, "`maskjax.structure.Block` needs two positive whole num"):
-        Block(shape)
+        Block(shape, (-2, -1))
 
 
 def test_within_fits_the_scores():

@@ -120,7 +120,9 @@ def test_top_k_is_the_mask_forward_and_the_identity_backward(scope, dtype):
 
 
 @pytest.mark.parametrize(
-    "structure", [Entries(), NofM(1, 2), Block((2, 2)), Units()], ids=str
+    "structure",
+    [Entries(), NofM(1, 2, -2), Block((2, 2), (-2, -1)), Units(-1)],
+    ids=str,
 )
 def test_the_gradient_goes_through_the_mean_of_what_is_decided_together(structure):
     scores = normal(4, 6)
@@ -232,9 +234,9 @@ def test_bad_arguments_name_the_function_that_was_called():
     with pytest.raises(ValueError, match=rf"{fn}`density` in \[0, 1\], got 2"):
         estimator.top_k(scores, density=2)
     with pytest.raises(ValueError, match=f"{fn}`scope` as 'leaf' or 'global'"):
-        estimator.top_k(scores, density=0.5, scope="layer")
+        estimator.top_k(scores, density=0.5, scope="layers")
     with pytest.raises(ValueError, match=f"{fn}.*got:\n  a: .*\n  b: "):
-        estimator.top_k(scores, density=0.5, structure=Block((5, 5)))
+        estimator.top_k(scores, density=0.5, structure=Block((5, 5), (-2, -1)))
     with pytest.raises(ValueError, match=f"{fn}.* same structure.*\n  only .*: b"):
         estimator.top_k(scores, density=0.5, guess={"a": 0.0})
     fn = "`maskjax.estimator.threshold` needs "

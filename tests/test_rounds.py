@@ -105,7 +105,9 @@ def test_rounds_of_dropping_keep_the_counts_of_the_paper():
     assert round(sum(counts.values()) / sum(sizes.values()), 3) == 0.211
 
 
-@pytest.mark.parametrize("pattern", [Block((2, 2)), Units(), NofM(1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "pattern", [Block((2, 2), (-2, -1)), Units(-1), NofM(1, 2, -2)], ids=str
+)
 def test_structures_are_cut_and_grown_whole(pattern):
     scores = {"w": make()[0]["a"]}
 
@@ -207,9 +209,9 @@ def test_masks_scopes_and_structures_that_do_not_fit_are_refused(name):
     with pytest.raises(TypeError, match=blame + "every leaf of `mask`"):
         call(scores, mask | {"a": scores["a"]})
     with pytest.raises(ValueError, match="`scope` as 'leaf' or 'global'"):
-        call(scores, mask, scope="layer")
+        call(scores, mask, scope="layers")
     with pytest.raises(ValueError, match="every leaf to fit Block"):
-        call(scores, mask, structure=Block((3, 3)))
+        call(scores, mask, structure=Block((3, 3), (-2, -1)))
     with pytest.raises(TypeError, match=blame + r".*Write `structure.Units\(\)`"):
         call(scores, mask, structure=structure.Units)
 
@@ -230,7 +232,7 @@ def test_bad_input_is_refused():
     with pytest.raises(TypeError, match=blame + "`key` as a typed key"):
         select.random_like(mask, key=0)
     with pytest.raises(ValueError, match=blame + "`scope`"):
-        select.random_like(mask, scope="layer", key=KEY)
+        select.random_like(mask, scope="layers", key=KEY)
     with pytest.raises(ValueError, match=blame + "`mask` with at least one leaf"):
         select.random_like({"a": None}, key=KEY)
     with pytest.raises(TypeError, match=blame + "every leaf of `mask` to be a boolean"):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from maskjax import packing, select
 from maskjax.structure import Block, Entries, NofM, Units
@@ -169,13 +170,13 @@ def test_top_k_is_a_stable_descending_sort_in_float64(scope, masked, x64):
 
 
 STRUCTURES = [
-    NofM(1, 2),
+    NofM(1, 2, -2),
     NofM(2, 4, axis=-2),
     NofM(3, 4, axis=0),
     NofM(0, 2, axis=-1),
-    Block((2, 2)),
-    Block((4, 1)),
-    Units(),
+    Block((2, 2), (-2, -1)),
+    Block((4, 1), (-2, -1)),
+    Units(-1),
     Units(axis=-2),
     Units(axis=0),
 ]
@@ -184,11 +185,11 @@ STRUCTURES = [
 @pytest.mark.parametrize(
     ("structure", "scope", "masked"),
     of_cases(
-        (NofM(2, 4), "leaf", False),
+        (NofM(2, 4, -2), "leaf", False),
         (NofM(3, 4, axis=0), "global", True),
-        (Block((2, 2)), "global", True),
-        (Block((4, 1)), "leaf", False),
-        (Units(), "global", True),
+        (Block((2, 2), (-2, -1)), "global", True),
+        (Block((4, 1), (-2, -1)), "leaf", False),
+        (Units(-1), "global", True),
         (Units(axis=0), "leaf", False),
         every=[
             (structure, scope, masked)
@@ -217,10 +218,14 @@ def test_structured_top_k_agrees_with_the_reference(structure, scope, masked):
 @pytest.mark.parametrize(
     ("structure", "dtype"),
     of_cases(
-        (NofM(1, 2), "float16"),
-        (Block((2, 2)), "float16"),
-        (Units(), "bfloat16"),
-        every=[(s, d) for s in (NofM(1, 2), Block((2, 2)), Units()) for d in FLOATS],
+        (NofM(1, 2, -2), "float16"),
+        (Block((2, 2), (-2, -1)), "float16"),
+        (Units(-1), "bfloat16"),
+        every=[
+            (s, d)
+            for s in (NofM(1, 2, -2), Block((2, 2), (-2, -1)), Units(-1))
+            for d in FLOATS
+        ],
     ),
     ids=str,
 )
@@ -326,9 +331,9 @@ def test_no_gradient_reaches_the_scores_through_the_cutoff():
     "structure",
     [
         Entries(),
-        Block((2, 2)),
-        pytest.param(NofM(2, 4), marks=pytest.mark.slow),
-        pytest.param(Units(), marks=pytest.mark.slow),
+        Block((2, 2), (-2, -1)),
+        pytest.param(NofM(2, 4, -2), marks=pytest.mark.slow),
+        pytest.param(Units(-1), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -442,3 +447,12 @@ def test_random_has_an_exact_count_and_no_favourites(scope):
     assert (both.sum(1) == 18).all()
     deviation = 5 * np.sqrt(0.4 * 0.6 / 2000)
     np.testing.assert_allclose(both.mean(0), 0.4, atol=deviation)
+
+
+def test_a_selection_can_be_exported():
+    """Where there is one device, programs have no partitioning of their own."""
+    scores = [np.ones((3, 4), "f4"), np.arange(12, dtype="f4").reshape(3, 4)]
+    choose = jax.jit(lambda x: select.top_k(x, density=0.25))
+    exported = export.export(choose, platforms=("cpu", "tpu", "cuda"))(scores)
+    for a, b in zip(exported.call(scores), choose(scores), strict=True):
+        np.testing.assert_array_equal(a, b)

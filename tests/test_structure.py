@@ -49,7 +49,9 @@ def test_n_of_m_holds_under_ties_and_nan():
 def test_n_of_m_never_keeps_more_than_n_and_prunes_further_within():
     scores = SCORES[0, :, :6]
     for density in (0.125, 0.3, 0.8, 1.0):
-        mask = select.top_k({"w": scores}, density=density, structure=NofM(2, 4))["w"]
+        mask = select.top_k({"w": scores}, density=density, structure=NofM(2, 4, -2))[
+            "w"
+        ]
         groups = np.asarray(mask).T.reshape(-1, 4)
         assert (groups.sum(axis=1) <= 2).all()
         assert groups.sum() == min(round(density * 48), 24)
@@ -60,9 +62,10 @@ def test_blocks_pool_to_means_and_spread_to_whole_tiles():
 
     @jax.jit
     def pool_and_spread(scores):
-        pooled = [Block(shape).pool(scores) for shape in shapes]
+        pooled = [Block(shape, (-2, -1)).pool(scores) for shape in shapes]
         return pooled, [
-            Block(s).spread(p > 0) for s, p in zip(shapes, pooled, strict=True)
+            Block(s, (-2, -1)).spread(p > 0)
+            for s, p in zip(shapes, pooled, strict=True)
         ]
 
     for shape, pooled, spread in zip(shapes, *pool_and_spread(scores), strict=True):
@@ -84,12 +87,12 @@ def test_units_pool_to_means_and_share_an_axis_of_one():
 def test_dead_entries_do_not_enter_a_mean():
     scores = np.array([[1.0, np.nan], [3.0, 2.5]], "float32")
     alive = np.array([[True, False], [True, True]])
-    pools = jax.jit(lambda *x: [Units().pool(*x), Block((2, 1)).pool(*x)])
+    pools = jax.jit(lambda *x: [Units(-1).pool(*x), Block((2, 1), (-2, -1)).pool(*x)])
     for pooled in pools(scores, alive):
         np.testing.assert_array_equal(pooled, [[2.0, 2.5]])
 
 
-@pytest.mark.parametrize("pattern", [Block((64, 1)), Units()], ids=str)
+@pytest.mark.parametrize("pattern", [Block((64, 1), (-2, -1)), Units(-1)], ids=str)
 def test_means_of_bfloat16_are_taken_in_float32(pattern):
     # 257 is no bfloat16: a sum in bfloat16 would stop at 256.
     scores = np.ones((64, 2), jnp.bfloat16)
@@ -99,7 +102,7 @@ def test_means_of_bfloat16_are_taken_in_float32(pattern):
     np.testing.assert_array_equal(pooled.ravel(), [1.0, 1 + 0.25 / 64])
 
 
-VALUES = [Entries(), NofM(2, 4), Block((2, 2)), Units()]
+VALUES = [Entries(), NofM(2, 4, -2), Block((2, 2), (-2, -1)), Units(-1)]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=str)
@@ -169,15 +172,32 @@ def test_what_is_no_structure_is_refused_with_what_to_write(name, given, got, wr
     assert f"Write `{write}" in str(at.value)
 
 
-@pytest.mark.parametrize("axis", ["outputs", 1.0, True, None])
-def test_an_axis_is_a_whole_number(axis):
-    for name, make in (("Units", Units), ("NofM", lambda axis: NofM(2, 4, axis))):
-        match = f"`maskjax.structure.{name}` needs `axis` as a whole number, got "
+@pytest.mark.parametrize("axis", ["out", 1.0, True, None, (), ("inputs", "outputs")])
+def test_an_axis_is_a_role_or_a_whole_number(axis):
+    for name, make in (
+        ("Units", Units),
+        ("NofM", lambda axis: NofM(2, 4, axis)),
+        ("Block", lambda axis: Block((2, 2), (axis, axis))),
+    ):
+        match = f"`maskjax.structure.{name}` needs `ax.s` as one of the words stack, "
         with pytest.raises(ValueError, match=match):
             make(axis)
+
+
+@pytest.mark.parametrize("axes", [("inputs", 0), "inputs", (0,), [0, 1]])
+def test_a_block_has_two_axes_of_a_kind(axes):
+    with pytest.raises(ValueError, match="Block` needs `axes` as two roles or two wh"):
+        Block((2, 2), axes)
+
+
+def test_without_a_leaf_roles_have_no_numbers():
+    scores = np.ones((2, 2), "f4")
+    for pattern in (Units(), Block((2, 2))):
+        with pytest.raises(ValueError, match="numbers for axes where no leaf is known"):
+            pattern.pool(scores)
 
 
 @pytest.mark.parametrize("shape", [2, [2, 2], None, "22"])
 def test_the_shape_of_a_block_is_a_tuple(shape):
     with pytest.raises(ValueError, match="Block` needs two positive whole numbers"):
-        Block(shape)
+        Block(shape, (-2, -1))

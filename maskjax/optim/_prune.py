@@ -19,6 +19,7 @@ from maskjax.optim._steps import (
     at_step,
     bound,
     check_fractions,
+    check_how,
     params_given,
     when,
 )
@@ -36,7 +37,7 @@ def prune(
     score: Score = magnitude,
     every: int | Array = 1,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
     allocation: Callable[..., Scores] | None = None,
     where: Predicate = kernels,
 ) -> Transformation:
@@ -55,11 +56,13 @@ def prune(
             It may also name extra arguments of `update`, such as the `gradients` that
             `with_gradients` passes.
         every: The number of steps between two cuts, at least 1.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
-        structure: What is removed together. See `maskjax.structure`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack, "output" each output of each of them.
+        structure: What is removed together. See `maskjax.structure`. Or a tree of
+            structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
             each leaf, such as `allocation.erk`; `None` gives all leaves the same.
-        where: Which leaves carry a mask.
+        where: Which leaves carry a mask, and what their axes mean.
 
     Returns:
         A transformation, to be the last of a chain. Its `update` needs `params`.
@@ -87,20 +90,19 @@ def prune(
     """
     fn = "maskjax.optim.prune"
     checks.at_least(every, 1, fn=fn, name="every", traceable=True)
-    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
-    checks.structure(structure, fn=fn)
+    check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
     check_fractions(density, fn=fn, name="density")
 
     def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
         share = allotted(at_step(density, count), allocation, params, where)
-        how = {"density": share, "scope": scope, "structure": structure}
-        return select.shrink(scores, mask, **how)
+        how = {"scope": scope, "structure": structure, "where": where}
+        return select.shrink(scores, mask, density=share, **how)
 
     def init(params: Params) -> MaskState:
         worth = checks.chosen_leaves(params, where, fn=fn)
         count = jnp.zeros((), jnp.int32)
-        mask = full(worth, structure, fn=fn)
+        mask = full(worth, scope, structure, where, fn=fn)
         # Raises if something does not fit, before anything is trained.
         jax.eval_shape(lambda s, m, p: shrunk(s, m, p, count), worth, mask, params)
         return MaskState(mask, count)

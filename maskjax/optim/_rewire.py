@@ -22,6 +22,7 @@ from maskjax.optim._steps import (
     at_step,
     bound,
     check_fractions,
+    check_how,
     params_given,
     when,
 )
@@ -46,7 +47,7 @@ def rigl(
     every: int | Array,
     score: Score = magnitude,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
     allocation: Callable[..., Scores] | None = None,
     regrow: bool = True,
     where: Predicate = kernels,
@@ -71,13 +72,15 @@ def rigl(
         score: What ranks the weights that may be dropped; the lowest are. Called as
             `score(params, where=where)` with the arguments that it names. It may also
             name extra arguments of `update`, such as `gradients`.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
-        structure: What is dropped, and grows, together. See `maskjax.structure`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack, "output" each output of each of them.
+        structure: What is dropped, and grows, together. See `maskjax.structure`. Or a
+            tree of structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
             each leaf; `None` gives all leaves the same. The paper's is
             `allocation.erk`.
         regrow: Whether a weight that is dropped may grow back at once, as in the paper.
-        where: Which leaves carry a mask.
+        where: Which leaves carry a mask, and what their axes mean.
         key: A typed key for the first mask, which is random.
 
     Returns:
@@ -137,7 +140,7 @@ def set_(
     every: int | Array,
     score: Score = magnitude,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
     allocation: Callable[..., Scores] | None = None,
     regrow: bool = True,
     where: Predicate = kernels,
@@ -154,12 +157,14 @@ def set_(
             optax schedule of the step.
         every: The number of steps between two changes, at least 1.
         score: What ranks the weights that may be dropped, as in `rigl`.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
-        structure: What is dropped, and grows, together. See `maskjax.structure`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack, "output" each output of each of them.
+        structure: What is dropped, and grows, together. See `maskjax.structure`. Or a
+            tree of structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
             each leaf; `None` gives all leaves the same.
         regrow: Whether a weight that is dropped may grow back at once.
-        where: Which leaves carry a mask.
+        where: Which leaves carry a mask, and what their axes mean.
         key: A typed key for the first mask and for what grows.
 
     Returns:
@@ -201,7 +206,7 @@ def _rewiring(
     every: int | Array,
     score: Score,
     scope: Scope,
-    structure: Structure,
+    structure: Structure | Any,
     allocation: Callable[..., Scores] | None,
     regrow: bool,
     where: Predicate,
@@ -211,13 +216,12 @@ def _rewiring(
     """Drop by one score and grow by another, at constant density."""
     checks.typed_key(key, fn=fn)
     checks.at_least(every, 1, fn=fn, name="every", traceable=True)
-    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
-    checks.structure(structure, fn=fn)
+    check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
     check_fractions(density, fn=fn, name="density")
     peak = check_fractions(rate, fn=fn, name="rate")
     kind = jax.random.key_impl(key)
-    how = {"scope": scope, "structure": structure}
+    how = {"scope": scope, "structure": structure, "where": where}
 
     def shares(params: Params) -> Density | Scores:
         return allotted(density, allocation, params, where)
@@ -225,7 +229,7 @@ def _rewiring(
     def init(params: Params) -> MaskState:
         worth = checks.chosen_leaves(params, where, fn=fn)
         if not regrow:
-            _check_growth(worth, shares(params), peak, scope, structure, fn=fn)
+            _check_growth(worth, shares(params), peak, how, fn=fn)
         scores = random_scores(params, where=where, key=jax.random.fold_in(key, 0))
         mask = select.top_k(scores, density=shares(params), **how)
         count = jnp.zeros((), jnp.int32)
@@ -269,18 +273,18 @@ def _check_growth(
     params: Scores,
     shares: Density | Scores,
     peak: float | None,
-    scope: Scope,
-    structure: Structure,
+    how: dict[str, Any],
     *,
     fn: str,
 ) -> None:
     """Raise unless there is room to grow outside of what was alive."""
-    if isinstance(structure, NofM):
-        raise ValueError(
-            f"`{fn}` needs `regrow` with {structure}, because its groups may have no "
-            "other place to grow in."
-        )
-    leaves = Leaves(params, structure, scope, fn=fn)
+    leaves = Leaves(params, *how.values(), fn=fn)
+    for structure in leaves.structures:
+        if isinstance(structure, NofM):
+            raise ValueError(
+                f"`{fn}` needs `regrow` with {structure}, because its groups may have "
+                "no other place to grow in."
+            )
     found = leaves.shares(shares, name="density")
 
     def complaint(path: str, size: int, share: Density) -> str | None:

@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Density, Params, Predicate, Scores
+from maskjax.select._leaves import SCOPES, is_tree
 
 Schedule = Callable[[Array], Array]
 Score = Callable[..., Scores]
@@ -45,6 +46,13 @@ def _any_member(flag: Array) -> Array:
 def _(size: int, batched: list[bool], flags: Array) -> tuple[Array, bool]:
     del size, batched
     return _any_member(jnp.any(flags)), False
+
+
+def check_how(scope: str, structure: Any, *, fn: str) -> None:
+    """Raise if a scope is unknown, or a structure neither one nor a tree of them."""
+    checks.one_of(scope, SCOPES, fn=fn, name="scope")
+    for one in jax.tree.leaves(structure) if is_tree(structure) else [structure]:
+        checks.structure(one, fn=fn)
 
 
 def params_given(params: Params, *, fn: str) -> None:

@@ -84,6 +84,7 @@ def soft_mask(
     *,
     density: Density | Scores,
     scope: select.Scope = "leaf",
+    where: Predicate = kernels,
     guess: Scores | None = None,
     return_cutoff: bool = False,
 ) -> SoftMask | tuple[SoftMask, Scores]:
@@ -94,10 +95,13 @@ def soft_mask(
 
     Args:
         scores: Tree of floating leaves, `None` where a weight is left alone.
-        density: The fraction to keep, in [0, 1]: a number, a scalar array, or with
-            scope "leaf" a tree of them like `scores` (`allocation.erk`).
-        scope: "leaf" ranks each leaf on its own, as the paper does; "global" all leaves
-            together.
+        density: The fraction to keep, in [0, 1]: a number, a scalar array, or, except
+            with scope "global", a tree of them like `scores` (`allocation.erk`).
+        scope: "leaf" ranks each leaf on its own, as the paper does its layers, which
+            is "layer" where they are stacked; "global" ranks all leaves together. More
+            in `select.top_k`.
+        where: What the axes mean, for "layer" and "output"; `scores` says which weights
+            have a mask.
         guess: The cutoffs of an earlier call. They never change the mask.
         return_cutoff: Whether to return the cutoffs as well.
 
@@ -119,7 +123,7 @@ def soft_mask(
         {'w': Array([-1.,  1.,  1.], dtype=float32)}
     """
     fn = "maskjax.recipes.edge_popup.soft_mask"
-    how = {"density": density, "scope": scope, "guess": guess}
+    how = {"density": density, "scope": scope, "where": where, "guess": guess}
     with blame.instead_of("maskjax.estimator.top_k", fn):
         soft, cutoff = estimator.top_k(_sizes(scores, fn), **how, return_cutoff=True)
     return (soft, cutoff) if return_cutoff else soft  # 2. and 3.
@@ -130,6 +134,7 @@ def mask(
     *,
     density: Density | Scores,
     scope: select.Scope = "leaf",
+    where: Predicate = kernels,
     guess: Scores | None = None,
     return_cutoff: bool = False,
 ) -> Mask | tuple[Mask, Scores]:
@@ -138,7 +143,9 @@ def mask(
     Args:
         scores: Tree of floating leaves, `None` where a weight is left alone.
         density: The fraction to keep, exactly as for `soft_mask`.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+        scope: "leaf" ranks each leaf on its own, "layer" each index of a stack,
+            "global" all leaves together. More in `select.top_k`.
+        where: What the axes mean, for "layer" and "output".
         guess: The cutoffs of an earlier call. They never change the mask.
         return_cutoff: Whether to return the cutoffs as well.
 
@@ -156,7 +163,7 @@ def mask(
         {'w': Array([ True, False, False], dtype=bool)}
     """
     fn = "maskjax.recipes.edge_popup.mask"
-    how = {"density": density, "scope": scope, "guess": guess}
+    how = {"density": density, "scope": scope, "where": where, "guess": guess}
     with blame.instead_of("maskjax.select.top_k", fn):
         kept, cutoff = select.top_k(_sizes(scores, fn), **how, return_cutoff=True)
     return (kept, cutoff) if return_cutoff else kept

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from maskjax._core import checks
+from maskjax._core import checks, dtypes
 from maskjax._core.trees import Params, Predicate, Scores
 from maskjax.score._objective import wide
 from maskjax.where import kernels
@@ -63,7 +64,11 @@ def wanda(params: Params, input_norms: Params, *, where: Predicate = kernels) ->
 
 
 def input_norms(
-    apply: Callable[..., Any], params: Params, *inputs: Any, where: Predicate = kernels
+    apply: Callable[..., Any],
+    params: Params,
+    *inputs: Any,
+    where: Predicate = kernels,
+    weights: ArrayLike | None = None,
 ) -> Params:
     """The L2 norm of every input feature of each kernel, over batch and positions.
 
@@ -72,10 +77,15 @@ def input_norms(
     be compiled: `jax.jit(functools.partial(score.input_norms, apply))(params, x)`.
 
     Args:
-        apply: `(params, *inputs) -> output`.
+        apply: `(params, *inputs) -> output`. Products in the backward pass of a
+            gradient are not counted.
         params: Tree of arrays.
         *inputs: The data. Everything else that `apply` uses counts as a constant.
         where: Which leaves are kernels.
+        weights: How much each row of the data counts, [batch] or [batch, positions],
+            not negative: a factor for the squares of the row, 0 for padding. Its axes
+            are the leading axes of what every kernel meets. `None` counts each row
+            once.
 
     Returns:
         A tree like `params`, `None` for leaves that are not chosen. A norm has the
@@ -86,10 +96,11 @@ def input_norms(
         kernel that is used twice gets the norm over both uses.
 
     Raises:
-        TypeError: If a chosen leaf is not floating.
-        ValueError: If `where` chooses nothing, there are no inputs, or the inputs of a
-            chosen leaf can't be found: it is in no contraction, its axes are mixed on
-            the way (by a reshape, say), or it is used in a loop other than `scan`.
+        TypeError: If a chosen leaf is not floating, or `weights` are no real numbers.
+        ValueError: If `where` chooses nothing, there are no inputs, the inputs of a
+            chosen leaf can't be found (it is in no contraction, its entries are cut
+            out or mixed on the way, or it is used in a loop other than `scan`), or
+            `weights` do not fit the leading axes of what it meets.
 
     Example:
         >>> x = jnp.array([[3.0, 1.0], [4.0, 0.0]])
@@ -102,6 +113,13 @@ def input_norms(
 
     fn = "maskjax.score.input_norms"
     picks = checks.chosen(params, where, fn=fn)
-    squares = walk.squares(apply, params, inputs, picks, fn=fn)
+    if weights is not None:
+        weights = dtypes.as_array(weights)
+        if jnp.issubdtype(weights.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"`{fn}` needs `weights` as real numbers, got "
+                f"{checks.kind_of(weights)}."
+            )
+    squares = walk.squares(apply, params, inputs, picks, fn=fn, weights=weights)
     norms = [jnp.sqrt(squares[i]) if pick else None for i, pick in enumerate(picks)]
     return jax.tree.structure(params).unflatten(norms)

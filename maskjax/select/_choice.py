@@ -5,18 +5,21 @@ compiles a new one.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import trees
-from maskjax._core.trees import Array, Density, Mask, Scores
+from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _search
 from maskjax.select._count import tally
 from maskjax.select._keys import order_key
 from maskjax.select._leaves import Leaves, Scope
+from maskjax.select._plan import Plan
 from maskjax.select._quota import Count, Keep, Leave, Quota, operand
 from maskjax.structure import Entries, NofM, Structure, any_alive
+from maskjax.where import kernels
 
 
 def choose(
@@ -24,7 +27,8 @@ def choose(
     rule: type[Keep] | type[Leave],
     share: Density | Scores,
     scope: Scope,
-    structure: Structure,
+    structure: Structure | Any,
+    where: Predicate,
     *,
     fn: str,
     name: str = "density",
@@ -41,8 +45,9 @@ def choose(
         rule: `Keep` if `share` is the fraction to keep, `Leave` if it is the fraction
             to remove.
         share: A number, a scalar array, or a tree of them.
-        scope: "leaf" or "global".
-        structure: What is decided together.
+        scope: What is ranked together.
+        structure: What is decided together, or a tree of structures.
+        where: What the axes mean.
         fn: The public function that errors blame.
         name: What that function calls `share`.
         mask_name: What that function calls its mask.
@@ -51,7 +56,7 @@ def choose(
         of_all: True if shares are fractions of all decisions, False if of those within.
         guess: The cutoffs of an earlier call.
     """
-    leaves = Leaves(scores, structure, scope, fn=fn)
+    leaves = Leaves(scores, scope, structure, where, fn=fn)
     keeps = leaves.mask(within, name=mask_name)
     held = leaves.mask(holding, name=mask_name)
     shares = leaves.shares(share, name=name)
@@ -68,23 +73,52 @@ def choose(
 
 def choose_count(scores: Scores, counts: list[Array], scope: Scope, *, fn: str) -> Mask:
     """Keep the highest scores, a given number in each search."""
-    leaves = Leaves(scores, Entries(), scope, fn=fn)
+    leaves = Leaves(scores, scope, Entries(), kernels, fn=fn)
     nothing = leaves.mask(None, name="")
     return _masks(leaves, nothing, nothing, [Count(n) for n in counts], None)[0]
 
 
-def full(scores: Scores, structure: Structure, *, fn: str) -> Mask:
+def full(
+    scores: Scores,
+    scope: Scope,
+    structure: Structure | Any,
+    where: Predicate,
+    *,
+    fn: str,
+) -> Mask:
     """A mask that keeps everything, with axes of 1 where a structure's masks have."""
-    Leaves(scores, structure, "leaf", fn=fn)
+    leaves = Leaves(scores, scope, structure, where, fn=fn)
 
-    def of_leaf(x: Array) -> Array:
-        shape = jax.eval_shape(lambda x: structure.spread(structure.pool(x)), x).shape
+    def of_leaf(x: Array, plan: Plan) -> Array:
+        shape = jax.eval_shape(lambda x: plan.spread(plan.pool(plan.laid(x))), x).shape
         if shape == x.shape and isinstance(x, jax.Array):
             # Sharded as the leaf is, and in a `shard_map` varying as it does.
             return jnp.ones_like(x, dtype=bool)
         return jnp.ones(shape, bool)
 
-    return trees.map_mask(of_leaf, scores)
+    pairs = zip(leaves.scores, leaves.plans, strict=True)
+    return leaves.whole([of_leaf(*pair) for pair in pairs])
+
+
+def smoothed(
+    scores: Scores,
+    scope: Scope,
+    structure: Structure | Any,
+    where: Predicate,
+    *,
+    fn: str,
+) -> Scores:
+    """The score by which each entry was decided; gradients go through means."""
+    leaves = Leaves(scores, scope, structure, where, fn=fn)
+
+    def of_leaf(x: Array, plan: Plan) -> Array:
+        if isinstance(plan.structure, Entries | NofM):
+            return x
+        return plan.spread(plan.pool(plan.laid(x))).astype(x.dtype)
+
+    own = (leaves.leaves[i] for i in leaves.scored)
+    pairs = zip(own, leaves.plans, strict=True)
+    return leaves.whole([of_leaf(*pair) for pair in pairs])
 
 
 def _masks(
@@ -95,12 +129,12 @@ def _masks(
     guesses: list[Array] | None,
 ) -> tuple[Mask, Scores]:
     """The mask, and the tree of scores at which each search cut."""
-    how = {"structure": leaves.structure, "joint": leaves.joint}
+    how = {"plans": tuple(leaves.plans), "joint": leaves.joint}
     masks, cuts = _chosen(leaves.scores, keeps, held, quotas, guesses, **how)
     return leaves.whole(masks), leaves.whole(cuts)
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "joint"))
+@functools.partial(jax.jit, static_argnames=("plans", "joint"))
 def _chosen(
     scores: list[Array],
     keeps: list[Array | None],
@@ -108,31 +142,40 @@ def _chosen(
     quotas: list[Quota],
     guesses: list[Array] | None,
     *,
-    structure: Structure,
+    plans: tuple[Plan, ...],
     joint: bool,
 ) -> tuple[list[Array], list[Array]]:
     """The search over decisions, spread over entries."""
     alive = [
-        None if keep is None else jnp.broadcast_to(keep, leaf.shape)
-        for keep, leaf in zip(keeps, scores, strict=True)
+        None if keep is None else plan.laid(jnp.broadcast_to(keep, leaf.shape))
+        for keep, leaf, plan in zip(keeps, scores, plans, strict=True)
     ]
-    scores = [
-        leaf if hold is None else _lifted(leaf, hold)
-        for hold, leaf in zip(held, scores, strict=True)
+    lifted = [
+        plan.laid(leaf if hold is None else _lifted(leaf, hold))
+        for hold, leaf, plan in zip(held, scores, plans, strict=True)
     ]
-    pooled = [structure.pool(s, a) for s, a in zip(scores, alive, strict=True)]
-    candidates = [None if a is None else any_alive(structure, a) for a in alive]
-    if isinstance(structure, NofM):
-        quotas = _of_alive(quotas, pooled, candidates, joint=joint)
+    each = list(zip(lifted, alive, plans, strict=True))
+    pooled = [plan.pool(s, a) for s, a, plan in each]
+    candidates = [
+        None
+        if a is None
+        else plan.each(functools.partial(any_alive, plan.structure))(a)
+        for _, a, plan in each
+    ]
+    if any(isinstance(plan.structure, NofM) for plan in plans):
+        quotas = _of_alive(quotas, pooled, candidates, plans, joint=joint)
         candidates = [
-            _best_of_groups(s, a, structure)
-            for s, a in zip(pooled, candidates, strict=True)
+            _best_of_groups(s, a, plan)
+            for s, a, plan in zip(pooled, candidates, plans, strict=True)
         ]
-    flags, cuts = _search.top_k(pooled, candidates, quotas, joint=joint, guess=guesses)
-    masks = [structure.spread(flag) for flag in flags]
+    rows = [plan.rows for plan in plans]
+    flags, cuts = _search.top_k(
+        pooled, candidates, quotas, joint=joint, guess=guesses, rows=rows
+    )
+    masks = [plan.spread(flag) for flag, plan in zip(flags, plans, strict=True)]
     masks = [m if k is None else m & k for m, k in zip(masks, keeps, strict=True)]
     masks = [m if h is None else m | h for m, h in zip(masks, held, strict=True)]
-    return masks, cuts
+    return masks, [plan.numbers(c) for c, plan in zip(cuts, plans, strict=True)]
 
 
 def _lifted(scores: Array, hold: Array) -> Array:
@@ -145,24 +188,31 @@ def _of_alive(
     quotas: list[Quota],
     pooled: list[Array],
     alive: list[Array | None],
+    plans: Sequence[Plan],
     *,
     joint: bool,
 ) -> list[Quota]:
     """Counts that are fractions of all that is alive, not of a pattern's candidates."""
-    counts = [
-        s.size if a is None else tally([a, a], jnp.dtype("int32"))[0]
-        for s, a in zip(pooled, alive, strict=True)
-    ]
+    counts: list[Any] = []
+    for s, a, plan in zip(pooled, alive, plans, strict=True):
+        if a is None:
+            counts.append(s[0].size if plan.rows else s.size)
+        else:
+            each = tally([a if plan.rows else a[None]] * 2, jnp.dtype("int32"))[0]
+            counts.append(each if plan.rows else each[0])
     counts = [sum(counts)] if joint else counts
     return [Count(q.of(n)) for q, n in zip(quotas, counts, strict=True)]
 
 
-def _best_of_groups(scores: Array, alive: Array | None, structure: NofM) -> Array:
+def _best_of_groups(scores: Array, alive: Array | None, plan: Plan) -> Array | None:
     """The n best of each group of m.
 
     An entry is one of them if fewer than n others are better, or equal and earlier.
     """
-    keys = structure.group(order_key(scores, alive))
+    structure = plan.structure
+    if not isinstance(structure, NofM):
+        return alive
+    keys = plan.each(structure.group)(order_key(scores, alive))
     mine, other = keys[..., :, None], keys[..., None, :]
     place = jnp.arange(structure.m)
     earlier = jnp.broadcast_to(
@@ -170,5 +220,5 @@ def _best_of_groups(scores: Array, alive: Array | None, structure: NofM) -> Arra
     )
     ahead = (other > mine) | ((other == mine) & earlier)
     rank = jnp.sum(ahead, axis=-1, dtype=jnp.int32)
-    best = structure.ungroup(rank < structure.n)
+    best = plan.each(structure.ungroup)(rank < structure.n)
     return best if alive is None else best & alive

@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from maskjax import packing
-from maskjax._core import checks, dtypes, trees
-from maskjax._core.trees import Array, Density, Mask, Scores
+from maskjax._core import axes, checks, dtypes, trees
+from maskjax._core.axes import Axes
+from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
+from maskjax.select import _plan
+from maskjax.select._plan import Plan
 from maskjax.structure import Structure
 
-Scope = Literal["leaf", "global"]
+Scope = Literal["leaf", "global", "layer", "output"]
+SCOPES = get_args(Scope)
 
 
 class Leaves:
@@ -21,32 +26,79 @@ class Leaves:
 
     Attributes:
         scores: The leaves that are not `None`, without gradients.
-        structure: What is decided together.
-        joint: True for one search over all leaves, False for one per leaf.
-        sizes: For each search, the number of its decisions.
+        plans: For each of them, its layout and structure.
+        joint: True for one search over all leaves, False for searches of each.
+        sizes: The number of decisions of each search; of leaves with many searches, of
+            one of them.
     """
 
-    def __init__(self, scores: Scores, structure: Structure, scope: Scope, *, fn: str):
+    def __init__(
+        self,
+        scores: Scores,
+        scope: Scope,
+        structure: Structure | Any,
+        where: Predicate,
+        *,
+        fn: str,
+    ):
         checks.floating_scores(scores, fn=fn)
-        checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
-        checks.structure(structure, fn=fn)
+        checks.one_of(scope, SCOPES, fn=fn, name="scope")
+        checks.predicate(where, fn=fn)
         self.fn = fn
         self.tree = scores
         self.leaves, self.treedef = jax.tree.flatten(scores, is_leaf=trees.is_mask_leaf)
         self.scored = [i for i, x in enumerate(self.leaves) if x is not None]
         self.scores = [lax.stop_gradient(self.leaves[i]) for i in self.scored]
-        self.structure = structure
         self.joint = scope == "global"
-        complaints = [structure.complaint(x.shape) for x in self.scores]
-        self._complain(complaints, f"every leaf to fit {structure}")
-        pooled = [jax.eval_shape(structure.pool, x) for x in self.scores]
-        sizes = [math.prod(x.shape) for x in pooled]
+        self.structures = self._structures(structure)
+        self.axes = self._axes(scope, where)
+        plans = [
+            _plan.plan(tuple(x.shape), one, axes, scope)
+            for x, one, axes in zip(
+                self.scores, self.structures, self.axes, strict=True
+            )
+        ]
+        several = len(set(self.structures)) > 1
+        lines = [
+            (f"{plan} ({one})" if several else plan) if isinstance(plan, str) else None
+            for plan, one in zip(plans, self.structures, strict=True)
+        ]
+        what = "its structure" if several else self.structures[0]
+        self._complain(lines, f"every leaf to fit {what}")
+        self.plans: list[Plan] = plans  # type: ignore[assignment]
+        sizes = [plan.decisions() for plan in self.plans]
         self.sizes = [sum(sizes)] if self.joint else sizes
         if max(self.sizes) >= 2**31 - 1 and not dtypes.wide_integers():
             raise ValueError(
                 f"`{fn}` needs 64-bit integers to count {max(self.sizes)} decisions. "
                 "Set `jax_enable_x64`."
             )
+
+    def _structures(self, structure: Any) -> list[Structure]:
+        """The structure of each leaf with scores."""
+        if not is_tree(structure):
+            checks.structure(structure, fn=self.fn)
+            return [structure] * len(self.scored)
+        found = self._matched(structure, name="structure")
+        for one in found:
+            checks.structure(one, fn=self.fn)
+        return found
+
+    def _axes(self, scope: Scope, where: Predicate) -> list[Axes | None]:
+        """The roles of each leaf's axes, where something depends on them."""
+        apart = scope in ("layer", "output")
+        needed = [apart or bool(_plan.roles_of(one)) for one in self.structures]
+        if not any(needed):
+            return [None] * len(self.scored)
+        every = [False] * len(self.leaves)
+        for i, need in zip(self.scored, needed, strict=True):
+            every[i] = need
+        why = f'for scope="{scope}"'
+        if not apart:
+            kinds = {type(one).__name__ for one in self.structures}
+            why = f"for {', '.join(sorted(kinds))}"
+        found = axes.resolved(where, self.tree, every, fn=self.fn, why=why)
+        return [found[i] for i in self.scored]
 
     def paths(self) -> list[str]:
         """The paths of the leaves that have scores, for messages."""
@@ -70,9 +122,36 @@ class Leaves:
         shares = self._matched(share, name=name)
         none = ["None" if one is None else None for one in shares]
         self._complain(none, f"a `{name}` for every leaf with scores")
-        for path, one in zip(self.paths(), shares, strict=True):
-            checks.unit_interval(one, fn=self.fn, name=f"{name}[{path}]")
-        return shares
+        searches = [self._searches(i) for i in range(len(self.scored))]
+        if not any(searches):
+            for path, one in zip(self.paths(), shares, strict=True):
+                checks.unit_interval(one, fn=self.fn, name=f"{name}[{path}]")
+            return shares
+        return [self._share_of(i, share, name=name) for i, share in enumerate(shares)]
+
+    def _searches(self, leaf: int) -> tuple[int, ...]:
+        """The lengths of the stack whose layers are searched apart."""
+        roles = self.axes[leaf]
+        if roles is None or not self.plans[leaf].rows:
+            return ()
+        return tuple(self.scores[leaf].shape[i] for i in roles.stack)
+
+    def _share_of(self, leaf: int, share: Any, *, name: str) -> Density:
+        """The share of each search, from one for all, or one for each layer."""
+        stack, label = self._searches(leaf), f"{name}[{self.paths()[leaf]}]"
+        if not np.ndim(share) or not checks.shaped(share):
+            checks.unit_interval(share, fn=self.fn, name=label)
+            return share
+        if np.shape(share) != stack:
+            raise ValueError(
+                f"`{self.fn}` needs `{label}` as a number, or one for each layer of "
+                f"shape {stack}, got an array of shape {np.shape(share)}."
+            )
+        if isinstance(share, np.ndarray):
+            for one in share.ravel().tolist():
+                checks.unit_interval(one, fn=self.fn, name=label)
+        each = self.plans[leaf].searches // max(math.prod(stack), 1)
+        return jnp.repeat(jnp.asarray(share).reshape(-1), each)
 
     def mask(self, mask: Mask | None, *, name: str) -> list[Array | None]:
         """The mask of each leaf, unpacked; all `None` without one."""
@@ -97,12 +176,24 @@ class Leaves:
         if guess is None:
             return None
         guesses = self._matched(guess, name="guess")
-        no_scalar = [
-            checks.kind_of(one) if one is None or jnp.shape(one) else None
-            for one in guesses
+        shapes = [
+            jax.eval_shape(plan.numbers, jax.ShapeDtypeStruct((plan.searches,), "f4"))
+            for plan in self.plans
         ]
-        self._complain(no_scalar, "a scalar in `guess` for every leaf with scores")
-        return [lax.stop_gradient(jnp.asarray(g)) for g in guesses[: len(self.sizes)]]
+        shapes = [
+            shape.shape if plan.rows else ()
+            for shape, plan in zip(shapes, self.plans, strict=True)
+        ]
+        misfits = [
+            checks.kind_of(one) if one is None or jnp.shape(one) != shape else None
+            for one, shape in zip(guesses, shapes, strict=True)
+        ]
+        self._complain(misfits, "a scalar in `guess` for every leaf with scores")
+        arrays = [
+            plan.per_search(lax.stop_gradient(jnp.asarray(one)))
+            for plan, one in zip(self.plans, guesses, strict=True)
+        ]
+        return arrays[: len(self.sizes)]
 
     def whole(self, values: list[Array]) -> Any:
         """A tree like the scores, from a value for each leaf that has scores."""
@@ -128,3 +219,8 @@ class Leaves:
             lines = zip(self.paths(), complaints, strict=True)
             found = (f"{path}: {line}" for path, line in lines if line)
             checks.raise_all(found, f"`{self.fn}` needs {needs}")
+
+
+def is_tree(structure: Any) -> bool:
+    """Whether something is a tree of structures, and not one, or a wrong one."""
+    return not isinstance(structure, type | str) and not trees.is_single(structure)

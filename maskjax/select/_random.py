@@ -66,9 +66,11 @@ def random(
     Args:
         params: Tree of arrays.
         density: The fraction to keep, in [0, 1]: a Python number, a scalar array that
-            may be traced, or, in scope "leaf", a tree of either.
-        scope: "leaf" keeps that fraction of each leaf, "global" of all leaves together.
-        where: Which leaves carry a mask.
+            may be traced, or, except in scope "global", a tree of either.
+        scope: "leaf" keeps that fraction of each leaf, "global" of all leaves together,
+            "layer" of each index of a stack, "output" of each output of each of them.
+        where: Which leaves carry a mask, and for "layer" and "output" what their axes
+            mean.
         key: A typed key; every leaf gets its own.
 
     Returns:
@@ -78,7 +80,8 @@ def random(
         TypeError: If a chosen leaf is not floating, the density not a number, `where`
             not a function, or the key not a typed key.
         ValueError: If the density is outside [0, 1] or nan, a tree of densities does
-            not fit, the scope is unknown, or `where` chooses nothing.
+            not fit, the scope is unknown, axes are needed and unknown, or `where`
+            chooses nothing.
 
     Example:
         >>> params = {"w": jnp.ones((4, 5))}
@@ -90,7 +93,7 @@ def random(
     checks.typed_key(key, fn=fn)
     checks.chosen(params, where, fn=fn)
     scores = random_scores(params, where=where, key=key)
-    return choose(scores, Keep, density, scope, Entries(), fn=fn)[0]
+    return choose(scores, Keep, density, scope, Entries(), where, fn=fn)[0]
 
 
 def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:

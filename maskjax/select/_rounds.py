@@ -1,6 +1,7 @@
 """Masks changed by scores: cut down, filled up, and pruned in rounds."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,12 @@ from jax import lax
 
 from maskjax import masking
 from maskjax._core import checks
-from maskjax._core.trees import Density, Mask, Params, Scores
+from maskjax._core.trees import Density, Mask, Params, Predicate, Scores
 from maskjax.select._choice import choose, full
 from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep, Leave
 from maskjax.structure import Entries, Structure
+from maskjax.where import kernels
 
 
 def drop(
@@ -21,7 +23,8 @@ def drop(
     *,
     rate: Density | Scores,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
+    where: Predicate = kernels,
 ) -> Mask:
     """Remove the lowest scores from a mask: one round of pruning.
 
@@ -31,10 +34,14 @@ def drop(
         mask: What is alive: a mask with a leaf for every leaf of `scores`.
         rate: The fraction of what is alive to remove, in [0, 1]: exactly
             `round(rate * alive)`, halves rounded up. A number, a scalar array that may
-            be traced, or, in scope "leaf", a tree of either like `scores`.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
-        structure: What is removed together, and counts as one. A block or unit is alive
-            if at least one of its entries is.
+            be traced, or, except in scope "global", a tree of either like `scores`.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
+        structure: What is removed together, and counts as one, or a tree of structures
+            like `scores`. A block or unit is alive if at least one of its entries is.
+        where: What the axes mean; `scores` says which leaves have a mask. Asked only
+            where a structure names roles, or the scope is "layer" or "output".
 
     Returns:
         A mask shaped like `scores`, within `mask`: True keeps.
@@ -43,7 +50,8 @@ def drop(
         TypeError: If a leaf of `scores` is not floating, `rate` not a number, or
             `structure` not a value such as `structure.Units()`.
         ValueError: If `rate` is outside [0, 1] or nan, `scope` unknown, a leaf does not
-            fit the structure, or the mask or a tree of rates does not fit the scores.
+            fit the structure, its axes are needed and unknown, or the mask or a tree of
+            rates does not fit the scores.
 
     Example:
         >>> mask = {"w": jnp.array([True, True, True, False])}
@@ -55,7 +63,7 @@ def drop(
     """
     fn = "maskjax.select.drop"
     return choose(
-        scores, Leave, rate, scope, structure, fn=fn, name="rate", within=mask
+        scores, Leave, rate, scope, structure, where, fn=fn, name="rate", within=mask
     )[0]
 
 
@@ -65,7 +73,8 @@ def shrink(
     *,
     density: Density | Scores,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
+    where: Predicate = kernels,
 ) -> Mask:
     """Cut a mask down to a density: what is removed stays removed.
 
@@ -76,8 +85,13 @@ def shrink(
         density: The fraction of all entries, alive or not, to keep, in [0, 1]. A
             number, a scalar array that may be traced, or, in scope "leaf", a tree of
             either like `scores`.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
-        structure: What is kept or removed together, and counts as one.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
+        structure: What is kept or removed together, and counts as one, or a tree of
+            structures like `scores`.
+        where: What the axes mean; `scores` says which leaves have a mask. Asked only
+            where a structure names roles, or the scope is "layer" or "output".
 
     Returns:
         A mask within `mask`, True keeps: exactly `round(density * n)` of all n, halves
@@ -87,8 +101,8 @@ def shrink(
         TypeError: If a leaf of `scores` is not floating, `density` not a number, or
             `structure` not a value such as `structure.Units()`.
         ValueError: If `density` is outside [0, 1] or nan, `scope` unknown, a leaf does
-            not fit the structure, or the mask or a tree of densities does not fit the
-            scores.
+            not fit the structure, its axes are needed and unknown, or the mask or a
+            tree of densities does not fit the scores.
 
     Example:
         >>> mask = {"w": jnp.array([True, True, True, False])}
@@ -100,7 +114,7 @@ def shrink(
     """
     fn = "maskjax.select.shrink"
     return choose(
-        scores, Keep, density, scope, structure, fn=fn, within=mask, of_all=True
+        scores, Keep, density, scope, structure, where, fn=fn, within=mask, of_all=True
     )[0]
 
 
@@ -110,7 +124,8 @@ def grow(
     *,
     density: Density | Scores,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
+    where: Predicate = kernels,
 ) -> Mask:
     """Fill a mask up to a density with the highest scores of the other entries.
 
@@ -121,8 +136,13 @@ def grow(
         density: The fraction of all entries, alive or not, to keep, in [0, 1]. A
             number, a scalar array that may be traced, or, in scope "leaf", a tree of
             either like `scores`.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
-        structure: What grows together, and counts as one.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
+        structure: What grows together, and counts as one, or a tree of structures like
+            `scores`.
+        where: What the axes mean; `scores` says which leaves have a mask. Asked only
+            where a structure names roles, or the scope is "layer" or "output".
 
     Returns:
         A mask that contains `mask`, True keeps: exactly `round(density * n)` of all n,
@@ -132,8 +152,8 @@ def grow(
         TypeError: If a leaf of `scores` is not floating, `density` not a number, or
             `structure` not a value such as `structure.Units()`.
         ValueError: If `density` is outside [0, 1] or nan, `scope` unknown, a leaf does
-            not fit the structure, or the mask or a tree of densities does not fit the
-            scores.
+            not fit the structure, its axes are needed and unknown, or the mask or a
+            tree of densities does not fit the scores.
 
     Example:
         >>> mask = {"w": jnp.array([True, False, False, False])}
@@ -145,7 +165,7 @@ def grow(
     """
     fn = "maskjax.select.grow"
     return choose(
-        scores, Keep, density, scope, structure, fn=fn, holding=mask, of_all=True
+        scores, Keep, density, scope, structure, where, fn=fn, holding=mask, of_all=True
     )[0]
 
 
@@ -156,7 +176,8 @@ def iterative_top_k(
     density: Density,
     rounds: int,
     scope: Scope = "global",
-    structure: Structure = Entries(),
+    structure: Structure | Any = Entries(),
+    where: Predicate = kernels,
 ) -> Mask:
     """Prune in rounds, each of which scores what the last one left.
 
@@ -170,8 +191,12 @@ def iterative_top_k(
         density: The fraction to keep in the end, in [0, 1]: a number, or a scalar array
             that may be traced.
         rounds: The number of rounds, at least 1.
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
-        structure: What is kept or removed together, and counts as one.
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
+        structure: What is kept or removed together, and counts as one, or a tree of
+            structures like the scores.
+        where: What the axes mean; the scores say which leaves have a mask.
 
     Returns:
         A mask: True keeps, `None` where there are no scores.
@@ -180,7 +205,8 @@ def iterative_top_k(
         TypeError: If a score is not floating, `density` not a number, `rounds` not a
             whole number, or `structure` not a value such as `structure.Units()`.
         ValueError: If `density` is outside [0, 1] or nan, `rounds` less than 1, `scope`
-            unknown, or a leaf does not fit the structure.
+            unknown, a leaf does not fit the structure, or its axes are needed and
+            unknown.
 
     Example:
         >>> params = {"w": jnp.array([[3.0, -1.0], [0.5, -2.0]])}
@@ -198,9 +224,10 @@ def iterative_top_k(
 
     def shrunk(mask: Mask, to: Density) -> Mask:
         scores = score(masking.apply(params, mask))
-        return shrink(scores, mask, density=to, scope=scope, structure=structure)
+        how = {"scope": scope, "structure": structure, "where": where}
+        return shrink(scores, mask, density=to, **how)
 
-    mask = full(jax.eval_shape(score, params), structure, fn=fn)
+    mask = full(jax.eval_shape(score, params), scope, structure, where, fn=fn)
     fractions = jnp.arange(1, rounds, dtype=jnp.float32) / jnp.float32(rounds)
     steps = jnp.asarray(density, jnp.float32) ** fractions
     mask, _ = lax.scan(lambda m, to: (shrunk(m, to), None), mask, steps)

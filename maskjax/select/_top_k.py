@@ -8,11 +8,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax._core import checks, trees
-from maskjax._core.trees import Array, Density, Mask, Scores
+from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select._choice import choose
 from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep
 from maskjax.structure import Entries, Structure
+from maskjax.where import kernels
+
+Tree = Any
 
 
 @overload
@@ -21,7 +24,8 @@ def top_k(
     *,
     density: Density | Scores,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Tree = Entries(),
+    where: Predicate = kernels,
     within: Mask | None = None,
     guess: Scores | None = None,
     return_cutoff: Literal[False] = False,
@@ -34,7 +38,8 @@ def top_k(
     *,
     density: Density | Scores,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Tree = Entries(),
+    where: Predicate = kernels,
     within: Mask | None = None,
     guess: Scores | None = None,
     return_cutoff: Literal[True],
@@ -46,7 +51,8 @@ def top_k(
     *,
     density: Density | Scores,
     scope: Scope = "leaf",
-    structure: Structure = Entries(),
+    structure: Structure | Tree = Entries(),
+    where: Predicate = kernels,
     within: Mask | None = None,
     guess: Scores | None = None,
     return_cutoff: bool = False,
@@ -62,12 +68,18 @@ def top_k(
         scores: Tree of floating leaves, `None` where a parameter is left alone. Higher
             is kept.
         density: The fraction to keep, in [0, 1]: a Python number, a scalar array, or,
-            in scope "leaf", a tree of either like `scores`. Python numbers are read as
-            decimals: 0.35 of 10 is 3.5, which rounds up to 4. Arrays may be traced, and
-            are clipped to [0, 1].
-        scope: "leaf" ranks each leaf on its own, "global" all leaves together.
+            except in scope "global", a tree of either like `scores`. In scope "layer"
+            and "output" its leaves may also be arrays of a number for each layer.
+            Python numbers are read as decimals: 0.35 of 10 is 3.5, which rounds up to
+            4. Arrays may be traced, and are clipped to [0, 1].
+        scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
         structure: What is kept or removed together, and counts as one: entries, blocks,
-            units, or entries within an N:M pattern. See `maskjax.structure`.
+            units, or entries within an N:M pattern. See `maskjax.structure`. Or a tree
+            of structures like `scores`.
+        where: What the axes mean; `scores` says which leaves have a mask. Asked only
+            where a structure names roles, or the scope is "layer" or "output".
         within: A mask. Only its entries are counted and can be kept. A block or unit
             counts if at least one of its entries is within.
         guess: The cutoffs of an earlier call. It never changes the result. In a
@@ -79,14 +91,16 @@ def top_k(
         shares decisions. With `return_cutoff`, a pair of this mask and a tree like
         `scores` with one scalar per leaf: nothing that was kept scores below it, and
         nothing that was removed above. It has the dtype of the leaf, or of the mean
-        score (float32 at least) for blocks and units.
+        score (float32 at least) for blocks and units. In scope "layer" and "output" it
+        is an array of the leaf's rank, with length 1 along what is ranked together.
 
     Raises:
         TypeError: If a leaf of `scores` is not floating, `density` not a number, or
             `structure` not a value such as `structure.Units()`.
         ValueError: If `density` is outside [0, 1] or nan, `scope` unknown, a leaf does
-            not fit the structure, or `within`, `guess` or a tree of densities does not
-            fit the scores. Bad leaves are named by path.
+            not fit the structure, the axes of a leaf are needed and unknown, or
+            `within`, `guess` or a tree of densities does not fit the scores. Bad leaves
+            are named by path.
 
     Example:
         >>> scores = {"w": jnp.array([1.0, 7.0, 5.0, 1.0])}
@@ -97,10 +111,15 @@ def top_k(
         True
         >>> select.top_k(scores, density=0.5, guess=cutoff)
         {'w': Array([False,  True,  True, False], dtype=bool)}
+        >>> scores = {"w": jnp.array([[1.0, 4.0], [2.0, 3.0]])}
+        >>> select.top_k(scores, density=0.5, scope="output")
+        {'w': Array([[False,  True],
+               [ True, False]], dtype=bool)}
     """
     fn = "maskjax.select.top_k"
     given = {"mask_name": "within", "within": within, "guess": guess}
-    mask, cutoff = choose(scores, Keep, density, scope, structure, fn=fn, **given)
+    how = scope, structure, where
+    mask, cutoff = choose(scores, Keep, density, *how, fn=fn, **given)
     return (mask, cutoff) if return_cutoff else mask
 
 

@@ -324,8 +324,8 @@ def test_bad_arguments_are_refused(verb):
         call(scores, density={"a": 0.5})
     with pytest.raises(ValueError, match=f"{fn}one `density` for scope="):
         call(scores, density={"a": 0.5, "b": 0.5}, scope="global")
-    with pytest.raises(ValueError, match=f"{fn}`scope` as 'leaf' or 'global', got 'la"):
-        call(scores, density=0.5, scope="layer")
+    with pytest.raises(ValueError, match=f"{fn}`scope` as 'leaf' or .*, got 'la"):
+        call(scores, density=0.5, scope="layers")
     with pytest.raises(ValueError, match=f"{fn}a scalar in `guess` .*\n  b: float32"):
         call(scores, density=0.5, guess={"a": 0.0, "b": np.ones(3, "float32")})
     with pytest.raises(TypeError, match=f"{fn}every leaf of `scores` .*\n  b: int32"):

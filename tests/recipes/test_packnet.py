@@ -410,7 +410,7 @@ def test_rates_that_leave_a_task_nothing_are_said_at_once():
     with pytest.raises(TypeError, match="`rates` as a number"):
         packnet.allotment(state, rates=("half",))
     with pytest.raises(ValueError, match="`scope` as 'leaf' or 'global'"):
-        packnet.allotment(state, rates=(0.5,), scope="layer")
+        packnet.allotment(state, rates=(0.5,), scope="layers")
     small = {"wide": np.ones((4, 9), "f4"), "narrow": np.ones((2, 2), "f4")}
     state = shaped(small, head=None, capacity=4)
     with pytest.raises(ValueError, match=needs + "task 0: none of the 4 of narrow$"):
@@ -556,4 +556,4 @@ def test_bad_arguments_are_refused(history):
     with pytest.raises(ValueError, match=r"`rate` in \[0, 1\], got 1.5"):
         packnet.prune(training, start, rate=1.5)
     with pytest.raises(ValueError, match="`scope` as 'leaf' or 'global'"):
-        packnet.prune(training, start, rate=0.5, scope="layer")
+        packnet.prune(training, start, rate=0.5, scope="layers")

@@ -564,7 +564,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match="`density` as a number"):
         pacnet.prune(params, density="half")
     with pytest.raises(ValueError, match="`scope` as 'leaf' or 'global'"):
-        pacnet.prune(params, scope="layer")
+        pacnet.prune(params, scope="layers")
     needs = r"`head` to choose.*where\.matching\('hed'\) chooses none of: a, b"
     with pytest.raises(ValueError, match=needs):
         pacnet.prune(params, head=where.matching("hed"))

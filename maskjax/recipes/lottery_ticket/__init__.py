@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import score, select
-from maskjax._core import checks
+from maskjax._core import blame, checks
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.recipes.lottery_ticket._controls import (
     Train,
@@ -86,13 +86,13 @@ def search(
             (mask them in its loss); the result is masked again.
         params: The initial parameters, any tree of arrays.
         rounds: R, the number of pruning rounds, at least 1.
-        rate: The fraction of the alive weights that a round removes: a number, or with
-            scope "leaf" a tree of them like `params`, `None` where nothing is pruned.
+        rate: The fraction of the alive weights that a round removes: a number, or, but
+            with scope "global", a tree of them like `params`, `None` where no pruning.
             The paper: 0.2, and 0.1 for the output layer.
-        scope: "leaf" ranks each leaf alone (the paper's small networks), "global" all
-            leaves together (its deep ones).
+        scope: "leaf" ranks each leaf alone (the paper's small networks), "layer" each
+            index of a stack, "global" all leaves together (its deep ones).
         structure: What is removed together.
-        where: Which leaves are pruned. All leaves are rewound.
+        where: Which leaves are pruned, and what axes mean. All leaves are rewound.
         warm_up: `(params, *, key) -> params`, trains the first steps. `None`: no steps.
         reset_each_round: False goes on from the pruned weights instead of rewinding
             them; `retrain` rewinds at the end.
@@ -118,12 +118,14 @@ def search(
     checks.typed_key(key, fn=fn)
     checks.at_least(rounds, 1, fn=fn, name="rounds")
     params = jax.tree.map(jnp.asarray, params)
+    how = {"scope": scope, "structure": structure, "where": where}
 
     def prune(params: Params, mask: Mask) -> Mask:
         scores = score.magnitude(params, where=where)
-        return select.drop(scores, mask, rate=rate, scope=scope, structure=structure)
+        with blame.instead_of("maskjax.select.drop", fn):
+            return select.drop(scores, mask, rate=rate, **how)
 
-    mask = full(score.magnitude(params, where=where), structure, fn=fn)
+    mask = full(score.magnitude(params, where=where), *how.values(), fn=fn)
     jax.eval_shape(prune, params, mask)  # refuses bad arguments before any training
     rewound = params
     if warm_up is not None:

@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 
+import jax
+
 from maskjax._core import checks, slots, trees
+from maskjax._core.trees import Predicate
 from maskjax.recipes.packnet._state import PackNetState
 from maskjax.select import Scope
+from maskjax.select._leaves import Leaves
 from maskjax.select._quota import quota
+from maskjax.structure import Entries
+from maskjax.where import kernels
 
 
 def allotment(
-    state: PackNetState, *, rates: Sequence[float], scope: Scope = "leaf"
+    state: PackNetState,
+    *,
+    rates: Sequence[float],
+    scope: Scope = "leaf",
+    where: Predicate = kernels,
 ) -> tuple[int, ...]:
     """How many weights each task will own; use it to choose rates before training.
 
@@ -18,7 +28,8 @@ def allotment(
         rates: The `rate` of `prune` for each of the first tasks, in order; 0 for a task
             that is not pruned. With 1 - 1 / C, 1 - 1 / (C - 1), ..., 0 all tasks own
             equally many weights.
-        scope: The `scope` of `prune`: "leaf" or "global".
+        scope: The `scope` of `prune`.
+        where: What the axes mean, for "layer" and "output".
 
     Returns:
         One number for each rate. Rates that are float32 arrays in training may give one
@@ -36,7 +47,6 @@ def allotment(
         (50, 12, 38)
     """
     fn = "maskjax.recipes.packnet.allotment"
-    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
     slots.require_single(state.learned, fn=fn)
     if len(rates) > len(state.counts):
         raise ValueError(
@@ -45,15 +55,23 @@ def allotment(
         )
     for rate in rates:
         checks.unit_interval(rate, fn=fn, name="rates")
-    sizes = {path: leaf.size for path, leaf in trees.named_leaves(state.owner)}
-    free, complaints = [sum(sizes.values())], []
-    if scope == "leaf":
-        free = list(sizes.values())
+    ranked = trees.map_mask(
+        lambda owner: jax.ShapeDtypeStruct(owner.shape, "float32"), state.owner
+    )
+    searched, complaints = Leaves(ranked, scope, Entries(), where, fn=fn), []
+    free = searched.sizes
+    if scope != "global":
+        named = zip(searched.paths(), free, strict=True)
         complaints = [
             f"task 0: none of the {n:,} of {path}"
             for rate in rates[:1]
-            for path, n in sizes.items()
+            for path, n in named
             if n and quota(rate, n) == n
+        ]
+        free = [
+            n
+            for plan, n in zip(searched.plans, free, strict=True)
+            for _ in range(plan.searches)
         ]
     owned = []
     for task, rate in enumerate(rates):

@@ -4,11 +4,12 @@ import warnings
 from typing import Literal, NamedTuple
 
 from maskjax import select
-from maskjax._core import checks, slots
-from maskjax._core.trees import Density, Mask, Params, Scores
+from maskjax._core import blame, checks, slots
+from maskjax._core.trees import Density, Mask, Params, Predicate, Scores
 from maskjax.recipes._phases import emptied, in_phase, kept_by_leaf, require_own
 from maskjax.recipes.packnet import _programs
 from maskjax.recipes.packnet._state import PackNetState
+from maskjax.where import kernels
 
 _FN = "maskjax.recipes.packnet."
 _ORDER = "For each task call `begin`, `prune` and `commit`"
@@ -82,6 +83,7 @@ def prune(
     *,
     rate: Density | Scores,
     scope: select.Scope = "leaf",
+    where: Predicate = kernels,
 ) -> Pruned:
     """Free the task's smallest weights: 2.
 
@@ -96,8 +98,9 @@ def prune(
         rate: The fraction of the task's weights to free: a number in [0, 1], a scalar
             array, or a tree of them. The paper: 0.5 for the first task, 0.75 for later
             ones.
-        scope: Rank the weights of each leaf ("leaf", as in the paper), or all weights
-            together ("global").
+        scope: Rank the weights of each leaf ("leaf", as in the paper), of each index of
+            a stack ("layer"), of each output ("output"), or all weights ("global").
+        where: What the axes mean, for "layer" and "output".
 
     Returns:
         The task with the freed weights at 0, to be trained again.
@@ -115,9 +118,9 @@ def prune(
     fn = _FN + "prune"
     in_phase(training, Training, fn=fn, order=_ORDER)
     params, trained = _trained(training, params, fn=fn)
-    kept = select.drop(
-        _programs.sizes(trained, params), trained, rate=rate, scope=scope
-    )
+    sizes = _programs.sizes(trained, params)
+    with blame.instead_of("maskjax.select.drop", fn):
+        kept = select.drop(sizes, trained, rate=rate, scope=scope, where=where)
     _remark(training.state, trained, kept, fn=fn)
     params, mask = _programs.freed(training.mask, kept, params)
     return Pruned(params, mask, training.state)

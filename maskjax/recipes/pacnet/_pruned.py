@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import masking, select
+from maskjax._core import blame
 from maskjax._core.trees import (
     Density,
     Mask,
@@ -58,12 +59,13 @@ def prune(
         params: Tree of arrays, trained on the source: everything the network has.
         density: The fraction of the weights that the source keeps: a number in [0, 1],
             a scalar array, or a tree of them. The paper keeps a fifth.
-        scope: Rank all weights together ("global"), or those of each leaf ("leaf").
+        scope: Rank all weights together ("global"), or those of each leaf ("leaf"), of
+            each index of a stack ("layer"), or of each output ("output").
         head: Chooses the leaves that each task has its own copy of, and that are not
             pruned: the last layer, and biases or normalization if you like. `None`
             chooses none.
-        where: Chooses the weights, among the other leaves. Leaves that nothing chooses
-            train with the source only.
+        where: Chooses the weights, among the other leaves, and knows what their axes
+            mean. Leaves that nothing chooses train with the source only.
         statistics: Chooses running statistics among the rest; each task has its own
             copy of these too. `None`: both tasks use the source's.
 
@@ -84,7 +86,9 @@ def prune(
     fn = "maskjax.recipes.pacnet.prune"
     params = jax.tree.map(jnp.asarray, params)
     weights, own = roles(params, head, where, statistics, fn=fn)
-    kept = select.top_k(_sizes(weights), density=density, scope=scope)
+    how = {"density": density, "scope": scope, "where": where}
+    with blame.instead_of("maskjax.select.top_k", fn):
+        kept = select.top_k(_sizes(weights), **how)
     _remark(kept, density, scope, fn=fn)
     return Pruned(*_pruned(params, kept, own))
 
@@ -113,7 +117,8 @@ def _remark(kept: Mask, density: Any, scope: str, *, fn: str) -> None:
     sizes = [leaf.size for leaf in jax.tree.leaves(kept)]
     counts = kept_by_leaf(kept)
     number = sum(counts.values()) if counts else None
-    if isinstance(density, (int, float)):  # known even if the mask is traced
+    by_size = scope in ("leaf", "global")
+    if by_size and isinstance(density, (int, float)):  # known even if traced
         ranked = sizes if scope == "leaf" else [sum(sizes)]
         number = sum(quota(density, n) for n in ranked)
     if number in (0, sum(sizes)):

@@ -1,0 +1,97 @@
+"""Follow parameters through a traced function to where they meet the data.
+
+`where.traced`, `score.input_norms` and `report.flops` ask which dot products and
+convolutions a parameter enters, along which axes, and what it meets there. The walk
+visits the equations of `jax.make_jaxpr` in order. Each value has a trail for each
+parameter that it is made of: which axes of the value run along which axes of the
+parameter (`_trails`). What an equation does with them depends on its primitive:
+
+  * `_moves.MOVES`: entries stay, go or change places
+  * `_meetings.CONTRACTIONS`: the parameter meets the other operand
+  * `_bodies`: the walk goes on inside (`jit`, `remat`, custom derivatives, `scan`,
+    `cond`, `while`); `_loop` does so where values are needed
+
+After any other primitive the axes are unknown. A value that depends on the inputs is
+data: the parameters that went into it are not followed further, except rows that data
+chooses. For norms the function is evaluated on the way. There, what cannot be followed
+entry by entry is an error.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from maskjax._core import checks, trees
+from maskjax._core.trees import Array, Params
+from maskjax._core.walk import _follow, _roles
+from maskjax._core.walk._roles import Answer
+
+__all__ = ["Answer", "flops", "roles", "squares"]
+
+
+def squares(
+    apply: Callable[..., Any],
+    params: Params,
+    inputs: Sequence[Any],
+    picks: Sequence[bool],
+    *,
+    fn: str,
+    weights: Array | None = None,
+) -> dict[int, Array]:
+    """`Found.squares` for each picked leaf, or an error that names those without."""
+    found = _follow.found(
+        apply, params, inputs, picks, fn=fn, mode="squares", weights=weights
+    )
+    ends = {
+        i: found.obstacles.get(i, found.ends.get(i, "is not used"))
+        for i, pick in enumerate(picks)
+        if pick and (i in found.obstacles or i not in found.squares)
+    }
+    _raise(
+        ends,
+        params,
+        f"`{fn}` needs `where` to choose kernels, which meet the inputs in dot "
+        "products or convolutions (`& ~where.matching('bias')`, say, leaves others "
+        "alone)",
+    )
+    if weights is not None:
+        shape = tuple(weights.shape)
+        misfits = {
+            i: f"weights {shape}, data {met}" for i, met in found.misfits.items()
+        }
+        needs = (
+            f"`{fn}` needs `weights` with the leading axes of what every kernel meets"
+        )
+        _raise(misfits, params, needs)
+    return found.squares
+
+
+def flops(
+    apply: Callable[..., Any], params: Params, inputs: Sequence[Any], *, fn: str
+) -> dict[int, int]:
+    """`Found.flops` for each leaf that is part of a contraction."""
+    every = [True] * len(jax.tree.leaves(params))
+    found = _follow.found(apply, params, inputs, every, fn=fn, mode="flops")
+    needs = f"`{fn}` needs dot products and convolutions that can be counted"
+    _raise(found.obstacles, params, needs)
+    return found.flops
+
+
+def roles(
+    apply: Callable[..., Any], params: Params, inputs: Sequence[Any], *, fn: str
+) -> list[tuple[str, Answer]]:
+    """For each leaf its path, whether it is a kernel, and the roles of its axes."""
+    named = trees.named_leaves(params)
+    every = [checks.shaped(leaf) for _, leaf in named]
+    found = _follow.found(apply, params, inputs, every, fn=fn, mode="roles")
+    told = _roles.answers(found, named, fn=fn)
+    return [(path, answer) for (path, _), answer in zip(named, told, strict=True)]
+
+
+def _raise(faults: dict[int, str], params: Params, needs: str) -> None:
+    """Raise if there are faults, and name the leaves by their paths."""
+    if faults:
+        paths = trees.paths(params)
+        lines = (f"{paths[i]}: {why}" for i, why in sorted(faults.items()))
+        raise checks.listing(lines, needs)

@@ -1,0 +1,279 @@
+"""Contractions: what the parameters in each operand meet, and in which roles."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maskjax._core.trees import Array
+from maskjax._core.walk import _squares
+from maskjax._core.walk._trails import STRANGE, Label, Trail, merged, strange
+from maskjax._core.walk._values import Meeting, Value, Walk
+
+# For each axis of an operand its role; a list has one for each factor of the axis.
+Roles = list[str] | list[str | list[str]]
+
+
+def dot(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
+    """`dot_general`, and `ragged_dot_general` as one product for each row."""
+    numbers, groups = equation.params.get("dimension_numbers"), ()
+    if numbers is None:
+        ragged = equation.params["ragged_dot_dimension_numbers"]
+        numbers, groups = ragged.dot_dimension_numbers, ragged.rhs_group_dimensions
+    contracted, batch = numbers
+    shapes = [atom.aval.shape for atom in equation.invars]
+    lengths = [shapes[0][axis] for axis in contracted[0]]
+    flops = 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lengths)
+    for own, other in ((0, 1), (1, 0)):
+        roles: Roles = ["outputs"] * len(shapes[own])
+        for axis in contracted[own]:
+            roles[axis] = "inputs"
+        for axis in (*batch[own], *(groups if own else ())):
+            roles[axis] = "stack"
+        met: Array | str | None = None
+        if walk.mode == "squares" and ins[own].leaves and ins[other].data:
+            if len(ins) == 2:
+                axes = [*batch[other], *contracted[other]]
+                places = [*batch[own], *contracted[own]]
+                met = _measured(ins[own], ins[other], axes, walk)
+                met = _squares.placed(met, places, len(shapes[own]))
+            else:
+                met = _by_group(equation, own, ins, walk)
+        unknown = ambiguous(equation, len(shapes[own])) if ins[other].data else None
+        _note(ins[own], ins[other], roles, met, flops, unknown, walk)
+    if len(ins) > 2 or walk.mode == "squares":
+        return {}
+    return _product(ins, contracted, batch, shapes)
+
+
+def _by_group(equation: Any, own: int, ins: list[Value], walk: Walk) -> Array | str:
+    """The sums of squares of the rows of each group of a ragged product."""
+    params = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, batch), groups = (
+        params.dot_dimension_numbers,
+        params.rhs_group_dimensions,
+    )
+    rows = list(params.lhs_ragged_dimensions)
+    if not own or not groups or any(batch[0]) or set(rows) & set(contracted[0]):
+        return f"goes into {equation.primitive.name}"
+    squares = _measured(ins[1], ins[0], [*rows, *contracted[0]], walk, rows)
+    ends = jnp.cumsum(ins[2].array)
+    count = jnp.arange(squares.shape[0], dtype=ends.dtype)
+    group = jnp.searchsorted(ends, count, side="right")  # past all groups: none
+    squares = jax.ops.segment_sum(squares, group, len(ends))
+    return _squares.placed(squares, [*groups, *contracted[1]], ins[1].array.ndim)
+
+
+def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
+    """`conv_general_dilated`: the kernel slides over the image."""
+    image, kernel = ins
+    numbers, flops = equation.params["dimension_numbers"], _convolution_flops(equation)
+    outputs, inputs, *_ = numbers.rhs_spec
+    met: Array | str | None = None
+    if walk.mode == "squares" and kernel.leaves and image.data:
+        met = "is the kernel of a convolution in groups of the batch"
+        if equation.params["batch_group_count"] == 1:
+            squares = _measured(kernel, image, [numbers.lhs_spec[1]], walk)
+            met = _features(equation, squares)
+    roles: list[Any] = ["window"] * len(numbers.rhs_spec)
+    roles[inputs], roles[outputs] = "inputs", "outputs"
+    groups = equation.params["feature_group_count"]
+    for leaf, trail in kernel.leaves.items():
+        if trail.axes is not None:
+            roles[outputs] = _groups(trail.axes[outputs], groups, walk.shapes[leaf])
+        own = kernel._replace(leaves={leaf: trail})
+        _note(own, image, roles, met, flops, None, walk)
+    why = "is the image of a convolution"
+    met = why if walk.mode == "squares" and kernel.data else None
+    _note(image, kernel, [], met, flops, why, walk)
+    if walk.mode == "squares":
+        return {}
+    return {
+        leaf: trail._replace(axes=None, lost=equation.primitive.name, product=True)
+        for value in ins
+        for leaf, trail in value.leaves.items()
+    }
+
+
+def _groups(label: Label, groups: int, shape: Sequence[int]) -> list[str]:
+    """The roles of the factors of a kernel's outputs.
+
+    `jax.vmap` makes a stack of convolutions one whose groups are the stack's.
+    """
+    roles, *rest = ["outputs"] * len(label), len(label) - 1
+    for i, factor in enumerate(label[: rest[0]]):
+        own = factor.axis != STRANGE and factor.size == shape[factor.axis]
+        if not own or groups % factor.size:
+            break
+        roles[i] = "stack"
+        groups //= factor.size
+    return roles
+
+
+def _convolution_flops(equation: Any) -> int:
+    numbers = equation.params["dimension_numbers"]
+    image, kernel = (atom.aval.shape for atom in equation.invars)
+    out = equation.outvars[0].aval.shape
+    # A transposed convolution puts zeros between pixels, which are not counted.
+    spatial = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)
+    positions = (
+        image[i] if dilation > 1 else out[o]
+        for (i, o), dilation in zip(
+            spatial, equation.params["lhs_dilation"], strict=True
+        )
+    )
+    return 2 * out[numbers.out_spec[0]] * math.prod(positions) * math.prod(kernel)
+
+
+def _features(equation: Any, squares: Array) -> Array:
+    """The sums of squares of the features that each entry of a kernel meets.
+
+    Outputs come group by group, and each meets its group's inputs.
+    """
+    kernel = equation.invars[1].aval.shape
+    outputs, inputs, *_ = equation.params["dimension_numbers"].rhs_spec
+    groups = equation.params["feature_group_count"]
+    squares = squares.reshape(groups, kernel[inputs])
+    return _squares.placed(squares, [outputs, inputs], len(kernel))
+
+
+CONTRACTIONS = {
+    "conv_general_dilated": convolution,
+    "dot_general": dot,
+    "ragged_dot_general": dot,
+}
+
+
+def ambiguous(equation: Any, rank: int) -> str | None:
+    """Why an operand's roles depend on the order in which an einsum is done, if so.
+
+    In `einsum("bi,ij,bj->b", x, w, y)` both axes of w meet data.
+    """
+    for scope in equation.source_info.name_stack.stack:
+        terms, arrow, out = scope.name.partition("->")
+        if not arrow or terms.count(",") < 2:
+            continue
+        words = terms.split(",")
+        for i, word in enumerate(words):
+            partners = {
+                j
+                for letter in set(word) - set(out)
+                for j, other in enumerate(words)
+                if j != i and letter in other
+            }
+            if len(word) == rank and len(partners) > 1:
+                return f"is between two operands in einsum {scope.name!r}"
+    return None
+
+
+def _product(
+    ins: list[Value], contracted: Any, batch: Any, shapes: Any
+) -> dict[int, Trail]:
+    """What a product of parameters is made of, where no data meets them."""
+    leaves: dict[int, Trail] = {}
+    free = [
+        [i for i in range(len(shape)) if i not in (*contracted[k], *batch[k])]
+        for k, shape in enumerate(shapes)
+    ]
+    for own, other in ((0, 1), (1, 0)):
+        alien = tuple(strange(shapes[other][i]) for i in free[other])
+        for leaf, trail in ins[own].leaves.items():
+            axes, gone = None, trail.gone
+            if trail.axes is not None:
+                mine = tuple(trail.axes[i] for i in free[own])
+                both = tuple(trail.axes[i] for i in batch[own])
+                axes = (*both, *mine, *alien) if own == 0 else (*both, *alien, *mine)
+                labels = [trail.axes[i] for i in contracted[own]]
+                gone |= {("product", f.axis) for x in labels for f in x}
+            lost = trail.lost or "dot_general"
+            new = Trail(axes, gone - {("product", STRANGE)}, lost, True)
+            known = leaves.get(leaf)
+            leaves[leaf] = merged(known, new, "dot_general") if known else new
+    return leaves
+
+
+# Notes.
+
+
+def _measured(
+    own: Value,
+    other: Value,
+    kept: Sequence[int],
+    walk: Walk,
+    summed: Sequence[int] = (),
+) -> Array:
+    """The sums of squares of data, with weights for its rows.
+
+    Of the axes that are kept, some are summed over later.
+    """
+    weights, shape = walk.weights, tuple(other.array.shape)
+    if weights is not None:
+        rows = len(weights.shape)
+        if shape[:rows] != weights.shape or any(
+            axis < rows for axis in {*kept} - {*summed}
+        ):
+            walk.found.misfits.update(dict.fromkeys(own.leaves, shape))
+            weights = None
+    return _squares.summed(other.array, kept, weights)
+
+
+def _note(
+    value: Value,
+    other: Value,
+    roles: Sequence[Any],
+    met: Array | str | None,
+    flops: int,
+    unknown: str | None,
+    walk: Walk,
+) -> None:
+    """Note what an operand meets: roles and squares along its axes, or no data."""
+    found = walk.found
+    if met is not None and not isinstance(met, str):
+        _squares.add(value, met, walk)
+    for leaf, trail in value.leaves.items():
+        if walk.mode == "flops" and not trail.product:
+            if walk.inside:
+                found.obstacles[leaf] = f"goes into {walk.inside}"
+            found.flops[leaf] = found.flops.get(leaf, 0) + walk.times * flops
+        elif walk.mode == "roles" and other.data and _scales(trail, roles):
+            found.touched.add((leaf, trail, "broadcast_in_dim"))
+        elif walk.mode == "roles" and other.data:
+            meeting = _meeting(leaf, trail, roles, unknown)
+            # Rows that data chooses are kernels where they are contracted and have
+            # outputs, as experts do, and data elsewhere.
+            if not value.data or {"inputs", "outputs"} <= {r for _, r in meeting.roles}:
+                found.meetings.add(meeting)
+        elif walk.mode == "squares":
+            if met is None:
+                found.ends[leaf] = "meets no data"
+            elif isinstance(met, str):
+                found.obstacles[leaf] = met
+
+
+def _scales(trail: Trail, roles: Sequence[Any]) -> bool:
+    """Whether all outputs share the entries: a scale or bias of what comes in."""
+    if trail.axes is None or trail.product:
+        return False
+    free = [
+        factor
+        for label, role in zip(trail.axes, roles, strict=False)
+        for factor in label
+        if "outputs" in role
+    ]
+    return bool(free) and all(factor.axis == STRANGE for factor in free)
+
+
+def _meeting(
+    leaf: int, trail: Trail, roles: Sequence[Any], unknown: str | None
+) -> Meeting:
+    if unknown or trail.axes is None:
+        why = unknown or f"loses its axes in {trail.lost}"
+        return Meeting(leaf, frozenset(), trail.gone, why)
+    pairs = []
+    for label, role in zip(trail.axes, roles, strict=True):
+        each = [role] * len(label) if isinstance(role, str) else role
+        pairs += [(f.axis, r) for f, r in zip(label, each, strict=True)]
+    own = frozenset(pair for pair in pairs if pair[0] != STRANGE)
+    return Meeting(leaf, own, trail.gone)

@@ -1,0 +1,235 @@
+"""How primitives move the axes of a value.
+
+A rule takes the primitive's parameters, the shapes before and after, and the labels
+before. It returns the labels after, or `None` where they are lost.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from maskjax._core.walk._trails import (
+    STRANGE,
+    Factor,
+    Label,
+    Trail,
+    anywhere,
+    reshaped,
+    sized,
+    strange,
+)
+
+Labels = tuple[Label, ...]
+Shape = tuple[int, ...]
+
+
+def moved(equation: Any, shape: Shape, trail: Trail, place: int, out: int = 0) -> Trail:
+    """Where an equation puts the axes of an operand.
+
+    Args:
+        equation: Of a jaxpr.
+        shape: The operand's.
+        trail: The operand's.
+        place: Which operand it is.
+        out: Which of the outputs is asked for.
+    """
+    name, after = equation.primitive.name, equation.outvars[out].aval.shape
+    found = None
+    if trail.axes is not None and name in MOVES and not (place and name in _FIRST):
+        found = MOVES[name](equation.params, shape, after, trail.axes)
+    if found is None and math.prod(after) == 1:  # there are no axes to tell apart
+        found = tuple(() for _ in after)
+    lost = trail.lost
+    if found is None:
+        return trail._replace(axes=None, lost=lost or name)
+    gone = trail.gone
+    if trail.axes is not None:
+        left = {factor.axis for label in found for factor in label}
+        taken = {axis for axis in _taken(equation, trail.axes) if axis not in left}
+        gone |= {("stack", axis) for axis in taken}
+    cut = any(f.axis != STRANGE and not f.stride for label in found for f in label)
+    if lost is None and (cut or name not in EXACT):
+        lost = name
+    return Trail(found, gone, lost, trail.product)
+
+
+def _taken(equation: Any, axes: Labels) -> Iterator[int]:
+    """Axes of which one index was taken, and whose place may go now."""
+    collapsed = ()
+    if equation.primitive.name == "gather":
+        collapsed = equation.params["dimension_numbers"].collapsed_slice_dims
+    for i, label in enumerate(axes):
+        for factor in label:
+            if factor.axis != STRANGE:
+                if i in collapsed or (factor.size == 1 and not factor.stride):
+                    yield factor.axis
+
+
+def _elementwise(_: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
+    if shape == out:
+        return axes
+    if not shape:  # a scalar meets every entry
+        return tuple(strange(n) for n in out)
+    return _spread(axes, shape, out, range(len(out)))
+
+
+def _spread(axes: Labels, shape: Shape, out: Shape, places: Any) -> Labels:
+    found = [strange(n) for n in out]
+    for label, length, place in zip(axes, shape, places, strict=True):
+        if length == out[place]:
+            found[place] = label
+    return tuple(found)
+
+
+def _broadcast(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
+    return _spread(axes, shape, out, params["broadcast_dimensions"])
+
+
+def _transpose(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
+    return tuple(axes[i] for i in params["permutation"])
+
+
+def _squeeze(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
+    return tuple(a for i, a in enumerate(axes) if i not in params["dimensions"])
+
+
+def _reshape(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    order = params["dimensions"]  # `jax.vmap` of a convolution transposes first
+    if order is not None:
+        return reshaped([axes[i] for i in order], out)
+    return axes if shape == out else reshaped(axes, out)
+
+
+def _reverse(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
+    return tuple(
+        tuple(f._replace(stride=-f.stride) for f in label)
+        if i in params["dimensions"]
+        else label
+        for i, label in enumerate(axes)
+    )
+
+
+def _reduce(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
+    return tuple(a for i, a in enumerate(axes) if i not in params["axes"])
+
+
+def _cut(_: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    """Parts of axes, or more than they were; the ranks are the same."""
+    found = [
+        label if before == after else sized(label, after)
+        for label, before, after in zip(axes, shape, out, strict=True)
+    ]
+    return None if None in found else tuple(found)  # type: ignore[return-value]
+
+
+def _pad(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    found = _cut(params, shape, out, axes)
+    for axis, padding in enumerate(params["padding_config"]):
+        if any(padding):
+            found = _mixed(found, axis)
+    return found
+
+
+def _top(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    return _mixed(_cut(params, shape, out, axes), params.get("axis", len(out) - 1))
+
+
+def _concatenate(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    return _mixed(_cut(params, shape, out, axes), params["dimension"])
+
+
+def _all_gather(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    axis = params["all_gather_dimension"]
+    if params["tiled"]:
+        return _mixed(_cut(params, shape, out, axes), axis)
+    return (*axes[:axis], strange(out[axis]), *axes[axis:])
+
+
+def _along(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    """Entries are mixed or moved along an axis."""
+    if len(shape) != len(out):
+        return None
+    axis = params.get("axis", params.get("dimension", len(out) - 1))
+    return _mixed(axes, axis)
+
+
+def _mixed(axes: Labels | None, axis: int) -> Labels | None:
+    if axes is None:
+        return None
+    return tuple(
+        anywhere(label) if i == axis else label for i, label in enumerate(axes)
+    )
+
+
+def _gather(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    """Rows that are looked up run along the indices' axes."""
+    numbers = params["dimension_numbers"]
+    batch = [i for i in range(len(out)) if i not in numbers.offset_dims]
+    found: list[Label | None] = [strange(n) for n in out]
+    inside = iter(numbers.offset_dims)
+    for axis, length in enumerate(params["slice_sizes"]):
+        label: Label | None = axes[axis]
+        if axis in numbers.operand_batching_dims:
+            which = numbers.operand_batching_dims.index(axis)
+            # The last axis of the indices is no axis of the output.
+            place = batch[numbers.start_indices_batching_dims[which]]
+            found[place] = anywhere(axes[axis])
+        elif axis in numbers.collapsed_slice_dims:
+            if len(label) == 1:
+                for place in batch:
+                    found[place] = (Factor(label[0].axis, out[place], 0),)
+        else:
+            if length != shape[axis]:
+                label = sized(axes[axis], length)
+            found[next(inside)] = label
+    return None if None in found else tuple(found)  # type: ignore[return-value]
+
+
+def _scatter(_: Any, shape: Shape, out: Shape, axes: Labels) -> Labels:
+    return tuple(anywhere(label) for label in axes)
+
+
+# Operands after the first are indices, or what is put in.
+_FIRST = ("gather", "dynamic_slice", "scatter", "scatter_add", "dynamic_update_slice")
+_ELEMENTWISE = (
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh "
+    "bitcast_convert_type cbrt ceil clamp clz conj convert_element_type copy copy_p "
+    "cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "imag integer_pow is_finite le lgamma log log1p logistic lt max mesh_cast min mul "
+    "name ne neg nextafter not optimization_barrier or population_count pow psum "
+    "psum_invariant pvary real reduce_precision rem round rsqrt select_n "
+    "sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign "
+    "sin sinh sqrt square stop_gradient sub tan tanh xor"
+).split()
+_SHAPES = {
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "rev": _reverse,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+}
+_CUTS = {
+    "concatenate": _concatenate,
+    "dynamic_slice": _cut,
+    "pad": _pad,
+    "slice": _cut,
+    "split": _cut,
+}
+# After these, labels tell where each entry is.
+EXACT = frozenset([*_ELEMENTWISE, *_SHAPES, *_CUTS])
+
+MOVES: dict[str, Callable[[Any, Shape, Shape, Labels], Labels | None]] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **_SHAPES,
+    **_CUTS,
+    **dict.fromkeys(
+        "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod "
+        "reduce_sum reduce_xor".split(),
+        _reduce,
+    ),
+    **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum sort".split(), _along),
+    **dict.fromkeys(["dynamic_update_slice", "scatter", "scatter_add"], _scatter),
+    **dict.fromkeys(["all_gather", "all_gather_invariant"], _all_gather),
+    "gather": _gather,
+    "top_k": _top,
+}

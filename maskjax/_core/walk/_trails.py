@@ -1,0 +1,171 @@
+"""Which entries of a parameter a value is made of, axis by axis.
+
+A value of shape (6, 8) that is a reshape of a parameter (6, 2, 4) has the label
+`(Factor(0, 6, 1),)` on its first axis and `(Factor(1, 2, 1), Factor(2, 4, 1))` on its
+second: an axis runs, row-major, along the product of its factors.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+STRANGE = -1  # the axis of a factor that runs along no axis of the parameter
+
+
+class Factor(NamedTuple):
+    """A part of an axis.
+
+    Attributes:
+        axis: The parameter's axis that it runs along, or `STRANGE`.
+        size: Its length.
+        stride: How far one step goes along the parameter's axis. It is negative if it
+            goes backwards, and 0 if it is not known (after a slice, say).
+    """
+
+    axis: int
+    size: int
+    stride: int
+
+
+Label = tuple[Factor, ...]
+
+
+class Trail(NamedTuple):
+    """What a value is made of, for one parameter.
+
+    Attributes:
+        axes: A label for each axis of the value, or `None` where all are lost.
+        gone: Axes of the parameter that the value has no part of, with the role that
+            they had there: "stack" (one index of it), "lookup" (an index that depends
+            on data), "product" (contracted with something else than data).
+        lost: The primitive after which it is not known which entry is where.
+        product: Whether it is a contraction with something else than data.
+    """
+
+    axes: tuple[Label, ...] | None
+    gone: frozenset[tuple[str, int]] = frozenset()
+    lost: str | None = None
+    product: bool = False
+
+
+def whole(shape: Sequence[int]) -> Trail:
+    """The trail of a parameter itself."""
+    return Trail(tuple((Factor(i, n, 1),) for i, n in enumerate(shape)))
+
+
+def strange(size: int) -> Label:
+    """The label of an axis that no axis of the parameter runs along."""
+    return (Factor(STRANGE, size, 0),) if size != 1 else ()
+
+
+def sized(label: Label, size: int) -> Label | None:
+    """The label of an axis after a part was cut out of it, or more put to it.
+
+    `None` if that cuts through several factors.
+    """
+    long = [factor for factor in label if factor.size != 1]
+    if not long:
+        # A new axis, along which things were stacked, or several of one slice.
+        return tuple(f._replace(size=size, stride=0) for f in label[:1]) or strange(
+            size
+        )
+    first, *rest = long
+    below = 1
+    for factor in rest:
+        below *= factor.size
+    if below and size % below == 0:
+        return (first._replace(size=size // below, stride=0), *rest)
+    if size and below % size == 0:
+        cut = sized(tuple(rest), size)
+        return None if cut is None else (first._replace(size=1, stride=0), *cut)
+    return None
+
+
+def anywhere(label: Label) -> Label:
+    """The label of an axis of which it is not known which entry is where."""
+    return tuple(f._replace(stride=0) if f.size != 1 else f for f in label)
+
+
+def joined(label: Sequence[Factor]) -> Label:
+    """Neighbors made one where they run on."""
+    out: list[Factor] = []
+    for factor in label:
+        if out and out[-1].axis == factor.axis:
+            last = out[-1]
+            both = last.axis == STRANGE or (
+                factor.stride != 0 and last.stride == factor.size * factor.stride
+            )
+            if both:
+                out[-1] = Factor(factor.axis, last.size * factor.size, factor.stride)
+                continue
+        out.append(factor)
+    return tuple(out)
+
+
+def reshaped(axes: Sequence[Label], out: Sequence[int]) -> tuple[Label, ...] | None:
+    """The labels after a reshape, or `None` if it cuts through a factor.
+
+    Factors of length 1 stay where there is an axis of length 1 for them, and go to a
+    neighbor otherwise, unless they are slices.
+    """
+    if 0 in out or any(factor.size == 0 for label in axes for factor in label):
+        return None
+    stream = [factor for label in axes for factor in label][::-1]
+    labels: list[list[Factor]] = []
+    for place, size in enumerate(out):
+        label: list[Factor] = []
+        if size == 1 and stream and stream[-1].size == 1:
+            label.append(stream.pop())
+        while size > 1:
+            if not stream:
+                return None
+            factor = stream.pop()
+            if size % factor.size and factor.size % size == 0:
+                rest = factor.size // size
+                stream.append(factor._replace(size=rest))
+                factor = factor._replace(size=size, stride=factor.stride * rest)
+            if size % factor.size:
+                return None
+            size //= factor.size
+            if factor.size > 1 or factor.stride:
+                label.append(factor)
+        free = place + 1 < len(out) and out[place + 1] == 1
+        while not free and stream and stream[-1].size == 1:
+            factor = stream.pop()
+            if factor.stride:
+                label.append(factor)
+        labels.append(label)
+    if stream and any(factor.size > 1 for factor in stream):
+        return None
+    return tuple(joined(label) for label in labels)
+
+
+def merged(one: Trail, other: Trail, name: str) -> Trail:
+    """The trail of a value that a primitive makes of two parts of one parameter."""
+    if one == other:
+        return one
+    gone, product = one.gone | other.gone, one.product or other.product
+    if one.axes is None or other.axes is None:
+        return Trail(None, gone, one.lost or other.lost or name, product)
+    axes: list[Label] = []
+    known, rest = (other, one) if one.lost and not other.lost else (one, other)
+    # A kernel stays in place if it is divided by its norm, or held against a threshold
+    # that is one of its entries, but not if a part of it is added.
+    exact = rest.gone <= known.gone or not any(
+        factor.axis != STRANGE for label in rest.axes or () for factor in label
+    )
+    for a, b in zip(one.axes, other.axes, strict=True):
+        real = [label for label in (a, b) if any(f.axis != STRANGE for f in label)]
+        if len(real) == 2 and a != b:
+            if [f[:2] for f in a if f.size > 1] != [f[:2] for f in b if f.size > 1]:
+                return Trail(None, gone, name, product)
+            exact = False
+        axes.append(real[0] if real else a)
+    exact = exact and tuple(axes) == known.axes
+    if exact:
+        lost = known.lost
+    else:
+        lost = one.lost or other.lost or name
+        axes = [anywhere(label) for label in axes]
+    left = {factor.axis for label in axes for factor in label}
+    gone = frozenset(pair for pair in gone if pair[1] not in left)
+    return Trail(tuple(axes), gone, lost, product)

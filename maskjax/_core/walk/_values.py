@@ -1,0 +1,103 @@
+"""What the walk carries from equation to equation, and what it notes on the way."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from maskjax._core.trees import Array
+from maskjax._core.walk._trails import Trail
+
+Mode = Literal["roles", "flops", "squares"]
+
+
+class Value(NamedTuple):
+    """A value of the traced function.
+
+    Attributes:
+        leaves: The parameters that it is made of, by number. They are not followed into
+            what depends on data, except rows that data chooses.
+        data: Whether it depends on the inputs.
+        array: `None` where only shapes are walked.
+    """
+
+    leaves: dict[int, Trail]
+    data: bool
+    array: Any = None
+
+
+class Meeting(NamedTuple):
+    """A contraction of a parameter with data.
+
+    Attributes:
+        leaf: The parameter's number.
+        roles: Pairs of an axis of the parameter and a role that it has here.
+        gone: As in `Trail`.
+        unknown: Why the roles are not known, if so.
+    """
+
+    leaf: int
+    roles: frozenset[tuple[int, str]]
+    gone: frozenset[tuple[str, int]]
+    unknown: str | None = None
+
+
+@dataclasses.dataclass
+class Found:
+    """What the walk found out about each parameter, by the parameter's number.
+
+    Attributes:
+        flops: Two for each multiplication of one of its entries.
+        squares: The sums of squares of the data that meet its entries. They have the
+            parameter's rank, and length 1 along axes whose entries meet the same data.
+        obstacles: Why the data that it meets can't be measured or counted.
+        ends: Where it was lost without meeting data in a contraction.
+        misfits: The shape of data that row weights do not fit.
+        meetings: Its contractions with data.
+        touched: What else it met data as, with the names of the primitives.
+    """
+
+    flops: dict[int, int] = dataclasses.field(default_factory=dict)
+    squares: dict[int, Array] = dataclasses.field(default_factory=dict)
+    obstacles: dict[int, str] = dataclasses.field(default_factory=dict)
+    ends: dict[int, str] = dataclasses.field(default_factory=dict)
+    misfits: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    meetings: set[Meeting] = dataclasses.field(default_factory=set)
+    touched: set[tuple[int, Trail, str]] = dataclasses.field(default_factory=set)
+
+    def absorb(self, other: "Found") -> None:
+        """Take over what was found from shapes in a part of the function."""
+        for leaf, count in other.flops.items():
+            self.flops[leaf] = self.flops.get(leaf, 0) + count
+        self.obstacles.update(other.obstacles)
+        self.ends.update(other.ends)
+        self.meetings |= other.meetings
+        self.touched |= other.touched
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).clear()
+
+
+@dataclasses.dataclass
+class Walk:
+    """A walk through one function.
+
+    Attributes:
+        shapes: Of the parameters.
+        mode: What is asked for. "squares" evaluates the function on the way. "flops"
+            counts the equations of gradients too.
+        follow: Walks through a jaxpr.
+        weights: For the rows of data, if given.
+        found: The notes.
+        times: How often the equations at hand are run.
+        inside: The conditional or loop around them, which makes that unknown.
+    """
+
+    shapes: Sequence[tuple[int, ...]]
+    mode: Mode
+    follow: Callable[..., list[Value]]
+    weights: Array | None = None
+    found: Found = dataclasses.field(default_factory=Found)
+    times: int = 1
+    inside: str | None = None

@@ -1,0 +1,427 @@
+"""Selection by the roles of axes: stacks, heads, windows and transposed kernels.
+
+The reference of a leaf is its canonical form: for each index of the stack a kernel
+[window, inputs, outputs] as a NumPy array, selected by itself.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from maskjax import estimator, optim, select, stacking, where
+from maskjax.recipes import edge_popup, lottery_ticket, packnet
+from maskjax.structure import Block, Entries, NofM, Units
+
+# One kernel of 8 inputs and 12 outputs in a window of 3, in many layouts; and words.
+WINDOW, IN, OUT, LAYERS = 3, 8, 12, 4
+LAYOUTS = {
+    "window inputs outputs": (3, 8, 12),
+    "outputs inputs window": (12, 8, 3),
+    "window inputs inputs outputs outputs": (3, 2, 4, 3, 4),
+    "inputs outputs window outputs inputs": (2, 3, 3, 4, 4),
+    "stack window inputs outputs": (4, 3, 8, 12),
+    "stack outputs stack inputs window": (2, 12, 2, 8, 3),
+    "outputs stack inputs window": (12, 4, 8, 3),
+}
+STRUCTURES = [Entries(), NofM(2, 4), Block((2, 3)), Units(), Units("inputs")]
+
+
+def told(words):
+    return where.matching("", axes=words)
+
+
+def canonical(x, words, *, shape=None):
+    """[layers, window, inputs, outputs] of a leaf, whose axes may have length 1."""
+    roles = ("stack", "window", "inputs", "outputs")
+    words = words.split()
+    order = [i for role in roles for i, word in enumerate(words) if word == role]
+    shape = shape or x.shape
+    x = np.broadcast_to(x, shape).transpose(order)
+    sizes = [
+        int(np.prod([n for n, w in zip(shape, words, strict=True) if w == role]))
+        for role in roles
+    ]
+    return x.reshape(sizes)
+
+
+def drawn(shape, *, seed=0):
+    """Whole numbers, all different and exactly summable."""
+    rng = np.random.default_rng(seed)
+    return rng.permutation(int(np.prod(shape))).reshape(shape).astype("float32")
+
+
+@functools.partial(jax.jit, static_argnames=("structure", "scope", "words", "density"))
+def top_k(scores, structure, scope, words, density=0.5):
+    how = {"structure": structure, "scope": scope, "where": told(words)}
+    return select.top_k(scores, density=density, **how)
+
+
+@functools.cache
+def expected(structure):
+    """The mask of one kernel [window, inputs, outputs], by axes with numbers."""
+    numbers = {
+        NofM(2, 4): NofM(2, 4, -2),
+        Block((2, 3)): Block((2, 3), (-2, -1)),
+        Units(): Units(-1),
+        Units("inputs"): Units(-2),
+    }
+    plain = numbers.get(structure, structure)
+    return jax.jit(lambda x: select.top_k(x, density=0.5, structure=plain))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_each_layer_alone_is_the_layer_unstacked(structure):
+    """In every layout: scanned = unrolled, heads = reshaped, Equinox = transposed."""
+    for words, shape in LAYOUTS.items():
+        scores = drawn(shape)
+        mask = top_k(scores, structure, "layer", words)
+        each = canonical(scores, words)
+        wanted = np.stack(
+            [np.broadcast_to(expected(structure)(x), x.shape) for x in each]
+        )
+        found = canonical(mask, words, shape=shape)
+        np.testing.assert_array_equal(found, wanted, err_msg=words)
+        assert mask.ndim == len(shape)
+        one = structure in (Units(), Units("inputs"))
+        assert one == (mask.size < scores.size)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES[1:], ids=str)
+def test_a_whole_leaf_is_ranked_as_its_canonical_form(structure):
+    for words, shape in LAYOUTS.items():
+        scores = drawn(shape)
+        mask = canonical(top_k(scores, structure, "leaf", words), words, shape=shape)
+        each = canonical(scores, words)
+        plain = "stack window inputs outputs"
+        wanted = np.asarray(top_k(each, structure, "leaf", plain))
+        np.testing.assert_array_equal(mask, np.broadcast_to(wanted, each.shape))
+
+
+def test_groups_of_inputs_keep_two_of_four_in_every_layout():
+    for words, shape in LAYOUTS.items():
+        for scope in ("leaf", "layer", "output", "global"):
+            mask = top_k(drawn(shape), NofM(2, 4), scope, words)
+            each = canonical(mask, words)
+            groups = each.reshape(*each.shape[:2], -1, 4, each.shape[-1])
+            assert (groups.sum(axis=3) == 2).all(), (words, scope)
+
+
+def test_each_output_alone_keeps_its_own_best():
+    for words, shape in LAYOUTS.items():
+        scores = drawn(shape)
+        mask = canonical(top_k(scores, Entries(), "output", words), words)
+        each = canonical(scores, words)
+        kernels = each.reshape(len(each), -1, each.shape[-1])
+        ranks = (-kernels).argsort(axis=1).argsort(axis=1)
+        wanted = ranks < kernels.shape[1] // 2
+        np.testing.assert_array_equal(mask.reshape(kernels.shape), wanted)
+
+
+@pytest.mark.parametrize("scope", ["layer", "output"])
+def test_ties_go_to_the_first_of_each_search(scope):
+    for words, shape in LAYOUTS.items():
+        mask = canonical(top_k(np.ones(shape, "f4"), Entries(), scope, words), words)
+        each = mask.sum(axis=(1, 2) if scope == "output" else (1, 2, 3))
+        n = np.prod(mask.shape[1:]) // (mask.shape[-1] if scope == "output" else 1)
+        assert (each == n // 2).all()
+
+
+def test_counts_round_for_each_layer():
+    scores = {"w": np.ones((3, 5, 1), "f4")}
+    how = {"density": 0.5, "where": told("stack inputs outputs")}
+    counts = {
+        scope: int(select.top_k(scores, scope=scope, **how)["w"].sum())
+        for scope in ("leaf", "layer")
+    }
+    assert counts == {"leaf": 8, "layer": 9}
+
+
+def test_layers_of_other_scales_each_keep_their_share():
+    """By leaf the smallest layer keeps nothing."""
+    w = drawn((3, 16, 16)) * np.array([0.1, 1, 3], "f4")[:, None, None] + 1
+    how = {"density": 0.1, "where": told("stack inputs outputs")}
+    by_leaf, by_layer = (
+        np.asarray(select.top_k({"w": w}, scope=scope, **how)["w"]).sum((1, 2))
+        for scope in ("leaf", "layer")
+    )
+    assert by_leaf.min() == 0
+    assert list(by_layer) == [26, 26, 26]
+
+
+def test_stacked_layers_lose_units_of_their_own():
+    w = np.ones((3, 8, 4), "f4")
+    w[np.arange(3), :, np.arange(3)] = 0.0
+    how = {"density": 0.75, "structure": Units(), "where": told("stack inputs outputs")}
+    mask = select.top_k({"w": w}, **how)["w"]
+    np.testing.assert_array_equal(np.asarray(mask)[:, 0], w[:, 0] > 0)
+
+
+def test_a_query_kernel_and_an_equinox_kernel_keep_two_of_four_inputs():
+    """By numbers the groups ran over heads, and over outputs."""
+    query = {"query": {"kernel": drawn((12, 3, 4))}}
+    mask = select.top_k(query, density=0.5, structure=NofM(2, 4))["query"]["kernel"]
+    assert (np.asarray(mask).reshape(3, 4, 12).sum(axis=1) == 2).all()
+    how = {"density": 0.5, "where": told("outputs inputs")}
+    equinox = {"weight": drawn((3, 8))}
+    mask = select.top_k(equinox, structure=NofM(2, 4), **how)["weight"]
+    assert (np.asarray(mask).reshape(3, 2, 4).sum(axis=2) == 2).all()
+    units = select.top_k({"weight": drawn((4, 8))}, structure=Units(), **how)["weight"]
+    assert units.shape == (4, 1)
+
+
+def test_a_tree_of_structures():
+    scores = {"a": drawn((8, 4)), "c": None, "d": drawn((8, 6)), "e": drawn((4, 4))}
+    tree = {"a": NofM(2, 4), "c": None, "d": Units(), "e": Entries()}
+    for scope in ("leaf", "global", "layer"):
+        mask = select.top_k(scores, density=0.5, structure=tree, scope=scope)
+        assert mask["c"] is None
+        assert mask["d"].shape == (1, 6)
+        groups = np.asarray(mask["a"]).reshape(2, 4, 4).sum(axis=1)
+        assert (groups == 2).all() or scope == "global" and (groups <= 2).all()
+    for name in ("a", "d", "e"):
+        alone = select.top_k({name: scores[name]}, density=0.5, structure=tree[name])
+        both = select.top_k(scores, density=0.5, structure=tree)
+        np.testing.assert_array_equal(both[name], alone[name])
+    optim.prune(0.5, structure=tree).init({n: s for n, s in scores.items()})
+    with pytest.raises(TypeError, match="`maskjax.select.top_k` needs `structure` as"):
+        select.top_k(scores, density=0.5, structure=tree | {"a": "2:4"})
+    wrong = tree | {"a": NofM(1, 3), "d": NofM(1, 5)}
+    with pytest.raises(ValueError, match=r"a: .*\(NofM.*\n  d: .*\(NofM"):
+        select.top_k(scores, density=0.5, structure=wrong)
+
+
+@pytest.mark.parametrize("scope", ["layer", "output"])
+def test_cutoffs_and_guesses_of_many_searches(scope):
+    words, shape = "outputs stack inputs window", (12, 4, 8, 3)
+    scores = {"w": drawn(shape)}
+    how = {"scope": scope, "where": told(words)}
+
+    @jax.jit
+    def law(scores):
+        mask, cutoff = select.top_k(scores, density=0.3, return_cutoff=True, **how)
+        bad = jax.tree.map(lambda c: c * 3 - 100, cutoff)
+        guessed = [
+            select.top_k(scores, density=0.3, guess=g, **how) for g in (cutoff, bad)
+        ]
+        return mask, cutoff, guessed, select.threshold(scores, at=cutoff)
+
+    mask, cutoff, guessed, reached = law(scores)
+    assert cutoff["w"].shape == ((12 if scope == "output" else 1), 4, 1, 1)
+    for same in (*guessed, reached):
+        np.testing.assert_array_equal(same["w"], mask["w"])
+    with pytest.raises(ValueError, match="`guess` for every leaf"):
+        select.top_k(scores, density=0.3, guess={"w": np.float32(1)}, **how)
+
+
+def test_a_density_for_each_layer():
+    scores = {"w": drawn((3, 8, 4)), "v": drawn((8, 4))}
+    roles = where.matching("w", axes="stack inputs outputs") | where.kernels
+    shares = {"w": jnp.array([0.0, 0.5, 1.0]), "v": 0.25}
+    for scope, keeps in (("layer", [0, 16, 32]), ("output", [0, 16, 32])):
+        how = {"scope": scope, "where": roles}
+        mask = select.top_k(scores, density=shares, **how)
+        assert list(np.asarray(mask["w"]).sum((1, 2))) == keeps
+        assert int(mask["v"].sum()) == 8
+        dropped = select.drop(scores, mask, rate=shares | {"v": 0.5}, **how)
+        assert list(np.asarray(dropped["w"]).sum((1, 2))) == [0, 8, 0]
+        grown = select.grow(scores, dropped, density=shares, **how)
+        np.testing.assert_array_equal(grown["w"], mask["w"])
+    with pytest.raises(
+        ValueError, match=r"`density\[w\]` as a number, or one for each"
+    ):
+        select.top_k(
+            scores, density=shares | {"w": jnp.ones(4)}, scope="layer", where=roles
+        )
+
+
+def test_masks_with_shared_decisions_limit_each_layer():
+    scores, words = {"w": drawn((4, 8, 12))}, "stack inputs outputs"
+    within = {"w": np.arange(12).reshape(1, 1, 12) < 6}
+    how = {"scope": "layer", "where": told(words)}
+    mask = select.top_k(scores, density=0.5, within=within, **how)["w"]
+    assert list(np.asarray(mask).sum((1, 2))) == [24] * 4
+    assert not np.asarray(mask)[..., 6:].any()
+    cut = select.shrink(scores, within, density=0.25, structure=Units(), **how)["w"]
+    assert cut.shape == (4, 1, 12)
+    assert list(np.asarray(cut).sum((1, 2))) == [3] * 4
+
+
+def test_vmap_and_gradients_of_many_searches():
+    scores = {"w": drawn((5, 4, 8, 12))}
+    how = {"density": 0.3, "scope": "output", "where": told("stack inputs outputs")}
+
+    @jax.jit
+    def law(scores):
+        top = functools.partial(select.top_k, **how)
+        members = [top(member) for member in stacking.unstack(scores)]
+
+        def kept(s):
+            return estimator.top_k(s, structure=Units("inputs"), **how)["w"].sum()
+
+        one = stacking.unstack(scores)[0]
+        return jax.vmap(top)(scores), stacking.stack(members), jax.grad(kept)(one)
+
+    mapped, looped, gradient = law(scores)
+    np.testing.assert_array_equal(mapped["w"], looped["w"])
+    np.testing.assert_allclose(gradient["w"], 1.0, rtol=1e-6)
+
+
+def test_random_masks_keep_as_many_in_each_layer_and_output():
+    params = {"w": np.ones((3, 8, 4), "f4")}
+    how = {
+        "density": 0.25,
+        "where": told("stack inputs outputs"),
+        "key": jax.random.key(0),
+    }
+    layers = np.asarray(select.random(params, scope="layer", **how)["w"])
+    outputs = np.asarray(select.random(params, scope="output", **how)["w"])
+    assert list(layers.sum((1, 2))) == [8, 8, 8]
+    assert (outputs.sum(1) == 2).all()
+
+
+def _trained(transformation, params, gradients):
+    optimizer = optim.with_gradients(optax.chain(optax.sgd(0.1), transformation))
+
+    @jax.jit
+    def run(params):
+        state = optimizer.init(params)
+        for g in gradients:
+            updates, state = optimizer.update(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, optim.mask_of(state)
+
+    return run(params)
+
+
+@pytest.mark.parametrize("structure", [Entries(), NofM(2, 4), Units()], ids=str)
+def test_pruning_in_training_scanned_is_unrolled(structure):
+    words, rng = "stack inputs outputs", np.random.default_rng(0)
+    w = {"w": rng.normal(size=(3, 8, 4)).astype("f4")}
+    moves = [{"w": rng.normal(size=(3, 8, 4)).astype("f4")} for _ in range(4)]
+    how = {"every": 2, "structure": structure}
+    schedule = optax.linear_schedule(1.0, 0.25, 4)
+    stacked = optim.prune(schedule, scope="layer", where=told(words), **how)
+    params, mask = _trained(stacked, w, moves)
+
+    def split(tree):
+        return {str(i): x for i, x in enumerate(tree["w"])}
+
+    unrolled = optim.prune(schedule, **how)
+    alone, masks = _trained(unrolled, split(w), [split(g) for g in moves])
+    for i in range(3):
+        np.testing.assert_array_equal(params["w"][i], alone[str(i)])
+        np.testing.assert_array_equal(mask["w"][i], masks[str(i)])
+
+
+@pytest.mark.parametrize("rewire", [optim.rigl, optim.set_])
+def test_rewiring_in_training_counts_each_layer(rewire):
+    rng = np.random.default_rng(0)
+    w = {"w": rng.normal(size=(3, 8, 4)).astype("f4")}
+    moves = [{"w": rng.normal(size=(3, 8, 4)).astype("f4")} for _ in range(4)]
+    how = {"rate": 0.5, "every": 2, "scope": "layer", "key": jax.random.key(0)}
+    made = rewire(0.5, where=told("stack inputs outputs"), **how)
+    _, mask = _trained(made, w, moves)
+    assert list(np.asarray(mask["w"]).sum((1, 2))) == [16, 16, 16]
+
+
+def test_recipes_rank_each_layer_alone():
+    words, params = told("stack inputs outputs"), {"w": drawn((3, 8, 4)) - 40}
+    how = {"scope": "layer", "where": words}
+
+    def counts(mask):
+        return list(np.asarray(mask["w"]).sum((-2, -1)).ravel())
+
+    assert counts(edge_popup.mask(params, density=0.25, **how)) == [8] * 3
+    assert counts(edge_popup.soft_mask(params, density=0.25, **how)) == [8] * 3
+    state = packnet.init(params, head=None, capacity=2, where=words)
+    pruned = packnet.prune(packnet.begin(state), params, rate=0.75, **how)
+    assert counts(jax.tree.map(lambda x: x != 0, pruned.params)) == [8] * 3
+    assert packnet.allotment(state, rates=(0.75, 0.0), **how) == (24, 72)
+
+    def train(params, mask, *, key):
+        return (params, 0)
+
+    how |= {"rounds": 1, "rate": 0.5, "key": jax.random.key(0)}
+    masks = lottery_ticket.search(train, params, **how).masks
+    assert counts(masks) == [32] * 3 + [16] * 3
+
+
+UNKNOWN = {
+    "layers": {"kernel": np.ones((3, 8, 4), "f4")},
+    "weight": np.ones((4, 4), "f4"),
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"scope": "layer"}, 'for scope="layer"'),
+        ({"scope": "output"}, 'for scope="output"'),
+        ({"structure": Units()}, "for Units"),
+        ({"structure": NofM(2, 4)}, "for NofM"),
+        ({"structure": Block((2, 2)), "scope": "global"}, "for Block"),
+    ],
+    ids=str,
+)
+def test_unknown_axes_are_named_with_both_remedies(how, why):
+    with pytest.raises(ValueError, match="needs to know the axes") as error:
+        select.top_k(UNKNOWN, density=0.5, **how)
+    text = str(error.value)
+    assert "`maskjax.select.top_k`" in text
+    assert why in text
+    assert "where.traced(apply, params, *inputs)" in text
+    assert 'where.matching(regex, axes="stack inputs outputs")' in text
+    assert "layers/kernel: shape (3, 8, 4), 3 axes could" in text
+    assert "weight: shape (4, 4), weights are (in, out) in one" in text
+
+
+def test_entries_never_ask_for_axes():
+    asked = where.matching("", axes="inputs")  # covers no leaf
+    for scope in ("leaf", "global"):
+        select.top_k(UNKNOWN, density=0.5, scope=scope, where=asked)
+    units = {"density": 0.5, "structure": Units(-1)}
+    assert select.top_k(UNKNOWN, **units)["weight"].shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "how", "got"),
+    [
+        ("inputs outputs", {"structure": Units("stack")}, "without stack"),
+        ("inputs outputs", {"structure": Units("window")}, "without window"),
+        ("stack inputs", {"structure": Units()}, "without outputs"),
+        ("stack outputs", {"structure": NofM(2, 4)}, "without inputs"),
+        (
+            "inputs outputs",
+            {"structure": Units(), "scope": "output"},
+            "ranks each alone",
+        ),
+        ("stack inputs", {"structure": Units(0), "scope": "layer"}, "index of axis 0"),
+        ("outputs inputs", {"structure": NofM(1, 4)}, "axis -2 of length 6 is not div"),
+        ("inputs outputs stack", {"scope": "layer"}, "told as 'inputs outputs stack'"),
+    ],
+)
+def test_what_a_leaf_has_not_is_refused(words, how, got):
+    with pytest.raises(ValueError, match=got):
+        select.top_k(
+            {"w": np.ones((4, 6), "f4")}, density=0.5, where=told(words), **how
+        )
+
+
+def test_integers_count_the_axes_of_the_whole_leaf():
+    """In scope "layer" too, where the search sees a leaf without its stack."""
+    scores, words = {"w": drawn((8, 4, 12))}, told("inputs stack outputs")
+    how = {"density": 0.5, "scope": "layer", "where": words}
+    for pattern, role in (
+        (Units(2), Units()),
+        (Units(-3), Units("inputs")),
+        (NofM(2, 4, 0), NofM(2, 4)),
+        (Block((2, 3), (0, 2)), Block((2, 3))),
+    ):
+        by_number, by_role = (
+            select.top_k(scores, structure=s, **how)["w"] for s in (pattern, role)
+        )
+        np.testing.assert_array_equal(by_number, by_role)
