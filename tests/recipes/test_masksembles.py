@@ -161,9 +161,9 @@ def test_init_masks_the_rows_of_chosen_kernels(stack):
 
 
 def test_kernels_of_one_width_get_different_masks():
-    params = {"b": np.ones((16, 16), "f4"), "c": np.ones((3, 3, 16, 4), "f4")}
+    params = {"b": np.ones((16, 16), "f4"), "conv": np.ones((3, 3, 16, 4), "f4")}
     both = masksembles.init(params, where=where.kernels, key=jax.random.key(0))
-    assert both["c"].shape == (N, 1, 1, 16, 1)
+    assert both["conv"].shape == (N, 1, 1, 16, 1)
     assert not np.array_equal(*(np.asarray(m).ravel() for m in both.values()))
 
 
@@ -348,7 +348,7 @@ def test_masks_go_on_kernels_that_fit():
         {"w": np.ones((4, 2), "f4"), "bias": np.ones(2, "f4")},
     )
     with pytest.raises(
-        ValueError, match=r"(?s)init` needs `where` to choose kernels.*b"
+        ValueError, match=r"(?s)init` needs to know the axes.*bias: .*fewer than 2 axes"
     ):
         masksembles.init(params, where=where.everything, key=key)
     with pytest.raises(ValueError, match="choose at least one leaf"):
@@ -389,3 +389,30 @@ def test_what_cannot_be_thinned_is_named(stack):
     masks = masksembles.init(shared, where=where.matching("b|c"), key=jax.random.key(0))
     with pytest.raises(ValueError, match="one mask on what `a` yields"):
         thin(shared, masks, links={"b": ["a"], "c": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("words", "shape", "expected"),
+    [
+        ("outputs inputs", (5, 8), (4, 1, 8)),
+        ("inputs outputs outputs", (8, 3, 2), (4, 8, 1, 1)),
+        ("inputs inputs outputs", (2, 4, 5), (4, 2, 4, 1)),
+        ("stack inputs outputs", (3, 8, 5), (4, 3, 8, 1)),
+        ("outputs inputs window window", (5, 8, 3, 3), (4, 1, 8, 1, 1)),
+    ],
+)
+def test_inputs_are_masked_wherever_they_lie(words, shape, expected):
+    params, key = {"w": np.ones(shape, "f4")}, jax.random.key(0)
+    told = where.matching("w", axes=words)
+    stack = masksembles.init(params, where=told, key=key)["w"]
+    assert stack.shape == expected
+    flat = masksembles.init({"w": np.ones((8, 1))}, where=where.kernels, key=key)["w"]
+    found = np.asarray(stack).reshape(4, -1, 8)
+    counts = found.sum(axis=2)
+    if "stack" not in words:
+        np.testing.assert_array_equal(found[:, 0], np.asarray(flat)[:, :, 0])
+    else:
+        assert len({layer.tobytes() for layer in found.swapaxes(0, 1)}) == 3
+        assert (np.sort(counts, axis=0) == np.sort(counts[:, :1], axis=0)).all()
+    with pytest.raises(ValueError, match="masksembles.init` needs to know the axes"):
+        masksembles.init({"w": np.ones((3, 8, 5))}, where=where.kernels, key=key)

@@ -35,7 +35,8 @@ one shape: `thin`.
     ((4, 3, 4), (4, 2, 1))
 """
 
-from maskjax.recipes.masksembles._masks import Plan, init, masks, plan, rows
+from maskjax.recipes.masksembles._masks import Plan, masks, plan
+from maskjax.recipes.masksembles._rows import init, rows
 from maskjax.recipes.masksembles._samples import at_random, in_chunks
 from maskjax.recipes.masksembles._thin import Thin, predict, thin
 

@@ -1,15 +1,13 @@
-"""Masks on features, and on the input rows of kernels."""
+"""Masks on features."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from maskjax._core import checks, trees
-from maskjax._core.trees import Array, Mask, Params, Predicate
+from maskjax._core import checks
+from maskjax._core.trees import Array
 from maskjax.recipes.masksembles._family import Family, family
 from maskjax.recipes.masksembles._shuffle import shuffled
 
@@ -86,90 +84,6 @@ def masks(channels: int, *, members: int = 4, scale: float = 2.0, key: Array) ->
     checks.typed_key(key, fn=fn)
     found = planned(channels, members, scale, fn=fn)
     return shuffled(found.rows, np.int32(found.distinct), key)
-
-
-def init(
-    params: Params,
-    *,
-    where: Predicate,
-    members: int = 4,
-    scale: float = 2.0,
-    key: Array,
-) -> Mask:
-    """Masks on the input rows of kernels, which mask the features that come in: 2.
-
-    Args:
-        params: Tree of arrays; only shapes are read.
-        where: Chooses the kernels that follow a masked layer, [..., C, out] as in Flax.
-            Each gets masks of its own; member i uses mask i of every kernel.
-        members: N, at least 1.
-        scale: s, at least 1; with 1 masks keep everything.
-        key: A typed key. Every leaf gets its own.
-
-    Returns:
-        A stack of N masks for `stacking.predict`, with leaves [N, 1, ..., C, 1].
-
-    Raises:
-        TypeError: If a count is not a whole Python number, the scale not a number, the
-            key not typed, or a chosen leaf not floating.
-        ValueError: If a count is below 1, the scale is below 1 or not finite, or
-            `where` chooses nothing, or a leaf that is not a kernel.
-
-    Example:
-        >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
-        >>> stack = masksembles.init(
-        ...     params, where=where.matching("b"), key=jax.random.key(0)
-        ... )
-        >>> stack["a"], stack["b"].shape
-        (None, (4, 8, 1))
-    """
-    fn = _FN + "init"
-    checks.typed_key(key, fn=fn)
-    chosen = checks.chosen_leaves(params, where, fn=fn)
-    flat = [(p, x) for p, x in trees.named_leaves(chosen) if x.ndim < 2]
-    checks.raise_all(
-        (f"{path}: {checks.kind_of(leaf)}" for path, leaf in flat),
-        f"`{fn}` needs `where` to choose kernels, of 2 axes or more",
-    )
-    leaves, treedef = jax.tree.flatten(chosen)
-    how = {"members": members, "scale": scale}
-    return treedef.unflatten(
-        rows(masks(leaf.shape[-2], **how, key=jax.random.fold_in(key, i)), leaf)
-        for i, leaf in enumerate(leaves)
-    )
-
-
-def rows(masks: Array, kernel: Array) -> Array:
-    """Masks on features as masks on the input rows of the kernel that follows: 2.
-
-    Args:
-        masks: [N, C].
-        kernel: [..., C, out]; or [k * C, out] if k places of C channels each were
-            flattened, channels last.
-
-    Returns:
-        [N, 1, ..., C, 1], or [N, k * C, 1].
-
-    Raises:
-        ValueError: If the shapes do not fit.
-
-    Example:
-        >>> masksembles.rows(jnp.array([[True, False]]), jnp.ones((4, 3)))[0, :, 0]
-        Array([ True, False,  True, False], dtype=bool)
-    """
-    fits = masks.ndim == 2 and masks.size and kernel.ndim >= 2
-    if not fits or kernel.shape[-2] % masks.shape[1]:
-        raise ValueError(
-            f"`{_FN}rows` needs `masks` [N, C] and `kernel` [..., k * C, out], got "
-            f"{masks.shape} and {kernel.shape}."
-        )
-    return _rows(masks, kernel.shape)
-
-
-@functools.partial(jax.jit, static_argnames="shape")
-def _rows(masks: Array, shape: tuple[int, ...]) -> Array:
-    tiled = jnp.tile(masks, (1, shape[-2] // masks.shape[1]))
-    return tiled.reshape(len(masks), *(1,) * (len(shape) - 2), -1, 1)
 
 
 def planned(channels: int, members: int, scale: float, *, fn: str) -> Family:
