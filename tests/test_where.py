@@ -194,6 +194,7 @@ CONVENTION = {
     "attention/key/kernel 8 1 4": "3 axes",
     "layers/query/kernel 5 8 2 4": "4 axes",
     "layers/Conv_0/kernel 5 3 3 8 16": "5 axes",
+    "layers/conv1d/kernel 3 3 8 16": "4 axes",
     "Conv_0/kernel 2 3 8 16": "4 axes",
     "ConvTranspose_0/kernel 3 3 8 16": "4 axes",
     "linear/weight 4 3": "(out, in)",

@@ -235,6 +235,8 @@ def convention(path: str, leaf: Any) -> Told:
         return Axes(inputs=(0,), outputs=(1,), source="convention")
     own = f"{parent}/{name}".lower()
     plain = "conv" in own and "transpose" not in own and "local" not in own
+    if dims := re.search(r"([123])d", own):
+        plain = plain and rank == int(dims[1]) + 2
     if plain and (rank == 3 or rank == 4 and shape[0] == shape[1]):
         window = tuple(range(rank - 2))
         return Axes((), window, (rank - 2,), (rank - 1,), source="convention")
