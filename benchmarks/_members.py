@@ -80,12 +80,11 @@ def fit(
     y: Array,
     *,
     key: Array,
-    penalty: Callable[[Any], Any] = lambda params: 0.0,
 ) -> dict[str, Any]:
     """Parameters and masks of one network, trained on x [N, D] and y [N, ...].
 
     `begun` are those at first, and the rows [steps, B] of each step. The loss is
-    `(outputs, y) -> scalar`, plus a penalty of the parameters. The key draws masks.
+    `(outputs, y) -> scalar`. The key draws masks.
     """
     variables, rows = begun
     optimizer, size = optax.adam(training.learning_rate), rows.shape[1]
@@ -99,7 +98,7 @@ def fit(
         if way == MASKSEMBLES:
             masks = layers.assign(masks, whose)
         outputs: Any = net.apply({"params": params, "masks": masks}, x)
-        return loss(outputs, y) + penalty(params)
+        return loss(outputs, y)
 
     step = _train.descend(of_batch, optimizer)
     first = _train.begin(optimizer, variables["params"], variables["masks"])
@@ -115,13 +114,11 @@ def ask(
     *,
     rate: float,
     key: Array,
-    members: int = MEMBERS[DROPOUT],
-    batch_size: int | None = 1,
 ) -> Array:
-    """What each member says of x [B, D], [M, B, ...]; so many at a time.
+    """What each member says of x [B, D], [M, B, ...]; one at a time.
 
     The variables are from `fit`, with parameters [M, ...] of an ensemble. MC-dropout
-    draws masks of so many members with the key.
+    draws its masks with the key.
     """
     params, masks = variables["params"], variables["masks"]
     net = Net(widths_of(params))
@@ -134,12 +131,12 @@ def ask(
     member, each = {
         DROPOUT: (
             lambda key: under(params, mc_dropout.mask(masks, rate=rate, key=key)),
-            jax.random.split(key, members),
+            jax.random.split(key, MEMBERS[DROPOUT]),
         ),
         MASKSEMBLES: (lambda masks: under(params, masks), masks),
         ENSEMBLE: (lambda params: under(params, masks), params),
     }[way]
-    return stacking.map(member, each, batch_size=batch_size)
+    return stacking.map(member, each, batch_size=1)
 
 
 def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 
 from benchmarks._registry import Context
 from benchmarks._rows import half
 
 Lines = Mapping[str, Any]  # values by label
-BINARY = {"cmap": "Blues", "vmin": 0, "vmax": 1.2}  # for masks: dark where True
 
 
 def page(
@@ -46,12 +45,10 @@ def plot(
     title: str,
     x: Sequence[float] | Mapping[str, Sequence[float]],
     found: Lines,
-    *,
-    size: tuple[float, float] | None = None,
     **how: Any,
 ) -> str:
     """A picture `name`.png of one plot: a title, and what `curves` draws."""
-    drawn, (axes,) = page(title, size=size)
+    drawn, (axes,) = page(title)
     curves(axes, x, found, **how)
     return save(drawn, context, name)
 
@@ -63,9 +60,7 @@ def curves(
     *,
     levels: Lines | None = None,
     density: Sequence[float] | None = None,
-    log: bool = True,
     seeds: int | None = None,
-    percent: bool = False,
     legend: str | None = "best",
     **settings: Any,
 ) -> None:
@@ -77,112 +72,43 @@ def curves(
         found: Values [X, K] by label: the mean is a line, the range over K a band.
         levels: Values by label; their means are horizontal dotted lines, in black.
         density: Ticks; the horizontal axis is the density then.
-        log: Whether densities are on a log axis.
         seeds: How many they are; the vertical axis is test accuracy then.
-        percent: Whether the vertical axis shows percentages, as it does for accuracy.
         legend: Where it goes; `None` for none.
         settings: For `axes.set`, as `xlabel`.
     """
     for label, value in (levels or {}).items():
         axes.axhline(np.mean(value), color="black", linestyle=":", label=label)
     for label, values in found.items():
-        band(axes, x[label] if isinstance(x, Mapping) else x, values, label)
+        at, values = x[label] if isinstance(x, Mapping) else x, np.asarray(values)
+        how = {"marker": "o" if len(at) < 20 else None, "markersize": 4}
+        (line,) = axes.plot(at, values.mean(1), label=label, **how)
+        band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(at, values.min(1), values.max(1), **band)
     if density is not None:
-        density_axis(axes, density, log=log)
-    if percent or seeds is not None:
-        accuracy_axis(axes, seeds)
+        axes.set(xlabel="density (fraction of weights kept)", xscale="log")
+        axes.set_xticks(density)
+        axes.xaxis.set_major_formatter(_percent)
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    if seeds is not None:
+        axes.yaxis.set_major_formatter(_percent)
+        axes.set_ylabel(f"test accuracy: mean and range of {seeds} seeds")
     axes.set(**settings)
     if legend:
         axes.legend(loc=legend)
 
 
-def band(axes: Axes, x: Sequence[float], values: Any, label: str) -> None:
-    """The mean of values [X, K] as a line, from lowest to highest as a band."""
-    values, marker = np.asarray(values), "o" if len(x) < 20 else None
-    (line,) = axes.plot(x, values.mean(1), marker=marker, markersize=4, label=label)
-    low, high = values.min(1), values.max(1)
-    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-
-
 def errorbars(
-    axes: Axes,
-    x: Sequence[float],
-    found: Lines,
-    *,
-    styles: Mapping[str, Mapping[str, Any]] | None = None,
-    apart: float = 1.0,
+    axes: Axes, x: Sequence[float], found: Lines, *, apart: float = 1.0, first: int = 0
 ) -> None:
     """The means of values [X, K] by label, with their 95 % intervals over K.
 
-    `styles` are keywords of `axes.errorbar` by label. Each line is `apart` times
-    further right than the one before, so that bars do not hide one another.
+    Each line is `apart` times further right than the one before, so that bars do not
+    hide one another. Colors are counted from `first`.
     """
     for i, (label, values) in enumerate(found.items()):
         at = np.array(x) * apart ** (i - (len(found) - 1) / 2)
-        how = {"marker": "o", "markersize": 3, "label": label}
-        how |= (styles or {}).get(label, {})
-        axes.errorbar(at, values.mean(-1), half(values), **how)
-
-
-def bars(axes: Axes, groups: Sequence[str], found: Lines) -> None:
-    """Bars side by side in each group: means of values [G, K], and 95 % intervals."""
-    width = 0.75 / len(found)
-    for i, (label, values) in enumerate(found.items()):
-        at = np.arange(len(groups)) + (i - (len(found) - 1) / 2) * width
-        mean, interval = zip(*((np.mean(v), half(v)) for v in values), strict=True)
-        axes.bar(at, mean, 0.88 * width, yerr=interval, capsize=3, label=label)
-    axes.set_xticks(range(len(groups)), groups)
-
-
-def accuracy_axis(axes: Axes, seeds: int | None = None) -> None:
-    """The vertical axis as percentages: test accuracy, of so many seeds."""
-    axes.yaxis.set_major_formatter(_percent)
-    if seeds is not None:
-        axes.set_ylabel(f"test accuracy: mean and range of {seeds} seeds")
-
-
-def density_axis(axes: Axes, densities: Sequence[float], *, log: bool = True) -> None:
-    """The horizontal axis: what fraction of the weights is kept."""
-    axes.set_xlabel("density (fraction of weights kept)")
-    if log:
-        axes.set_xscale("log")
-    axes.set_xticks(densities)
-    axes.xaxis.set_major_formatter(_percent)
-    axes.xaxis.set_minor_locator(ticker.NullLocator())
-
-
-def tiles(
-    drawn: FigureBase,
-    images: Sequence[np.ndarray],
-    columns: int,
-    title: str,
-    names: Sequence[str] = (),
-    **how: Any,
-) -> None:
-    """Images [N, H, W] in a grid, and their names; `how` is for `imshow`."""
-    drawn.suptitle(title, fontsize="medium")
-    plots = drawn.subplots(-(-len(images) // columns), columns, squeeze=False).flat
-    for i, axes in enumerate(plots):
-        if i >= len(images):
-            axes.remove()
-            continue
-        axes.imshow(images[i], interpolation="nearest", **how)
-        axes.set(xticks=[], yticks=[], title=names[i] if names else "")
-
-
-def heat(
-    drawn: FigureBase, image: Any, label: str, *, how: Any = None, **more: Any
-) -> None:
-    """One image [H, W] in colors, and their scale with a label.
-
-    `how` is for `imshow`, `more` for `axes.set`. Without `xlabel` there are no ticks.
-    """
-    axes = drawn.subplots()
-    shown = axes.imshow(image, interpolation="nearest", **(how or {}))
-    bare = {} if "xlabel" in more else {"xticks": [], "yticks": []}
-    axes.set(**bare, **more)
-    axes.title.set_fontsize("medium")
-    drawn.colorbar(shown, ax=axes, shrink=0.8, label=label)
+        how = {"marker": "o", "markersize": 3, "color": f"C{first + i}"}
+        axes.errorbar(at, values.mean(-1), half(values), label=label, **how)
 
 
 @ticker.FuncFormatter

@@ -1,17 +1,14 @@
-"""Data to be unsure of: turned images, unknown classes, drawings, and few numbers."""
+"""Images to be unsure of: unknown classes, and drawings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn import datasets
 
-from benchmarks import _tasks
 from benchmarks._data import Data
 from benchmarks._episodes import TURNS, Classes
 
 HELD_OUT = (8, 9)
-CUBIC_NOISE = 3.0
 
 
 class Partly(NamedTuple):
@@ -19,38 +16,6 @@ class Partly(NamedTuple):
 
     known: Data  # labels are from 0 on, in the order of the classes that are left
     unknown: np.ndarray  # [N, H, W]: all images of the others, of both parts
-    classes: tuple[int, ...]  # those that are left
-
-
-class Numbers(NamedTuple):
-    """Numbers [N] to predict from [N, D], float32, less `mean` and over `deviation`.
-
-    Add the logarithm of the deviation to a negative log-likelihood, and multiply errors
-    by it, for those of the targets as they were.
-    """
-
-    name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    mean: float = 0.0
-    deviation: float = 1.0
-
-    def standardized(self) -> "Numbers":
-        """Inputs and targets of mean 0 and deviation 1 over the training part."""
-        mean, deviation = float(self.y_train.mean()), float(self.y_train.std())
-        of = self.x_train.mean(0), self.x_train.std(0)
-        x_train, x_test = ((x - of[0]) / of[1] for x in (self.x_train, self.x_test))
-        y_train, y_test = ((y - mean) / deviation for y in (self.y_train, self.y_test))
-        mean = self.mean + self.deviation * mean
-        parts = x_train, y_train, x_test, y_test
-        return Numbers(self.name, *parts, mean, self.deviation * deviation)
-
-
-def rotations(images: np.ndarray, angles: Sequence[float]) -> np.ndarray:
-    """Images [N, H, W] turned by each angle, counterclockwise, [A, N, H, W]."""
-    return np.stack([_tasks.turned(images, angle) for angle in angles])
 
 
 def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:
@@ -71,8 +36,7 @@ def held_out(data: Data, classes: Sequence[int] = HELD_OUT) -> Partly:
         labels = np.searchsorted(kept, y[inside]).astype(y.dtype)
         parts += [x[inside], labels]
         unknown.append(x[~inside])
-    known = Data(data.name, *parts)
-    return Partly(known, np.concatenate(unknown), tuple(kept))
+    return Partly(Data(data.name, *parts), np.concatenate(unknown))
 
 
 def drawings(characters: Classes, shape: tuple[int, int]) -> np.ndarray:
@@ -92,31 +56,6 @@ def resized(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         _areas(old, new) for old, new in zip(images.shape[1:], shape, strict=True)
     )
     return np.einsum("ij,njk,lk->nil", down, images, across).astype(images.dtype)
-
-
-def diabetes(*, seed: int, share: float = 0.1) -> Numbers:
-    """Scikit-learn's diabetes data, 442 patients: the disease's progress in a year.
-
-    A share of it, drawn by the seed, is to test with.
-    """
-    x, y = datasets.load_diabetes(return_X_y=True, scaled=False)
-    x, y = x.astype(np.float32), y.astype(np.float32)
-    order = np.random.default_rng(seed).permutation(len(y))
-    test, train = np.split(order, [round(share * len(y))])
-    return Numbers("diabetes of scikit-learn", x[train], y[train], x[test], y[test])
-
-
-def cubic(*, seed: int, points: int = 20) -> Numbers:
-    """Points of x**3 with noise of deviation 3, x from -4 to 4 (arXiv:1612.01474).
-
-    What is to test with is the curve itself, without noise, from -6 to 6.
-    """
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(-4, 4, size=(points, 1)).astype(np.float32)
-    noise = CUBIC_NOISE * rng.normal(size=points)
-    y = (x[:, 0] ** 3 + noise).astype(np.float32)
-    grid = np.linspace(-6, 6, 241, dtype=np.float32)[:, None]
-    return Numbers("x**3", x, y, grid, grid[:, 0] ** 3)
 
 
 def _areas(old: int, new: int) -> np.ndarray:

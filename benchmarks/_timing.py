@@ -57,7 +57,6 @@ def race(
     *,
     repeats: int = 50,
     seconds: float = 4.0,
-    least: int = 5,
 ) -> dict[str, Timing]:
     """Time contestants of different names side by side, once their results agree.
 
@@ -65,8 +64,8 @@ def race(
         contestants: Who takes turns.
         agree: Raises unless the results of the first calls, by name, agree.
         repeats: How often each is timed.
-        seconds: Those that would need longer are timed less often, evenly spread.
-        least: But this often at least.
+        seconds: Those that would need longer are timed less often, evenly spread, but
+            five times at least.
     """
     results, first = {}, {}
     for each in contestants:
@@ -75,7 +74,7 @@ def race(
     results.clear()  # what was returned may be donated to the next call
 
     wanted = {
-        name: max(min(least, repeats), min(repeats, int(seconds / max(once, 1e-9))))
+        name: max(min(5, repeats), min(repeats, int(seconds / max(once, 1e-9))))
         for name, once in first.items()
     }
     samples: dict[str, list[float]] = {each.name: [] for each in contestants}

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks._rows import rows
+from benchmarks.speed import _results
 
 ROOT = pathlib.Path(__file__).parent
 README = ROOT.parent / "README.md"
 DEVICE = "cpu-2"
+FOLDER = ROOT / "results" / DEVICE
 BEGIN, END = "<!-- measured: python -m benchmarks.measured -->", "<!-- /measured -->"
 
 DIGITS = "digits of scikit-learn"
@@ -77,9 +79,9 @@ def _beside(ours: str, case: dict[str, float]) -> Line:
 
 def _case(question: str, name: str) -> dict[str, float]:
     """Median seconds by contestant, of the last run that had the case."""
-    lines = [line for line in _lines(question) if line["case"] == name]
-    last = [line for line in lines if line["run"] == lines[-1]["run"]]
-    return {line["contestant"]: line["median_s"] for line in last}
+    cases = _results.last_run(FOLDER / f"{question}.jsonl")
+    (lines,) = (case for case in cases if case[0]["case"] == name)
+    return {line["contestant"]: line["median_s"] for line in lines}
 
 
 def _times(question: str, name: str) -> float:
@@ -89,15 +91,11 @@ def _times(question: str, name: str) -> float:
 
 
 def _numbers(name: str, data: str, **settings: Any) -> Line:
-    lines = [x for x in _lines("demonstrations") if x["demo"] == name]
+    texts = (FOLDER / "demonstrations.jsonl").read_text().splitlines()
+    lines = [x for x in map(json.loads, texts) if x["demo"] == name]
     lines = [x for x in lines if x["data"]["name"] == data and x["size"] == "full"]
     lines = [x for x in lines if settings.items() <= x["settings"].items()]
     return _arrays(lines[-1]["numbers"])
-
-
-def _lines(name: str) -> list[Line]:
-    path = ROOT / "results" / DEVICE / f"{name}.jsonl"
-    return [json.loads(text) for text in path.read_text().splitlines()]
 
 
 def _arrays(value: Any) -> Any:

@@ -9,14 +9,16 @@
 {'a': 0.071, 'b': 0.3903}
 """
 
+import collections
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, layout, trees
+from maskjax._core.axes import Axes
 from maskjax._core.trees import Density, Params, Predicate, Scores
 from maskjax.where import kernels
 from maskjax.where import matching as by_name
@@ -54,15 +56,17 @@ def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> 
 def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:
     """Erdos-Renyi-kernel densities: thin leaves stay denser than wide ones.
 
-    A leaf's density is proportional to the sum of its axes divided by their product, at
-    most 1. For a convolution this is (height + width + in + out) / (height * width * in
-    * out). The factor is chosen so that `density` of all entries together are kept.
+    A layer's density is proportional to the sum of its axes divided by their product,
+    at most 1. For a convolution this is (height + width + in + out) / (height * width *
+    in * out). The factor is chosen so that `density` of all entries together are kept.
+    Several input axes count as one, and so do several output axes. A stack of layers
+    counts as that many layers, all of one density.
 
     Args:
         params: Tree of arrays.
         density: The fraction of all chosen entries to keep, in [0, 1]: a number, or a
             scalar array that may be traced.
-        where: Which leaves carry a mask.
+        where: Which leaves carry a mask, and what their axes mean.
 
     Returns:
         A tree like `params`: a density in [0, 1] where `where` chooses, else `None`.
@@ -71,11 +75,17 @@ def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scor
     Raises:
         TypeError: If a chosen leaf is not floating, the density not a number, or
             `where` not a function.
-        ValueError: If density is outside [0, 1] or nan, or `where` chooses nothing.
+        ValueError: If density is outside [0, 1] or nan, `where` chooses nothing, or the
+            axes of a chosen leaf are not known. Kernels of 2 axes, and leaves of fewer,
+            need not be known: (in, out) and (out, in) have the same density.
 
     Example:
         >>> allocation.erk({"w": jnp.ones((4, 4))}, density=0.5)
         {'w': 0.5}
+        >>> params = {"layers": jnp.ones((3, 4, 4)), "wide": jnp.ones((4, 64))}
+        >>> told = where.matching("layers", axes="stack inputs outputs")
+        >>> allocation.erk(params, density=0.5, where=told | where.kernels)
+        {'layers': 0.8..., 'wide': 0.4...}
 
     References:
         Evci et al., "Rigging the Lottery", ICML 2020. arXiv:1911.11134, section 3 (1).
@@ -85,27 +95,57 @@ def erk(params: Params, *, density: Density, where: Predicate = kernels) -> Scor
     fn = "maskjax.allocation.erk"
     checks.unit_interval(density, fn=fn, name="density")
     picks = checks.chosen(params, where, fn=fn)
+    why = "for the size of each layer"
+    axes = layout.stacks(params, picks, where, fn=fn, why=why)
     leaves, treedef = jax.tree.flatten(params)
-    shapes = [leaf.shape for leaf, pick in zip(leaves, picks, strict=True) if pick]
-    sizes = np.array([math.prod(shape) for shape in shapes], np.float64)
-    # A factor c keeps min(size, c * sum(axes)) of a leaf. The total is piecewise linear
-    # in c, with a corner where a leaf becomes dense; interpolation inverts it.
-    slopes = np.array([max(sum(shape), 1) for shape in shapes], np.float64)
-    corners = np.concatenate([[0.0], np.sort(sizes / slopes)])
-    totals = np.minimum(sizes, corners[:, None] * slopes).sum(axis=1)
-    totals /= max(totals[-1], 1.0)
-    rates = slopes / np.maximum(sizes, 1)
+    rows = zip(leaves, axes, picks, strict=True)
+    layers = [_layer(leaf.shape, axes) for leaf, axes, pick in rows if pick]
+    corners, totals = _kept_by_factor(layers)
+    rates = [slope / max(size, 1) for size, slope, _ in layers]
     if isinstance(density, jax.Array):
         dtype = jnp.zeros((), float).dtype
         factor = jnp.interp(
             density.astype(dtype), totals.astype(dtype), corners.astype(dtype)
         )
-        shares = [jnp.minimum(factor * float(rate), 1.0) for rate in rates]
+        shares = [jnp.minimum(factor * rate, 1.0) for rate in rates]
     else:
         factor = np.interp(np.float64(density), totals, corners)
         shares = [min(float(factor * rate), 1.0) for rate in rates]
     found = iter(shares)
     return treedef.unflatten([next(found) if pick else None for pick in picks])
+
+
+def _layer(shape: Sequence[int], axes: Axes | None) -> tuple[int, int, int]:
+    """The size of one layer of a leaf, the sum of its axes, and how many there are."""
+    if axes is None:
+        return math.prod(shape), max(sum(shape), 1), 1
+    size = math.prod(shape[axis] for axis in layout.of_one(axes))
+    count = math.prod(shape[axis] for axis in axes.stack)
+    terms = [shape[axis] for axis in axes.window]
+    for role in (axes.inputs, axes.outputs):
+        if role:
+            terms.append(math.prod(shape[axis] for axis in role))
+    return size, max(sum(terms), 1), count
+
+
+def _kept_by_factor(
+    layers: Iterable[tuple[int, int, int]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Factors, ascending, and the fraction of all entries that each of them keeps.
+
+    A factor c keeps min(size, c * sum of axes) of a layer. The total is piecewise
+    linear in c, with a corner where a layer becomes dense; interpolation inverts it.
+    Equal layers are counted, and kinds are sorted, so that the result does not depend
+    on how layers are stacked or ordered, to the last bit.
+    """
+    kinds: collections.Counter[tuple[int, int]] = collections.Counter()
+    for size, slope, count in layers:
+        kinds[size, slope] += count
+    table = np.array([(*kind, kinds[kind]) for kind in sorted(kinds)], np.float64)
+    sizes, slopes, counts = table.T
+    corners = np.concatenate([[0.0], np.sort(sizes / slopes)])
+    totals = (counts * np.minimum(sizes, corners[:, None] * slopes)).sum(axis=1)
+    return corners, totals / max(totals[-1], 1.0)
 
 
 def matching(
@@ -166,7 +206,8 @@ def matching(
     others = {path for path, regexes in by_path.items() if not regexes}
     shares = [None] * len(named)
     if others:
-        left = rest(params, density=density, where=lambda path, _: path in others)
+        among = layout.Among(frozenset(others), where)
+        left = rest(params, density=density, where=among)
         shares = jax.tree.structure(params).flatten_up_to(left)
     found = {path: densities[r[0]] for path, r in by_path.items() if r}
     return jax.tree.structure(params).unflatten(

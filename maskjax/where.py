@@ -115,6 +115,8 @@ def _line(answer: "walk.Answer") -> str:
         return f"({told})"
     if told.lookup:
         return f"{told}  (looked up)"
+    if not told.rank:
+        return "(it has no axes)"
     return str(told) if kernel else f"{told}  (no kernel)"
 
 
@@ -206,7 +208,9 @@ def traced(
         params: Tree of arrays or `jax.ShapeDtypeStruct`s, as they are masked later.
         *inputs: The data: arrays or `jax.ShapeDtypeStruct`s. Everything else that
             `apply` uses counts as constant. Pass masks and random keys by closure:
-            parameters that are multiplied with an input are not followed further.
+            parameters that are multiplied with an input are not followed further. With
+            NNX, rebuild the rest of the model inside of `apply`:
+            `nnx.merge(graph, params, rest, copy=True)`.
         stack: How many leading axes of every leaf count members of an ensemble. Then
             `apply` is for one member, and is traced without these axes.
 

@@ -1,5 +1,7 @@
 """One density, divided over leaves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,16 @@ NETS = {
 
 
 def params_of(shapes):
-    return {f"layer_{i}": np.ones(shape, "f4") for i, shape in enumerate(shapes)}
+    kinds = {2: "dense", 4: "conv"}
+    return {
+        f"{kinds[len(shape)]}_{i}": {"kernel": np.ones(shape, "f4")}
+        for i, shape in enumerate(shapes)
+    }
+
+
+def values(tree):
+    """The leaves, by layer."""
+    return [layer["kernel"] for layer in tree.values()]
 
 
 PARAMS = {name: params_of(shapes) for name, shapes in NETS.items()}
@@ -28,10 +39,10 @@ PARAMS = {name: params_of(shapes) for name, shapes in NETS.items()}
 @pytest.mark.parametrize("density", [0.001, 0.02, 0.1, 0.35, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("net", NETS)
 def test_erk_agrees_with_the_iterative_algorithm(net, density):
-    shares = allocation.erk(PARAMS[net], density=density)
-    assert all(type(share) is float for share in shares.values())
+    shares = values(allocation.erk(PARAMS[net], density=density))
+    assert all(type(share) is float for share in shares)
     expected = reference.erk(NETS[net], density)
-    np.testing.assert_allclose(list(shares.values()), expected, rtol=1e-9)
+    np.testing.assert_allclose(shares, expected, rtol=1e-9)
 
 
 def test_erk_of_a_traced_density_agrees_and_compiles_once():
@@ -41,32 +52,33 @@ def test_erk_of_a_traced_density_agrees_and_compiles_once():
     for density in (0.02, 0.35, 0.9):
         for net, shares in erk(jnp.float32(density)).items():
             expected = reference.erk(NETS[net], density)
-            np.testing.assert_allclose(list(shares.values()), expected, rtol=1e-4)
+            np.testing.assert_allclose(values(shares), expected, rtol=1e-4)
     assert erk._cache_size() == 1
     narrow = jax.jit(lambda d: allocation.erk(PARAMS["lenet"], density=d))
-    shares = [float(s) for s in narrow(np.asarray(0.125, jnp.bfloat16)).values()]
+    shares = [float(s) for s in values(narrow(np.asarray(0.125, jnp.bfloat16)))]
     np.testing.assert_allclose(shares, reference.erk(NETS["lenet"], 0.125), rtol=2**-7)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_erk_takes_a_traced_density_under_x64(dtype, x64):
     erk = jax.jit(lambda d: allocation.erk(PARAMS["lenet"], density=d))
-    shares = list(erk(np.asarray(0.1, dtype)).values())
+    shares = values(erk(np.asarray(0.1, dtype)))
     np.testing.assert_allclose(shares, reference.erk(NETS["lenet"], 0.1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_erk_at_the_ends_keeps_nothing_or_everything(density):
     shares = allocation.erk(PARAMS["convolutions"], density=density)
-    assert set(shares.values()) == {density}
+    assert set(values(shares)) == {density}
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 0.95, 1.0])
 def test_erk_keeps_that_fraction_of_all_entries(density):
     params = PARAMS["lenet"]
     shares = allocation.erk(params, density=density)
-    kept = sum(quota(shares[name], x.size) for name, x in params.items())
-    total = sum(x.size for x in params.values())
+    sizes = [x.size for x in values(params)]
+    kept = sum(quota(d, n) for d, n in zip(values(shares), sizes, strict=True))
+    total = sum(sizes)
     # Each leaf rounds once.
     assert abs(kept - density * total) <= len(params) / 2
 
@@ -126,3 +138,102 @@ def test_matching_refuses(densities, match):
     params = {"a": np.ones((2, 2), "f4"), "b": np.ones((2, 2), "f4")}
     with pytest.raises(ValueError, match=match):
         allocation.matching(params, densities=densities, density=0.5)
+
+
+# What axes mean.
+
+STACK = where.matching("layers", axes="stack inputs outputs") | where.kernels
+
+
+def test_a_stack_of_layers_counts_as_its_layers():
+    table, layers = np.ones((1000, 64), "f4"), np.ones((12, 64, 256), "f4")
+    unrolled = {f"dense_{i}": layers[i] for i in range(12)}
+    told = STACK | where.embeddings
+    for density in (0.1, 0.003, 0.7, np.float32(0.1)):
+        erk = functools.partial(allocation.erk, density=density, where=told)
+        stacked = erk({"embedding": table, "layers": layers})
+        each = erk({"embedding": table} | unrolled)
+        assert {each[name] for name in unrolled} == {stacked["layers"]}
+        assert stacked["embedding"] == each["embedding"]
+        if density == 0.1:
+            assert (
+                f"{stacked['layers']:.3f} {stacked['embedding']:.3f}" == "0.104 0.088"
+            )
+        kept = stacked["layers"] * layers.size + stacked["embedding"] * table.size
+        np.testing.assert_allclose(kept / (layers.size + table.size), density)
+
+
+def test_shares_do_not_depend_on_how_layers_are_stacked_or_ordered():
+    """To the last bit, traced too; with layers that become dense."""
+    a, b = np.ones((3, 7, 9), "f4"), np.ones((3, 2, 5), "f4")
+    told = STACK | where.matching("nested", axes="stack inputs outputs stack")
+    scanned = {"layers_a": a, "layers_b": b}
+    nested = {"nested_a": a.reshape(3, 7, 9, 1), "nested_b": b.reshape(3, 2, 5, 1)}
+    unrolled = {f"{i}_{k}": x[i] for i in range(3) for k, x in (("b", b), ("a", a))}
+
+    def of(density):
+        how = {"density": density, "where": told}
+        trees = (allocation.erk(p, **how) for p in (scanned, nested, unrolled))
+        return [list(tree.values()) * (6 // len(tree)) for tree in trees]
+
+    for density in (0.07, 0.31, 0.6):
+        for found in (of(density), jax.jit(of)(np.float32(density))):
+            first, *others = np.asarray(found)
+            assert 0 < first[0] < first[1] <= 1
+            for other in others:
+                np.testing.assert_array_equal(other, first)
+
+
+LAYOUTS = {  # the words, and the shape, of what is (6, 20) or (3, 3, 6, 20)
+    "query": ("inputs outputs outputs", (6, 4, 5), (6, 20)),
+    "out": ("inputs inputs outputs", (2, 3, 20), (6, 20)),
+    "equinox": ("outputs inputs", (20, 6), (6, 20)),
+    "equinox_conv": ("outputs inputs window window", (20, 6, 3, 3), (3, 3, 6, 20)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shares_are_those_of_the_kernel_in_any_layout(layout):
+    words, shape, plain = LAYOUTS[layout]
+    other = {"z": np.ones((50, 60), "f4")}
+    conv = where.matching("conv", axes="window window inputs outputs")
+    told = where.matching("^k$", axes=words) | conv | where.kernels
+    erk = functools.partial(allocation.erk, density=0.2, where=told)
+    name = "dense" if len(plain) == 2 else "conv"
+    expected = erk({name: np.ones(plain, "f4")} | other)
+    found = erk({"k": np.ones(shape, "f4")} | other)
+    assert list(found.values()) == list(expected.values())
+
+
+def test_erk_asks_for_axes_only_where_they_matter():
+    params = {
+        "bias": np.ones(3, "f4"),
+        "dense": {"weight": np.ones((6, 20), "f4")},
+        "z": np.ones((50, 60), "f4"),
+    }
+    every = functools.partial(allocation.erk, density=0.2, where=where.everything)
+    shares = every(params)
+    assert shares["bias"] == 1
+    flipped = params | {"dense": {"weight": np.ones((20, 6), "f4")}}
+    assert every(flipped) == shares
+    params |= {"layers": {"bias": np.ones((3, 4)), "kernel": np.ones((3, 4, 5))}}
+    params = jax.tree.map(np.float32, params)
+    match = (
+        r"^`maskjax.allocation.erk` needs to know the axes of these leaves for the "
+        r"size of each layer. .*got:\n  layers/bias: shape \(3, 4\), by its name .*\n"
+        r"  layers/kernel: shape \(3, 4, 5\), 3 axes could .*$"
+    )
+    with pytest.raises(ValueError, match=match):
+        every(params)
+
+
+def test_matching_tells_the_rest_what_axes_mean():
+    params = {"layers": np.ones((3, 4, 5), "f4"), "z": np.ones((50, 60), "f4")}
+    params["out"] = params["z"]
+    how = {"densities": {"out": 1.0}, "density": 0.1, "rest": allocation.erk}
+    found = allocation.matching(params, **how, where=STACK)
+    rest = {name: params[name] for name in ("layers", "z")}
+    alone = allocation.erk(rest, density=0.1, where=STACK)
+    assert found == alone | {"out": 1.0}
+    with pytest.raises(ValueError, match="erk` needs to know .*\n  layers: shape"):
+        allocation.matching(params, **how, where=lambda path, leaf: True)

@@ -179,6 +179,8 @@ IN_PLACE = {
     "two transposes": lambda w: jnp.tanh(w.T).T,
     "an axis more": lambda w: lax.squeeze(w[:, None, :] * 2, [1]),
     "a reshape that adds axes": lambda w: w.reshape(1, 6, 1, 3)[0, :, 0],
+    "a threshold": lambda w: w * (w >= jnp.sort(w.ravel())[4]).astype(w.dtype),
+    "a quantile": lambda w: jnp.where(w > jnp.quantile(w, 0.3), w, 0),
     "its norm": lambda w: w / jnp.sqrt(jnp.sum(w**2, axis=0, keepdims=True)),
     "its norm, first": lambda w: lax.rsqrt(jnp.sum(w**2, 0, keepdims=True)) * w,
     "jit": jax.jit(lambda w: jnp.where(MASK, w, 0)),
@@ -272,6 +274,7 @@ def test_a_kernel_whose_axes_are_lost_is_named():
         lambda w: jnp.roll(w, 1, 0): "slice",
         lambda w: jnp.cumsum(w, 0): "cumsum",
         lambda w: w + w[::-1]: "add",
+        lambda w: w + w[:1]: "slice",
         lambda w: w + w.T: "add",
         lambda w: jnp.concatenate([w, w]).reshape(2, 6, 6)[0]: "concatenate",
     }.items():

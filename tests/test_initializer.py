@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import initializer, masking, packing, select, where
+from maskjax import initializer, packing, select, where
 from tests import trees
 
 KEY = jax.random.key(7)
@@ -65,10 +65,11 @@ def test_redraw_and_scores_of_every_kind_of_tree(name):
     kept = []
 
     def of(params):
-        new = initializer.redraw(initializer.signed_constant(), params, key=KEY)
+        how = {"where": trees.WHERE, "key": KEY}
+        new = initializer.redraw(initializer.signed_constant(), params, **how)
         leaves = zip(jax.tree.leaves(params), jax.tree.leaves(new), strict=True)
         kept.extend(old is same for old, same in leaves)
-        return new, initializer.scores(params, key=KEY)
+        return new, initializer.scores(params, **how)
 
     new, scores = jax.eval_shape(of, params)
     leaves, treedef = jax.tree.flatten(params)
@@ -134,10 +135,11 @@ def test_scores_fill_the_bounds_of_their_draw(dtype):
 def test_scores_of_a_mask_begin_with_it_and_are_as_large_as_random_ones():
     kept = np.random.default_rng(0).random((50, 40)) < 0.3
     mask = {"dense": kept, "bias": None}
+    params = {"dense": kept, "bias": kept[0]}
 
     @jax.jit
     def of(mask):
-        scores = initializer.scores_of(mask)
+        scores = initializer.scores_of(params, mask)
         return scores, select.threshold(scores, at=0.0)
 
     for given in (mask, packing.pack(mask)):
@@ -147,35 +149,33 @@ def test_scores_of_a_mask_begin_with_it_and_are_as_large_as_random_ones():
         assert (np.abs(scores["dense"]) == np.abs(scores["dense"][0, 0])).all()
     rms = np.sqrt(np.mean(np.square(scores["dense"])))
     np.testing.assert_allclose(rms, 1 / np.sqrt(3 * 50), rtol=1e-6)  # as `scores` has
-    wide = jax.eval_shape(lambda m: initializer.scores_of(m, dtype=jnp.bfloat16), mask)
+    bfloat16 = functools.partial(initializer.scores_of, dtype=jnp.bfloat16)
+    wide = jax.eval_shape(bfloat16, params, mask)
     assert wide["dense"].dtype == jnp.bfloat16
     soft = {"dense": np.full((50, 40), 0.5, "float32"), "bias": None}
     assert not np.any(of(soft)[0]["dense"])
 
 
 def test_draws_that_refuse_a_shape_name_every_leaf():
-    params = {"dense": np.ones((5, 4), "f4"), "b": np.ones(4, "f4"), "s": np.ones((0,))}
-    params["s"] = params["s"].astype("float32")
-    every = {"where": where.everything, "key": KEY}
+    def refuse(key, shape, dtype):
+        raise ValueError(f"cannot draw {shape}")
+
+    params = {"a": np.ones((5, 4), "f4"), "b": np.ones((2, 3, 4), "f4")}
+    told = where.matching("b", axes="inputs outputs outputs") | where.kernels
     for fn, call in {
-        "scores": lambda: initializer.scores(params, **every),
-        "redraw": lambda: initializer.redraw(NORMAL, params, **every),
+        "scores": lambda d: initializer.scores(params, draw=d, where=told, key=KEY),
+        "redraw": lambda d: initializer.redraw(d, params, where=told, key=KEY),
     }.items():
-        needs = (
-            rf"`maskjax.initializer.{fn}` needs leaves .*\n  b: .* 1-d.*\n  s: .*1-d"
-        )
-        with pytest.raises(ValueError, match=needs):
-            call()
-    draw = initializer.signed_constant()
-    needs = r"initializer.redraw` needs leaves .*\n  b: .*signed_constant.* fan-in"
-    with pytest.raises(ValueError, match=needs):
-        initializer.redraw(draw, params, **every)
-    with pytest.raises(ValueError, match="(?s)scores_of` needs .* b"):
-        initializer.scores_of(masking.everything(params, where=where.everything))
-    with pytest.raises(TypeError, match="redraw` needs `draw` as a .*got dict"):
-        initializer.redraw(params, draw, key=KEY)
-    with pytest.raises(TypeError, match="scores` needs `draw` as a .*got str"):
-        initializer.scores(params, draw="uniform", key=KEY)
+        lines = r"\n  a: cannot draw \(5, 4\)\n  b: cannot draw \(2, 12\)"
+        with pytest.raises(ValueError, match=rf"initializer.{fn}` needs .*{lines}"):
+            call(refuse)
+        wanted = f"initializer.{fn}` needs `draw` as a function .*got str"
+        with pytest.raises(TypeError, match=wanted):
+            call("uniform")
+    with pytest.raises(
+        ValueError, match="signed_constant` needs a shape with a fan-in"
+    ):
+        initializer.signed_constant()(KEY, (3,))
 
 
 @pytest.mark.parametrize("dtype", trees.DTYPES)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from maskjax import packing, select
 from maskjax.structure import Block, Entries, NofM, Units
@@ -442,3 +443,12 @@ def test_random_has_an_exact_count_and_no_favourites(scope):
     assert (both.sum(1) == 18).all()
     deviation = 5 * np.sqrt(0.4 * 0.6 / 2000)
     np.testing.assert_allclose(both.mean(0), 0.4, atol=deviation)
+
+
+def test_a_selection_can_be_exported():
+    """Where there is one device, programs have no partitioning of their own."""
+    scores = [np.ones((3, 4), "f4"), np.arange(12, dtype="f4").reshape(3, 4)]
+    choose = jax.jit(lambda x: select.top_k(x, density=0.25))
+    exported = export.export(choose, platforms=("cpu", "tpu", "cuda"))(scores)
+    for a, b in zip(exported.call(scores), choose(scores), strict=True):
+        np.testing.assert_array_equal(a, b)

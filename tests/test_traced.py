@@ -121,6 +121,16 @@ def standardized(p, x):
     return x @ (w / jnp.sqrt(jnp.sum(w**2, axis=0, keepdims=True)))
 
 
+def sharded(p, x):
+    kinds = (jax.sharding.AxisType.Auto,)
+    spec, parts = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("d")
+    mesh = jax.make_mesh((1,), ("d",), axis_types=kinds)
+    product = lambda w, x: lax.psum(x @ lax.all_gather(w, "d", tiled=True), "d")  # noqa: E731
+    return jax.shard_map(product, mesh=mesh, in_specs=(parts, spec), out_specs=spec)(
+        p["w"], x
+    )
+
+
 ONE_LEAF = {
     "dense": (lambda p, x: x @ p["w"], (6, 8), "inputs outputs", X),
     "torch": (lambda p, x: x @ p["w"].T, (8, 6), "outputs inputs", X),
@@ -158,6 +168,19 @@ ONE_LEAF = {
     "rolled": (lambda p, x: x @ jnp.roll(p["w"], 1, 1), (6, 8), "inputs outputs", X),
     "triangular": (lambda p, x: x @ jnp.tril(p["w"]), (6, 6), "inputs outputs", X),
     "standardized": (standardized, (6, 8), "inputs outputs", X),
+    "threshold": (
+        lambda p, x: x @ (p["w"] * (p["w"] >= lax.top_k(p["w"].ravel(), 5)[0][-1])),
+        (6, 8),
+        "inputs outputs",
+        X,
+    ),
+    "straight through": (
+        lambda p, x: x @ (p["w"] + lax.stop_gradient(jnp.sign(p["w"]) - p["w"])),
+        (6, 8),
+        "inputs outputs",
+        X,
+    ),
+    "shards": (sharded, (6, 8), "inputs outputs", X),
     "fused": (fused, (6, 24), "inputs outputs", X),
     "parts": (parts, (6, 24), "inputs outputs", X),
     "scanned twice": (nested, (2, 3, 6, 6), "stack stack inputs outputs", X),
@@ -601,6 +624,26 @@ def test_nnx():
         "1/value/kernel": "inputs outputs outputs",
         "2/kernel": "inputs inputs outputs outputs",
     }
+
+
+def test_nnx_models_with_state_of_their_own():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.RNN(nnx.GRUCell(6, 4, rngs=rngs)),
+        nnx.BatchNorm(4, rngs=rngs),
+        nnx.Dropout(0.5, rngs=rngs),
+        nnx.SpectralNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs),
+    )
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def apply(params, x):
+        return nnx.merge(graph, params, rest, copy=True)(x)
+
+    found = roles_of(apply, params, shape(5, 7, 6))
+    kernels = {roles for path, roles in found.items() if path.endswith("kernel")}
+    assert kernels == {"inputs outputs"}
+    others = {roles for path, roles in found.items() if not path.endswith("kernel")}
+    assert others == {"outputs  (no kernel)"}
 
 
 def test_equinox():

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maskjax import where
+
 
 class Layer(NamedTuple):
     """A dense layer's parameters."""
@@ -102,6 +104,8 @@ _TREES: dict[str, Callable[[], Any]] = {
 }
 
 NAMES = tuple(_TREES)
+# Kernels of all these trees, with the axes that no name tells.
+WHERE = where.matching("weight$", axes="outputs inputs") & where.kernels | where.kernels
 DTYPES = ("float32", "bfloat16")
 
 

@@ -27,8 +27,7 @@ LEARNING_RATE = 1.2e-3  # Adam, as in the paper
 RATES = (0.2, 0.2, 0.1)  # of each layer in a round, as in the paper
 ALL = (0, 1, 2, 3, 4, 6, 8, 10, 12, 15, 18, 21, 24)
 ROUNDS = ALL, (0, 2, 4, 8, 12, 18), ALL
-ROUNDS_AGAIN = (6, 12, 18), (12,), (6, 12, 18)
-ROUND = 12  # of other starts: 7 % of this network
+ROUND = 12  # of what is trained again: 7 % of this network
 AGAIN = ("large_final", "magnitude_increase", "movement", "random", "small_final")
 SIGNED = "large_final_same_sign"  # with constants, the best without training
 STEPS = (200, 30), (300, 60), (1_000, 250)  # of training, of training again
@@ -63,8 +62,9 @@ SETTINGS = {
 def run(context: Context) -> Outcome:
     """Masks of every criterion, with and without training, and other starts."""
     data = context.data.flat()
-    steps, rounds_again = context.pick(STEPS), context.pick(ROUNDS_AGAIN)
-    epochs, epochs_again = (_train.epochs_of(n, data.x_train) for n in steps)
+    epochs, epochs_again = (
+        _train.epochs_of(n, data.x_train) for n in context.pick(STEPS)
+    )
     draws, chance, order, order_again = jax.random.split(jax.random.key(0), 4)
     accuracy = _train.accuracy_of(MODEL.logits, data.x_test, data.y_test)
     optimizer = optax.adam(LEARNING_RATE)
@@ -84,10 +84,9 @@ def run(context: Context) -> Outcome:
     masks, numbers = _supermasks(context, data, accuracy, (*trained, alive, keys))
 
     runs = {"everything": (initial, alive)}
-    for r in rounds_again:
-        for name in AGAIN:
-            mask = masks[r][name]
-            runs[f"{name}, round {r}"] = _masked(initial, mask), mask
+    for name in AGAIN:
+        mask = masks[ROUND][name]
+        runs[f"{name}, round {ROUND}"] = _masked(initial, mask), mask
     mask = masks[ROUND]["large_final"]
     for name, start in _train.draw(_starts, *trained, mask, keys).items():
         runs[name] = start, mask
@@ -101,12 +100,9 @@ def run(context: Context) -> Outcome:
     settings = SETTINGS | {"epochs": epochs, "epochs_again": epochs_again}
     return Outcome(
         rows("deconstructing", **_compared(context, numbers)),
-        settings | {"rounds_again": rounds_again},
+        settings,
         numbers,
-        [
-            draw(context, numbers)
-            for draw in (_draw_masks, _draw_criteria, _draw_starts)
-        ],
+        [_draw_masks(context, numbers)],
     )
 
 
@@ -168,16 +164,11 @@ def _supermasks(context: Context, data: Data, on_test: Any, trained: Any) -> Any
             values.append(on_test(_constants(initial, cut[name])))
         seen.append(on_train(_constants(initial, cut[SIGNED])))
         densities.append(float(algebra.density(cut[SIGNED])))
-    # All of one sign, whatever their size: the "_single" of the criterion.
-    single = jax.tree.map(lambda scores: scores > 0, table[SIGNED])
     return masks, {
         "densities": densities,
         "untrained": {name: np.stack(values) for name, values in weights.items()},
         "constants": {name: np.stack(values) for name, values in constants.items()},
         "constants_on_train": np.stack(seen),
-        "single": on_test(_masked(initial, single)),
-        "single_constants": on_test(_constants(initial, single)),
-        "single_density": float(algebra.density(single)),
     }
 
 
@@ -197,7 +188,6 @@ def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
         "signed": numbers["constants"][SIGNED][best],
         "density": numbers["densities"][best],
         "initial": {n: untrained[n][best] for n in (SIGNED, "large_final", "random")},
-        "single_constants": numbers["single_constants"],
         "ticket": again[TICKET],
         "freeze_init": again["freeze_init"],
         "mask": [again[SHRUNK[0] + way] for way in CONTROLS],
@@ -206,58 +196,19 @@ def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_masks(context: Context, numbers: dict[str, Any]) -> str:
-    title = f"Masks on weights that were never trained, {context.data.name}"
-    figure, (axes,) = _pictures.page(title, size=(9.5, 5.5))
     constants = {f"{n}, signed constants": x for n, x in numbers["constants"].items()}
-    _pictures.curves(
-        axes,
+    initial = {name: numbers["untrained"][name] for name in (SIGNED, *AGAIN)}
+    return _pictures.plot(
+        context,
+        "deconstructing_supermasks",
+        f"Masks on weights that were never trained, {context.data.name}",
         numbers["densities"],
-        constants,
+        constants | initial,
         levels={"trained, no mask": numbers["dense"]},
         density=(0.01, 0.03, 0.1, 0.3, 1),
         seeds=context.seeds,
-        legend=None,
+        legend="upper left",
     )
-    means = {name: values.mean(1) for name, values in numbers["untrained"].items()}
-    best_first = sorted(means.items(), key=lambda item: -item[1].max())
-    for place, (name, values) in enumerate(best_first):
-        line, color = "-" if place < 7 else "--", f"C{2 + place % 7}"
-        axes.plot(numbers["densities"], values, line, color=color, label=name)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-    return _pictures.save(figure, context, "deconstructing_supermasks")
-
-
-def _draw_criteria(context: Context, numbers: dict[str, Any]) -> str:
-    again, rounds = numbers["trained_again"], context.pick(ROUNDS_AGAIN)
-    densities = [numbers["densities"][context.pick(ROUNDS).index(r)] for r in rounds]
-    return _pictures.plot(
-        context,
-        "deconstructing_criteria",
-        f"Rewound and trained again, by criterion, {context.data.name}",
-        densities,
-        {name: [again[f"{name}, round {r}"] for r in rounds] for name in AGAIN},
-        levels={"all weights": again["everything"]},
-        density=[round(d, 3) for d in densities],
-        seeds=context.seeds,
-        legend="lower right",
-    )
-
-
-def _draw_starts(context: Context, numbers: dict[str, Any]) -> str:
-    kept = numbers["densities"][context.pick(ROUNDS).index(ROUND)]
-    title = f"One mask ({kept:.1%}), trained again from other starts, "
-    figure, (axes,) = _pictures.page(title + context.data.name, size=(8.5, 5))
-    again = numbers["trained_again"]
-    ticket = again[f"large_final, round {ROUND}"]
-    for place, name in enumerate(STARTS):
-        found = again.get(name, ticket)
-        color = f"C{min(place // len(KEPT), 2)}"  # by sign, and what is removed
-        axes.plot([place] * 2, [found.min(), found.max()], color=color, alpha=0.4)
-        axes.plot(place, found.mean(), "o", color=color)
-    axes.axhline(ticket.mean(), color="black", linestyle=":")
-    axes.set_xticks(range(len(STARTS)), STARTS, rotation=35, ha="right")
-    _pictures.accuracy_axis(axes, context.seeds)
-    return _pictures.save(figure, context, "deconstructing_starts")
 
 
 DEMO = Demo("deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run)

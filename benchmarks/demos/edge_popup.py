@@ -1,8 +1,8 @@
 """Learn which weights of a random network to keep: edge-popup (Ramanujan et al., 2020).
 
 The weights are drawn once and never trained. Accuracy comes from the mask alone. Beside
-the paper's masks there are others, at one density: ranked over the whole network, with
-Erdos-Renyi densities, with thresholds that stay where they are, and sampled.
+the paper's masks there are others, at one density: ranked over the whole network, and
+with Erdos-Renyi densities.
 """
 
 from typing import Any, NamedTuple
@@ -18,17 +18,14 @@ from benchmarks import _pictures, _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows, said
-from maskjax import algebra, allocation, estimator, initializer
+from maskjax import algebra, allocation, initializer
 from maskjax.recipes import edge_popup
 
 DENSITY = 0.5
 ALL = (0.02, 0.1, 0.3, 0.7, 0.9, 1.0)
 OTHERS = ALL, (0.02, 0.1, 1.0), ALL
-MASKS = "global", "thresholds frozen", "sampled"
-OTHER_MASKS = MASKS, MASKS[:1], MASKS
 FEW = 3  # seeds of other densities and of other masks
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
-SAMPLED_RATE = 100.0  # of Zhou et al., whose masks these are
 EPOCHS = 5, 6, 30
 MODEL = _train.MLP(use_bias=False)
 START = optax.sgd(optax.constant_schedule(0.0), MOMENTUM)  # its state fits every rate
@@ -37,7 +34,6 @@ SETTINGS = {
     "weights": "signed constant, scaled for density",
     "optimizer": "sgd, cosine",
     "learning_rate": LEARNING_RATE,
-    "learning_rate_of_sampled": SAMPLED_RATE,
     "momentum": MOMENTUM,
     "batch_size": _train.BATCH_SIZE,
     "density": DENSITY,
@@ -52,7 +48,6 @@ class Rest(NamedTuple):
     weights: Any
     densities: Any
     cutoffs: Any
-    key: Array
 
 
 def run(context: Context) -> Outcome:
@@ -72,10 +67,9 @@ def run(context: Context) -> Outcome:
     kept = jax.jit(jax.vmap(algebra.density))
     variants = {"Erdos-Renyi": (curve[-1, -FEW:], np.asarray(kept(masks))[-FEW:])}
     before = jax.tree.map(lambda x: x[:FEW], before)
-    for how in context.pick(OTHER_MASKS):
-        after, looks = _learn_masks(context, data, before, how)
-        unchanged &= _train.same_bits(before.rest.weights, after.rest.weights)
-        variants[how] = looks[-1], np.asarray(kept(_masks(after, how)))
+    after, looks = _learn_masks(context, data, before, "global")
+    unchanged &= _train.same_bits(before.rest.weights, after.rest.weights)
+    variants["global"] = looks[-1], np.asarray(kept(_masks(after, "global")))
 
     main, others = curve[:, :seeds], curve[-1, seeds:-FEW].reshape(-1, FEW)
     by_density = {DENSITY: main[-1], **dict(zip(densities, others, strict=True))}
@@ -100,20 +94,12 @@ def run(context: Context) -> Outcome:
         rows("edge_popup", **numbers, **ends, others=others, density=DENSITY),
         SETTINGS | {"epochs": context.pick(EPOCHS)},
         numbers,
-        [
-            _draw_masks(context, masks["Dense_0"]["kernel"][:seeds]),
-            *_draw_accuracies(context, main, by_density, trained),
-        ],
+        [_draw(context, by_density, trained)],
     )
 
 
 def _soft_mask(scores: Any, rest: Rest, how: str) -> tuple[Any, Any]:
     """The soft mask, and where it cut."""
-    if how == "sampled":
-        return estimator.bernoulli(scores, key=rest.key), rest.cutoffs
-    if how == "thresholds frozen":
-        sizes = jax.tree.map(jnp.abs, scores)
-        return estimator.threshold(sizes, at=rest.cutoffs), rest.cutoffs
     share, scope = (DENSITY, "global") if how == "global" else (rest.densities, "leaf")
     given = {"density": share, "scope": scope, "guess": rest.cutoffs}
     return edge_popup.soft_mask(scores, **given, return_cutoff=True)
@@ -140,7 +126,7 @@ def _members(data: Data, densities: Array, erk: Array) -> _train.Member:
         # Scores are uniform in +-1 / sqrt(fan_in): so many are above this at first.
         cutoffs = jax.tree.map(lambda w: (1 - density) / w.shape[0] ** 0.5, weights)
         scores = edge_popup.init(weights, key=start)
-        return _train.begin(START, scores, Rest(weights, shares, cutoffs, key))
+        return _train.begin(START, scores, Rest(weights, shares, cutoffs))
 
     keys = jax.random.split(jax.random.split(jax.random.key(0))[0], len(densities))
     return _train.draw(init, keys, densities, erk)
@@ -154,12 +140,10 @@ def _learn_masks(
     def forward(scores: Any, rest: Rest, x: Array) -> tuple[Array, Rest]:
         soft, cutoffs = _soft_mask(scores, rest, how)
         logits = MODEL.logits(maskjax.apply(rest.weights, soft), x)
-        key, _ = jax.random.split(rest.key)
-        return logits, rest._replace(cutoffs=cutoffs, key=key)
+        return logits, rest._replace(cutoffs=cutoffs)
 
-    rate = SAMPLED_RATE if how == "sampled" else LEARNING_RATE
     order = jax.random.split(jax.random.key(0))[1]
-    return _fit(context, data, before, order, f"masks, {how}", forward, rate)
+    return _fit(context, data, before, order, f"masks, {how}", forward)
 
 
 def _train_weights(context: Context, data: Data) -> np.ndarray:
@@ -173,8 +157,7 @@ def _train_weights(context: Context, data: Data) -> np.ndarray:
 
     draws, order = jax.random.split(jax.random.key(1))
     states = _train.draw(init, jax.random.split(draws, context.seeds))
-    how = "trained weights", forward, LEARNING_RATE
-    return _fit(context, data, states, order, *how)[1][-1]
+    return _fit(context, data, states, order, "trained weights", forward)[1][-1]
 
 
 def _fit(
@@ -184,7 +167,6 @@ def _fit(
     key: Array,
     label: str,
     forward: Any,
-    rate: float,
 ) -> tuple[_train.Member, np.ndarray]:
     """Train what `forward` needs: `(params, rest, x) -> (logits, rest)`."""
 
@@ -196,7 +178,7 @@ def _fit(
         return forward(member.params, member.rest, x)[0]
 
     epochs = context.pick(EPOCHS)
-    optimizer = optax.sgd(_train.cosine(rate, epochs, data.x_train), MOMENTUM)
+    optimizer = optax.sgd(_train.cosine(LEARNING_RATE, epochs, data.x_train), MOMENTUM)
     step = _train.descend(loss, optimizer, has_aux=True)
     track = context.track(f"edge-popup: {label}", epochs)
     return _train.fit(step, predict, states, data, track, key=key)
@@ -213,38 +195,13 @@ def _counts_are_exact(masks: Any, densities: Any) -> bool:
     return True
 
 
-def _draw_accuracies(
-    context: Context, main: np.ndarray, by_density: dict[float, Any], trained: Any
-) -> list[str]:
-    label, data = "random weights, learned masks", context.data.name
-    densities, levels = list(by_density), {"trained weights": trained}
-    few = {label: [values[:FEW] for values in by_density.values()]}
-    title = f"Edge-popup: {DENSITY:.0%} of the weights, {data}"
-    first = "edge_popup_training", title, range(len(main)), {label: main}
-    how = {"seeds": context.seeds, "xlabel": "epoch", "legend": "center right"}
-    title = f"Edge-popup: how much of a random network to keep, {data}"
-    second = "edge_popup_density", title, densities, few
-    more = {"seeds": FEW, "density": densities, "log": False, "legend": "center"}
-    return [
-        _pictures.plot(context, *first, levels=levels, **how),
-        _pictures.plot(context, *second, levels=levels, **more),
-    ]
-
-
-def _draw_masks(context: Context, masks: Array) -> str:
-    """First-layer masks [K, H * W, 300]: some units of one, and the mean of all."""
-    shape = context.data.shape
-    units = np.asarray(masks[0, :, :24]).T.reshape(-1, *shape)
-    used = np.asarray(masks.mean((0, 2), dtype=jnp.float32)).reshape(shape)
-    figure = _pictures.Figure(figsize=(11, 5), layout="constrained")
-    figure.suptitle(f"Edge-popup: masks of the first layer, {context.data.name}")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.4, 1))
-    title = "one seed, 24 hidden units (dark: weight kept)"
-    _pictures.tiles(left, units, 6, title, **_pictures.BINARY)
-    title = f"which pixels are used: {len(masks)} seeds, all 300 units"
-    label = "fraction of the pixel's weights that is kept"
-    _pictures.heat(right, used, label, title=title)
-    return _pictures.save(figure, context, "edge_popup_masks")
+def _draw(context: Context, by_density: dict[float, Any], trained: Any) -> str:
+    title = f"Edge-popup: how much of a random network to keep, {context.data.name}"
+    found = {"learned masks": [values[:FEW] for values in by_density.values()]}
+    how = {"levels": {"trained weights": trained}, "seeds": FEW, "legend": "center"}
+    drawn = "edge_popup_density", title, list(by_density), found
+    ticks = [d for d in by_density if d != 0.9]  # too near 1 for a label
+    return _pictures.plot(context, *drawn, density=ticks, **how)
 
 
 DEMO = Demo("edge_popup", "edge-popup (Ramanujan et al. 2020)", run)

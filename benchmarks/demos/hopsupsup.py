@@ -29,7 +29,7 @@ STEPS = 94  # one epoch of a task, for the 60,000 images of the paper
 LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
 SEARCH_RATE, STRENGTH = 500.0, 1.5e-3
 SEARCH_STEPS, SEARCH_BATCH = 30, 64
-SCALES = where.matching("scale$")
+SCALES = where.matching("scale")
 SETTINGS = {
     "network": "two hidden layers, batch statistics, swish, without biases",
     "weights": "signed constant",
@@ -62,19 +62,11 @@ class Network(nn.Module):
         dense = functools.partial(
             nn.Dense, use_bias=False, kernel_init=initializer.signed_constant()
         )
-        for _ in range(2):
-            x = nn.swish(Normalized()(dense(self.width)(x)))
+        for i in range(2):
+            x = dense(self.width)(x)
+            scale = self.param(f"scale_{i}", nn.initializers.ones, x.shape[-1:])
+            x = nn.swish(scale * (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5))
         return dense(10)(x)
-
-
-class Normalized(nn.Module):
-    """Normalization of each feature, and its scale."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, W] to [B, W]."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        return scale * (x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5)
 
 
 class Found(NamedTuple):
@@ -85,7 +77,6 @@ class Found(NamedTuple):
     # [K, T, K]: of the mask found for a task's images, after each step, the fraction of
     # entries that equals each of the stored ones.
     agreement: Any
-    energies: Any  # [K, T]
     psi_bytes: Any  # of the memory
     mask_bytes: Any  # of all masks, one bit an entry
 
@@ -113,7 +104,6 @@ def run(context: Context) -> Outcome:
             w: end.argmax(-1) == np.arange(end.shape[1]) for w, end in ends.items()
         },
         "agreement_with_each": ends,
-        "energies": {w: f.energies[:, :, -1] for w, f in found.items()},
         "psi_bytes": {w: int(f.psi_bytes[0]) for w, f in found.items()},
         "mask_bytes": {w: int(f.mask_bytes[0]) for w, f in found.items()},
     }
@@ -134,10 +124,7 @@ def run(context: Context) -> Outcome:
         ),
         SETTINGS | {"batch_size": size, "steps": epochs * batches, "seeds": many},
         numbers,
-        [
-            _draw_search(context, widths[-1], agreement[0]),
-            _draw_widths(context, numbers["agreement"]),
-        ],
+        [_draw_search(context, widths[-1], agreement[0])],
     )
 
 
@@ -201,8 +188,7 @@ def _experiment(width: int, data: Data) -> Any:
         )
         agreement = (path[:, :, None] == own).mean(-1, dtype=jnp.float32)
         bits = _bytes(jax.vmap(packing.pack)(masks))
-        energies, psi = found.energies, _bytes(memory.psi)
-        return Found(stored, recovered, agreement, energies, psi, bits)
+        return Found(stored, recovered, agreement, _bytes(memory.psi), bits)
 
     return experiment
 
@@ -245,37 +231,19 @@ def _first_exact(agreement: np.ndarray) -> str:
 
 
 def _draw_search(context: Context, width: int, agreement: np.ndarray) -> str:
-    """Each task's search, for one seed."""
-    tasks = len(agreement)
-    title = f"HopSupSup: the mask while it is searched for, width {width}, one seed, "
-    title += context.data.name
-    figure, panels = _pictures.page(title, tasks, size=(13, 3.4), sharey=True)
-    steps = range(1, SEARCH_STEPS + 1)
-    for task, axes in enumerate(panels):
-        others = np.delete(agreement[task], task, axis=1)
-        own = agreement[task, :, task]
-        axes.plot(steps, others, color="0.7", label=["others"] + [None] * (tasks - 2))
-        axes.plot(steps, own, color="C0", label="right task")
-        axes.set_title(f"images of {2 * task} and {2 * task + 1}", fontsize="medium")
-        axes.set_xlabel("step")
-    panels[0].set_ylabel("entries equal to a stored mask")
-    panels[-1].legend(loc="center right")
-    return _pictures.save(figure, context, "hopsupsup_search")
-
-
-def _draw_widths(context: Context, agreement: dict[int, np.ndarray]) -> str:
-    """Where searches end, by width."""
-    title = f"HopSupSup: the mask that is found, {context.data.name}"
-    figure, (axes,) = _pictures.page(title)
-    widths, values = list(agreement), np.stack([a.ravel() for a in agreement.values()])
-    axes.plot(widths, values, "o", color="C0", alpha=0.4)
-    axes.plot(widths, values.mean(1), color="C0", label="mean")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(widths, map(str, widths))
-    label = f"entries equal to the right stored mask, {len(values[0])} searches"
-    axes.set(xlabel="width", ylabel=label)
-    axes.legend(loc="lower right")
-    return _pictures.save(figure, context, "hopsupsup_width")
+    """How near the searches of one seed are to the right mask, and to the others."""
+    tasks = np.arange(len(agreement))
+    own = agreement[tasks, :, tasks]
+    others = [np.delete(found, i, axis=1).max(1) for i, found in enumerate(agreement)]
+    return _pictures.plot(
+        context,
+        "hopsupsup_search",
+        f"HopSupSup: the search for a mask, width {width}, {context.data.name}",
+        range(1, SEARCH_STEPS + 1),
+        {"right task": own.T, "nearest of the others": np.transpose(others)},
+        xlabel="step",
+        ylabel=f"entries equal to a stored mask: mean and range of {len(tasks)} tasks",
+    )
 
 
 DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run, seconds=20)

@@ -122,8 +122,7 @@ def run(context: Context) -> Outcome:
         [row for name in ("lottery_ticket", *late) for row in rows(name, **shown)],
         settings,
         numbers,
-        [picture(context, numbers) for picture in (_draw_accuracy, _draw_iterations)]
-        + [_draw_losses(context, numbers, found, every)],
+        [_draw_accuracy(context, numbers)],
     )
 
 
@@ -241,55 +240,20 @@ def _compared(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_accuracy(context: Context, numbers: dict[str, Any]) -> str:
+    """Each contestant by density."""
     title = f"Lottery tickets in a 300-100 network, {context.data.name}"
     figure, both = _pictures.page(title, 2, size=(12, 4.8))
-    titles = {"early": "at early stop", "end": "in the end"}
-    for axes, (which, title) in zip(both, titles.items(), strict=True):
-        means = {name: numbers[name][which].mean(1) for name in LABELS}
-        dense = means["tickets"][0]
-        low = min(mean.min() for name, mean in means.items() if name != "random")
-        span = low - 0.2 * (dense - low), dense + 0.5 * (dense - low)
-        how = {"levels": {"dense": dense}, "seeds": context.pick(TRIALS)}
-        how |= {"title": title, "legend": "lower left", "ylim": span}
-        _lines(axes, numbers, which, **how)
-    return _pictures.save(figure, context, "lottery_ticket_accuracy")
-
-
-def _draw_iterations(context: Context, numbers: dict[str, Any]) -> str:
-    title = f"Lottery tickets: when to stop, {context.data.name}"
-    figure, (axes,) = _pictures.page(title)
-    label = f"iteration of the least loss: mean and range of {context.pick(TRIALS)}"
-    _lines(axes, numbers, "iteration", ylabel=label, legend="upper left")
-    return _pictures.save(figure, context, "lottery_ticket_early_stop")
-
-
-def _lines(axes: Any, numbers: dict[str, Any], which: str, **how: Any) -> None:
-    """Each contestant by density."""
     some = numbers["density"][[0, *numbers["rounds_of_controls"]]]
     x = dict.fromkeys(LABELS.values(), some[1:])
     x[LABELS["tickets"]] = numbers["density"]
-    found = {label: numbers[name][which] for name, label in LABELS.items()}
-    _pictures.curves(axes, x, found, density=some.round(3), **how)
-    axes.invert_xaxis()
-
-
-def _draw_losses(context: Context, numbers: Any, found: Any, every: int) -> str:
-    title = f"Lottery tickets: loss on held-back images, {context.data.name}"
-    figure, (axes,) = _pictures.page(title)
-    dashed = {"linestyle": "--", "linewidth": 1}
-    for i, r in enumerate((0, *numbers["rounds_of_controls"])):
-        curve = found["tickets"]["losses"][r].mean(1)
-        x, color = every * np.arange(1, 1 + len(curve)), f"C{i}"
-        label = f"{numbers['density'][r]:.1%}" if r else "dense"
-        axes.plot(x, curve, color=color, label=label)
-        if r:
-            again = found["reinit"]["losses"][i - 1].mean(1)
-            axes.plot(x, again, color=color, **dashed)
-    axes.plot([], [], color="black", label=LABELS["reinit"], **dashed)
-    label = f"mean of {context.pick(TRIALS)}"
-    axes.set(xscale="log", yscale="log", xlabel="iteration", ylabel=label)
-    axes.legend(loc="upper right")
-    return _pictures.save(figure, context, "lottery_ticket_losses")
+    titles = {"early": "at early stop", "end": "in the end"}
+    for axes, (which, title) in zip(both, titles.items(), strict=True):
+        found = {label: numbers[name][which] for name, label in LABELS.items()}
+        how = {"levels": {"dense": found[LABELS["tickets"]][0]}, "title": title}
+        how |= {"density": some.round(3), "seeds": context.pick(TRIALS)}
+        _pictures.curves(axes, x, found, legend="lower left", **how)
+        axes.invert_xaxis()
+    return _pictures.save(figure, context, "lottery_ticket_accuracy")
 
 
 DEMO = Demo("lottery_ticket", "lottery tickets (Frankle & Carbin 2019)", run)

@@ -5,9 +5,6 @@ removed stays exactly zero while the rest is trained on. The control removes as 
 random.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,26 +72,18 @@ def run(context: Context) -> Outcome:
         name: {which: v[densities.index(d)] for which, v in found.items()}
         for name, d in {"at12": 1 / SMALLER, "at10": 0.1, "at2": 0.02}.items()
     }
+    title = f"Magnitude pruning of a 300-100 network, {context.data.name}"
+    labeled = {label: found[name] for name, label in LABELS.items()}
+    drawn = "magnitude_density", title, densities, labeled
+    ticks = [d for d in densities if d != 1 / SMALLER]
+    how = {"density": ticks, "seeds": context.seeds, "legend": "lower right"}
     return Outcome(
         rows=rows("magnitude", **numbers, **at),
         settings=_lenet.SETTINGS
         | {"scope": "global", "epochs": epochs, "fine_tuning_epochs": tuning},
         numbers=numbers,
-        pictures=[_draw(context, densities, found, dense)],
+        pictures=[_pictures.plot(context, *drawn, levels={"dense": dense}, **how)],
     )
-
-
-def _draw(
-    context: Context, densities: Sequence[float], found: dict[str, Any], dense: Any
-) -> str:
-    title = f"Magnitude pruning of a 300-100 network, {context.data.name}"
-    drawn, (axes,) = _pictures.page(title)
-    axes.axvline(1 / SMALLER, color="gray", linestyle="--", label=f"{SMALLER}x smaller")
-    how = {"levels": {"dense": dense}, "seeds": context.seeds, "legend": "lower right"}
-    labeled = {label: found[name] for name, label in LABELS.items()}
-    ticks = [d for d in densities if d != 1 / SMALLER]
-    _pictures.curves(axes, densities, labeled, density=ticks, **how)
-    return _pictures.save(drawn, context, "magnitude_density")
 
 
 DEMO = Demo("magnitude", "magnitude pruning (Han et al. 2015)", run, seconds=15)

@@ -2,8 +2,8 @@
 
 MAML meta-trains the weights that a new task is learned from; Meta-ticket leaves them
 random and meta-trains which to keep. Tasks are sine waves, of which five points are
-seen, and images of five new classes, of which one or five are. The classes are digits
-and their quarter turns, or characters of Omniglot (`--omniglot`), with longer training.
+seen, and images of five new classes, one of each. The classes are digits and their
+quarter turns, or characters of Omniglot (`--omniglot`), with longer training.
 """
 
 import functools
@@ -33,10 +33,10 @@ ON_WAVES = (MAML, TICKET), (MAML,), (MAML, TICKET)
 SHOTS, QUERIES, WIDTHS = 5, 100, (1, 40, 40, 1)
 RATE, INNER, LOOKS, BATCH = 0.01, 5, 10, 25
 META_RATE, CLIP = 1e-3, 1.0
-WAVES, SHOWN = 1_000, np.linspace(-5, 5, 101, dtype=np.float32)[:, None]
+WAVES = 1_000
 
 # Few-shot images, as in the paper but for the iterations, which are 30,000 there.
-WAYS, HIDDEN = 5, (256, 128, 64, 64)
+WAYS, IMAGE_SHOTS, HIDDEN = 5, 1, (256, 128, 64, 64)
 IMAGE_RATE, IMAGE_BATCH, TEST_STEPS = 0.4, 4, (1, 3)
 EPISODES = 1_000, 200, 1_000  # of a test
 AT_ONCE = 5  # test episodes at a time, so that their weights stay near
@@ -57,8 +57,9 @@ SETTINGS = {
         "masked": "the middle kernel; all else is meta-trained",
     },
     "images": {
-        "network": "-".join(map(str, HIDDEN)) + " times the width, batch norm",
+        "network": "-".join(map(str, HIDDEN)) + ", batch norm",
         "ways": WAYS,
+        "shots": IMAGE_SHOTS,
         "inner_rate": IMAGE_RATE,
         "inner_steps": {"train": 1, "test": TEST_STEPS},
         "tasks_in_a_step": IMAGE_BATCH,
@@ -72,16 +73,14 @@ SETTINGS = {
 
 
 class Budget(NamedTuple):
-    """Iterations, and the networks and episodes of images."""
+    """Iterations."""
 
     waves: int
     images: int
-    widths: tuple[int, ...] = (1,)
-    shots: tuple[int, ...] = (1,)
 
 
 BUDGETS = Budget(500, 100), Budget(500, 100), Budget(2_000, 400)
-LONG = Budget(20_000, 4_000, widths=(1, 2), shots=(1, 5))
+LONG = Budget(20_000, 4_000)
 
 
 class Tasks(NamedTuple):
@@ -115,29 +114,27 @@ def run(context: Context) -> Outcome:
         budget = LONG
     classes = context.omniglot or _episodes.digits(context.data)
     waves = _sinusoids(context, budget.waves)
-    images = {
-        f"width {width}, {shots}-shot": _images(context, classes, budget, width, shots)
-        for width in budget.widths
-        for shots in budget.shots
-    }
-    errors, hits = ({n: f["each"] for n, f in kind.items()} for kind in (waves, images))
+    images = _images(context, classes, budget.images)
+    errors, hits = {n: f["each"] for n, f in waves.items()}, images["each"]
     more = {"train": len(classes.train), "test": len(classes.test)}
     more = {"data": classes.name, "classes": more, "iterations": budget.images}
     more["episodes"] = context.pick(EPISODES)
-    numbers: dict[str, Any] = {"sinusoids": {}, "images": {}}
-    for name, found in waves.items():
-        numbers["sinusoids"][name] = {
-            "mse_by_step": found["each"].mean(0),
-            "interval_by_step": half(found["each"], 0),
-            "density": found["density"],
-        }
-    for setting, found in images.items():
-        numbers["images"][setting] = {
-            "accuracy_by_step": {n: h.mean(0) for n, h in found["each"].items()},
-            "interval_by_step": {n: half(h, 0) for n, h in found["each"].items()},
-            "density": found["density"],
-            "unchanged": found["unchanged"],
-        }
+    numbers: dict[str, Any] = {
+        "sinusoids": {
+            name: {
+                "mse_by_step": found["each"].mean(0),
+                "interval_by_step": half(found["each"], 0),
+                "density": found["density"],
+            }
+            for name, found in waves.items()
+        },
+        "images": {
+            "accuracy_by_step": {n: h.mean(0) for n, h in hits.items()},
+            "interval_by_step": {n: half(h, 0) for n, h in hits.items()},
+            "density": images["density"],
+            "unchanged": images["unchanged"],
+        },
+    }
     return Outcome(
         rows(
             "meta_ticket",
@@ -147,20 +144,20 @@ def run(context: Context) -> Outcome:
             data=classes.name,
             episodes=more["episodes"],
             errors={n: [e[:, 0], e[:, INNER]] for n, e in errors.items()},
-            hits={s: {n: list(h.T) for n, h in f.items()} for s, f in hits.items()},
-            kept={name: found["density"] for name, found in images.items()},
-            same=all(found["unchanged"] for found in images.values()),
+            hits={n: list(h.T) for n, h in hits.items()},
+            kept=images["density"],
+            same=images["unchanged"],
         ),
         SETTINGS
         | {"sinusoids": SETTINGS["sinusoids"] | {"iterations": budget.waves}}
         | {"images": SETTINGS["images"] | more},
         numbers,
-        [_draw_waves(context, waves), _draw_images(context, classes.name, hits)],
+        [_draw_waves(context, errors)],
     )
 
 
 def _sinusoids(context: Context, iterations: int) -> dict[str, Any]:
-    """Errors of each method by inner steps, and what it says of one wave."""
+    """Errors of each method by inner steps."""
 
     def draw(key: Array, _: None, tasks: int) -> Episodes:
         return _episodes.sinusoids(key, tasks=tasks, shots=SHOTS, queries=SHOTS)
@@ -182,19 +179,17 @@ def _sinusoids(context: Context, iterations: int) -> dict[str, Any]:
         track = context.track(f"meta_ticket: sine waves, {name}", CHUNKS)
         params, kept = _meta_train(track, tasks, methods[name], weights, iterations)
         kept = kept or masking.everything(weights, where=MIDDLE)  # one program for both
-        errors, shown = map(np.asarray, look(params, kept))
         density = float(algebra.density(kept))
-        found[name] = {"each": errors, "shown": shown, "density": density}
+        found[name] = {"each": np.asarray(look(params, kept)), "density": density}
     return found
 
 
-def _images(
-    context: Context, classes: Any, budget: Budget, width: int, shots: int
-) -> Any:
+def _images(context: Context, classes: Any, iterations: int) -> dict[str, Any]:
     """Accuracies on episodes of new classes: of each method, and of random weights."""
 
     def draw(key: Array, data: Array, tasks: int) -> Episodes:
-        how = {"tasks": tasks, "ways": WAYS, "shots": shots, "queries": shots}
+        how = {"tasks": tasks, "ways": WAYS, "shots": IMAGE_SHOTS}
+        how |= {"queries": IMAGE_SHOTS}
         return _episodes.images(key, data, **how)
 
     def loss(params: Any, x: Array, y: Array) -> Array:
@@ -202,21 +197,20 @@ def _images(
 
     old, new = jnp.asarray(classes.train), jnp.asarray(classes.test)
     tasks = Tasks(draw, old, loss, IMAGE_RATE, 1, IMAGE_BATCH)
-    many, tests = budget.images, context.pick(EPISODES)
-    warm_up = 0.0, TICKET_RATE, int(WARM_UP * many), many
+    tests = context.pick(EPISODES)
+    warm_up = 0.0, TICKET_RATE, int(WARM_UP * iterations), iterations
     schedule = optax.warmup_cosine_decay_schedule(*warm_up)
     methods = {
         MAML: Method(None, where.everything, optax.adamw(META_RATE)),
         TICKET: Method(KERNELS, None, optax.sgd(schedule, MOMENTUM)),
     }
-    widths = old.shape[-1], *(width * n for n in HIDDEN), WAYS
+    widths = old.shape[-1], *HIDDEN, WAYS
     weights = jax.jit(_image_weights, static_argnums=1)(jax.random.key(1), widths)
     everything = masking.everything(weights, where=KERNELS)
     found = {}
     for name, method in methods.items():
-        label = f"meta_ticket: width {width}, {shots}-shot, {name}"
-        track = context.track(label, CHUNKS)
-        found[name] = _meta_train(track, tasks, method, weights, many)
+        track = context.track(f"meta_ticket: images, {name}", CHUNKS)
+        found[name] = _meta_train(track, tasks, method, weights, iterations)
     found[UNTRAINED] = weights, everything
     test = jax.jit(lambda weights, kept: _accuracies(tasks, weights, kept, new, tests))
     each = {n: np.asarray(test(w, m or everything)) for n, (w, m) in found.items()}
@@ -271,24 +265,18 @@ def _meta_train(
     return params_of(trained), mask
 
 
-def _by_step(tasks: Tasks, weights: Any, kept: Any) -> tuple[Array, Array]:
-    """Errors [WAVES, 1 + LOOKS] after each inner step, and what is said of one wave."""
+def _by_step(tasks: Tasks, weights: Any, kept: Any) -> Array:
+    """Errors [WAVES, 1 + LOOKS] after each inner step."""
+    how = {"tasks": WAVES, "shots": SHOTS, "queries": QUERIES}
 
-    def of_wave(support: Any, query: Any) -> tuple[Array, Array]:
-        def look(params: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
-            seen = tasks.loss(params, *query), _forward(params, SHOWN)[:, 0]
-            return tasks.adapt(params, kept, support, 1), seen
+    def of_wave(support: Any, query: Any) -> Array:
+        def look(params: Any, _: None) -> tuple[Any, Array]:
+            return tasks.adapt(params, kept, support, 1), tasks.loss(params, *query)
 
         start = masking.apply(weights, kept)
         return lax.scan(look, start, length=1 + LOOKS)[1]
 
-    errors, shown = jax.vmap(of_wave)(*_test_waves())
-    return errors, shown[0]
-
-
-def _test_waves() -> Episodes:
-    key = jax.random.key(4)
-    return _episodes.sinusoids(key, tasks=WAVES, shots=SHOTS, queries=QUERIES)
+    return jax.vmap(of_wave)(*_episodes.sinusoids(jax.random.key(4), **how))
 
 
 def _accuracies(
@@ -348,41 +336,15 @@ def _forward(params: Any, x: Array) -> Array:
     return x @ last["kernel"] + last["bias"]
 
 
-def _draw_waves(context: Context, waves: dict[str, Any]) -> str:
-    """One wave before, between and after the steps of training, and errors by step."""
-    drawn, (*plots, last) = _pictures.page(columns=1 + len(waves), size=(10, 3.4))
-    sets = jax.jit(_test_waves)()
-    (x, y), (others, values) = jax.tree.map(lambda a: np.asarray(a[0]), sets)
-    order = np.argsort(others[:, 0])
-    for axes, (name, found) in zip(plots, waves.items(), strict=True):
-        axes.plot(others[order], values[order], color="gray", label="the wave")
-        for steps, style in ((0, ":"), (1, "--"), (INNER, "-")):
-            label = f"{steps} step{'s' * (steps != 1)}"
-            axes.plot(SHOWN, found["shown"][steps], style, color="C0", label=label)
-        axes.plot(x, y, "^", color="C3", label="seen")
-        axes.set_title(name)
-    errors = {name: found["each"].T for name, found in waves.items()}
-    _pictures.errorbars(last, range(1 + LOOKS), errors)
-    last.set(xlabel="inner steps", title=f"squared error of {WAVES} waves")
-    plots[0].legend(fontsize="small")
-    last.legend()
+def _draw_waves(context: Context, errors: dict[str, np.ndarray]) -> str:
+    """Errors by inner step; training was for the first few."""
+    title = f"Squared error of {WAVES} new sine waves, from {SHOTS} points of each"
+    drawn, (axes,) = _pictures.page(title)
+    by_step = {name: each.T for name, each in errors.items()}
+    _pictures.errorbars(axes, range(1 + LOOKS), by_step)
+    axes.set(xlabel="inner steps", ylabel="mean and 95 % interval")
+    axes.legend()
     return _pictures.save(drawn, context, "meta_ticket_sinusoids")
-
-
-def _draw_images(context: Context, data: str, hits: dict[str, Any]) -> str:
-    title = f"{WAYS} new classes of {data}, from a few images of each"
-    drawn, both = _pictures.page(title, 2, size=(10, 4.2), sharey=True)
-    groups = [setting.replace(", ", "\n") for setting in hits]
-    for i, (axes, steps) in enumerate(zip(both, TEST_STEPS, strict=True)):
-        names = (MAML, TICKET, UNTRAINED)
-        found = {n: [f[n][:, i] for f in hits.values()] for n in names}
-        _pictures.bars(axes, groups, found)
-        axes.axhline(1 / WAYS, color="gray", linestyle=":")
-        axes.set_title(f"after {steps} inner step{'s' * (steps != 1)}")
-    _pictures.accuracy_axis(both[0])
-    both[0].set_ylabel(f"accuracy of {context.pick(EPISODES)} episodes, 95 % intervals")
-    both[-1].legend(loc="lower right")
-    return _pictures.save(drawn, context, "meta_ticket_images")
 
 
 DEMO = Demo(

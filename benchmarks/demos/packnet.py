@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from matplotlib import colormaps, colors
-from matplotlib.figure import Figure
 
 from benchmarks import _pictures, _tasks, _train
 from benchmarks._data import Data
@@ -114,10 +112,7 @@ def run(context: Context) -> Outcome:
         | settings
         | {"of_these_after_pruning": problem.retrained, "rates": problem.rates},
         numbers=numbers,
-        pictures=[
-            _draw_accuracy(context, matrices, final),
-            _draw_owners(context, problem, one),
-        ],
+        pictures=[_draw_accuracy(context, matrices, final)],
     )
 
 
@@ -314,28 +309,6 @@ def _draw_accuracy(
     how = {"title": f"every task, after all {many}", "xlabel": "task"}
     _pictures.curves(last, tasks, found, seeds=seeds, **how)
     return _pictures.save(drawn, context, "packnet_accuracy")
-
-
-def _draw_owners(context: Context, problem: Problem, state: Any) -> str:
-    """Whose the second layer's weights are, and how many of each pixel's."""
-    many, shape = len(problem.orders), context.data.shape
-    drawn = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = drawn.subfigures(1, 2, width_ratios=(3, 4))
-    hues = colormaps["tab20"].colors
-    palette = colors.ListedColormap(["white", *(hues[i % 20] for i in range(many))])
-    how = {"cmap": palette, "vmin": -0.5, "vmax": many + 0.5}
-    labels = {"xlabel": "unit", "ylabel": "input"}
-    labels["title"] = "second layer: whose is a weight?"
-    owner = np.asarray(state.owner["Dense_1"]["kernel"])
-    _pictures.heat(left, owner, "task (0: free)", how=how, **labels)
-    owner = np.asarray(state.owner["Dense_0"]["kernel"])
-    images = np.zeros((min(many, 6), owner.shape[0]))
-    for i, image in enumerate(images):
-        image[np.asarray(problem.orders[i])] = (owner == i + 1).mean(1)
-    title = "first layer: the fraction of each pixel's weights that a task owns"
-    names = [f"task {i + 1}" for i in range(len(images))]
-    _pictures.tiles(right, images.reshape(-1, *shape), 3, title, names)
-    return _pictures.save(drawn, context, "packnet_owners")
 
 
 DEMO = Demo(

@@ -14,46 +14,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from benchmarks import _friedman, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import optim
+from maskjax import optim, stacking
 from maskjax.recipes import pacnet
 
 WIDTHS, RATE = (64, 64, 1), 1e-3
 DENSITY, LAM = 0.2, 0.01
 SOURCE, TEST, SIZES = 10_000, 2_000, (10, 30, 100, 300)
-SOURCE_BATCH, BATCH, LOOKS = 128, 32, 10
+SOURCE_BATCH, BATCH = 128, 32
+DISTANCE = 1.0  # of the source
 SHOWN = 1  # which of SIZES the table tells most of
-SCRATCH, TUNED, L2_SP, PAC, PAC_SOURCE = (
-    "from scratch",
-    "fine-tuning",
-    "L2-SP",
-    "PAC-Net",
-    "PAC-Net from w_S",
-)
+SCRATCH, TUNED, L2_SP, PAC = "from scratch", "fine-tuning", "L2-SP", "PAC-Net"
 KEPT = (TUNED, L2_SP, PAC)  # what had a source to forget
 Pair = tuple[jax.Array, jax.Array]
 
 
 class Budget(NamedTuple):
-    """Distances of the sources, and steps of each training."""
+    """Steps of each training."""
 
-    distances: tuple[float, ...]
     source: int
     again: int
     target: int
 
 
-BUDGETS = (
-    Budget((1.0,), 300, 150, 100),
-    Budget((1.0,), 1_500, 750, 400),
-    Budget((1.0, 2.0), 3_000, 1_500, 600),
-)
+BUDGETS = Budget(300, 150, 100), Budget(1_500, 750, 400), Budget(3_000, 1_500, 600)
 SETTINGS = {
     "data": "Friedman #1 and relatives (Pardoe & Stone, 2010), noise of 1",
+    "distance": DISTANCE,
     "source_samples": SOURCE,
     "target_samples": SIZES,
     "network": "-".join(map(str, (_friedman.INPUTS, *WIDTHS))),
@@ -87,61 +77,40 @@ class Sets(NamedTuple):
 
 
 def run(context: Context) -> Outcome:
-    """Each distance in turn, all methods, sizes and seeds side by side."""
+    """All methods, sizes and seeds side by side."""
     budget, seeds = context.pick(BUDGETS), context.seeds
-    # One program for all distances, sizes and methods: [methods, seeds].
-    seed = jax.vmap(_on_target, in_axes=(0, 0, 0, None, 0))
-    train = jax.jit(jax.vmap(seed, in_axes=(0, *[None] * 4)))
-    found = {}
-    for i, distance in enumerate(budget.distances):
-        track = context.track(f"pacnet: distance {distance:g}", SIZES)
-        found[distance] = _transfer(seeds, budget, i, train, track)
-    compiled = train._cache_size()
-    first = found[budget.distances[0]]
-    source = {"source": first["source_on_target"], "d": budget.distances[0]}
-    shown = {
-        "pac": first["rmse"][PAC],
-        "scratch": first["rmse"][SCRATCH],
-        "best": first["rmse_at_the_best_step"][SCRATCH],
-    }
-    counts = {"sources": len(found), "sizes": len(SIZES), "seeds": seeds}
-    counts |= {"methods": len(first["rmse"]), "compiled": compiled, "few": SIZES[SHOWN]}
-    return Outcome(
-        rows=rows(
-            "pacnet",
-            rmse={
-                f"d = {d:g}:": {name: list(e) for name, e in each["rmse"].items()}
-                for d, each in found.items()
-            },
-            exact=all(each["bit_identical"] for each in found.values()),
-            after={f"d = {d:g}:": _on_source_after(found[d]) for d in found},
-            **source,
-            **{name: errors[SHOWN] for name, errors in shown.items()},
-            **counts,
-        ),
-        settings=SETTINGS
-        | {"distances": budget.distances, "seeds": seeds}
-        | {
-            "steps": {
-                "source": budget.source,
-                "source, again or what is kept": budget.again,
-                "target": budget.target,
-            }
-        },
-        numbers={
-            "distances": {str(d): each for d, each in found.items()},
-            "compiled": compiled,
-        },
-        pictures=[_draw(context, found)],
-    )
-
-
-def _on_source_after(found: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: found["source_rmse_after"][name][SHOWN] for name in KEPT} | {
+    found = _transfer(seeds, budget, context.track("pacnet", SIZES))
+    errors = found["rmse"]
+    after = {name: found["source_rmse_after"][name][SHOWN] for name in KEPT} | {
         "before": found["source_rmse"][TUNED],
         "pruned": found["pruned_rmse"],
         "retrained": found["source_rmse"][PAC],
     }
+    steps = {
+        "source": budget.source,
+        "source, again or what is kept": budget.again,
+        "target": budget.target,
+    }
+    return Outcome(
+        rows=rows(
+            "pacnet",
+            d=DISTANCE,
+            rmse={name: list(each) for name, each in errors.items()},
+            exact=found["bit_identical"],
+            after=after,
+            source=found["source_on_target"],
+            pac=errors[PAC][SHOWN],
+            scratch=errors[SCRATCH][SHOWN],
+            sizes=len(SIZES),
+            seeds=seeds,
+            methods=len(errors),
+            compiled=found["compiled"],
+            few=SIZES[SHOWN],
+        ),
+        settings=SETTINGS | {"seeds": seeds, "steps": steps},
+        numbers={"distances": {str(DISTANCE): found}, "compiled": found["compiled"]},
+        pictures=[_draw(context, found)],
+    )
 
 
 _predict = _train.MLP(WIDTHS).logits
@@ -151,10 +120,8 @@ def _error(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean((_predict(params, x) - y) ** 2))
 
 
-def _fit(
-    start: Start, data: Pair, places: Any, count: Any, rate: Any, look: Any
-) -> tuple[Any, Any]:
-    """Parameters, and looks at them; `places` are [looks, steps, B] in [0, 1)."""
+def _fit(start: Start, data: Pair, places: Any, count: Any, rate: Any) -> Any:
+    """Parameters; `places` are [steps, B] in [0, 1)."""
     optimizer = optax.chain(optax.adam(rate), optim.mask_updates(start.mask))
 
     def loss(params: Any, start: Start, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -162,26 +129,19 @@ def _fit(
         return jnp.mean((_predict(params, x) - y) ** 2) + far
 
     step = _train.descend(loss, optimizer)
-
-    def stretch(member: _train.Member, places: jax.Array) -> tuple[Any, Any]:
-        rows = jnp.minimum((places * count).astype(jnp.int32), count - 1)
-        member, _ = _train.scan(step, member, rows, *data)
-        return member, look(member.params)
-
+    rows = jnp.minimum((places * count).astype(jnp.int32), count - 1)
     begun = _train.begin(optimizer, start.params, start)
-    member, seen = lax.scan(stretch, begun, places)
-    return member.params, seen
+    return _train.scan(step, begun, rows, *data)[0].params
 
 
 def _on_source(start: Start, data: Pair, places: Any) -> Any:
     """Parameters, with a learning rate that falls to 0."""
-    rate = optax.cosine_decay_schedule(RATE, places.shape[1])
-    return _fit(start, data, places, jnp.int32(SOURCE), rate, lambda _: None)[0]
+    rate = optax.cosine_decay_schedule(RATE, len(places))
+    return _fit(start, data, places, jnp.int32(SOURCE), rate)
 
 
-def _on_target(start: Start, few: Pair, places: Any, count: Any, test: Pair) -> Any:
-    """Parameters, and errors on the test on the way."""
-    return _fit(start, few, places, count, RATE, lambda params: _error(params, *test))
+def _on_target(start: Start, few: Pair, places: Any, count: Any) -> Any:
+    return _fit(start, few, places, count, RATE)
 
 
 _learn = jax.jit(jax.vmap(_on_source))
@@ -190,36 +150,31 @@ _errors, _values = jax.jit(jax.vmap(_error)), jax.jit(jax.vmap(_predict))
 _prune = jax.jit(jax.vmap(lambda params: pacnet.prune(params, density=DENSITY)))
 
 
-def _transfer(
-    seeds: int, budget: Budget, which: int, train: Any, sizes: Iterable[int]
-) -> dict[str, Any]:
-    """Errors [size, S] at one distance, in the unit of the data."""
-    rng = np.random.default_rng(which)
-    sets = _sets(seeds, budget.distances[which])
+def _transfer(seeds: int, budget: Budget, sizes: Iterable[int]) -> dict[str, Any]:
+    """Errors [size, S], in the unit of the data."""
+    # One program for all sizes and methods: [methods, seeds].
+    each_seed = jax.vmap(_on_target, in_axes=(0, 0, 0, None))
+    train = jax.jit(jax.vmap(each_seed, in_axes=(0, None, None, None)))
+    rng, sets = np.random.default_rng(0), _sets(seeds)
     dense, pruned, kept = _sources(rng, seeds, budget, sets)
-    allocated = {
-        PAC: pacnet.allocate(pruned, kept),
-        PAC_SOURCE: pacnet.allocate(pruned, kept, start="source"),
-    }
+    allocated = pacnet.allocate(pruned, kept)
     starts = {SCRATCH: _start(_fresh(rng, seeds)), TUNED: _start(dense)}
     starts |= {L2_SP: _start(dense, lam=LAM)}
-    starts |= {name: _start(each.params, each.mask) for name, each in allocated.items()}
-    source = pacnet.source(allocated[PAC])
+    starts |= {PAC: _start(allocated.params, allocated.mask)}
+    source = pacnet.source(allocated)
     said = _values(source, sets.held_out[0])
 
     def error(params: Any, data: Pair) -> np.ndarray:
         return np.asarray(_errors(params, *data)) * sets.unit
 
-    last, best, after, same = [], [], [], []
+    on_target, after, same = [], [], []
     for size in sizes:
-        where = _places(rng, seeds, budget.target, BATCH, LOOKS)
-        given = _stacked(list(starts.values())), sets.few, where
-        trained, seen = train(*given, jnp.int32(size), sets.test)
-        seen = np.asarray(seen) * sets.unit[:, None]
-        last.append(seen[..., -1])
-        best.append(seen.min(-1))
-        each = dict(zip(starts, _unstacked(trained, len(starts)), strict=True))
-        each[PAC] = pacnet.source(pacnet.calibrate(allocated[PAC], each[PAC]))
+        where = _places(rng, seeds, budget.target, BATCH)
+        given = stacking.stack(list(starts.values())), sets.few, where
+        trained = stacking.unstack(train(*given, jnp.int32(size)))
+        on_target.append([error(params, sets.test) for params in trained])
+        each = dict(zip(starts, trained, strict=True))
+        each[PAC] = pacnet.source(pacnet.calibrate(allocated, each[PAC]))
         again = _values(each[PAC], sets.held_out[0])
         same.append(_train.same_bits(said, again))
         after.append([error(each[name], sets.held_out) for name in KEPT])
@@ -229,13 +184,13 @@ def _transfer(
 
     before = {TUNED: dense, PAC: source}
     return {
-        "rmse": by_name(last, starts),
-        "rmse_at_the_best_step": by_name(best, starts),
+        "rmse": by_name(on_target, starts),
         "source_on_target": error(dense, sets.test),
         "source_rmse": {n: error(w, sets.held_out) for n, w in before.items()},
         "pruned_rmse": error(pruned.params, sets.held_out),
         "source_rmse_after": by_name(after, KEPT),
         "bit_identical": all(same),
+        "compiled": train._cache_size(),
     }
 
 
@@ -247,8 +202,8 @@ def _sources(rng: Any, seeds: int, budget: Budget, sets: Sets) -> tuple[Any, Any
     pruned = _prune(params)
     begun = _start(pruned.params, pruned.mask, pruned.anchor, LAM)
     where = _places(rng, seeds, budget.again, SOURCE_BATCH)
-    both = _learn_both(_stacked([_start(params), begun]), sets.source, where)
-    dense, kept = _unstacked(both, 2)
+    both = _learn_both(stacking.stack([_start(params), begun]), sets.source, where)
+    dense, kept = stacking.unstack(both)
     return dense, pruned, kept
 
 
@@ -256,16 +211,14 @@ def _fresh(rng: np.random.Generator, seeds: int) -> Any:
     return _train.glorot(rng, (_friedman.INPUTS, *WIDTHS), seeds)
 
 
-def _places(
-    rng: np.random.Generator, seeds: int, steps: int, size: int, looks: int = 1
-) -> np.ndarray:
-    """Batches as fractions of however many samples, [S, looks, steps, B]."""
-    return rng.random((seeds, looks, steps // looks, size), np.float32)
+def _places(rng: np.random.Generator, seeds: int, steps: int, size: int) -> np.ndarray:
+    """Batches as fractions of however many samples, [S, steps, B]."""
+    return rng.random((seeds, steps, size), np.float32)
 
 
-def _sets(seeds: int, distance: float) -> Sets:
+def _sets(seeds: int) -> Sets:
     """A source, and samples, for each seed; values in the unit of the source's."""
-    sources = [_friedman.source(distance, seed=seed) for seed in range(seeds)]
+    sources = [_friedman.source(DISTANCE, seed=seed) for seed in range(seeds)]
     targets = [_friedman.TARGET] * seeds
 
     def drawn(functions: list[_friedman.Coefficients], count: int, first: int) -> Any:
@@ -301,37 +254,22 @@ def _start(
     return Start(params, mask, anchor, jnp.full(seeds, lam))
 
 
-def _stacked(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _unstacked(tree: Any, count: int) -> list[Any]:
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
-
-
-def _draw(context: Context, found: dict[float, Any]) -> str:
-    title = f"mean and 95% interval of {context.seeds} seeds; noise alone: 1"
-    size = 3.8 * (1 + len(found)), 4.2
-    drawn, (*panels, last) = _pictures.page(title, 1 + len(found), size=size)
-    styles = {PAC_SOURCE: {"linestyle": ":", "color": "C3"}}
-    for axes, (distance, each) in zip(panels, found.items(), strict=True):
-        _pictures.errorbars(axes, SIZES, each["rmse"], styles=styles, apart=1.04)
-        axes.axhline(1, color="gray", linestyle=":")
-        axes.set_title(f"error on the target, d = {distance:g}")
-    distance, each = next(iter(found.items()))
-    styles = {name: {"color": f"C{i}"} for i, name in enumerate(KEPT, start=1)}
-    after = each["source_rmse_after"]
-    _pictures.errorbars(last, SIZES, after, styles=styles, apart=1.04)
-    before = each["source_rmse"][TUNED].mean()
-    last.axhline(before, color="gray", linestyle="--", label="before, all weights")
-    last.margins(y=0.3)  # for the legend
-    last.set_title(f"error on the source after that, d = {distance:g}")
-    for axes in (*panels, last):
-        axes.set(xlabel="target samples", xscale="log")
+def _draw(context: Context, found: dict[str, Any]) -> str:
+    """Errors on the target, and on the source after that."""
+    title = f"PAC-Net: mean and 95% interval of {context.seeds} seeds"
+    drawn, both = _pictures.page(title, 2, size=(9, 4.2))
+    shown = {"rmse": "error on the target (noise alone: 1)"}
+    shown |= {"source_rmse_after": "error on the source after that"}
+    before = found["source_rmse"][TUNED].mean()
+    both[1].axhline(before, color="gray", linestyle="--", label="before")
+    for axes, (name, title) in zip(both, shown.items(), strict=True):
+        first = len(found["rmse"]) - len(found[name])  # nothing is kept from scratch
+        _pictures.errorbars(axes, SIZES, found[name], apart=1.04, first=first)
+        axes.set(title=title, xlabel="target samples", xscale="log")
         axes.set_xticks(SIZES, map(str, SIZES))
         axes.minorticks_off()
         axes.legend(fontsize="small")
-    panels[0].set_ylabel("root mean squared error")
+    both[0].set_ylabel("root mean squared error")
     return _pictures.save(drawn, context, "pacnet_rmse")
 
 

@@ -1,8 +1,8 @@
 """Prune while training: at once, gradually, or sparse from the first step on.
 
 One budget of steps for all. Magnitude pruning starts dense, ends sparse (Zhu & Gupta,
-2017); SET (Mocanu et al., 2018) and RigL (Evci et al., 2020) are sparse throughout and
-drop and grow connections; the control keeps the random mask that those start with.
+2017); RigL (Evci et al., 2020) is sparse throughout and drops and grows connections;
+the control keeps the random mask that RigL starts with.
 Members differ in seed and in density, and train side by side as one program.
 """
 
@@ -18,7 +18,7 @@ import maskjax
 from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import allocation, optim, score, select
+from maskjax import allocation, optim, score, select, stacking
 
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
@@ -28,11 +28,8 @@ METHODS = {
     "one-shot": "dense for half of the steps, then pruned at once",
     "gradual": "pruned gradually",
     "static": "random mask that stays",
-    "set": "SET",
     "rigl": "RigL",
 }
-# By default without SET, which takes as long to compile as all others together.
-DEFAULT = tuple(name for name in METHODS if name != "set")
 KEY = jax.random.key(0)
 SETTINGS = _lenet.SETTINGS | {
     "rate": RATE,
@@ -50,7 +47,6 @@ def run(context: Context) -> Outcome:
     params = _lenet.init(jax.random.split(draws, seeds), data)
     keys = jax.random.split(chance, seeds)
     adam = _lenet.adam(epochs, data)
-    accuracy = _train.accuracy_of(_lenet.MODEL.logits, data.x_test, data.y_test)
 
     def train(name: str, densities: Sequence[float]) -> tuple[Any, np.ndarray]:
         """Every seed at every density; accuracies [1 + epochs, densities, seeds]."""
@@ -71,20 +67,15 @@ def run(context: Context) -> Outcome:
         each = jnp.asarray(np.repeat(np.float32(densities), seeds))
         given = each, given, jnp.tile(keys, many)
         # One by one and uncompiled, for what random masks need is compiled only once.
-        members = (_at(given, i) for i in range(many * seeds))
-        states = [start(*member) for member in members]
-        states = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        states = stacking.stack([start(*each) for each in stacking.unstack(given)])
         step = _train.descend(_loss, optimizer)
-        epoch = _train.epoch_of(step, data.x_train, data.y_train)
-        curve = [accuracy(states.params)]
-        for i in context.track(f"pruning: {name}", epochs):
-            states = _train.epochs_by(epoch, states, [i], key=order)
-            curve.append(accuracy(states.params))
-        return states, np.stack(curve).reshape(-1, many, seeds)
+        track = context.track(f"pruning: {name}", epochs)
+        states, curve = _train.fit(step, _predict, states, data, track, key=order)
+        return states, curve.reshape(-1, many, seeds)
 
     dense = train("dense", [1.0])[1][:, 0]
     curves, exact, zero = {}, True, True
-    for name in context.pick((METHODS, DEFAULT, METHODS)):
+    for name in METHODS:
         states, curves[name] = train(name, DENSITIES)
         mask = optim.mask_of(states.opt_state)
         kept, removed = _lenet.kept_and_removed(states.params, mask)
@@ -93,7 +84,7 @@ def run(context: Context) -> Outcome:
     numbers = {"densities": DENSITIES, "dense": dense[-1]}
     numbers |= {"counts_are_exact": exact, "removed_are_zero": zero}
     numbers |= {name: curve[-1] for name, curve in curves.items()}
-    others = [name for name in ("rigl", "set", "static") if name in curves]
+    others = "rigl", "static"
     sparse = [{n: curves[n][-1, i] for n in others} for i in range(len(DENSITIES))]
     return Outcome(
         rows=rows("pruning", **numbers, sparse=sparse),
@@ -128,13 +119,12 @@ def _sparse(
         "one-shot": lambda: optim.prune(halfway, **pruned),
         "gradual": lambda: optim.prune(cubic, **pruned),
         "static": lambda: optim.keep_sparse(fixed),
-        "set": lambda: optim.set_(density, **moving),
         "rigl": lambda: optim.rigl(density, **moving),
     }[name]()
 
 
-def _at(tree: Any, i: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[i], tree)
+def _predict(member: _train.Member, x: jax.Array) -> jax.Array:
+    return _lenet.MODEL.logits(member.params, x)
 
 
 def _loss(params: Any, density: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -153,16 +143,13 @@ def _is_exact(kept: np.ndarray, params: Any) -> bool:
 def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) -> str:
     title = f"Pruning a 300-100 network while it trains, {context.data.name}"
     drawn, plots = _pictures.page(title, len(DENSITIES), size=(11, 4.8), sharey=True)
-    floor = min(float(curve[-1].mean(-1).min()) for curve in curves.values())
-    epochs, limits = range(len(dense)), (max(floor - 0.1, 0.0), 1.0)
     for i, (axes, density) in enumerate(zip(plots, DENSITIES, strict=True)):
-        axes.plot(epochs, dense.mean(1), color="black", linestyle=":", label="dense")
         found = {METHODS[name]: curve[:, i] for name, curve in curves.items()}
-        how = {"title": f"density {density:g}", "xlabel": "epoch", "ylim": limits}
-        legend = None if i else "lower right"
-        _pictures.curves(axes, epochs, found, legend=legend, **how)
-    _pictures.accuracy_axis(plots[0], context.seeds)
+        how = {"title": f"density {density:g}", "xlabel": "epoch"}
+        how |= {"levels": {"dense, in the end": dense[-1]}, "seeds": context.seeds}
+        how |= {"legend": None if i else "lower right"}
+        _pictures.curves(axes, range(len(dense)), found, **how)
     return _pictures.save(drawn, context, "pruning_training")
 
 
-DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, SET, RigL)", run)
+DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, RigL)", run)

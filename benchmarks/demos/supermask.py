@@ -5,6 +5,7 @@ ladder of what the paper adds: signed constants as weights, weights rescaled by 
 sample keeps, and rounding of half of the entries while training.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -70,8 +71,10 @@ def run(context: Context) -> Outcome:
     step = _train.descend(_loss, optimizer, has_aux=True)
     epoch = _train.epoch_of(step, x, y, size=BATCH_SIZE, groups=len(LADDER))
     sampled, rounded = (
-        _train.accuracy_of(predict, data.x_test, data.y_test)
-        for predict in (_predict_sampled, _predict_rounded)
+        _train.accuracy_of(
+            functools.partial(_predict, sampled=sampled), data.x_test, data.y_test
+        )
+        for sampled in (True, False)
     )
     after, seen, curve = before, [0], [_of_rungs(sampled(before))]
     for i in context.track("supermask: scores", epochs):
@@ -112,7 +115,6 @@ def run(context: Context) -> Outcome:
                 ylim=(0.8, 1),  # they begin at chance, and differ by little in the end
                 legend="lower right",
             ),
-            _draw_probabilities(context, after.params),
         ],
     )
 
@@ -131,15 +133,11 @@ def _loss(scores: Any, rest: Rest, x: Array, y: Array) -> tuple[Array, Rest]:
     return value, rest._replace(key=key)
 
 
-def _predict_sampled(member: _train.Member, x: Array) -> Array:
-    key = jax.random.split(member.rest.key, 1)[0]
-    return MODEL.logits(_masked(member.rest, supermask.mask(member.params, key=key)), x)
-
-
-def _predict_rounded(member: _train.Member, x: Array) -> Array:
-    return MODEL.logits(
-        _masked(member.rest, supermask.mask(member.params, key=None)), x
-    )
+def _predict(member: _train.Member, x: Array, *, sampled: bool) -> Array:
+    """Logits under a sample of the mask, or under the rounded one."""
+    key = jax.random.split(member.rest.key, 1)[0] if sampled else None
+    mask = supermask.mask(member.params, key=key)
+    return MODEL.logits(_masked(member.rest, mask), x)
 
 
 def _members(
@@ -168,22 +166,6 @@ def _with_key(members: _train.Member, key: Array) -> _train.Member:
 def _of_rungs(values: Array) -> dict[str, np.ndarray]:
     """Values of all members [rungs * seeds] by rung."""
     return dict(zip(LADDER, np.asarray(values).reshape(len(LADDER), -1), strict=True))
-
-
-def _draw_probabilities(context: Context, scores: Any) -> str:
-    title = "Supermasks: with what probability a weight is kept, "
-    figure, (axes,) = _pictures.page(title + context.data.name)
-    first = scores["Dense_0"]["kernel"]
-    kept = np.asarray(jax.nn.sigmoid(first)).reshape(len(LADDER), -1)
-    bins = np.linspace(0, 1, 41)
-    for rung, values in zip(LADDER, kept, strict=True):
-        share = np.histogram(values, bins)[0] / values.size
-        axes.stairs(share, bins, label=rung, linewidth=1.5)
-    axes.set(yscale="log", ylabel="fraction of weights")
-    axes.set_ylim(top=1)
-    axes.set_xlabel("sigmoid(score), first layer, after training")
-    axes.legend(loc="upper right")
-    return _pictures.save(figure, context, "supermask_probabilities")
 
 
 DEMO = Demo("supermask", "learned supermasks (Zhou et al. 2019)", run, seconds=15)

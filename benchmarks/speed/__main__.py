@@ -6,8 +6,6 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import rich.console
-
 from benchmarks import _timing
 from benchmarks.speed import _results
 
@@ -32,7 +30,6 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for."""
     options = _parser().parse_args(argv)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     if options.list:
         for name, question in _first_lines().items():
             print(f"{name}: {question}")
@@ -48,13 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = options.out or (None if options.quick else RESULTS)
     where = _results.environment()
     for name in options.only or QUESTIONS:
-        _ask(name, console, root, where, quick=options.quick)
+        _ask(name, root, where, quick=options.quick)
     return 0
 
 
 def _ask(
     name: str,
-    console: rich.console.Console,
     root: pathlib.Path | None,
     where: _results.Line,
     *,
@@ -63,16 +59,15 @@ def _ask(
     question = importlib.import_module(f"benchmarks.speed.{name}")
     repeats = 3 if quick else getattr(question, "REPEATS", 50)
     how = {"repeats": repeats, "seconds": getattr(question, "SECONDS", 4.0)}
-    found = []
+    print(f"{_first_lines()[name]}\n")
     for sizes in question.QUICK if quick else question.FULL:
         case = question.case(*sizes)
         timings = _timing.race(case.contestants, case.agree, **how)
-        found.append(_results.lines(name, case, timings, where))
+        found = _results.lines(name, case, timings, where)
         if root is not None:
             path = root / _results.device_slug() / f"{name}.jsonl"
-            _results.append(path, found[-1])
-        print(f"{name}: {case.name}", file=sys.stderr, flush=True)
-    _results.show(console, _first_lines()[name], found)
+            _results.append(path, found)
+        print(f"{_results.table(found)}\n", flush=True)
 
 
 def _first_lines() -> dict[str, str]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from benchmarks import _train
 from maskjax import initializer
 
 BATCH = 128
@@ -38,18 +39,13 @@ def forward(params: Params, x: jax.Array) -> jax.Array:
 
 def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     """The mean cross-entropy of a multilayer perceptron with ReLUs."""
-    return cross_entropy(forward(params, x), y)
+    return _train.cross_entropy(forward(params, x), y)
 
 
 def plain_loss(params: Params, rest: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """The `loss` of a network that has nothing else, for `_train.descend`."""
     del rest
     return loss(params, x, y)
-
-
-def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """The mean over a batch."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
 def signed(widths: Sequence[int]) -> list[jax.Array]:

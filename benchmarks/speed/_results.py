@@ -11,15 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import rich.box
-import rich.console
-import rich.table
 
 from benchmarks._timing import Contestant, Timing
 from benchmarks.speed._case import Case
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
-COLUMNS = ("", "median", "IQR", "x ours", "x limit", "compile", "repeats", "bytes")
+COLUMNS = ("median", "IQR", "x ours", "x limit", "compile", "repeats", "bytes")
 
 UNITS = (1, "s"), (1e3, "ms"), (1e6, "us")
 Line = dict[str, Any]
@@ -88,17 +85,11 @@ def last_run(path: pathlib.Path) -> list[list[Line]]:
     return list(by_case.values())
 
 
-def show(console: rich.console.Console, title: str, found: list[list[Line]]) -> None:
-    """Print a table of a question's cases."""
-    table = rich.table.Table(*COLUMNS, title=title, box=rich.box.SIMPLE)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for case in found:
-        table.add_section()
-        table.add_row(f"[bold]{case[0]['case']}")
-        for row in _rows(case):
-            table.add_row(*row)
-    console.print(table)
+def table(case: Sequence[Line]) -> str:
+    """A case in Markdown, a row for each contestant."""
+    rows = [(f"**{case[0]['case']}**", *COLUMNS), *_rows(case)]
+    rows.insert(1, ("---", *["---:"] * len(COLUMNS)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def markdown(root: pathlib.Path, questions: Mapping[str, str]) -> str:
@@ -111,10 +102,7 @@ def markdown(root: pathlib.Path, questions: Mapping[str, str]) -> str:
                 continue
             found = last_run(path)
             parts += [f"### {name} on {device.name}", first_line, _origin(found)]
-            for case in found:
-                rows = [(f"**{case[0]['case']}**", *COLUMNS[1:]), *_rows(case)]
-                rows.insert(1, ("---", *["---:"] * (len(COLUMNS) - 1)))
-                parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+            parts += map(table, found)
     return "\n\n".join(parts)
 
 

@@ -2,8 +2,8 @@
 
 The mask is selected anew in each step. Steps are measured as users run them, in a
 `lax.scan` over batches, so that scores move and selection starts near where it cut
-last. Baselines select in the same step by sorting, by bisection without guesses, or
-not at all (the mask stays). The limit is an ordinary step, that trains the weights.
+last. Baselines select in the same step by bisection without guesses, or not at all
+(the mask stays). The limit is an ordinary step, that trains the weights.
 """
 
 import jax
@@ -17,15 +17,9 @@ from maskjax import estimator, masking
 from maskjax.recipes import edge_popup
 
 WIDTHS, SMALL, DENSITY = (784, 300, 100, 10), (784, 30, 10), 0.5
-# Widths, members, steps in a scan, and steps in a scan for what sorts.
-FULL = [(WIDTHS, 1, 64, 4), (WIDTHS, 8, 16, 1), (WIDTHS, 64, 4, 1)]
-QUICK = [(SMALL, 1, 2, 2), (SMALL, 2, 2, 2)]
-
-
-def by_sorting(scores: jax.Array) -> jax.Array:
-    """Everything that reaches the k-th of the sorted scores."""
-    k = round(DENSITY * scores.size)
-    return scores >= jnp.sort(scores.ravel())[scores.size - k]
+# Widths, members, steps in a scan.
+FULL = [(WIDTHS, 1, 64), (WIDTHS, 8, 16), (WIDTHS, 64, 4)]
+QUICK = [(SMALL, 1, 2), (SMALL, 2, 2)]
 
 
 def by_bisection(scores: jax.Array) -> jax.Array:
@@ -40,7 +34,7 @@ def by_bisection(scores: jax.Array) -> jax.Array:
     return keys >= lax.fori_loop(0, 31, settle, jnp.int32(0))
 
 
-SELECTIONS = {"by sorting": by_sorting, "by bisection": by_bisection, "mask kept": None}
+SELECTIONS = {"by bisection": by_bisection, "mask kept": None}
 
 
 def _ours(scores, rest, x, y):
@@ -75,22 +69,21 @@ def _start(key, widths):
 def _selected(scores):
     ranked = jax.tree.map(jnp.abs, scores)
     ours = edge_popup.mask(scores, density=DENSITY)
-    return ours, *(jax.tree.map(f, ranked) for f in (by_sorting, by_bisection))
+    return ours, jax.tree.map(by_bisection, ranked)
 
 
-def case(widths: tuple[int, ...], members: int, steps: int, sorts: int) -> _case.Case:
+def case(widths: tuple[int, ...], members: int, steps: int) -> _case.Case:
     """Networks of one size, one or several at once."""
     start = _network.mapped(members, lambda key: _start(key, widths))
     params, scores, mask, cutoffs = jax.jit(start)(_network.keys(members))
-    data = _network.batches(jax.random.key(1), max(steps, sorts))
+    data = _network.batches(jax.random.key(1), steps)
 
-    def contestant(name, loss, learned, rest=None, steps=steps):
+    def contestant(name, loss, learned, rest=None):
         optimizer = _network.OPTIMIZER
         step = _train.descend(loss, optimizer, has_aux=loss is _ours)
         run = _network.over_batches(_network.mapped(members, step, (0, None, None)))
         begin = _network.mapped(members, lambda p, r: _train.begin(optimizer, p, r))
-        some = _network.at(data, slice(steps))
-        return _case.training(name, run, begin(learned, rest), *some, steps=steps)
+        return _case.training(name, run, begin(learned, rest), *data, steps=steps)
 
     def agree(results):
         # The first step of each: later ones may differ, since of equal scores the
@@ -102,19 +95,15 @@ def case(widths: tuple[int, ...], members: int, steps: int, sorts: int) -> _case
         assert np.isfinite(losses).all()
         assert _train.same_bits(member.rest[0], params)
         selected = jax.jit(_network.mapped(members, _selected))(member.params)
-        for ours, sorted_, bisected in zip(
-            *map(jax.tree.leaves, selected), strict=True
-        ):
+        for ours, theirs in zip(*map(jax.tree.leaves, selected), strict=True):
             counts = np.asarray(ours).reshape(members, -1).sum(1)
             np.testing.assert_array_equal(counts, round(DENSITY * ours.size / members))
-            np.testing.assert_array_equal(sorted_, bisected)
-            assert not np.any(np.asarray(ours) & ~np.asarray(sorted_))
+            # Of equal scores all are kept, which are few.
+            assert not np.any(np.asarray(ours) & ~np.asarray(theirs))
 
     contestants = [contestant("edge_popup", _ours, scores, (params, cutoffs))]
     for name, pick in SELECTIONS.items():
-        length = sorts if pick is by_sorting else steps
-        given = _selecting(pick), scores, (params, mask), length
-        contestants.append(contestant(name, *given))
+        contestants.append(contestant(name, _selecting(pick), scores, (params, mask)))
     contestants.append(contestant("ordinary step", _network.plain_loss, params))
     name = f"{_case.named(widths)} members={members}"
     shape = _case.shapes(params if members == 1 else _network.at(params, 0))

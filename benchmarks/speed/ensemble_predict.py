@@ -2,8 +2,7 @@
 
 Masksembles as thin members that share the first layer, and MC-dropout through layers,
 one member at a time, as is best on a CPU. The limit is one forward of the dense
-network. Baselines: as many forwards; all members at once; masks on the rows of kernels,
-by `stacking.predict`.
+network. Baselines: as many forwards; all members at once; masks in layers.
 """
 
 import functools
@@ -54,14 +53,6 @@ def _under(params, masks, x):
     return net.apply({"params": params, "masks": masks}, x)
 
 
-def _on_rows(masks):
-    """Masks on features as masks on the rows of the kernels after them."""
-    rows = [masks[f"LinenFeatureMask_{i}"]["features"] for i in range(len(masks))]
-    kernels = [None, *(row[..., None] for row in rows)]
-    layers = ({"kernel": kernel, "bias": None} for kernel in kernels)
-    return {f"Dense_{i}": layer for i, layer in enumerate(layers)}
-
-
 def _masksembles(variables: Any, x: jax.Array, members: int) -> Any:
     """Functions and their arguments; which of them agree; and context."""
     params, masks = variables["params"], variables["masks"]
@@ -69,9 +60,6 @@ def _masksembles(variables: Any, x: jax.Array, members: int) -> Any:
 
     def times(params, x):
         return jnp.stack([_network.forward(params, x + i) for i in range(members)])
-
-    def on_rows(params, stack, x):
-        return stacking.predict(_network.forward, params, stack, x)
 
     def on_features(params, masks, x):
         return stacking.map(lambda mask: _under(params, mask, x), masks)
@@ -81,11 +69,10 @@ def _masksembles(variables: Any, x: jax.Array, members: int) -> Any:
         "thin, one at a time": (_members.ask_thin, first, thin, x),
         "thin, all at once": (at_once, first, thin, x),
         "masks on features": (on_features, params, masks, x),
-        "masks on rows": (on_rows, params, _on_rows(masks), x),
         f"{members} dense forwards": (times, params, x),
     }
     kept = int(thin.inputs.shape[1]) / params["Dense_0"]["bias"].size
-    return fns, list(fns)[:4], {"density": kept, "scale": _members.SCALE}
+    return fns, list(fns)[:3], {"density": kept, "scale": _members.SCALE}
 
 
 def _mc_dropout(variables: Any, x: jax.Array, members: int) -> Any:
@@ -103,17 +90,9 @@ def _mc_dropout(variables: Any, x: jax.Array, members: int) -> Any:
 
         return of
 
-    def on_rows(params, keys, x):
-        """The same masks as a stack on kernels."""
-        mask = lambda key: _on_rows(mc_dropout.mask(units, rate=RATE, key=key))  # noqa: E731
-        stack = jax.vmap(mask)(keys)
-        return stacking.predict(_network.forward, params, stack, x, batch_size=1)
-
     fns = {
         "one at a time": (masked(1), params, keys, x),
         "a mask for each sample": (masked(1, len(x)), params, keys, x),
         "all at once": (masked(None), params, keys, x),
-        "masks on rows": (on_rows, params, keys, x),
     }
-    same = ["one at a time", "all at once", "masks on rows"]
-    return fns, same, {"density": 1 - RATE}
+    return fns, ["one at a time", "all at once"], {"density": 1 - RATE}

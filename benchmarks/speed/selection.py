@@ -1,16 +1,14 @@
 """How fast are the k highest of n scores found and marked?
 
-Baselines find a threshold, as every library of the field does; they sort, argsort (as
-JaxPruner does, with its tie-breaking), take the top k, or partition on the host. The
-limit is one pass over the scores that compares them with the known threshold and writes
-the mask.
+Baselines find a threshold, as every library of the field does: by argsort (as JaxPruner
+does, with its tie-breaking), by the top k, or by partitioning on the host. The limit
+is one pass over the scores that compares them with the known threshold.
 """
 
 import functools
-import importlib.util
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -67,7 +65,8 @@ def case(size: str, kind: str, density: float, scope: str, sorts: str) -> _case.
         find = functools.partial(_by_scope, k=k, scope=scope, fn=fn)
         contestants.append(_case.contestant(name, find, scores))
     if jax.default_backend() == "cpu":
-        contestants += list(_on_host(host, k, scope))
+        find = lambda: compare(host, _np_thresholds(host, k, scope))  # noqa: E731
+        contestants.append(Contestant("np.partition", find))
     least = _case.contestant("compare once", compare, scores, list(thresholds))
 
     def agree(results):
@@ -105,7 +104,6 @@ def _argsort(flat: jax.Array, k: int) -> jax.Array:
 
 SORTS = {
     "argsort": _argsort,
-    "sort": lambda x, n: x >= jnp.sort(x)[x.size - n],
     "lax.top_k": lambda x, n: x >= lax.top_k(x, n)[0][-1],
 }
 
@@ -121,49 +119,17 @@ def _quotas(host: Leaves, density: float, scope: str) -> list[int]:
     return [math.floor(density * n + 0.5) for n in sizes]
 
 
-def _thresholds(
-    leaves: Leaves, k: list[int], scope: str, kth: Any, join: Any
-) -> Leaves:
-    """For each leaf the k-th highest score, by `kth` of flat scores."""
-    if scope == "leaf":
-        return [kth(join([x.ravel()]), n) for x, n in zip(leaves, k, strict=True)]
-    return [kth(join([x.ravel() for x in leaves]), k[0])] * len(leaves)
-
-
 def _np_thresholds(host: Leaves, k: list[int], scope: str) -> Leaves:
-    """Partitions a copy in place."""
+    """For each leaf the k-th highest score, by partitioning a copy in place."""
 
-    def kth(flat, n):
+    def kth(leaves, n):
+        flat = np.concatenate([x.ravel() for x in leaves])
         flat.partition(flat.size - n)
         return flat[flat.size - n]
 
-    return _thresholds(host, k, scope, kth, np.concatenate)
-
-
-def _on_host(host: Leaves, k: list[int], scope: str) -> Iterator[Contestant]:
-    def partition():
-        return compare(host, _np_thresholds(host, k, scope))
-
-    yield Contestant("np.partition", partition)
-    if importlib.util.find_spec("torch") is None:
-        return
-    import torch
-
-    # Its selections run on one thread anyway, and more would compete for cores with
-    # those of XLA, which waits up to a scheduler's quantum in each comparison.
-    torch.set_num_threads(1)
-    tensors = [torch.from_numpy(x) for x in host]
-    finds = {
-        "torch.kthvalue": lambda x, n: torch.kthvalue(x, x.numel() - n + 1).values,
-        "torch.topk": lambda x, n: torch.topk(x, n, sorted=False).values.min(),
-    }
-    join = lambda flat: flat[0] if len(flat) == 1 else torch.cat(flat)  # noqa: E731
-
-    def reaching(kth):
-        return compare(tensors, _thresholds(tensors, k, scope, kth, join))
-
-    for name, kth in finds.items():
-        yield Contestant(name, functools.partial(reaching, kth))
+    if scope == "leaf":
+        return [kth([x], n) for x, n in zip(host, k, strict=True)]
+    return [kth(host, k[0])] * len(host)
 
 
 def first_of_equals(

@@ -25,7 +25,7 @@ OPTIMIZER = optax.rmsprop(1e-4, decay=0.99, eps=1e-8)
 
 
 def _bare_loss(weights, x, y):
-    return _network.cross_entropy(_network.bare(weights, x), y)
+    return _train.cross_entropy(_network.bare(weights, x), y)
 
 
 def case(widths: tuple[int, ...], k: int, steps: int) -> _case.Case:

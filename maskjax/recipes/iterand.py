@@ -23,8 +23,16 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import initializer, masking, packing, select
-from maskjax._core import blame, checks, trees
-from maskjax._core.trees import Array, Density, Mask, Params, map_mask
+from maskjax._core import blame, checks, layout, trees
+from maskjax._core.trees import (
+    Array,
+    Density,
+    Mask,
+    Params,
+    Predicate,
+    map_mask,
+)
+from maskjax.where import kernels
 
 __all__ = ["redraw"]
 
@@ -36,6 +44,7 @@ def redraw(
     *,
     probability: Density = 1.0,
     mix: Density = 1.0,
+    where: Predicate = kernels,
     key: Array,
 ) -> Params:
     """The weights, with those that a mask removes drawn anew.
@@ -51,6 +60,8 @@ def redraw(
         mix: The share of the new weight, which becomes sqrt(1 - mix^2) old + mix new;
             that has the same variance. Below 1 this is the "asymptotic" way of
             Meta-ticket's code. May be traced.
+        where: What the axes of the masked weights mean, as in `initializer.redraw`. It
+            chooses none: weights with a mask are drawn.
         key: A typed key; every leaf gets its own.
 
     Returns:
@@ -58,9 +69,11 @@ def redraw(
 
     Raises:
         TypeError: If the mask is not boolean, a weight under it not floating, `draw`
-            not a function, or the key not a typed key.
-        ValueError: If the mask does not fit the weights or has no leaf, `draw` refuses
-            a leaf's shape, or `probability` or `mix` is outside [0, 1].
+            or `where` not a function, or the key not a typed key.
+        ValueError: If the mask does not fit the weights or has no leaf; if the axes of
+            a masked leaf are not known, unless `draw` is `initializer.elementwise`; if
+            `draw` refuses a leaf's shape; or if `probability` or `mix` is outside
+            [0, 1].
 
     Example:
         >>> weights = {"w": jnp.zeros((1, 3))}
@@ -73,6 +86,7 @@ def redraw(
     checks.typed_key(key, fn=fn)
     checks.unit_interval(probability, fn=fn, name="probability")
     checks.unit_interval(mix, fn=fn, name="mix")
+    checks.predicate(where, fn=fn)
     checks.boolean(mask, fn=fn)
     checks.shaped_like(weights, mask, fn=fn, names=("weights", "mask"))
     masked = {path for path, leaf in trees.mask_leaves(mask)[0] if leaf is not None}
@@ -82,7 +96,7 @@ def redraw(
     checks.floating_scores(masked_weights, fn=fn, name="weights")
     kept = packing.unpack(mask)
     drawing, chance = jax.random.split(key)
-    chosen = lambda path, _: path in masked  # noqa: E731
+    chosen = layout.Among(frozenset(masked), where)
     with blame.instead_of("maskjax.initializer.redraw", fn):
         new = initializer.redraw(draw, weights, where=chosen, key=drawing)
 

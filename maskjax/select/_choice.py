@@ -150,7 +150,7 @@ def _of_alive(
 ) -> list[Quota]:
     """Counts that are fractions of all that is alive, not of a pattern's candidates."""
     counts = [
-        s.size if a is None else tally([a, a], jnp.dtype("int32"))[0]
+        s.size if a is None else tally([a[None]] * 2, jnp.dtype("int32"))[0][0]
         for s, a in zip(pooled, alive, strict=True)
     ]
     counts = [sum(counts)] if joint else counts

@@ -1,4 +1,4 @@
-"""Reductions of whole arrays to scalars, several in one pass over memory."""
+"""Reductions of whole arrays to numbers, several in one pass over memory."""
 
 import functools
 import math
@@ -15,41 +15,67 @@ from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
 
-# Longer arrays are cut into rows, which run in parallel and vectorize.
+# Longer arrays are cut into lines, which run in parallel and vectorize.
 _LONG = 2**13
-_ROW_LENGTHS = range(256, 4097)
+_LINE_LENGTHS = range(256, 4097)
 
 
 def fold(operands: Sequence[Array], kinds: Sequence[Kind]) -> tuple[Array, ...]:
-    """Reduce two or more integer arrays of one shape to scalars, in one pass.
+    """Reduce integer arrays [R, ...] of one shape to numbers [R], in one pass.
 
-    On one device this is one reduction of several operands. On CPU, XLA turns a long
-    reduction of a single operand into windows and first writes that operand to memory,
-    which is ten times slower if it is a comparison; several operands it leaves alone.
-    Across devices XLA would gather several operands, so each device reduces its own
-    shard here, and the scalars are all-reduced.
+    XLA fuses plain reductions on GPU and TPU, and adds up over devices what each of
+    them reduced. On CPU it turns a long reduction of a single operand into windows and
+    first writes that operand to memory, which is ten times slower if it is a
+    comparison; a reduction of several operands it leaves alone, but gathers their
+    shards. So there each device reduces its own shard here.
     """
+    kinds = tuple(kinds)
+    return lax.platform_dependent(
+        *operands,
+        cpu=lambda *x: _fold_on_cpu(x, kinds),
+        default=lambda *x: _fold_plainly(x, kinds),
+    )
+
+
+def tally(flags: Sequence[Array], dtype: jnp.dtype) -> list[Array]:
+    """The number of True entries in each row, for each of several flags [R, ...]."""
+    kinds: list[Kind] = ["sum"] * len(flags)
+    return list(fold([flag.astype(dtype) for flag in flags], kinds))
+
+
+def _fold_plainly(
+    operands: Sequence[Array], kinds: tuple[Kind, ...]
+) -> tuple[Array, ...]:
+    reduce = {"sum": jnp.sum, "min": jnp.min, "max": jnp.max}
+    rest = tuple(range(1, operands[0].ndim))
+    return tuple(
+        reduce[kind](x, axis=rest, initial=_identity(kind, x)).astype(x.dtype)
+        for kind, x in zip(kinds, operands, strict=True)
+    )
+
+
+def _fold_on_cpu(
+    operands: Sequence[Array], kinds: tuple[Kind, ...]
+) -> tuple[Array, ...]:
     if len(operands) < 2:
         raise AssertionError("a fold of one operand takes the slow path")
     sharding = jax.typeof(operands[0]).sharding
     types = sharding.mesh.axis_types
+    # Where nothing can be sharded nothing is asked of the partitioner: programs with a
+    # partitioning of their own are neither exported nor kept in JAX's cache on disk.
+    if sharding.mesh.empty and jax.device_count() == 1:
+        return _fold_local(operands, kinds)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
-        return _partitioned(tuple(kinds), operands[0].ndim)(*operands)
+        return _partitioned(kinds, operands[0].ndim)(*operands)
     if AxisType.Explicit not in types:  # inside a shard_map: the shard is the array
-        return _fold_local(operands, tuple(kinds))
+        return _fold_local(operands, kinds)
     by_shard = jax.shard_map(
-        lambda *shards: _fold_shard(shards, tuple(kinds), sharding.spec),
+        lambda *shards: _fold_shard(shards, kinds, sharding.spec),
         mesh=sharding.mesh,
         in_specs=(sharding.spec,) * len(operands),
-        out_specs=(PartitionSpec(),) * len(operands),
+        out_specs=(PartitionSpec(*sharding.spec[:1]),) * len(operands),
     )
     return by_shard(*operands)
-
-
-def tally(flags: Sequence[Array], dtype: jnp.dtype) -> list[Array]:
-    """The number of True entries, for each of several flags of one shape."""
-    kinds: list[Kind] = ["sum"] * len(flags)
-    return list(fold([flag.astype(dtype) for flag in flags], kinds))
 
 
 @functools.cache
@@ -63,19 +89,20 @@ def _partitioned(kinds: tuple[Kind, ...], rank: int) -> Callable[..., Any]:
         def of_shard(*shards: Array) -> tuple[Array, ...]:
             return _fold_shard(shards, kinds, spec)
 
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        rows = NamedSharding(mesh, PartitionSpec(*spec[:1]))
         alike = NamedSharding(mesh, spec)
-        return mesh, of_shard, (everywhere,) * len(results), (alike,) * len(operands)
+        return mesh, of_shard, (rows,) * len(results), (alike,) * len(operands)
 
-    def replicated(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
-        return (NamedSharding(mesh, PartitionSpec()),) * len(results)
+    def by_rows(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
+        spec = operands[0].sharding.spec
+        return (NamedSharding(mesh, PartitionSpec(*spec[:1])),) * len(results)
 
     axes = " ".join(f"axis{i}" for i in range(rank))
-    inputs, outputs = [axes] * len(kinds), [""] * len(kinds)
+    inputs, outputs = [axes] * len(kinds), ["axis0"] * len(kinds)
     sharded = custom_partitioning(local)
     sharded.def_partition(
         partition=on_mesh,
-        infer_sharding_from_operands=replicated,
+        infer_sharding_from_operands=by_rows,
         sharding_rule=f"{', '.join(inputs)} -> {', '.join(outputs)}",
     )
 
@@ -98,31 +125,30 @@ def _fold_shard(
     shards: Sequence[Array], kinds: tuple[Kind, ...], spec: PartitionSpec
 ) -> tuple[Array, ...]:
     """The reduction of arrays sharded by `spec`, on a device that has one shard."""
-    parts = [p if isinstance(p, tuple) else (p,) for p in spec if p is not None]
+    parts = [p if isinstance(p, tuple) else (p,) for p in spec[1:] if p is not None]
     names = tuple(name for part in parts for name in part)
-    scalars = _fold_local(shards, kinds)
+    numbers = _fold_local(shards, kinds)
     if not names:
-        return scalars
+        return numbers
     collective = {"sum": lax.psum, "min": lax.pmin, "max": lax.pmax}
     return tuple(
-        collective[kind](x, names) for kind, x in zip(kinds, scalars, strict=True)
+        collective[kind](x, names) for kind, x in zip(kinds, numbers, strict=True)
     )
 
 
 def _fold_local(
     operands: Sequence[Array], kinds: tuple[Kind, ...]
 ) -> tuple[Array, ...]:
-    """The reduction on one device: along rows first, then over the rows' totals."""
-    operands = tuple(_rows(x) for x in operands)
-    rank = operands[0].ndim
+    """The reduction on one device: along lines first, then over the lines' totals."""
+    operands = tuple(_lines(x) for x in operands)
     seeds = tuple(_identity(kind, x) for kind, x in zip(kinds, operands, strict=True))
     merge = {"sum": jnp.add, "min": jnp.minimum, "max": jnp.maximum}
 
     def combine(a: tuple, b: tuple) -> tuple:
         return tuple(merge[kind](x, y) for kind, x, y in zip(kinds, a, b, strict=True))
 
-    for axes in ((rank - 1,), tuple(range(rank - 1))):
-        operands = lax.reduce(operands, seeds, combine, axes)
+    while operands[0].ndim > 1:
+        operands = lax.reduce(operands, seeds, combine, (operands[0].ndim - 1,))
     return tuple(operands)
 
 
@@ -132,10 +158,16 @@ def _identity(kind: Kind, x: Array) -> Array:
     return jnp.array(value, x.dtype)
 
 
-def _rows(x: Array) -> Array:
-    """The same entries as a vector if they are few, else as long rows."""
-    if x.size < _LONG:
-        return x.reshape(-1)
-    # Whole vectors of lanes where possible, and the longest such rows.
-    length = max(_ROW_LENGTHS, key=lambda d: (x.size % d == 0, math.gcd(d, 64), d))
-    return x.reshape(-1, length if x.size % length == 0 else x.size)
+def _lines(x: Array) -> Array:
+    """The same rows as vectors if they are short, else cut into long lines."""
+    rows, size = x.shape[0], math.prod(x.shape[1:])
+    if size < _LONG:
+        return x.reshape(rows, size)
+    return x.reshape(rows, -1, _length(size))
+
+
+@functools.cache
+def _length(size: int) -> int:
+    """Whole vectors of lanes where possible, and the longest such lines."""
+    length = max(_LINE_LENGTHS, key=lambda d: (size % d == 0, math.gcd(d, 64), d))
+    return length if size % length == 0 else size

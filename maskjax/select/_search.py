@@ -11,10 +11,14 @@ gathers nothing across devices (scalars are all-reduced), takes a traced k, and 
 over members.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -29,6 +33,9 @@ from maskjax.select._keys import (
 )
 from maskjax.select._narrow import Interval, narrow
 from maskjax.select._quota import Quota
+
+# Larger leaves are not stacked, because stacking copies.
+_SMALL = 2**22
 
 
 def top_k(
@@ -59,7 +66,7 @@ def top_k(
     k = data.vector([q.of(n) for q, n in zip(quotas, sizes, strict=True)])
     first = None
     if guess is not None:
-        first = _around(jnp.stack([one.astype(data.real) for one in guess]))
+        first = _around(data.vector([one.astype(data.real) for one in guess]))
     found = narrow(data.reaching, whole, k, first)  # 3.
     cut = _cut(found, k, data.key)
     run = narrow(  # 4.
@@ -96,33 +103,50 @@ def _cut(found: Interval, k: Array, key: jnp.dtype) -> _Cut:
 class _Data:
     """The leaves, which search each belongs to, and what one pass over them answers.
 
-    Numbers of each search are vectors [S]. Positions of a search's entries count down
-    to 1 at the end, so that earlier entries are higher.
+    Leaves of one kind are stacked, so that they cost one program: a stack is an array
+    [R, ...] of R leaves. Numbers of each search are vectors [S], in the order of the
+    stacks. Positions of a search's entries count down to 1 at the end, so that earlier
+    entries are higher.
+
+    Attributes:
+        order: For each stack, which leaves are in it.
+        place: For each leaf, its place among the leaves in the order of the stacks.
     """
 
     def __init__(
         self, leaves: Sequence[Array], alive: Sequence[Array | None], *, joint: bool
     ):
-        self.leaves = tuple(leaves)
-        self.alive = alive
         wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
         self.real = jnp.dtype("float64" if wide else "float32")
         self.key = jnp.dtype("int64" if wide else "int32")
-        self.owner = [0] * len(leaves) if joint else list(range(len(leaves)))
-        self.number = 1 if joint else len(leaves)
-        self.sizes = self.sums([x.size for x in leaves])
+        self.joint = joint
+        self.dtypes = [x.dtype for x in leaves]
+        kinds: dict[Any, list[int]] = {}
+        for i, (x, a) in enumerate(zip(leaves, alive, strict=True)):
+            kind = (*(y is not None and jax.typeof(y) for y in (x, a)),)
+            kinds.setdefault(kind if x.size <= _SMALL else i, []).append(i)
+        self.order = list(kinds.values())
+        flat = [i for members in self.order for i in members]
+        self.place = [flat.index(i) for i in range(len(leaves))]
+        self.stacks = tuple(_stacked([leaves[i] for i in ids]) for ids in self.order)
+        self.alive = [
+            None if alive[ids[0]] is None else _stacked([alive[i] for i in ids])
+            for ids in self.order
+        ]
+        self.lengths = [x.size for x in leaves]
+        self.sizes = self.sums(self.lengths)
         self.count_dtype = jnp.dtype(
             "int32" if max(self.sizes) < 2**31 - 1 else "int64"
         )
 
     def keys_at(self, *values: Any) -> tuple[Any, ...]:
-        """The values, and the leaves' keys as functions computed where they are used.
+        """The values, and the keys as functions, computed where they are used.
 
         The barrier ties the keys to the values. Without it XLA computes the keys once
         and stores them: writing and faulting in memory as large as the scores costs
         more than all the passes that would read it.
         """
-        tied, values = lax.optimization_barrier((self.leaves, values))
+        tied, values = lax.optimization_barrier((self.stacks, values))
 
         def order(i: int) -> Array:  # 1.
             return order_key(tied[i].astype(self.real), self.alive[i])
@@ -136,24 +160,28 @@ class _Data:
             read: Whether to find the extremes in a pass over the data. Needed where
                 only some entries count, and worth it without a guess.
         """
-        sizes: list[int | Array] = [x.size for x in self.leaves]
         if read:
             order, _ = self.keys_at(jnp.zeros(()))
             ends = [
                 _extremes(order(i), alive, self.count_dtype)
                 for i, alive in enumerate(self.alive)
             ]
-            low = self.over_leaves(jnp.minimum, [low for low, _, _ in ends])
-            high = self.over_leaves(jnp.maximum, [high for _, high, _ in ends])
-            sizes = [size for _, _, size in ends]
+            low = self.merged(jnp.min, [low for low, _, _ in ends])
+            high = self.merged(jnp.max, [high for _, high, _ in ends])
         else:
-            low = jnp.full(self.number, lowest(self.key) + 1, self.key)
-            high = jnp.full(self.number, -lowest(self.key) - 2, self.key)
-        counted = self.sums(sizes)
+            number = len(self.sizes)
+            low = jnp.full(number, lowest(self.key) + 1, self.key)
+            high = jnp.full(number, -lowest(self.key) - 2, self.key)
         none = _zeros(low, self.count_dtype)
-        all_of_them = self.vector(counted) + none
-        interval = Interval(to_unsigned(low), to_unsigned(high) + 1, all_of_them, none)
-        return interval, counted
+        if read and any(alive is not None for alive in self.alive):
+            counted = self.merged(_sum, [size for *_, size in ends])
+            sizes: list[int | Array] = [counted[i] for i in self.searches()]
+        else:
+            counted, sizes = self.vector(self.sizes), list(self.sizes)
+        interval = Interval(
+            to_unsigned(low), to_unsigned(high) + 1, counted + none, none
+        )
+        return interval, sizes
 
     def reaching(self, pivots: list[Array]) -> list[Array]:
         """How many keys reach each pivot."""
@@ -164,7 +192,7 @@ class _Data:
         """The interval of all positions, with counts of the entries that tie."""
         equals = found.at_low - found.at_high
         first = _zeros(equals, found.low.dtype) + 1
-        last = first * jnp.array(self.sizes, found.low.dtype)
+        last = first * self.vector(self.sizes).astype(found.low.dtype)
         return Interval(first, last + 1, equals, _zeros(equals, self.count_dtype))
 
     def early(self, last: Array, positions: list[Array]) -> list[Array]:
@@ -184,70 +212,111 @@ class _Data:
         order, sure, last, position, starts = self.keys_at(
             cut.sure, cut.last, position, self.starts()
         )
-        return [
+        flags = [
             (order(i) >= self.of(sure, i))
             | (
                 (order(i) == self.of(last, i))
                 & (self.position(i, starts) >= self.of(position, i))
             )
-            for i in range(len(self.leaves))
+            for i in range(len(self.stacks))
         ]
+        index = _opaque(max(map(len, flags)), position)
+        rows = [row for stack in flags for row in _unstacked(stack, index)]
+        return [rows[place] for place in self.place]
 
     def cutoffs(self, cut: _Cut) -> list[Array]:
         """For each leaf, the score at which its search cut."""
         key = jnp.where(cut.missing > 0, cut.last, cut.sure)
+        scores = from_order_key(key, self.real)
+        scores = [*scores] * len(self.place) if self.joint else [*scores]
         return [
-            from_order_key(self.of(key, i), x.dtype) for i, x in enumerate(self.leaves)
+            scores[place].astype(dtype)
+            for place, dtype in zip(self.place, self.dtypes, strict=True)
         ]
 
     def counts(self, flags: Callable[[int], list[Array]]) -> list[Array]:
-        """Flags of each leaf to counts of each search, one vector for each flag."""
-        leaves = [tally(flags(i), self.count_dtype) for i in range(len(self.owner))]
-        return [
-            self.over_leaves(jnp.add, list(kind)) for kind in zip(*leaves, strict=True)
-        ]
+        """Flags of each stack to counts of each search, one vector for each flag."""
+        stacks = [tally(flags(i), self.count_dtype) for i in range(len(self.stacks))]
+        return [self.merged(_sum, list(kind)) for kind in zip(*stacks, strict=True)]
 
     def starts(self) -> Array:
-        """For each leaf, the position of its first entry."""
-        remaining, starts = list(self.sizes), []
-        for owner, x in zip(self.owner, self.leaves, strict=True):
-            starts.append(remaining[owner])
-            remaining[owner] -= x.size
-        return self.vector(starts)
+        """The position of each leaf's first entry, in the order of the stacks."""
+        starts = self.lengths
+        if self.joint:
+            total = itertools.accumulate(self.lengths[:-1], initial=0)
+            starts = [self.sizes[0] - before for before in total]
+        flat = [i for members in self.order for i in members]
+        return jnp.array(np.array([starts[i] for i in flat], self.count_dtype))
 
-    def position(self, leaf: int, starts: Array) -> Array:
-        """The position of each entry of a leaf in its search."""
-        position, x = starts[leaf], self.leaves[leaf]
-        stride = x.size
-        for axis, length in enumerate(x.shape):
+    def position(self, stack: int, starts: Array) -> Array:
+        """The position of each entry of a stack in its search."""
+        x = self.stacks[stack]
+        position, stride = self.rows(starts, stack), math.prod(x.shape[1:])
+        for axis, length in enumerate(x.shape[1:], 1):
             stride //= max(length, 1)
             position -= lax.broadcasted_iota(self.count_dtype, x.shape, axis) * stride
         return position
 
-    def of(self, per_search: Array, leaf: int) -> Array:
-        """The number of the search that a leaf belongs to."""
-        return per_search[self.owner[leaf]]
+    def of(self, per_search: Array, stack: int) -> Array:
+        """The numbers of the searches that a stack's rows belong to, [R, 1, ...]."""
+        return per_search[0] if self.joint else self.rows(per_search, stack)
+
+    def rows(self, per_leaf: Array, stack: int) -> Array:
+        """The numbers of a stack's rows, [R, 1, ...]."""
+        first = sum(map(len, self.order[:stack]))
+        x = self.stacks[stack]
+        part = per_leaf[first : first + len(x)]
+        return part.reshape(-1, *[1] * (x.ndim - 1))
+
+    def searches(self) -> list[int]:
+        """For each search in the order of the caller, its place in vectors."""
+        return [0] if self.joint else self.place
 
     def vector(self, values: Sequence[ArrayLike]) -> Array:
-        """Scalars as a vector, integers in the dtype of counts."""
+        """Numbers of each search in the caller's order; integers as counts."""
+        if not self.joint:
+            values = [values[i] for members in self.order for i in members]
         numbers = [jnp.asarray(v) for v in values]
         if all(jnp.issubdtype(v.dtype, jnp.integer) for v in numbers):
             numbers = [v.astype(self.count_dtype) for v in numbers]
         return jnp.stack(numbers)
 
-    def sums(self, per_leaf: Sequence[int | Array]) -> list[Any]:
-        """The sum over each search's leaves."""
-        totals: list[Any] = [0] * self.number
-        for owner, value in zip(self.owner, per_leaf, strict=True):
-            totals[owner] = totals[owner] + value
-        return totals
+    def sums(self, per_leaf: Sequence[int]) -> list[Any]:
+        """The sum over each search's leaves, in the caller's order."""
+        return [sum(per_leaf)] if self.joint else list(per_leaf)
 
-    def over_leaves(self, merge: Callable, per_leaf: list[Array]) -> Array:
-        """The values of each search's leaves, merged."""
-        merged: dict[int, Array] = {}
-        for owner, value in zip(self.owner, per_leaf, strict=True):
-            merged[owner] = merge(merged[owner], value) if owner in merged else value
-        return jnp.stack([merged[owner] for owner in range(self.number)])
+    def merged(self, merge: Callable[[Array], Array], stacks: list[Array]) -> Array:
+        """Numbers of each row, merged for each search."""
+        rows = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+        return merge(rows)[None] if self.joint else rows
+
+
+def _stacked(leaves: Sequence[Any]) -> Array:
+    return leaves[0][None] if len(leaves) == 1 else jnp.stack(leaves)
+
+
+def _unstacked(stack: Array, index: Sequence[Array]) -> list[Array]:
+    if len(stack) == 1:
+        return [stack[0]]
+    rows = zip(range(len(stack)), index, strict=False)
+    return [lax.dynamic_index_in_dim(stack, i, keepdims=False) for _, i in rows]
+
+
+def _opaque(n: int, counts: Array) -> Sequence[Array]:
+    """0, 1, ..., n - 1 as numbers that XLA does not know.
+
+    It compiles a slice at a known place anew for each place, and at an unknown place
+    once: for 150 leaves the difference is two seconds.
+    """
+    known = tuple(jnp.int32(i) for i in range(n))
+    if n == 1:
+        return known
+    never = jnp.min(counts) < 0
+    return lax.cond(never, lambda: known[::-1], lambda: known)
+
+
+def _sum(x: Array) -> Array:
+    return jnp.sum(x, dtype=x.dtype)
 
 
 def _around(guess: Array) -> list[Array]:
@@ -259,11 +328,11 @@ def _around(guess: Array) -> list[Array]:
 
 def _extremes(
     key: Array, alive: Array | None, dtype: jnp.dtype
-) -> tuple[Array, Array, int | Array]:
-    """The lowest and highest key that counts, and how many count."""
+) -> tuple[Array, Array, Array]:
+    """For each row, the lowest and highest key that counts, and how many count."""
     if alive is None:
         low, high = fold([key, key], ["min", "max"])
-        return low, high, key.size
+        return low, high, jnp.full(len(key), math.prod(key.shape[1:]), dtype)
     highest = jnp.iinfo(key.dtype).max
     alive_key = jnp.where(alive, key, highest)
     low, high, size = fold([alive_key, key, alive.astype(dtype)], ["min", "max", "sum"])

@@ -175,7 +175,7 @@ def test_what_is_meta_trained_learns_faster_from_few_samples(quick):
     assert maml["mse_by_step"][5] < maml["mse_by_step"][0] - 0.4
     assert maml["density"] == 1
     assert 0.5 < ticket["density"] < 1  # it has just begun, and the mask has moved
-    found = numbers["images"]["width 1, 1-shot"]
+    found = numbers["images"]
     assert found["unchanged"]
     assert 0.3 < found["density"] < 0.9
     first = {name: steps[0] for name, steps in found["accuracy_by_step"].items()}
@@ -198,7 +198,7 @@ def test_a_trained_network_is_made_of_a_random_one(quick):
     assert numbers["within_bound"]
     assert numbers["target"] > 0.93
     made = numbers["made"]
-    for name in ("nearest", "fewest", "nearest, a set for each weight"):
+    for name in ("nearest", "fewest"):
         assert made[name]["missed"] <= 1  # by an unlucky draw, of 2,410
         assert abs(made[name]["accuracy"] - numbers["target"]) < 0.01
     assert made["fewest"]["kept"] < made["nearest"]["kept"] / 3
@@ -233,5 +233,3 @@ def test_networks_that_disagree_know_what_they_were_not_taught(quick):
     params = numbers["params"]
     assert params["deep ensemble"] == 5 * params["one network"]
     assert params["Masksembles"] == params["MC-dropout"] == params["one network"]
-    for found in numbers["diabetes"].values():
-        assert 40 < np.mean(found["rmse"]) < 80  # as it is, 77

@@ -90,7 +90,8 @@ def test_every_kind_of_tree_and_its_dtype(name):
 
     def of(weights):
         kept = masking.everything(weights)
-        return iterand.redraw(fives, weights, kept, mix=0.5, key=KEY)
+        how = {"where": trees.WHERE, "mix": 0.5, "key": KEY}
+        return iterand.redraw(fives, weights, kept, **how)
 
     after = jax.eval_shape(of, weights)
     assert jax.tree.structure(after) == jax.tree.structure(weights)
@@ -157,4 +158,6 @@ def test_bad_input_is_refused(weights, mask):
     wrong = {"w": np.ones((3, 50), bool), "b": None}
     refuses(ValueError, r"every leaf .*\n  w: mask \(3, 50\)", mask=wrong)
     flat = {"w": None, "b": np.ones(50, bool)}
-    refuses(ValueError, "leaves .*\n  b: .*fan-in", draw=SIGNED, mask=flat)
+    told = "to know .*fan-in, .*`elementwise`.*\n  b: "
+    refuses(ValueError, told, draw=SIGNED, mask=flat)
+    refuses(TypeError, "`where` as a function", where="kernel")

@@ -368,7 +368,7 @@ def test_first_and_second_order_differ():
 
 @jax.jit
 def first_of(density):
-    shapes = {"a": (7, 9), "b": (3, 3, 2, 4), "head": (9, 2)}
+    shapes = {"a": (7, 9), "conv": (3, 3, 2, 4), "head": (9, 2)}
     weights = {k: jnp.ones(shape) for k, shape in shapes.items()}
     return meta_ticket.init(weights, density=density, key=KEY)
 
@@ -377,7 +377,7 @@ def first_of(density):
 def test_the_first_mask_has_an_exact_count_and_then_drifts(density):
     scores, thresholds = jax.device_get(first_of(np.float32(density)))
     assert scores["head"] is thresholds["head"] is None
-    for name in ("a", "b"):
+    for name in ("a", "conv"):
         n, cut = scores[name].size, thresholds[name]
         # n - (1 + round(q (n - 1))) + 1, with q = 1 - density
         assert (scores[name] >= cut).sum() == 1 + quota(density, n - 1)
@@ -398,7 +398,7 @@ def test_the_mask_is_where_scores_reach_their_thresholds():
 
 def test_scores_start_uniform_within_the_bound_of_the_fan_in():
     scores, _ = jax.device_get(first_of(np.float32(1)))
-    for name, fan_in in (("a", 7), ("b", 18)):
+    for name, fan_in in (("a", 7), ("conv", 18)):
         size, bound = abs(scores[name]), (6 / fan_in) ** 0.5
         assert 0.9 * bound < size.max() <= bound
         np.testing.assert_allclose(size.mean(), bound / 2, rtol=0.25)
@@ -577,7 +577,7 @@ def test_every_kind_of_tree_adapts_and_learns(name):
         return sum(jnp.sum(jnp.sin(p)) for p in leaves) * jnp.mean(x)
 
     def run(weights, x):
-        floating = where.kernels & where.floating
+        floating = trees.WHERE & where.floating
         scores, thresholds = meta_ticket.init(weights, where=floating, key=KEY)
 
         def adapted(scores, x):
@@ -705,7 +705,7 @@ def test_something_has_to_be_chosen():
     with pytest.raises(ValueError, match="`where` to choose at least one leaf"):
         first({"head": weights_of()["head"]})
     with pytest.raises(
-        ValueError, match="needs leaves whose shapes can be drawn.*\n  bias"
+        ValueError, match="(?s)to know the axes .* for the fan-in.*\n  bias: "
     ):
         first(where=where.everything)
     with pytest.raises(TypeError, match="needs every leaf that `where`.*\n  counter"):

@@ -208,7 +208,7 @@ def test_what_was_learned_can_be_where_a_new_task_begins():
     @jax.jit
     def begin(tasks):
         last = bank.take(tasks, TASKS - 1)
-        return supsup.mask(initializer.scores_of(last)), packing.unpack(last)
+        return supsup.mask(initializer.scores_of(WEIGHTS, last)), packing.unpack(last)
 
     trees.assert_same(*begin(learned()[0]))
 

@@ -288,7 +288,7 @@ def test_bad_arguments():
     room = fn("init") + "`capacity` of at least 1"
     refused(ValueError, room, init, WEIGHTS, capacity=0, key=KEY)
     refused(TypeError, fn("init") + "`key`", init, WEIGHTS, capacity=1, key=0)
-    flat = "(?s)" + fn("init") + ".*b: Can"
+    flat = "(?s)" + fn("init") + "to know the axes.* for the fan-in.*\n  b: "
     wrong = {"a": np.ones((2, 2), "float32"), "b": np.ones(2, "float32")}
     every = where.matching("")
     refused(ValueError, flat, init, wrong, capacity=1, where=every, key=KEY)

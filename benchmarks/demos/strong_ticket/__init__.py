@@ -20,7 +20,7 @@ from benchmarks import _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from benchmarks.demos.strong_ticket import _errors, _pictures
+from benchmarks.demos.strong_ticket import _errors
 from maskjax import initializer
 from maskjax.theory import strong_ticket
 
@@ -49,7 +49,7 @@ def run(context: Context) -> Outcome:
     large = data.x_train.shape[1] >= MNIST_PIXELS
     target, accuracy = _target(context, data, large=large)
     weights = sum(w.size for w in jax.tree.leaves(target))
-    tickets, made = _published(context, data, target, fresh=large or context.quick)
+    made = _published(context, data, target)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ways = {} if large else _constructions(context, data, target)
     widths, errors = _errors.widths_of(context), _errors.errors_of(context)
@@ -82,18 +82,13 @@ def run(context: Context) -> Outcome:
         "missed": {n: x if n == "ridge" else x[-1] for n, x in missed.items()},
     }
     network = {"network": "-".join(map(str, _widths(target))), "weights": weights}
-    network |= {"budgets": _errors.budgets_of(context)}
+    network |= {"budgets": _errors.BUDGETS}
     return Outcome(
         # Without constructions, as on MNIST, there is nothing to say of them.
         rows=[row for row in rows("strong_ticket", **numbers, **found) if row.measured],
         settings=SETTINGS | network | {"biases": "bias" in target[0], "widths": widths},
         numbers=numbers,
-        pictures=[
-            _pictures.draw_errors(context, errors, slopes),
-            _pictures.draw_weight(context),
-            _pictures.draw_neurons(context, target, tickets),
-            _pictures.draw_missed(context, missed),
-        ],
+        pictures=[_errors.draw_errors(context, errors, slopes)],
     )
 
 
@@ -134,24 +129,17 @@ def _accuracy(logits: Any, data: Data) -> float:
     return float(np.mean(np.argmax(logits, -1) == data.y_test))
 
 
-def _published(
-    context: Context, data: Data, target: Any, *, fresh: bool
-) -> tuple[dict[str, strong_ticket.Ticket], dict[str, Any]]:
+def _published(context: Context, data: Data, target: Any) -> dict[str, Any]:
     """Weights out of 21 coefficients, from the least to the largest weight."""
     leaves = jax.tree.leaves(target)
     ends = float(min(w.min() for w in leaves)), float(max(w.max() for w in leaves))
     wide = {"inner": jax.nn.initializers.ones, "outer": initializer.uniform(*ends)}
     # An unlucky draw may miss a weight, which is then said below.
     how = {"construction": "subset_sum", "tolerance": TOLERANCE}
-    runs = {"nearest": (True, {}), "fewest": (True, {"fewest": True})}
-    if fresh:
-        runs["nearest, a set for each weight"] = (False, {})
-    tickets, found = {}, {}
-    for name in context.track("strong_ticket: subset sums", runs):
-        shared, more = runs[name]
-        params = _draw(target, COEFFICIENTS, shared=shared, **wide)
-        tickets[name], found[name] = _make(data, target, params, **how, **more)
-    return tickets, found
+    params, found = _draw(target, COEFFICIENTS, shared=True, **wide), {}
+    for name in context.track("strong_ticket: subset sums", ("nearest", "fewest")):
+        found[name] = _make(data, target, params, fewest=name == "fewest", **how)
+    return found
 
 
 def _constructions(context: Context, data: Data, target: Any) -> dict[str, Any]:
@@ -161,7 +149,7 @@ def _constructions(context: Context, data: Data, target: Any) -> dict[str, Any]:
         sizes = {"log": name == "greedy"}  # of every size, where it walks
         drawn = {"inner": _uniform(), "outer": _uniform(RANGE, **sizes)}
         params = _draw(target, WAYS[name], **drawn)
-        found[name] = _make(data, target, params, construction=name)[1]
+        found[name] = _make(data, target, params, construction=name)
     return found
 
 
@@ -185,8 +173,8 @@ def _draw(target: Any, k: int, **how: Any) -> Any:
     return strong_ticket.init(_widths(target), **how)
 
 
-def _make(data: Data, target: Any, params: Any, **how: Any) -> tuple[Any, Any]:
-    """The ticket of a target, and numbers on it and what it says of the test images."""
+def _make(data: Data, target: Any, params: Any, **how: Any) -> dict[str, Any]:
+    """Numbers on the ticket of a target, and on what it says of the test images."""
     how |= {"nonnegative": True, "misses": "report"}
     began = time.perf_counter()
     ticket = strong_ticket.prune(params, target, **how)
@@ -198,7 +186,7 @@ def _make(data: Data, target: Any, params: Any, **how: Any) -> tuple[Any, Any]:
         off = _said(dataclasses.replace(ticket, params=double[0]), images)
         off = off - np.asarray(strong_ticket.forward(double[1], images))
     report, radius = ticket.report, float(np.linalg.norm(images, axis=1).max())
-    return ticket, {
+    return {
         "accuracy": _accuracy(said, data),
         "seconds": seconds,
         "kept": sum(report.kept),

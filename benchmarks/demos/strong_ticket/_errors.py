@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import _pictures
 from benchmarks._registry import Context
 from maskjax.theory import gadget, neuron
 
@@ -25,18 +26,12 @@ LABELS = {
 }
 INPUTS, OUTPUTS = 12, 20  # weights whose errors are averaged
 ERROR_SEEDS, NEURON_SEEDS = (3, 3, 10), (2, 2, 5)
-DIMENSIONS, NEURONS, SAMPLES, BUDGETS = 8, 300, 600, (1, 10, 100)
-FINDS = ("greedy", "learned", "regression")
+DIMENSIONS, NEURONS, SAMPLES, BUDGETS = 8, 300, 600, (1, 100)
 
 
 def widths_of(context: Context) -> dict[str, tuple[int, ...]]:
     """Blocks of how many neurons; by default every other one, at half of the time."""
     return {name: ks[:: context.pick((1, 2, 1))] for name, ks in WIDTHS.items()}
-
-
-def budgets_of(context: Context) -> tuple[int, ...]:
-    """How many neurons may be kept; by default the fewest and the most."""
-    return BUDGETS[:: context.pick((1, 2, 1))]
 
 
 def errors_of(context: Context) -> dict[str, np.ndarray]:
@@ -77,8 +72,8 @@ def slope(name: str, ks: tuple[int, ...], errors: np.ndarray) -> np.ndarray:
 
 def missed_by_neurons(context: Context) -> dict[str, np.ndarray]:
     """What neuron subnetworks miss of a ReLU neuron on new inputs, [budgets, S]."""
-    seeds, budgets = context.pick(NEURON_SEEDS), budgets_of(context)
-    found = {name: np.zeros((len(budgets), seeds)) for name in FINDS}
+    seeds, finds = context.pick(NEURON_SEEDS), ("greedy", "learned")
+    found = {name: np.zeros((len(BUDGETS), seeds)) for name in finds}
     found["ridge"] = np.zeros(seeds)
     rng = np.random.default_rng(0)
     for seed in context.track("strong_ticket: whole neurons", seeds):
@@ -87,9 +82,9 @@ def missed_by_neurons(context: Context) -> dict[str, np.ndarray]:
         inner = rng.normal(size=(DIMENSIONS, NEURONS))
         outputs = np.maximum(x @ inner, 0) * rng.uniform(-1, 1, NEURONS)
         given = jnp.float32(outputs), jnp.float32(y)
-        found["ridge"][seed] = _miss(*given, find="regression", budget=NEURONS)
-        for i, budget in enumerate(budgets):
-            for find in FINDS:
+        found["ridge"][seed] = _miss(*given, find="ridge", budget=NEURONS)
+        for i, budget in enumerate(BUDGETS):
+            for find in finds:
                 found[find][i, seed] = _miss(*given, find=find, budget=budget)
     return found
 
@@ -103,8 +98,25 @@ def _miss(outputs: jax.Array, y: jax.Array, *, find: str, budget: int) -> jax.Ar
     elif find == "learned":
         how = {"optimizer": optax.adam(0.05), "steps": 200, "key": jax.random.key(0)}
         found = neuron.learned(*half, budget=budget, **how)
-    else:  # of the first few all weights are free
-        some = half[0].at[:, budget:].set(0)
-        found = neuron.ridge(some, half[1], penalty=1e-4)
+    else:  # all weights are free
+        found = neuron.ridge(*half, penalty=1e-4)
     off = neuron.scale(found, *half) * (rest[0] @ found.astype(y.dtype)) - rest[1]
     return jnp.mean(off**2) / jnp.mean(rest[1] ** 2)
+
+
+def draw_errors(
+    context: Context, errors: dict[str, np.ndarray], slopes: dict[str, np.ndarray]
+) -> str:
+    """How errors fall: of one neuron a weight by a power, of sums by bits."""
+    drawn, panels = _pictures.page(columns=2, size=(11, 4.5))
+    kinds = ("mean", "power", "log"), ("median", "bits a neuron", "linear")
+    for i, (axes, (what, unit, scale)) in enumerate(zip(panels, kinds, strict=True)):
+        x, found = {}, {}
+        for name in errors:
+            if is_sum(name) == bool(i):
+                label = f"{LABELS[name]} ({unit}: {slopes[name].mean():.2f})"
+                x[label], found[label] = widths_of(context)[name], errors[name]
+        how = {"xlabel": "k, neurons in a block (half of them fire)"}
+        how["ylabel"] = f"{what} error of weights in [-1/2, 1/2]"
+        _pictures.curves(axes, x, found, xscale=scale, yscale="log", **how)
+    return _pictures.save(drawn, context, "strong_ticket_errors")

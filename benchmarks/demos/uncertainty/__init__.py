@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _members, _regression, _shift, _timing
+from benchmarks import _members, _pictures, _timing
 from benchmarks._members import DROPOUT, ENSEMBLE, MASKSEMBLES, MEMBERS, SINGLE, WAYS
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows, said
-from benchmarks.demos.uncertainty import _networks, _pictures
+from benchmarks.demos.uncertainty import _networks
 from benchmarks.demos.uncertainty._networks import (
     ANGLES,
     SEEDS,
@@ -25,12 +25,9 @@ from benchmarks.demos.uncertainty._networks import (
     Told,
 )
 from benchmarks.speed import _case
-from maskjax import metrics
-from maskjax.recipes import deep_ensemble, masksembles
+from maskjax import metrics, report
+from maskjax.recipes import masksembles
 
-NUMBERS = tuple(_members.Training(epochs, 32, 1e-2, 0.1) for epochs in (10, 6, 40))
-CURVE = tuple(_members.Training(epochs, 20, 1e-2, 0.1) for epochs in (100, 100, 1_000))
-SPLITS = 3, 3, 10
 RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 0.2), (30, 2)))
 TOLD = (0, 30, 60)  # of these, in the table
 LAYERED = f"{MASKSEMBLES}, as layers"
@@ -64,8 +61,6 @@ def run(context: Context) -> Outcome:
     measured = {way: _measured(problem, each) for way, each in told.items()}
     found = {way: numbers for way, (numbers, _) in measured.items()}
     times, thin_agree = _times(context, problem, variables)
-    regression = _diabetes(context)
-    curve, points = _cubic(context)
     laws = _laws(problem, found, variables) | {
         "mutual_information_is_what_entropy_loses": all(
             ok for _, ok in measured.values()
@@ -78,25 +73,18 @@ def run(context: Context) -> Outcome:
         "predict": times,
         "temperatures": temperatures,
         "angles": ANGLES,
-        "diabetes": regression,
         "laws": laws,
     }
     return Outcome(
         rows=rows("uncertainty", **_for_rows(problem, numbers)),
-        settings=_settings(context, problem),
+        settings=_settings(problem),
         numbers=numbers,
-        pictures=[
-            _pictures.draw_reliability(context, problem, told),
-            _pictures.draw_risk(context, problem, told),
-            _pictures.draw_turned(context, found),
-            _pictures.draw_entropies(context, problem, told),
-            _pictures.draw_cubic(context, curve, points),
-        ],
+        pictures=[_draw_reliability(context, problem, told)],
     )
 
 
 def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
-    """What the table says, by the names of `ROWS`."""
+    """What the table says, by the names in `promises.toml`."""
     found, times = numbers["ways"], numbers["predict"]
     temperature = f"temperature {said(numbers['temperatures'], '.3f+-')}, "
     at = [ANGLES.index(angle) for angle in TOLD]
@@ -117,13 +105,11 @@ def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
         "seeds": SEEDS,
         "images": len(problem.x),
         "turned": turned,
-        "splits": len(numbers["diabetes"][SINGLE]["rmse"]),
-        "regression": numbers["diabetes"],
         "laws": list(numbers["laws"].values()),
     }
 
 
-def _settings(context: Context, problem: Problem) -> dict[str, Any]:
+def _settings(problem: Problem) -> dict[str, Any]:
     return SETTINGS | {
         "network": "-".join(map(str, (problem.x.shape[1], *problem.widths))),
         "ones": [plan.ones for plan in _plans(problem)],
@@ -133,12 +119,6 @@ def _settings(context: Context, problem: Problem) -> dict[str, Any]:
         "test": len(problem.test[0]),
         "turned": len(problem.turned) // len(ANGLES),
         "unknown": f"{len(problem.unknown)} images: {problem.what}",
-        "regression": {
-            "hidden": _regression.WIDTHS[0],
-            "diabetes": context.pick(NUMBERS)._asdict(),
-            "cubic": context.pick(CURVE)._asdict(),
-            "splits": context.pick(SPLITS),
-        },
     }
 
 
@@ -178,7 +158,8 @@ def _unsure(told: Told, both: np.ndarray) -> tuple[dict[str, Any], bool]:
 def _measured(problem: Problem, told: Told) -> tuple[dict[str, Any], bool]:
     """Numbers [S], [A, S] of turned images; and if mutual information is right."""
     y = problem.test[1]
-    test, both, gone = _networks.with_unknown(problem, told)
+    test, unknown = map(np.asarray, map(_networks.mean, (told.test, told.unknown)))
+    both = np.concatenate([test, unknown], axis=1)
     odd = np.arange(both.shape[1]) >= test.shape[1]
     unsure, informed = _unsure(told, both)
     # Angle by angle: of digits they are as many as the test, and nothing is compiled.
@@ -192,7 +173,6 @@ def _measured(problem: Problem, told: Told) -> tuple[dict[str, Any], bool]:
         "members_nll": np.mean([nll(probs, y) for probs in told.test], axis=0),
         "ece": np.asarray(ece(test, y)),
         "auroc": {n: np.asarray(metrics.auroc(x, odd)) for n, x in unsure.items()},
-        "aurc_with_unknown": np.asarray(metrics.aurc(both.max(-1), gone)),
     }
     for name, metric in by_metric.items():
         found[f"turned_{name}"] = np.stack([metric(p, labels) for p in turned])
@@ -238,28 +218,15 @@ def _sizes(variables: dict[str, Any]) -> dict[str, int]:
     return {way: count(each["params"]) for way, each in variables.items()}
 
 
-def _diabetes(context: Context) -> dict[str, dict[str, np.ndarray]]:
-    """RMSE and log-likelihood [splits], each way."""
-    splits = range(context.pick(SPLITS))
-    problems = [_shift.diabetes(seed=seed).standardized() for seed in splits]
-    found = _regression.learn(problems, context.pick(NUMBERS))
-    return _regression.scores(found, problems)
-
-
-def _cubic(context: Context) -> tuple[dict[str, Any], _shift.Numbers]:
-    """Means and deviations over the grid, each way; and the points."""
-    raw = _shift.cubic(seed=0)
-    numbers = raw.standardized()
-    unit = numbers.deviation
-    precision = (unit / _shift.CUBIC_NOISE) ** 2
-    found = _regression.learn([numbers], context.pick(CURVE), precision=precision)
-
-    def spread(normals: _regression.Normals) -> tuple[np.ndarray, np.ndarray]:
-        of_one = (jnp.asarray(leaf[0]) for leaf in normals)
-        mean, variance = map(np.asarray, deep_ensemble.mixture(*of_one))
-        return numbers.mean + unit * mean, unit * variance**0.5
-
-    return {way: spread(normals) for way, normals in found.items()}, raw
+def _draw_reliability(context: Context, problem: Problem, told: dict[str, Told]) -> str:
+    """Of all seeds together."""
+    y, bins = np.tile(problem.test[1], SEEDS), {}
+    for way, each in told.items():
+        pooled = np.asarray(_networks.mean(each.test)).reshape(len(y), -1)
+        bins[way] = metrics.reliability(pooled, y)
+    drawn = report.plot_reliability(bins)
+    drawn.axes[0].set_title(f"images as they were learned, {SEEDS} seeds together")
+    return _pictures.save(drawn, context, "uncertainty_reliability")
 
 
 TITLE = "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _members, _shift, _train
+from benchmarks import _members, _shift, _tasks, _train
 from benchmarks._members import ENSEMBLE, NETWORKS, SINGLE, Training
 from benchmarks._registry import Context
 from maskjax import metrics
@@ -67,6 +67,7 @@ def problem_of(context: Context) -> Problem:
         scaled = (images - mean) / deviation
         return scaled.reshape(-1, images.shape[-2] * images.shape[-1])
 
+    some = data.x_test[:ELSEWHERE]
     held = round(VALIDATION_SHARE * len(data.x_train))
     x, y = rows(data.x_train), data.y_train
     kind = "mnist" if large else "digits"
@@ -76,7 +77,7 @@ def problem_of(context: Context) -> Problem:
         y[:-held],
         (x[-held:], y[-held:]),
         (rows(data.x_test), data.y_test),
-        rows(_shift.rotations(data.x_test[:ELSEWHERE], ANGLES)),
+        rows(np.stack([_tasks.turned(some, angle) for angle in ANGLES])),
         rows(unknown),
         what,
         (*HIDDEN[kind], int(data.y_train.max()) + 1),
@@ -139,14 +140,6 @@ def asked(problem: Problem, way: str, variables: Any) -> np.ndarray:
 def mean(probs: jax.Array) -> jax.Array:
     """What members say on average."""
     return probs.mean(0)
-
-
-def with_unknown(problem: Problem, told: Told) -> tuple[np.ndarray, ...]:
-    """Mean probabilities: of the test, with the unknown; and which are not right."""
-    test, unknown = np.asarray(mean(told.test)), np.asarray(mean(told.unknown))
-    wrong = test.argmax(-1) != problem.test[1]
-    gone = np.concatenate([wrong, np.ones(unknown.shape[:2], bool)], axis=1)
-    return test, np.concatenate([test, unknown], axis=1), gone
 
 
 def told_by(problem: Problem, logits: dict[str, Any]) -> tuple[dict[str, Told], Any]:

@@ -1,10 +1,11 @@
 """Equations that have a body: calls, conditionals and loops, by shapes alone."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from maskjax._core.walk._trails import Trail, merged, strange
+from maskjax._core.walk._trails import Trail, merged, sized, strange
 from maskjax._core.walk._values import Found, Value, Walk
 
 
@@ -21,6 +22,32 @@ def _branches(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     for other in outs[1:]:
         joined = _joined(joined, other, "cond")
     return [value._replace(data=value.data or ins[0].data) for value in joined]
+
+
+def _shards(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
+    """`shard_map`: the body has the shapes of one device."""
+    body = equation.params["jaxpr"]
+    own = dataclasses.replace(walk, inside=walk.inside or "shard_map")
+    parts = [_resized(v, atom) for v, atom in zip(ins, body.invars, strict=True)]
+    outs = walk.follow(body, parts, own)
+    return [_resized(v, atom) for v, atom in zip(outs, equation.outvars, strict=True)]
+
+
+def _resized(value: Value, atom: Any) -> Value:
+    """A part of a value, or the whole, by the shape of what takes it in."""
+    leaves = {}
+    for leaf, trail in value.leaves.items():
+        if trail.axes is not None:
+            cut = [
+                label if math.prod(f.size for f in label) == n else sized(label, n)
+                for label, n in zip(trail.axes, atom.aval.shape, strict=True)
+            ]
+            axes = None if None in cut else tuple(cut)
+            same = axes == trail.axes
+            lost = trail.lost if same else trail.lost or "shard_map"
+            trail = trail._replace(axes=axes, lost=lost)
+        leaves[leaf] = trail
+    return value._replace(leaves=leaves)
 
 
 def _while(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
@@ -136,4 +163,4 @@ CALLS: dict[str, Callable[[Any, list[Value], Walk], list[Value]]] = dict.fromkey
     "custom_vjp_call_jaxpr jit pjit remat2".split(),
     _call,
 )
-BODIES = {"cond": _branches, "scan": _scan, "while": _while}
+BODIES = {"cond": _branches, "scan": _scan, "shard_map": _shards, "while": _while}

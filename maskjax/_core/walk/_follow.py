@@ -120,8 +120,8 @@ def _is_of_a_gradient(equation: Any) -> bool:
 def _made_of(equation: Any, ins: list[Value], walk: Walk, i: int) -> dict[int, Trail]:
     """The parameters that output i is made of; the others' ends are noted."""
     name, found = equation.primitive.name, walk.found
-    if len(ins) == len(equation.outvars) > 1 and name != "sort":  # each on its own
-        return ins[i].leaves
+    if name in _ONE_BY_ONE:
+        ins = [v if k == i else v._replace(leaves={}) for k, v in enumerate(ins)]
     entering = [
         (value.data, leaf, _moves.moved(equation, atom.aval.shape, trail, place, i))
         for place, (value, atom) in enumerate(zip(ins, equation.invars, strict=True))
@@ -148,6 +148,8 @@ def _made_of(equation: Any, ins: list[Value], walk: Walk, i: int) -> dict[int, T
     return leaves
 
 
+# Each output is made of the operand at its place.
+_ONE_BY_ONE = ("device_put", "optimization_barrier", "psum", "psum_invariant")
 # Operands after the first choose entries of the first.
 _CHOICES = ("gather", "dynamic_slice")
 

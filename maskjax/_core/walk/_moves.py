@@ -138,6 +138,13 @@ def _concatenate(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels 
     return _mixed(_cut(params, shape, out, axes), params["dimension"])
 
 
+def _all_gather(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
+    axis = params["all_gather_dimension"]
+    if params["tiled"]:
+        return _mixed(_cut(params, shape, out, axes), axis)
+    return (*axes[:axis], strange(out[axis]), *axes[axis:])
+
+
 def _along(params: Any, shape: Shape, out: Shape, axes: Labels) -> Labels | None:
     """Entries are mixed or moved along an axis."""
     if len(shape) != len(out):
@@ -189,10 +196,10 @@ _ELEMENTWISE = (
     "bitcast_convert_type cbrt ceil clamp clz conj convert_element_type copy copy_p "
     "cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
     "imag integer_pow is_finite le lgamma log log1p logistic lt max mesh_cast min mul "
-    "name ne neg nextafter not optimization_barrier or population_count pow pvary real "
-    "reduce_precision rem round rsqrt select_n sharding_constraint shift_left "
-    "shift_right_arithmetic shift_right_logical sign sin sinh sqrt square "
-    "stop_gradient sub tan tanh xor"
+    "name ne neg nextafter not optimization_barrier or population_count pow psum "
+    "psum_invariant pvary real reduce_precision rem round rsqrt select_n "
+    "sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign "
+    "sin sinh sqrt square stop_gradient sub tan tanh xor"
 ).split()
 _SHAPES = {
     "broadcast_in_dim": _broadcast,
@@ -222,6 +229,7 @@ MOVES: dict[str, Callable[[Any, Shape, Shape, Labels], Labels | None]] = {
     ),
     **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum sort".split(), _along),
     **dict.fromkeys(["dynamic_update_slice", "scatter", "scatter_add"], _scatter),
+    **dict.fromkeys(["all_gather", "all_gather_invariant"], _all_gather),
     "gather": _gather,
     "top_k": _top,
 }

@@ -148,8 +148,11 @@ def merged(one: Trail, other: Trail, name: str) -> Trail:
         return Trail(None, gone, one.lost or other.lost or name, product)
     axes: list[Label] = []
     known, rest = (other, one) if one.lost and not other.lost else (one, other)
-    # A kernel divided by its norm stays in place; a part of it added does not.
-    exact = rest.gone <= known.gone
+    # A kernel stays in place if it is divided by its norm, or held against a threshold
+    # that is one of its entries, but not if a part of it is added.
+    exact = rest.gone <= known.gone or not any(
+        factor.axis != STRANGE for label in rest.axes or () for factor in label
+    )
     for a, b in zip(one.axes, other.axes, strict=True):
         real = [label for label in (a, b) if any(f.axis != STRANGE for f in label)]
         if len(real) == 2 and a != b:
@@ -163,4 +166,6 @@ def merged(one: Trail, other: Trail, name: str) -> Trail:
     else:
         lost = one.lost or other.lost or name
         axes = [anywhere(label) for label in axes]
+    left = {factor.axis for label in axes for factor in label}
+    gone = frozenset(pair for pair in gone if pair[1] not in left)
     return Trail(tuple(axes), gone, lost, product)

@@ -60,8 +60,8 @@ from maskjax.where import kernels, matching
 __all__ = ["MetaTicketState", "adapt", "init", "mask", "mean_over_tasks", "soft_mask"]
 
 _FN = "maskjax.recipes.meta_ticket"
-_SPARED: Any = matching(  # a classifier by its name; and biases, of rank 2 in attention
-    "(^|/)(classifier|head|logits|output|bias)(/|$)|^(params/)?out(/|$)"
+_SPARED: Any = matching(  # a classifier by its name
+    "(^|/)(classifier|head|logits|output)(/|$)|^(params/)?out(/|$)"
 )
 
 
@@ -90,9 +90,10 @@ def init(
         weights: Tree of arrays, the random weights. Only shapes and dtypes are used.
         density: The fraction kept at first: 1 + round(density * (n - 1)) of n, and what
             ties with the last of them. The paper's configurations keep all.
-        where: Which leaves have a mask; they need a fan-in. The default is all kernels
-            except layers named `classifier`, `head`, `logits` or `output`, or `out` at
-            the top of the tree. If your output layer has another name, exclude it.
+        where: Which leaves have a mask, and what their axes mean, for the fan-in. The
+            default is all kernels except layers named `classifier`, `head`, `logits` or
+            `output`, or `out` at the top of the tree. If your output layer has another
+            name, exclude it.
         key: A typed key; every leaf gets its own.
 
     Returns:
@@ -100,8 +101,8 @@ def init(
 
     Raises:
         TypeError: If a chosen leaf is not floating, or the key is not typed.
-        ValueError: If `density` is not in [0, 1], `where` chooses nothing, or a chosen
-            leaf has no fan-in.
+        ValueError: If `density` is not in [0, 1], `where` chooses nothing, or the axes
+            of a chosen leaf are not known or have no inputs.
 
     Example:
         >>> w = {"hidden": jnp.ones((4, 2)), "head": jnp.ones((2, 5))}

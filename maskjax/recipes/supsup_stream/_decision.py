@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import bank, initializer, superposition
-from maskjax._core import checks
-from maskjax._core.trees import Array, Params, Scores
+from maskjax._core import blame, checks
+from maskjax._core.trees import Array, Params, Predicate, Scores
 from maskjax.recipes.supsup_stream._state import (
     StreamState,
     committed,
     member,
     tasks_of,
 )
+from maskjax.where import kernels
 
 Start = Literal["random", "mean_scores", "mean_masks", "last", "nearest"]
 
@@ -28,6 +29,7 @@ def allocate(
     epsilon: float = 1 / 8,
     least: int = 5,
     start: Start = "random",
+    where: Predicate = kernels,
 ) -> StreamState:
     """Store the current scores, and decide whose to train next: an old or a new task's.
 
@@ -41,13 +43,15 @@ def allocate(
         least: k is at least this, within the capacity; untrained masks fill it up.
         start: A new task's scores: "random", the mean of all scores or masks so far,
             those of the last task, or of the "nearest", the one of the largest nu.
+        where: What the axes of the weights mean, for the fan-in of "mean_masks".
 
     Returns:
         The state. Train its `scores` until the next decision.
 
     Raises:
         TypeError: If `least` is not a whole number.
-        ValueError: If `start` is unknown, `least` below 1, or shapes do not fit.
+        ValueError: If `start` is unknown, `least` below 1, shapes do not fit, or a
+            start needs axes that are not known.
 
     Example:
         >>> w = {"w": jnp.ones((4, 2))}
@@ -65,7 +69,13 @@ def allocate(
     k = jnp.maximum(state.learned, min(least, size))
     alphas = _first(k, size).astype(jnp.float32) / k.astype(jnp.float32)
     slopes = superposition.gradient(objective, weights, state.packed, alphas, *data)
-    return _decided(state, k, slopes, epsilon, start=start)
+    mean = None
+    if start == "mean_masks":
+        with blame.instead_of("maskjax.initializer.scores_of", fn):
+            mean = initializer.scores_of(
+                weights, bank.mean(tasks_of(state)), where=where
+            )
+    return _decided(state, k, slopes, epsilon, mean, start=start)
 
 
 def _first(k: Array, size: int) -> Array:
@@ -75,7 +85,13 @@ def _first(k: Array, size: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="start")
 def _decided(
-    state: StreamState, k: Array, slopes: Array, epsilon: Array, *, start: Start
+    state: StreamState,
+    k: Array,
+    slopes: Array,
+    epsilon: Array,
+    mean: Scores,
+    *,
+    start: Start,
 ) -> StreamState:
     size = slopes.size
     nu = jax.nn.softmax(jnp.where(_first(k, size), -slopes, -jnp.inf))  # 1.
@@ -86,7 +102,7 @@ def _decided(
     current = jnp.where(new, jnp.where(room, state.learned, -1), best)  # 3.
     old = member(state.stored, best)
     return state._replace(
-        scores=_where(new & room, _begun(start, state, old), old),
+        scores=_where(new & room, _begun(start, state, old, mean), old),
         learned=state.learned + (new & room).astype(jnp.int32),
         current=current,
         overflowed=state.overflowed + (new & ~room).astype(jnp.int32),
@@ -94,7 +110,7 @@ def _decided(
     )
 
 
-def _begun(start: Start, state: StreamState, nearest: Scores) -> Scores:
+def _begun(start: Start, state: StreamState, nearest: Scores, mean: Scores) -> Scores:
     """What a new task's scores begin with; random for the first task."""
     drawn = scores = member(state.stored, state.learned)
     if start == "nearest":
@@ -102,7 +118,7 @@ def _begun(start: Start, state: StreamState, nearest: Scores) -> Scores:
     elif start == "last":
         scores = member(state.stored, state.learned - 1)
     elif start == "mean_masks":
-        scores = initializer.scores_of(bank.mean(tasks_of(state)))
+        scores = mean
     elif start == "mean_scores":
         used = bank.is_used(tasks_of(state)).astype(jnp.float32)
         share = used / jnp.maximum(state.learned, 1).astype(jnp.float32)
