@@ -50,10 +50,10 @@ class Attention(eqx.Module):
 
     def __init__(self, key):
         keys = jax.random.split(key, 4)
-        self.query = eqx.nn.Linear(11, 12, key=keys[0])
-        self.key = eqx.nn.Linear(11, 6, key=keys[1])
-        self.value = eqx.nn.Linear(11, 6, key=keys[2])
-        self.out = eqx.nn.Linear(12, 11, key=keys[3])
+        self.query = eqx.nn.Linear(10, 12, key=keys[0])
+        self.key = eqx.nn.Linear(10, 6, key=keys[1])
+        self.value = eqx.nn.Linear(10, 6, key=keys[2])
+        self.out = eqx.nn.Linear(12, 10, key=keys[3])
 
     def __call__(self, h):
         query = jax.vmap(self.query)(h).reshape(7, 4, 3)
@@ -72,15 +72,15 @@ class Block(eqx.Module):
 
     def __init__(self, key, *, grouped=False):
         keys = jax.random.split(key, 3)
-        self.ln_1 = eqx.nn.LayerNorm(11)
+        self.ln_1 = eqx.nn.LayerNorm(10)
         self.attention = (
             Attention(keys[0])
             if grouped
-            else eqx.nn.MultiheadAttention(2, 11, qk_size=5, vo_size=3, key=keys[0])
+            else eqx.nn.MultiheadAttention(2, 10, qk_size=4, vo_size=3, key=keys[0])
         )
-        self.ln_2 = eqx.nn.LayerNorm(11)
-        self.up = eqx.nn.Linear(11, 17, key=keys[1])
-        self.down = eqx.nn.Linear(17, 11, key=keys[2])
+        self.ln_2 = eqx.nn.LayerNorm(10)
+        self.up = eqx.nn.Linear(10, 14, key=keys[1])
+        self.down = eqx.nn.Linear(14, 10, key=keys[2])
 
     def __call__(self, h):
         x = jax.vmap(self.ln_1)(h)
@@ -103,14 +103,14 @@ class Gpt(eqx.Module):
 
     def __init__(self, key, *, scan=False, tied=False, grouped=False):
         keys = jax.random.split(key, 5)
-        self.wte = eqx.nn.Embedding(29, 11, key=keys[0])
-        self.positions = jnp.zeros((7, 11))
+        self.wte = eqx.nn.Embedding(22, 10, key=keys[0])
+        self.positions = jnp.zeros((7, 10))
         make = functools.partial(Block, grouped=grouped)
         self.blocks = (
             eqx.filter_vmap(make)(keys[1:4]) if scan else [make(k) for k in keys[1:4]]
         )
-        self.ln_f = eqx.nn.LayerNorm(11)
-        self.head = None if tied else eqx.nn.Linear(11, 29, key=keys[4])
+        self.ln_f = eqx.nn.LayerNorm(10)
+        self.head = None if tied else eqx.nn.Linear(10, 22, key=keys[4])
 
     def __call__(self, ids):
         h = jax.vmap(self.wte)(ids) + self.positions

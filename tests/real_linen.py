@@ -62,7 +62,7 @@ class Block(nn.Module):
         else:
             attention = nn.MultiHeadDotProductAttention(2, name="attention")
             h += attention(x, mask=mask)
-        x = nn.gelu(nn.Dense(17, name="up")(nn.LayerNorm(name="ln_2")(h)))
+        x = nn.gelu(nn.Dense(14, name="up")(nn.LayerNorm(name="ln_2")(h)))
         return h + nn.Dense(h.shape[-1], name="down")(x), None
 
 
@@ -107,7 +107,7 @@ class Gpt(nn.Module):
 
     @nn.compact
     def __call__(self, ids):
-        embed = nn.Embed(29, self.width, name="wte")
+        embed = nn.Embed(22, self.width, name="wte")
         if self.tied:
             positions = nn.Embed(7, self.width, name="wpe")(jnp.arange(7))
         else:
@@ -115,7 +115,7 @@ class Gpt(nn.Module):
             positions = self.param("pos_embedding", init, (7, self.width))
         h = Layers(self.how, self.width == 12, name="layers")(embed(ids) + positions)
         h = nn.LayerNorm(name="ln_f")(h)
-        return embed.attend(h) if self.tied else nn.Dense(29, name="head")(h)
+        return embed.attend(h) if self.tied else nn.Dense(22, name="head")(h)
 
 
 BLOCK = {

@@ -58,7 +58,7 @@ def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
 
 
 def tokens(*sizes: int) -> jax.ShapeDtypeStruct:
-    """Integers below 29, the size of every vocabulary here."""
+    """Integers below 22, the size of every vocabulary here."""
     return shape(*sizes, dtype="int32")
 
 
@@ -134,7 +134,7 @@ def data(name: str, seed: int = 0) -> tuple[Any, ...]:
 
     def draw(leaf: Any) -> np.ndarray:
         if np.issubdtype(leaf.dtype, np.integer):
-            return rng.integers(0, 29, leaf.shape).astype(leaf.dtype)
+            return rng.integers(0, 22, leaf.shape).astype(leaf.dtype)
         return rng.normal(size=leaf.shape).astype(leaf.dtype)
 
     return jax.device_put(jax.tree.map(draw, get(name).inputs))

@@ -43,8 +43,8 @@ class Block(nnx.Module):
             4 if shared else 2, width, num_kv_heads=2, decode=False, rngs=rngs
         )
         self.ln_2 = nnx.LayerNorm(width, rngs=rngs)
-        self.up = nnx.Linear(width, 17, rngs=rngs)
-        self.down = nnx.Linear(17, width, rngs=rngs)
+        self.up = nnx.Linear(width, 14, rngs=rngs)
+        self.down = nnx.Linear(14, width, rngs=rngs)
 
     def __call__(self, h):
         h += self.attention(self.ln_1(h), mask=nnx.make_causal_mask(h[..., 0]))
@@ -55,7 +55,7 @@ class Gpt(nnx.Module):
     """Three blocks, a list of them or scanned."""
 
     def __init__(self, rngs, *, scan=False, tied=False, width=10):
-        self.wte = nnx.Embed(29, width, rngs=rngs)
+        self.wte = nnx.Embed(22, width, rngs=rngs)
         self.positions = nnx.Param(jnp.zeros((7, width)))
         make = functools.partial(Block, width, width == 12)
         if scan:
@@ -64,7 +64,7 @@ class Gpt(nnx.Module):
         else:
             self.blocks = nnx.List([make(rngs=rngs) for _ in range(3)])
         self.ln_f = nnx.LayerNorm(width, rngs=rngs)
-        self.head = None if tied else nnx.Linear(width, 29, rngs=rngs)
+        self.head = None if tied else nnx.Linear(width, 22, rngs=rngs)
 
     def __call__(self, ids):
         h = self.wte(ids) + self.positions[...]

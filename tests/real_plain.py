@@ -34,7 +34,7 @@ def mlps():
 
 def lora():
     params = {
-        "embed": {"tokens": shape(29, 5)},
+        "embed": {"tokens": shape(22, 5)},
         "query": {**dense(5, 7), "lora_a": shape(5, 2), "lora_b": shape(2, 7)},
         "out": dense(7, 3),
     }
