@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax._src import compiler
 
 import maskjax
 from maskjax import layers, metrics, optim, recipes, report, storage, theory
@@ -29,6 +30,26 @@ def pytest_configure(config):
 
 _MODULES = 16  # whose programs are kept: JAX keeps no new one while 8,192 are alive
 _kept = {"fast": None, "modules": 0}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _simple_loops():
+    """What is compiled fast on CPU is emitted by XLA's older, faster emitters.
+
+    JAX has an option for this for each function, but none for all of them.
+    """
+    options = compiler.get_compile_options
+
+    def fast_options(*args, env_options_overrides=None, **given):
+        chosen = dict(env_options_overrides or {})
+        if jax.config.read("jax_disable_most_optimizations"):
+            chosen.setdefault("xla_cpu_use_fusion_emitters", False)
+        return options(*args, env_options_overrides=chosen, **given)
+
+    if jax.default_backend() == "cpu":
+        compiler.get_compile_options = fast_options
+    yield
+    compiler.get_compile_options = options
 
 
 @pytest.fixture(autouse=True, scope="module")

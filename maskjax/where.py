@@ -24,6 +24,7 @@ sources: what was told, then what was traced, then names.
 """
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -255,8 +256,10 @@ def traced(
             )
         return known[path]
 
+    # Names tell predicates apart, also those that are made with `&` and `|`.
+    digest = hashlib.sha256(repr(found).encode()).hexdigest()[:12]
     return _Traced(
-        "where.traced(...)",
+        f"where.traced(...{digest})",
         lambda path, _: of(path).kernel,
         "",
         lambda path, _: of(path).told,

@@ -438,6 +438,19 @@ def test_norms_of_a_convolution(groups):
     np.testing.assert_allclose(norms["kernel"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_norms_of_an_ensemble_of_convolutions(groups):
+    """Under vmap they are one convolution in groups."""
+    image, kernels = normal(2, 3, 5, 5, 4), normal(2, 3, 3, 4 // groups, 8)
+    layer = nn.Conv(8, (3, 3), feature_group_count=groups, use_bias=False)
+    apply = lambda p, x: layer.apply({"params": p}, x)  # noqa: E731
+    norms = norms_of(jax.vmap(apply), {"kernel": kernels}, image)["kernel"]
+    for i in range(2):
+        own = norms_of(apply, {"kernel": kernels[i]}, image[i])["kernel"]
+        assert norms[i].shape == own.shape
+        np.testing.assert_allclose(norms[i], own, rtol=1e-6)
+
+
 def test_norms_of_a_convolution_with_features_first():
     image = normal(2, 4, 5, 5)
     model = eqx.nn.Conv2d(4, 8, 3, key=jax.random.key(0))

@@ -151,12 +151,13 @@ CASES = [  # each factor by itself
 
 @pytest.fixture(scope="module")
 def results():
-    flag = f"--xla_force_host_platform_device_count={DEVICES}"
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    flags += " --xla_cpu_use_fusion_emitters=false"  # compiles faster
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(CASES)],
         env={
             **os.environ,
-            "XLA_FLAGS": flag,
+            "XLA_FLAGS": flags,
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # it runs once
         },

@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 from jax import lax
+from jax.experimental import pallas
 
 from maskjax import masking, where
 
@@ -430,6 +431,15 @@ def test_two_roles_of_one_axis_are_a_conflict():
     assert unknown(flat, (48,), X) == "its axis 0 is used as inputs and as outputs"
 
 
+def in_pallas(p, x):
+    """The walk does not go into Pallas."""
+
+    def kernel(x, w, out):
+        out[...] = jnp.dot(x[...], w[...])
+
+    return pallas.pallas_call(kernel, shape(5, 8), interpret=True)(x, p["w"])
+
+
 def test_axes_may_be_lost():
     expm = lambda p, x: x @ jnp.linalg.inv(p["w"])  # noqa: E731
     assert "loses its axes in" in unknown(expm, (6, 6), X)
@@ -437,6 +447,7 @@ def test_axes_may_be_lost():
     why = "it is the image of a convolution"
     assert unknown(image, (1, 1, 9, 9), shape(1, 1, 3, 3)) == why
     mean = lambda p, x: x @ p["w"].mean(0)  # noqa: E731
+    assert unknown(in_pallas, (6, 8), X) == "it goes into pallas_call"
     assert unknown(mean, (3, 6, 8), X) == "its axis 0 is gone before it meets data"
 
 
@@ -692,6 +703,10 @@ def test_a_traced_predicate_is_a_value():
     assert hash(found) == hash(where.traced(mean_square, NETWORK, X))
     other = where.traced(network, {**NETWORK, "unused": shape(2)}, X)
     assert found != other
+    every = where.everything
+    assert found & every == where.traced(mean_square, NETWORK, X) & every
+    assert found & every != other & every
+    assert ~found != ~other
     both = found & where.matching("dense")
     assert both("dense/kernel", NETWORK["dense"]["kernel"])
     assert not both("out", NETWORK["out"])

@@ -10,8 +10,9 @@ from maskjax._core.walk._values import Found, Value, Walk
 
 
 def _call(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
-    params = equation.params
-    return walk.follow(params.get("jaxpr", params.get("call_jaxpr")), ins, walk)
+    names = ("jaxpr", "call_jaxpr", "call")
+    body = next(equation.params[name] for name in names if name in equation.params)
+    return walk.follow(body, ins, walk)
 
 
 def _branches(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
@@ -159,8 +160,8 @@ def _joined(some: list[Value], others: list[Value], name: str) -> list[Value]:
 
 
 CALLS: dict[str, Callable[[Any, list[Value], Walk], list[Value]]] = dict.fromkeys(
-    "checkpoint closed_call core_call custom_jvp_call custom_vjp_call "
-    "custom_vjp_call_jaxpr jit pjit remat2".split(),
+    "checkpoint closed_call core_call custom_jvp_call custom_partitioning "
+    "custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call jit pjit remat2".split(),
     _call,
 )
 BODIES = {"cond": _branches, "scan": _scan, "shard_map": _shards, "while": _while}

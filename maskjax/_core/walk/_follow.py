@@ -11,7 +11,7 @@ from maskjax._core.trees import Params
 from maskjax._core.walk import _bodies, _loop, _moves
 from maskjax._core.walk._meetings import CONTRACTIONS
 from maskjax._core.walk._trails import Trail, merged, strange, whole
-from maskjax._core.walk._values import Found, Mode, Value, Walk
+from maskjax._core.walk._values import Found, Meeting, Mode, Value, Walk
 
 
 def found(
@@ -128,10 +128,18 @@ def _made_of(equation: Any, ins: list[Value], walk: Walk, i: int) -> dict[int, T
         for leaf, trail in value.leaves.items()
     ]
     end = f"goes into {name}"
-    if walk.mode != "roles" and _contracts(equation):
-        found.obstacles.update((leaf, end) for _, leaf, _ in entering)
-        return {}
     data = sum(value.data for value in ins)
+    if name not in _moves.MOVES and _contracts(equation):
+        if walk.mode != "roles":
+            found.obstacles.update((leaf, end) for _, leaf, _ in entering)
+            return {}
+        if data:  # a kernel of Pallas, say
+            found.meetings.update(
+                Meeting(leaf, frozenset(), trail.gone, end)
+                for _, leaf, trail in entering
+                if len(walk.shapes[leaf]) > 1
+            )
+            return {}
     if data and walk.mode != "roles":
         found.ends.update((leaf, end) for _, leaf, _ in entering)
         return {}

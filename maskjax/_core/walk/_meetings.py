@@ -128,13 +128,14 @@ def _convolution_flops(equation: Any) -> int:
 
 
 def _features(equation: Any, squares: Array) -> Array:
-    """The sums of squares of the features that each entry of a kernel meets."""
+    """The sums of squares of the features that each entry of a kernel meets.
+
+    Outputs come group by group, and each meets its group's inputs.
+    """
     kernel = equation.invars[1].aval.shape
     outputs, inputs, *_ = equation.params["dimension_numbers"].rhs_spec
     groups = equation.params["feature_group_count"]
     squares = squares.reshape(groups, kernel[inputs])
-    if groups > 1:  # outputs come group by group, and each meets its group's inputs
-        squares = jnp.repeat(squares, kernel[outputs] // groups, axis=0)
     return _squares.placed(squares, [outputs, inputs], len(kernel))
 
 

@@ -1,5 +1,6 @@
 """Sums of squares of what a value meets, and where they belong in a parameter."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def onto(met: Array, axes: Sequence[Label], shape: Sequence[int]) -> Array:
     """Sums for the entries of a parameter, from sums for the entries of a value.
 
     Args:
-        met: With the value's axes, or length 1 along those that share a sum.
+        met: With the value's axes, or length 1 along those that share a sum, or the
+            number of groups of neighbors that do.
         axes: The value's labels, exact.
         shape: The parameter's.
 
@@ -47,9 +49,15 @@ def onto(met: Array, axes: Sequence[Label], shape: Sequence[int]) -> Array:
         Of the parameter's rank, with length 1 along axes that share a sum.
     """
     factors, lengths = [], []
-    for label, length in zip(axes, met.shape, strict=True):
+    for axis, label in enumerate(axes):
         factors += label
-        lengths += [1 if length == 1 else factor.size for factor in label]
+        own, size = [], math.prod(factor.size for factor in label)
+        for factor in label:
+            own.append(factor.size if math.prod(own) < met.shape[axis] else 1)
+        if math.prod(own) != met.shape[axis]:  # groups are parts of a factor
+            met = jnp.repeat(met, size // met.shape[axis], axis=axis)
+            own = [factor.size for factor in label]
+        lengths += own
     met = met.reshape(lengths)
     back = [i for i, factor in enumerate(factors) if factor.stride < 0]
     met = jnp.flip(met, back) if back else met
