@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tests.real_networks import LOOKUP, UNKNOWN, network, shape, tokens
+from tests.real_networks import LOOKUP, POSITIONS, UNKNOWN, network, shape, tokens
 
 WORDS = "inputs outputs"
 
@@ -99,6 +99,49 @@ def experts(*, every):
     return network(params, apply, (shape(11, 5),), roles)
 
 
+def vision():
+    """Tokens that are learned, scanned layers, and their scales and slopes."""
+    width = 10
+    layers = {
+        "up": dense(width, 7),
+        "prelu": {"negative_slope": shape(7)},
+        "down": dense(7, width),
+        "layer_scale": shape(width),
+    }
+    params = {
+        "patches": dense(12, width),
+        "cls_token": shape(1, 1, width),
+        "pos_embed": shape(1, 6, width),
+        "layers": jax.tree.map(lambda leaf: shape(3, *leaf.shape), layers),
+        "head": dense(width, 3),
+    }
+
+    def apply(p, x):
+        def step(h, layer):
+            up = h @ layer["up"]["w"] + layer["up"]["b"]
+            up = jnp.where(up > 0, up, layer["prelu"]["negative_slope"] * up)
+            down = up @ layer["down"]["w"] + layer["down"]["b"]
+            return h + layer["layer_scale"] * down, None
+
+        h = x @ p["patches"]["w"] + p["patches"]["b"]
+        first = jnp.broadcast_to(p["cls_token"], (len(h), 1, width))
+        h = jnp.concatenate([first, h], 1) + p["pos_embed"]
+        h = lax.scan(step, h, p["layers"])[0][:, 0]
+        return h @ p["head"]["w"] + p["head"]["b"]
+
+    roles = {
+        "patches/w": WORDS,
+        "layers/*/w": f"stack {WORDS}",
+        "head/w": WORDS,
+        "*/b": None,
+        "*/negative_slope": None,
+        "*/layer_scale": None,
+        "cls_token": None,
+        "pos_embed": POSITIONS,
+    }
+    return network(params, apply, (shape(2, 5, 12),), roles)
+
+
 def tied_autoencoder():
     """A kernel and its transpose: in two roles."""
     params = {"w": shape(5, 7), "out": {"w": shape(5, 3)}}
@@ -113,5 +156,6 @@ NETWORKS = {
     "lora_scanned": scanned_lora,
     "experts": functools.partial(experts, every=False),
     "experts_all": functools.partial(experts, every=True),
+    "vision": vision,
     "tied_autoencoder": tied_autoencoder,
 }

@@ -204,6 +204,7 @@ NO_KERNELS = (
     "bias", "attention/query/bias", "norm/scale", "bn/mean", "bn/var", "layer/b",
     "batch_stats/dense/kernel/u", "cache/attention/cached_key", "q/lora_a", "q/lora_b",
     "norm1/weight", "ln_f/weight", "pos_embedding", "Embed_0/embedding",
+    "PReLU_0/negative_slope", "cls_token", "vit/register_tokens", "mixer/A_log",
 )  # fmt: skip
 
 

@@ -168,7 +168,8 @@ def resolved(
 _COLLECTIONS = re.compile(r"(^|/)(batch_stats|cache)/")
 _NORMS = re.compile(r"norm|^(ln|bn|rms)(_?\w{0,2})$", re.I)
 _OTHERS = re.compile(
-    r"^(beta|gamma|mean|offset|var|lora_.*|cached_.*|(.*_)?bias.*|(.*_)?scale)$"
+    r"^(beta|gamma|mean|offset|var|lora_.*|cached_.*|(.*_)?bias.*|(.*_)?scale"
+    r"|negative_slope|(cls|class|mask|register|sep)_tokens?|A_log)$"
 )
 _EMBEDDINGS = re.compile(r"embed|^(wte|wpe|tokens?|positions?)$", re.I)
 _POSITIONS = re.compile(r"(^|_)pos(_|ition|$)|^wpe$", re.I)
