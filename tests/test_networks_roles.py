@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from maskjax import where
@@ -103,3 +105,19 @@ def test_tracing_tells_what_was_told_by_hand(name):
             assert answer == told(words), path
         elif words is not UNKNOWN and not isinstance(answer, str):
             assert not answer.inputs + answer.window, path
+
+
+STEPS = ("linen/gpt_nested", "nnx/gpt_grouped_scanned", "nnx/cnns", "equinox/lstm")
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_of_training_has_the_roles_of_the_network(name):
+    net = real_networks.get(name)
+
+    def step(params, *inputs):
+        loss = lambda params: jnp.mean(net.apply(params, *inputs) ** 2)  # noqa: E731
+        slopes = jax.grad(loss)(params)
+        return jax.tree.map(lambda p, slope: p - slope / 8, params, slopes)
+
+    traced = where.traced(step, net.params, *net.inputs, stack=net.stack)
+    assert str(traced) == str(net.traced())
