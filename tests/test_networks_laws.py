@@ -13,8 +13,10 @@ import numpy as np
 import optax
 import pytest
 
+import maskjax
 from maskjax import allocation, initializer, optim, score, select, structure
 from maskjax._core import axes, trees
+from maskjax.recipes import edge_popup
 from tests import real_networks
 from tests.real_networks import UNKNOWN
 
@@ -101,11 +103,11 @@ def unrolled(framework, tree):
     return found
 
 
-def pair(framework):
+def pair(framework, seed=0):
     """The same parameters for the unrolled and the scanned network."""
     shapes = real_networks.get(f"{framework}/gpt").params
     stack = real_networks.get(f"{framework}/gpt_scanned").params
-    values = exact(shapes)
+    values = exact(shapes, seed)
     stacked = {
         path: values[path] if layers is None else np.stack([values[p] for p in layers])
         for path, _ in trees.named_leaves(stack)
@@ -114,28 +116,66 @@ def pair(framework):
     return tree_of(shapes, values), tree_of(stack, stacked)
 
 
-def trained(params, chosen):
-    """20 steps of pruning each layer to a quarter, with updates that shrink weights."""
-    optimizer = optax.chain(
-        optax.sgd(1 / 64),
-        optim.prune(
-            optax.linear_schedule(1.0, 0.25, 15), every=3, scope="layer", where=chosen
-        ),
-    )
+def steps(step, carry):
+    """What 20 steps make of something."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=20)[0]
 
-    def step(carry, _):
+
+def pruned(params, chosen):
+    """Each layer is pruned to a quarter, while weights shrink."""
+    density = optax.linear_schedule(1.0, 0.25, 15)
+    prune = optim.prune(density, every=3, scope="layer", where=chosen)
+    optimizer = optax.chain(optax.sgd(1 / 64), prune)
+
+    def step(carry):
         params, state = carry
         updates, state = optimizer.update(params, state, params)
-        return (optax.apply_updates(params, updates), state), None
+        return optax.apply_updates(params, updates), state
 
-    with jax.numpy_dtype_promotion("standard"):
-        (params, state), _ = jax.lax.scan(
-            step, (params, optimizer.init(params)), length=20
-        )
-    return {"params": params, "mask": optim.mask_of(state)}
+    params, state = steps(step, (params, optimizer.init(params)))
+    return {"pruned": params, "mask": optim.mask_of(state)}
 
 
-def everything(params, chosen):
+def rewired(params, target, mask, chosen):
+    """Each layer is rewired, while weights approach a target."""
+    how = {"rate": 0.25, "every": 3, "scope": "layer", "where": chosen, "key": KEY}
+    optimizer = optim.rigl(0.3, **how)
+    state = optimizer.init(params)._replace(mask=mask)
+
+    def step(carry):
+        params, state = carry
+        slopes = jax.tree.map(jnp.subtract, params, target)
+        updates = jax.tree.map(lambda slope: -slope / 8, slopes)
+        updates, state = optimizer.update(updates, state, params, gradients=slopes)
+        return optax.apply_updates(params, updates), state
+
+    params, state = steps(step, (maskjax.apply(params, mask), state))
+    return {"rewired": params, "rigl": state.mask}
+
+
+def popped_up(params, target, chosen):
+    """Scores that approach a target through edge-popup's masks of each layer."""
+    how = {"density": 0.3, "scope": "layer", "where": chosen}
+
+    def loss(scores):
+        sparse = maskjax.apply(params, edge_popup.soft_mask(scores, **how))
+        parts = jax.tree.map(lambda p, t: (p * t).sum(), sparse, target)
+        return sum(jax.tree.leaves(parts))
+
+    def step(scores):
+        return jax.tree.map(lambda s, d: s - d / 8, scores, jax.grad(loss)(scores))
+
+    scores = steps(step, score.magnitude(params, where=chosen))
+    return {"scores": scores, "edge-popup": edge_popup.mask(scores, **how)}
+
+
+LAWS = (
+    *WAYS, "deviation", "pruned", "mask", "rewired", "rigl", "scores", "edge-popup"
+)  # fmt: skip
+
+
+def everything(params, target, chosen):
     """What the laws speak of."""
     scores = score.magnitude(params, where=chosen)
     masks = {
@@ -145,26 +185,30 @@ def everything(params, chosen):
         for way, (scope, name) in WAYS.items()
     }
     deviation = initializer.signed_deviation(params, where=chosen)
-    return masks | {"deviation": deviation} | trained(params, chosen)
+    return {
+        **masks,
+        "deviation": deviation,
+        **pruned(params, chosen),
+        **rewired(params, target, masks["entries by layer"], chosen),
+        **popped_up(params, target, chosen),
+    }
 
 
 @functools.cache
 def both(framework):
     """For each law what comes of the unrolled network, and of the scanned one."""
-    names = f"{framework}/gpt", f"{framework}/gpt_scanned"
-    predicates = [told(name) for name in names]
+    predicates = [told(f"{framework}/{kind}") for kind in ("gpt", "gpt_scanned")]
 
     @jax.jit
-    def run(params, stacked):
-        return [
-            everything(p, w) for p, w in zip((params, stacked), predicates, strict=True)
-        ]
+    def run(*pairs):
+        each = zip(*pairs, predicates, strict=True)
+        return [everything(*one) for one in each]
 
-    return jax.device_get(run(*pair(framework)))
+    return jax.device_get(run(pair(framework), pair(framework, seed=1)))
 
 
 @frameworks
-@pytest.mark.parametrize("law", [*WAYS, "deviation", "params", "mask"])
+@pytest.mark.parametrize("law", LAWS)
 def test_a_stack_is_what_its_layers_are(framework, law):
     one, stacked = (out[law] for out in both(framework))
     one, stacked = leaves_of(one), unrolled(framework, stacked)
