@@ -194,11 +194,12 @@ def signed_deviation(params: Params, *, where: Predicate = kernels) -> Params:
 def _deviations(leaf: Array, axes: Axes | None) -> Array:
     """The standard deviation; if there is a stack, one for each index of it."""
     if axes is None or not axes.stack:
-        return jnp.std(leaf)
+        return jnp.std(leaf.reshape(-1))
     stack, others = tuple(sorted(axes.stack)), layout.of_one(axes)
     layers = jnp.transpose(leaf, (*stack, *others))
-    layers = layers.reshape(-1, *layers.shape[len(stack) :])
-    # One after another, so that sums are rounded as those of a layer by itself.
+    sizes = [math.prod(leaf.shape[i] for i in axes) for axes in (stack, others)]
+    layers = layers.reshape(sizes)
+    # Flat and one after another, so that sums are rounded as those of a single layer.
     each = lax.map(jnp.std, layers)
     return each.reshape([n if i in stack else 1 for i, n in enumerate(leaf.shape)])
 
