@@ -600,6 +600,15 @@ def test_rows_of_weight_zero_are_left_out():
     assert_close(weighted(two_layers, TWO_LAYERS, clean, per_example), kept)
 
 
+def test_kernels_without_inputs():
+    """Of length 0, and in an outer product, where each entry meets all data."""
+    norms = norms_of(lambda p, x: x @ p["w"], {"w": normal(0, 3)}, normal(4, 0))
+    assert norms["w"].shape == (0, 1)
+    outer = lambda p, x: lax.dot_general(x, p["w"], (((), ()), ((), ())))  # noqa: E731
+    norms = weighted(outer, {"w": W}, X, np.ones(4, "float32"))
+    np.testing.assert_allclose(norms["w"], [[np.linalg.norm(X)]], rtol=1e-6)
+
+
 def test_weights_of_one_change_nothing():
     x = normal(4, 5, 6)
     plain = norms_of(two_layers, TWO_LAYERS, x)

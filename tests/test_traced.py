@@ -132,6 +132,17 @@ def sharded(p, x):
     )
 
 
+@jax.custom_batching.custom_vmap
+def by_hand(x, w):
+    """The walk goes into its body."""
+    return x @ w
+
+
+@by_hand.def_vmap
+def _batched(size, batched, x, w):
+    raise NotImplementedError
+
+
 ONE_LEAF = {
     "dense": (lambda p, x: x @ p["w"], (6, 8), "inputs outputs", X),
     "torch": (lambda p, x: x @ p["w"].T, (8, 6), "outputs inputs", X),
@@ -186,6 +197,12 @@ ONE_LEAF = {
     "parts": (parts, (6, 24), "inputs outputs", X),
     "scanned twice": (nested, (2, 3, 6, 6), "stack stack inputs outputs", X),
     "looped": (looped, (3, 6, 6), "stack inputs outputs", X),
+    "a stack of one": (
+        lambda p, x: x @ p["w"][0],
+        (1, 6, 8),
+        "stack inputs outputs",
+        X,
+    ),
     "while": (through_while, (3, 6, 6), "stack inputs outputs", X),
     "fori": (
         lambda p, x: lax.fori_loop(0, 3, lambda i, x: x @ p["w"][i], x),
@@ -242,6 +259,12 @@ ONE_LEAF = {
         (2, 3, 3, 4, 8),
         "stack window window inputs outputs",
         shape(2, 5, 9, 9, 4),
+    ),
+    "batched by hand": (
+        lambda p, x: by_hand(x, p["w"]),
+        (6, 8),
+        "inputs outputs",
+        X,
     ),
     "complex": (
         lambda p, x: x @ p["w"].astype("complex64"),

@@ -485,8 +485,8 @@ FAULTS = (
         "scan-counts-once",
         "report.flops: the steps of a scan count as one.",
         "_core",
-        'params["length"] * inner.found.flops.get(i, 0)',
-        "inner.found.flops.get(i, 0)",
+        "times=walk.times * length",
+        "times=walk.times",
         ("test_contraction.py",),
     ),
     # Recipes

@@ -211,7 +211,9 @@ def _measured(
     weights, shape = walk.weights, tuple(other.array.shape)
     if weights is not None:
         rows = len(weights.shape)
-        if shape[:rows] != weights.shape or min({*kept} - {*summed}) < rows:
+        if shape[:rows] != weights.shape or any(
+            axis < rows for axis in {*kept} - {*summed}
+        ):
             walk.found.misfits.update(dict.fromkeys(own.leaves, shape))
             weights = None
     return _squares.summed(other.array, kept, weights)

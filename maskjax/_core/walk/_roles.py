@@ -93,7 +93,7 @@ def _contracted(
     maskable = checks.is_inexact(leaf) or _axes.is_kernel(path, leaf)
     unknown = sorted({m.unknown for m in meetings if m.unknown})
     if unknown:
-        return Answer(maskable, f"it {unknown[0]}")
+        return Answer(maskable and len(leaf.shape) > 1, f"it {unknown[0]}")
     roles = _collected(leaf, meetings)
     kernel = any(role in ("inputs", "window") for each in roles for role in each)
     products = {axis for m in meetings for how, axis in m.gone if how == "product"}
@@ -142,7 +142,9 @@ def _told(leaf: Any, roles: Sequence[set[str]], dangling: set[int]) -> Told:
         known[axis] = "outputs" if comes_in else "inputs"
     for axis, length in enumerate(leaf.shape):
         if known[axis] is None and length == 1:
-            known[axis] = "outputs"
+            # One index was taken of it, as of a stack of one, or a reshape lost it.
+            leads = len(known) > 2 and {*known[:axis]} <= {"stack"}
+            known[axis] = "stack" if leads else "outputs"
         elif known[axis] is None:
             return f"its axis {axis} is gone before it meets data"
     if "inputs" not in known:  # the window is all that comes in

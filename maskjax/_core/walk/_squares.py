@@ -50,13 +50,16 @@ def onto(met: Array, axes: Sequence[Label], shape: Sequence[int]) -> Array:
     """
     factors, lengths = [], []
     for axis, label in enumerate(axes):
-        factors += label
-        own, size = [], math.prod(factor.size for factor in label)
-        for factor in label:
-            own.append(factor.size if math.prod(own) < met.shape[axis] else 1)
+        sizes = [factor.size for factor in label]
+        own: list[int] = []
+        for size in sizes:
+            own.append(size if math.prod(own) < met.shape[axis] else 1)
         if math.prod(own) != met.shape[axis]:  # groups are parts of a factor
-            met = jnp.repeat(met, size // met.shape[axis], axis=axis)
-            own = [factor.size for factor in label]
+            if met.shape[axis]:
+                times = math.prod(sizes) // met.shape[axis]
+                met = jnp.repeat(met, times, axis=axis)
+            own = sizes
+        factors += label
         lengths += own
     met = met.reshape(lengths)
     back = [i for i, factor in enumerate(factors) if factor.stride < 0]
@@ -74,7 +77,7 @@ def onto(met: Array, axes: Sequence[Label], shape: Sequence[int]) -> Array:
     for factor, length in zip(factors, met.shape, strict=True):
         if length != 1:
             out[factor.axis] = shape[factor.axis]
-    sizes = [f.size if out[f.axis] > 1 else 1 for f in factors]
+    sizes = [f.size if out[f.axis] != 1 else 1 for f in factors]
     return jnp.broadcast_to(met, sizes).reshape(out)
 
 
