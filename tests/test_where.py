@@ -194,14 +194,17 @@ CONVENTION = {
     "attention/key/kernel 8 1 4": "3 axes",
     "layers/query/kernel 5 8 2 4": "4 axes",
     "layers/Conv_0/kernel 5 3 3 8 16": "5 axes",
+    "layers/conv1d/kernel 3 3 8 16": "4 axes",
     "Conv_0/kernel 2 3 8 16": "4 axes",
     "ConvTranspose_0/kernel 3 3 8 16": "4 axes",
     "linear/weight 4 3": "(out, in)",
 }
+POSITIONS = "pos_embedding", "positions", "wpe/embedding", "position_embed/weight"
 NO_KERNELS = (
     "bias", "attention/query/bias", "norm/scale", "bn/mean", "bn/var", "layer/b",
     "batch_stats/dense/kernel/u", "cache/attention/cached_key", "q/lora_a", "q/lora_b",
     "norm1/weight", "ln_f/weight", "pos_embedding", "Embed_0/embedding",
+    "PReLU_0/negative_slope", "cls_token", "vit/register_tokens", "mixer/A_log",
 )  # fmt: skip
 
 
@@ -221,10 +224,25 @@ def test_names_and_shapes_tell_the_axes_where_they_leave_no_doubt(leaf):
         assert where.embeddings(path, shape) is known.lookup
 
 
+@pytest.mark.parametrize("path", POSITIONS)
+def test_positions_are_added_or_looked_up(path):
+    table = np.ones((9, 4))
+    assert where.embeddings(path, table)
+    assert not where.kernels(path, table)
+    assert "added as they are, or looked up" in where.kernels.axes(path, table)
+
+
 @pytest.mark.parametrize("path", NO_KERNELS)
 def test_what_has_no_inputs_is_no_kernel_however_it_is_stacked(path):
     for shape in ((8,), (3, 8), (3, 4, 8)):
         assert not where.kernels(path, np.ones(shape))
+
+
+@pytest.mark.parametrize("path", ["layer/g", "layer/weight_g"])
+def test_lengths_of_weight_norm_are_no_kernels(path):
+    for shape in ((8, 1), (3, 8, 1), (8, 1, 1, 1)):
+        assert not where.kernels(path, np.ones(shape))
+    assert where.kernels(path, np.ones((8, 4)))
 
 
 def test_a_quantized_kernel_is_not_passed_over():

@@ -168,9 +168,11 @@ def resolved(
 _COLLECTIONS = re.compile(r"(^|/)(batch_stats|cache)/")
 _NORMS = re.compile(r"norm|^(ln|bn|rms)(_?\w{0,2})$", re.I)
 _OTHERS = re.compile(
-    r"^(beta|gamma|mean|offset|var|lora_.*|cached_.*|(.*_)?bias.*|(.*_)?scale)$"
+    r"^(beta|gamma|mean|offset|var|lora_.*|cached_.*|(.*_)?bias.*|(.*_)?scale"
+    r"|negative_slope|(cls|class|mask|register|sep)_tokens?|A_log)$"
 )
 _EMBEDDINGS = re.compile(r"embed|^(wte|wpe|tokens?|positions?)$", re.I)
+_POSITIONS = re.compile(r"(^|_)pos(_|ition|$)|^wpe$", re.I)
 _WEIGHT = re.compile(r"^weights?(_\w+)?$")
 
 
@@ -179,10 +181,13 @@ def _last_two(path: str) -> tuple[str, str]:
     return parent, name
 
 
-def _is_other(path: str) -> bool:
-    """Whether a name is that of a bias, a scale, a statistic or a LoRA factor."""
+def _is_other(path: str, leaf: Any) -> bool:
+    """Whether a leaf is a bias, a scale, a statistic or a LoRA factor by its name."""
     parent, name = _last_two(path)
     if _COLLECTIONS.search(path) or _OTHERS.match(name):
+        return True
+    # Lengths of weight norm, in Equinox and PyTorch: one for each output.
+    if name in ("g", "weight_g") and leaf.shape[-1] == 1:
         return True
     # `b` is a bias beside `w` in a layer; {"a": ..., "b": ...} are two leaves.
     return name != "kernel" and bool(_NORMS.search(parent) or parent and name == "b")
@@ -190,7 +195,7 @@ def _is_other(path: str) -> bool:
 
 def is_kernel(path: str, leaf: Any) -> bool:
     """Whether a leaf is a kernel by its name, rank and dtype."""
-    if not checks.shaped(leaf) or len(leaf.shape) < 2 or _is_other(path):
+    if not checks.shaped(leaf) or len(leaf.shape) < 2 or _is_other(path, leaf):
         return False
     *_, name = _last_two(path)
     named = name in ("kernel", "w") or _WEIGHT.match(name) is not None
@@ -217,9 +222,11 @@ def convention(path: str, leaf: Any) -> Told:
     rank = len(shape)
     if rank < 2:
         return "it has fewer than 2 axes"
-    if _is_other(path):
+    if _is_other(path, leaf):
         return "by its name it is no kernel"
     if is_embedding(path, leaf):
+        if _POSITIONS.search(name) or _POSITIONS.search(parent):
+            return "tables of positions may be added as they are, or looked up"
         if rank == 2:
             return Axes(inputs=(0,), outputs=(1,), lookup=True, source="convention")
         return f"embeddings with {rank} axes may be stacked"
@@ -229,6 +236,8 @@ def convention(path: str, leaf: Any) -> Told:
         return Axes(inputs=(0,), outputs=(1,), source="convention")
     own = f"{parent}/{name}".lower()
     plain = "conv" in own and "transpose" not in own and "local" not in own
+    if dims := re.search(r"([123])d", own):
+        plain = plain and rank == int(dims[1]) + 2
     if plain and (rank == 3 or rank == 4 and shape[0] == shape[1]):
         window = tuple(range(rank - 2))
         return Axes((), window, (rank - 2,), (rank - 1,), source="convention")

@@ -194,13 +194,18 @@ def signed_deviation(params: Params, *, where: Predicate = kernels) -> Params:
 def _deviations(leaf: Array, axes: Axes | None) -> Array:
     """The standard deviation; if there is a stack, one for each index of it."""
     if axes is None or not axes.stack:
-        return jnp.std(leaf)
+        return _deviation(leaf)
     stack, others = tuple(sorted(axes.stack)), layout.of_one(axes)
     layers = jnp.transpose(leaf, (*stack, *others))
     layers = layers.reshape(-1, *layers.shape[len(stack) :])
-    # One after another, so that sums are rounded as those of a layer by itself.
-    each = lax.map(jnp.std, layers)
+    each = lax.map(_deviation, layers)
     return each.reshape([n if i in stack else 1 for i, n in enumerate(leaf.shape)])
+
+
+def _deviation(layer: Array) -> Array:
+    # Sums are rounded alike in a stack and without: layers come one after another, and
+    # are flat, and nothing is fused with the sum.
+    return jnp.std(lax.optimization_barrier(layer.reshape(-1)))
 
 
 def _centered(leaf: Any, gain: float, fan_in: int, dtype: Any) -> Array:
