@@ -18,15 +18,20 @@ from maskjax.structure import Block, Entries, NofM, Units
 
 # One kernel of 8 inputs and 12 outputs in a window of 3, in many layouts; and words.
 WINDOW, IN, OUT, LAYERS = 3, 8, 12, 4
-LAYOUTS = {
-    "window inputs outputs": (3, 8, 12),
+FEW = {
     "outputs inputs window": (12, 8, 3),
-    "window inputs inputs outputs outputs": (3, 2, 4, 3, 4),
     "inputs outputs window outputs inputs": (2, 3, 3, 4, 4),
-    "stack window inputs outputs": (4, 3, 8, 12),
     "stack outputs stack inputs window": (2, 12, 2, 8, 3),
+}
+ALL = FEW | {
+    "window inputs outputs": (3, 8, 12),
+    "window inputs inputs outputs outputs": (3, 2, 4, 3, 4),
+    "stack window inputs outputs": (4, 3, 8, 12),
     "outputs stack inputs window": (12, 4, 8, 3),
 }
+over_layouts = pytest.mark.parametrize(
+    "layouts", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"]
+)
 STRUCTURES = [Entries(), NofM(2, 4), Block((2, 3)), Units(), Units("inputs")]
 
 
@@ -73,10 +78,11 @@ def expected(structure):
     return jax.jit(lambda x: select.top_k(x, density=0.5, structure=plain))
 
 
+@over_layouts
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
-def test_each_layer_alone_is_the_layer_unstacked(structure):
+def test_each_layer_alone_is_the_layer_unstacked(structure, layouts):
     """In every layout: scanned = unrolled, heads = reshaped, Equinox = transposed."""
-    for words, shape in LAYOUTS.items():
+    for words, shape in layouts.items():
         scores = drawn(shape)
         mask = top_k(scores, structure, "layer", words)
         each = canonical(scores, words)
@@ -90,9 +96,10 @@ def test_each_layer_alone_is_the_layer_unstacked(structure):
         assert one == (mask.size < scores.size)
 
 
+@over_layouts
 @pytest.mark.parametrize("structure", STRUCTURES[1:], ids=str)
-def test_a_whole_leaf_is_ranked_as_its_canonical_form(structure):
-    for words, shape in LAYOUTS.items():
+def test_a_whole_leaf_is_ranked_as_its_canonical_form(structure, layouts):
+    for words, shape in layouts.items():
         scores = drawn(shape)
         mask = canonical(top_k(scores, structure, "leaf", words), words, shape=shape)
         each = canonical(scores, words)
@@ -101,8 +108,9 @@ def test_a_whole_leaf_is_ranked_as_its_canonical_form(structure):
         np.testing.assert_array_equal(mask, np.broadcast_to(wanted, each.shape))
 
 
-def test_groups_of_inputs_keep_two_of_four_in_every_layout():
-    for words, shape in LAYOUTS.items():
+@over_layouts
+def test_groups_of_inputs_keep_two_of_four_in_every_layout(layouts):
+    for words, shape in layouts.items():
         for scope in ("leaf", "layer", "output", "global"):
             mask = top_k(drawn(shape), NofM(2, 4), scope, words)
             each = canonical(mask, words)
@@ -110,8 +118,9 @@ def test_groups_of_inputs_keep_two_of_four_in_every_layout():
             assert (groups.sum(axis=3) == 2).all(), (words, scope)
 
 
-def test_each_output_alone_keeps_its_own_best():
-    for words, shape in LAYOUTS.items():
+@over_layouts
+def test_each_output_alone_keeps_its_own_best(layouts):
+    for words, shape in layouts.items():
         scores = drawn(shape)
         mask = canonical(top_k(scores, Entries(), "output", words), words)
         each = canonical(scores, words)
@@ -121,9 +130,10 @@ def test_each_output_alone_keeps_its_own_best():
         np.testing.assert_array_equal(mask.reshape(kernels.shape), wanted)
 
 
+@over_layouts
 @pytest.mark.parametrize("scope", ["layer", "output"])
-def test_ties_go_to_the_first_of_each_search(scope):
-    for words, shape in LAYOUTS.items():
+def test_ties_go_to_the_first_of_each_search(scope, layouts):
+    for words, shape in layouts.items():
         mask = canonical(top_k(np.ones(shape, "f4"), Entries(), scope, words), words)
         each = mask.sum(axis=(1, 2) if scope == "output" else (1, 2, 3))
         n = np.prod(mask.shape[1:]) // (mask.shape[-1] if scope == "output" else 1)
@@ -217,25 +227,33 @@ def test_cutoffs_and_guesses_of_many_searches(scope):
         select.top_k(scores, density=0.3, guess={"w": np.float32(1)}, **how)
 
 
-def test_a_density_for_each_layer():
+@pytest.mark.parametrize("scope", ["layer", "output"])
+def test_a_density_for_each_layer(scope):
     scores = {"w": drawn((3, 8, 4)), "v": drawn((8, 4))}
     roles = where.matching("w", axes="stack inputs outputs") | where.kernels
-    shares = {"w": jnp.array([0.0, 0.5, 1.0]), "v": 0.25}
-    for scope, keeps in (("layer", [0, 16, 32]), ("output", [0, 16, 32])):
-        how = {"scope": scope, "where": roles}
+    shares = {"w": np.array([0.0, 0.5, 1.0], "f4"), "v": 0.25}
+    how = {"scope": scope, "where": roles}
+
+    @jax.jit
+    def law(scores, share):
+        shares = {"w": share, "v": 0.25}
         mask = select.top_k(scores, density=shares, **how)
-        assert list(np.asarray(mask["w"]).sum((1, 2))) == keeps
-        assert int(mask["v"].sum()) == 8
         dropped = select.drop(scores, mask, rate=shares | {"v": 0.5}, **how)
-        assert list(np.asarray(dropped["w"]).sum((1, 2))) == [0, 8, 0]
-        grown = select.grow(scores, dropped, density=shares, **how)
-        np.testing.assert_array_equal(grown["w"], mask["w"])
-    with pytest.raises(
-        ValueError, match=r"`density\[w\]` as a number, or one for each"
+        return mask, dropped, select.grow(scores, dropped, density=shares, **how)
+
+    mask, dropped, grown = law(scores, shares["w"])
+    assert list(np.asarray(mask["w"]).sum((1, 2))) == [0, 16, 32]
+    assert int(np.asarray(mask["v"]).sum()) == 8
+    assert list(np.asarray(dropped["w"]).sum((1, 2))) == [0, 8, 0]
+    np.testing.assert_array_equal(grown["w"], mask["w"])
+    exact = select.top_k(scores, density=shares, **how)
+    np.testing.assert_array_equal(exact["w"], mask["w"])
+    for wrong, kind in (
+        (np.ones(4, "f4"), "one for each layer"),
+        (np.ones(3) * 2, "in "),
     ):
-        select.top_k(
-            scores, density=shares | {"w": jnp.ones(4)}, scope="layer", where=roles
-        )
+        with pytest.raises(ValueError, match=rf"`density\[w\]` .*{kind}"):
+            select.top_k(scores, density=shares | {"w": wrong}, **how)
 
 
 def test_masks_with_shared_decisions_limit_each_layer():
