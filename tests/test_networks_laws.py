@@ -13,8 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from maskjax import allocation, initializer, optim, score
-from maskjax._core import trees
+import maskjax
+from maskjax import allocation, initializer, optim, score, select, structure
+from maskjax._core import axes, trees
+from maskjax.recipes import edge_popup
 from tests import real_networks
 from tests.real_networks import UNKNOWN
 
@@ -64,10 +66,21 @@ def tree_of(shapes, values):
     return jax.device_put(treedef.unflatten([values[path] for path, _ in named]))
 
 
-# Scanned and unrolled.
+# Scanned and unrolled. Scopes other than "global", which breaks ties between leaves.
 
 LAYER = {"linen": "layers/blocks", "nnx": "blocks", "equinox": "blocks"}
 frameworks = pytest.mark.parametrize("framework", LAYER)
+STRUCTURES = {
+    "entries": structure.Entries(),
+    "units": structure.Units(),
+    "inputs": structure.Units("inputs"),
+    "2:4": structure.NofM(1, 2),
+    "blocks": structure.Block((2, 2)),
+}
+WAYS = {
+    **{f"{name} by layer": ("layer", name) for name in STRUCTURES},
+    **{f"{name} by output": ("output", name) for name in ("entries", "2:4")},
+}
 
 
 def layers_of(framework, path):
@@ -103,32 +116,112 @@ def pair(framework, seed=0):
     return tree_of(shapes, values), tree_of(stack, stacked)
 
 
+def steps(step, carry):
+    """What 20 steps make of something."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=20)[0]
+
+
+def pruned(params, chosen):
+    """Each layer is pruned to a quarter, while weights shrink."""
+    density = optax.linear_schedule(1.0, 0.25, 15)
+    prune = optim.prune(density, every=3, scope="layer", where=chosen)
+    optimizer = optax.chain(optax.sgd(1 / 64), prune)
+
+    def step(carry):
+        params, state = carry
+        updates, state = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = steps(step, (params, optimizer.init(params)))
+    return {"pruned": params, "mask": optim.mask_of(state)}
+
+
+def rewired(params, target, mask, chosen):
+    """Each layer is rewired, while weights approach a target."""
+    how = {"rate": 0.25, "every": 3, "scope": "layer", "where": chosen, "key": KEY}
+    optimizer = optim.rigl(0.3, **how)
+    state = optimizer.init(params)._replace(mask=mask)
+
+    def step(carry):
+        params, state = carry
+        slopes = jax.tree.map(jnp.subtract, params, target)
+        updates = jax.tree.map(lambda slope: -slope / 8, slopes)
+        updates, state = optimizer.update(updates, state, params, gradients=slopes)
+        return optax.apply_updates(params, updates), state
+
+    params, state = steps(step, (maskjax.apply(params, mask), state))
+    return {"rewired": params, "rigl": state.mask}
+
+
+def popped_up(params, target, chosen):
+    """Scores that approach a target through edge-popup's masks of each layer."""
+    how = {"density": 0.3, "scope": "layer", "where": chosen}
+
+    def loss(scores):
+        sparse = maskjax.apply(params, edge_popup.soft_mask(scores, **how))
+        parts = jax.tree.map(lambda p, t: (p * t).sum(), sparse, target)
+        return sum(jax.tree.leaves(parts))
+
+    def step(scores):
+        return jax.tree.map(lambda s, d: s - d / 8, scores, jax.grad(loss)(scores))
+
+    scores = steps(step, score.magnitude(params, where=chosen))
+    return {"scores": scores, "edge-popup": edge_popup.mask(scores, **how)}
+
+
+LAWS = (
+    *WAYS, "deviation", "pruned", "mask", "rewired", "rigl", "scores", "edge-popup"
+)  # fmt: skip
+
+
+def everything(params, target, chosen):
+    """What the laws speak of."""
+    scores = score.magnitude(params, where=chosen)
+    masks = {
+        way: select.top_k(
+            scores, density=0.3, scope=scope, structure=STRUCTURES[name], where=chosen
+        )
+        for way, (scope, name) in WAYS.items()
+    }
+    deviation = initializer.signed_deviation(params, where=chosen)
+    return {
+        **masks,
+        "deviation": deviation,
+        **pruned(params, chosen),
+        **rewired(params, target, masks["entries by layer"], chosen),
+        **popped_up(params, target, chosen),
+    }
+
+
 @functools.cache
 def both(framework):
     """For each law what comes of the unrolled network, and of the scanned one."""
-    chosen = [told(f"{framework}/{kind}") for kind in ("gpt", "gpt_scanned")]
+    predicates = [told(f"{framework}/{kind}") for kind in ("gpt", "gpt_scanned")]
 
     @jax.jit
-    def run(params):
-        return [
-            {
-                "magnitude": score.magnitude(p, where=w),
-                "deviation": initializer.signed_deviation(p, where=w),
-            }
-            for p, w in zip(params, chosen, strict=True)
-        ]
+    def run(*pairs):
+        each = zip(*pairs, predicates, strict=True)
+        return [everything(*one) for one in each]
 
-    return jax.device_get(run(pair(framework)))
+    return jax.device_get(run(pair(framework), pair(framework, seed=1)))
 
 
 @frameworks
-@pytest.mark.parametrize("law", ["magnitude", "deviation"])
+@pytest.mark.parametrize("law", LAWS)
 def test_a_stack_is_what_its_layers_are(framework, law):
     one, stacked = (out[law] for out in both(framework))
     one, stacked = leaves_of(one), unrolled(framework, stacked)
     assert one.keys() == stacked.keys()
     for path, leaf in one.items():
         np.testing.assert_array_equal(stacked[path], leaf, err_msg=path)
+
+
+@frameworks
+def test_pruning_removes_as_much_of_every_layer(framework):
+    one, _ = both(framework)
+    for path, mask in leaves_of(one["mask"]).items():
+        assert mask.sum() == math.floor(mask.size / 4 + 0.5), path
 
 
 @frameworks
@@ -148,21 +241,71 @@ def test_a_stack_has_the_erk_of_its_layers(framework, density):
 # Every network. By shapes.
 
 
+def divisor(n):
+    """The smallest divisor above 1."""
+    return next(k for k in range(2, n + 1) if n % k == 0)
+
+
+def fitting(name):
+    """For every leaf, N:M and blocks that divide its inputs and outputs."""
+    net, found = real_networks.get(name), kernels(name)
+
+    def of(path, kind):
+        if path not in found:
+            return None
+        leaf, roles = found[path]
+        inputs = math.prod(leaf.shape[i] for i in roles.inputs)
+        outputs = math.prod(leaf.shape[i] for i in roles.outputs)
+        m = 1 if inputs == 1 else divisor(inputs)
+        return (
+            structure.NofM(1, m)
+            if kind == "2:4"
+            else structure.Block((m, divisor(outputs)))
+        )
+
+    treedef = jax.tree.structure(net.params)
+    return {
+        kind: treedef.unflatten([of(path, kind) for path, _ in net.leaves()])
+        for kind in ("2:4", "blocks")
+    }
+
+
 @every_network
-def test_draws_have_the_shapes_of_their_parameters(name):
+def test_masks_and_draws_have_the_shapes_of_their_parameters(name):
     net, chosen, found = real_networks.get(name), told(name), kernels(name)
+    structures = STRUCTURES | fitting(name)
 
     def of(params, key):
+        scores = score.magnitude(params, where=chosen)
+        masks = {
+            way: select.top_k(
+                scores, density=0.3, scope=scope, structure=structures[kind],
+                where=chosen,
+            )
+            for way, (scope, kind) in (WAYS | {"global": ("global", "2:4")}).items()
+        }  # fmt: skip
         draw = initializer.signed_constant()
         new = initializer.redraw(draw, params, where=chosen, key=key)
-        return new, initializer.scores(params, where=chosen, key=key)
+        old = initializer.scores_of(params, masks["units by layer"], where=chosen)
+        return masks, old, new
 
-    new, scores = jax.eval_shape(of, net.params, KEY)
+    masks, scores, new = jax.eval_shape(of, net.params, KEY)
     assert jax.tree.structure(new) == jax.tree.structure(net.params)
     for (path, was), now in zip(net.leaves(), jax.tree.leaves(new), strict=True):
         assert (now.shape, now.dtype) == (was.shape, was.dtype), path
-    shapes = {path: leaf.shape for path, leaf in leaves_of(scores).items()}
-    assert shapes == {path: leaf.shape for path, (leaf, _) in found.items()}
+    for way, mask in (masks | {"scores": scores}).items():
+        mask = leaves_of(mask)
+        assert mask.keys() == found.keys()
+        for path, (leaf, roles) in found.items():
+            kept = None
+            if way in ("units by layer", "scores"):
+                kept = roles.stack + roles.outputs
+            elif way == "inputs by layer":
+                kept = roles.stack + roles.inputs
+            expected = tuple(
+                n if kept is None or i in kept else 1 for i, n in enumerate(leaf.shape)
+            )
+            assert mask[path].shape == expected, (way, path)
 
 
 @every_network
@@ -186,6 +329,84 @@ def test_kernels_are_pruned_by_default_and_nothing_else(name):
         for path, words in net.roles.items()
         if words not in none and "lora_" not in path
     }
+
+
+# Values, held against NumPy.
+
+
+def laid(leaf, roles):
+    """Something of a leaf as [stack, window, inputs, outputs]."""
+    groups = [roles.of(role) for role in axes.ROLES]
+    sizes = [math.prod(leaf.shape[i] for i in group) for group in groups]
+    return np.transpose(leaf, sum(groups, ())).reshape(sizes)
+
+
+def best(x, density):
+    """Of each row the largest entries; among equals the first in the leaf's order."""
+    k = math.floor(density * x.shape[1] + 0.5)
+    order = np.argsort(-x, axis=1, kind="stable")[:, :k]
+    mask = np.zeros(x.shape, bool)
+    np.put_along_axis(mask, order, True, axis=1)  # noqa: FBT003
+    return mask
+
+
+MEASURED = (
+    "linen/gpt_nested",
+    "linen/convolutions",
+    "nnx/gpt_grouped_scanned",
+    "equinox/cnns",
+    "plain/experts",
+)
+
+
+@functools.cache
+def masks_of(name):
+    """Scores that are a permutation in each leaf, and masks of them."""
+    rng = np.random.default_rng(1)
+    values = {
+        path: rng.permutation(math.prod(leaf.shape)).reshape(leaf.shape).astype("f4")
+        for path, leaf in real_networks.get(name).leaves()
+    }
+    chosen, structures = told(name), STRUCTURES | fitting(name)
+
+    @jax.jit
+    def run(params):
+        scores = score.magnitude(params, where=chosen)
+        choose = functools.partial(select.top_k, scores, density=0.3, where=chosen)
+        return {
+            way: choose(scope=scope, structure=structures[kind])
+            for way, (scope, kind) in WAYS.items()
+            if kind in ("entries", "units")
+        } | {
+            "2:4": select.top_k(
+                scores, density=1.0, structure=structures["2:4"], where=chosen
+            )
+        }
+
+    params = tree_of(real_networks.get(name).params, values)
+    return values, {k: leaves_of(v) for k, v in jax.device_get(run(params)).items()}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_each_layer_each_output_and_each_group_keeps_its_best(name):
+    values, masks = masks_of(name)
+    for path, (leaf, roles) in kernels(name).items():
+        x = laid(values[path], roles)
+        stack, *_, outputs = x.shape
+        layer = laid(masks["entries by layer"][path], roles)
+        kept = best(x.reshape(stack, -1), 0.3)
+        np.testing.assert_array_equal(layer.reshape(stack, -1), kept, err_msg=path)
+        output = laid(masks["entries by output"][path], roles)
+        kept = best(np.moveaxis(x, -1, 1).reshape(stack * outputs, -1), 0.3)
+        output = np.moveaxis(output, -1, 1).reshape(stack * outputs, -1)
+        np.testing.assert_array_equal(output, kept, err_msg=path)
+        units = laid(np.broadcast_to(masks["units by layer"][path], leaf.shape), roles)
+        kept = best(x.sum((1, 2), dtype="f8"), 0.3)[:, None, None]
+        np.testing.assert_array_equal(units, np.broadcast_to(kept, x.shape), path)
+        m = 1 if x.shape[2] == 1 else divisor(x.shape[2])
+        groups = laid(masks["2:4"][path], roles)
+        groups = groups.reshape(*x.shape[:2], -1, m, outputs)
+        assert (groups.sum(-2) == 1).all(), path
 
 
 # What once went wrong.
