@@ -84,7 +84,16 @@ def unstack(stack: Mask) -> list[Mask]:
         {'w': Array([False], dtype=bool)}
     """
     k = checks.members(stack, fn="maskjax.stacking.unstack")
-    return [_take(stack, jnp.int32(i), k) for i in range(k)]
+    return _unstacked(stack, k)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _unstacked(stack: Mask, k: int) -> list[Mask]:
+    return [trees.map_mask(lambda leaf, i=i: _row(leaf, i), stack) for i in range(k)]
+
+
+def _row(leaf: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], leaf)  # a packed leaf has its bits inside
 
 
 def take(stack: Mask, i: ArrayLike) -> Mask:

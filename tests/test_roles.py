@@ -7,7 +7,6 @@ The reference of a leaf is its canonical form: for each index of the stack a ker
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest

@@ -87,7 +87,6 @@ def _holding(mask: Mask | Callable[[Params], Mask], *, fn: str) -> Any:
 
     def init(params: Params) -> MaskState:
         given = fitted(params, mask(params) if is_function(mask) else mask)
-        checks.boolean(given, fn=fn)
         checks.masked(params, given, fn=fn)
         # A copy, because a loop that donates the state would delete the user's mask.
         return MaskState(jax.tree.map(jnp.copy, given))

@@ -157,19 +157,12 @@ class Leaves:
         """The mask of each leaf, unpacked; all `None` without one."""
         if mask is None:
             return [None] * len(self.scored)
-        checks.boolean(mask, fn=self.fn, name=name)
-        checks.packed(mask, fn=self.fn, stacked=False)
-        pairs = checks.shaped_like(
-            self.tree,
-            packing.unpack(mask),
-            fn=self.fn,
-            names=("scores", name),
-            is_leaf=trees.is_mask_leaf,
-        )
+        names, stop = ("scores", name), trees.is_mask_leaf
+        pairs = checks.masked(self.tree, mask, fn=self.fn, names=names, is_leaf=stop)
         masks = [pairs[i][1] for i in self.scored]
         none = ["None" if one is None else None for one in masks]
         self._complain(none, f"a leaf of `{name}` for every leaf with scores")
-        return masks
+        return [packing.unpack_leaf(one) for one in masks]
 
     def guesses(self, guess: Scores | None) -> list[Array] | None:
         """The guess of each search, or `None` without any."""
@@ -223,4 +216,6 @@ class Leaves:
 
 def is_tree(structure: Any) -> bool:
     """Whether something is a tree of structures, and not one, or a wrong one."""
-    return not isinstance(structure, type | str) and not trees.is_single(structure)
+    if isinstance(structure, type | str) or hasattr(structure, "complaint"):
+        return False
+    return not trees.is_single(structure)

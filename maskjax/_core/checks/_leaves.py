@@ -153,15 +153,22 @@ def masked(
     fn: str,
     names: tuple[str, str] = ("params", "mask"),
     soft: bool = False,
+    is_leaf: Stop = None,
 ) -> list[tuple[Any, Any]]:
     """Parameters paired with the leaves of one mask that fits them.
 
     A leaf of the mask is None, boolean, packed, or, if `soft`, floating.
     """
-    found = shaped_like(params, mask, fn=fn, names=names)
-    _check_bits([(leaf,) for _, leaf in found], params, None, fn=fn, stacked=False)
-    _check_kind([(leaf,) for _, leaf in found], params, None, names[1], fn, soft=soft)
-    return found
+    try:
+        found = rows(params, mask, fn=fn, names=names, is_leaf=is_leaf)
+    except ValueError:
+        boolean(mask, fn=fn, name=names[1], or_soft=soft)
+        raise
+    leaves = [(leaf,) for _, leaf in found]
+    _check_kind(leaves, params, is_leaf, names[1], fn, soft=soft)
+    _check_bits(leaves, params, is_leaf, fn=fn, stacked=False)
+    _check_fits(found, params, is_leaf, fn=fn, names=names)
+    return found  # type: ignore[return-value]
 
 
 def shaped_like(
@@ -173,19 +180,30 @@ def shaped_like(
     def no_array(param: Any, leaf: Any) -> str | None:
         return None if leaf is None or shaped(leaf) else kind_of(leaf)
 
+    needs = f"`{fn}` needs every leaf of `{names[1]}` to be an array or None"
+    every(no_array, found, params, needs, TypeError, is_leaf)
+    _check_fits(found, params, is_leaf, fn=fn, names=names)
+    return found  # type: ignore[return-value]
+
+
+def _check_fits(
+    found: list[tuple[Any, ...]],
+    tree: Any,
+    stop: Stop,
+    *,
+    fn: str,
+    names: tuple[str, str],
+) -> None:
     def misfit(param: Any, leaf: Any) -> str | None:
         if leaf is None or param is None or fits(leaf.shape, np.shape(param)):
             return None
         return f"{names[1]} {leaf.shape}, {names[0]} {np.shape(param)}"
 
-    needs = f"`{fn}` needs every leaf of `{names[1]}` to be an array or None"
-    every(no_array, found, params, needs, TypeError, is_leaf)
     needs = (
         f"`{fn}` needs every leaf of `{names[1]}` shaped like its parameter, or 1 "
         "where entries share a decision"
     )
-    every(misfit, found, params, needs, ValueError, is_leaf)
-    return found  # type: ignore[return-value]
+    every(misfit, found, tree, needs, ValueError, stop)
 
 
 def floating_where_masked(
