@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import maskjax
-from maskjax import allocation, initializer, optim, score, select, structure
+from maskjax import allocation, initializer, masking, optim, score, select, structure
 from maskjax._core import axes, trees
 from maskjax.recipes import edge_popup
 from tests import real_networks
@@ -25,6 +25,11 @@ KEY = jax.random.key(0)
 UNROLLED = [f"/gpt{kind}" for kind in ("", "_tied", "_grouped")]
 NAMES = [n for n in real_networks.NAMES if not n.endswith(tuple(UNROLLED))]
 every_network = pytest.mark.parametrize("name", NAMES)
+# One of each kind; the others are among the slow tests.
+FEW = ("linen/gpt_nested", "nnx/resnet", "nnx/experts", "equinox/cnns", "plain/vision")
+each_kind = pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
 
 
 def told(name):
@@ -70,6 +75,10 @@ def tree_of(shapes, values):
 
 LAYER = {"linen": "layers/blocks", "nnx": "blocks", "equinox": "blocks"}
 frameworks = pytest.mark.parametrize("framework", LAYER)
+mostly_linen = pytest.mark.parametrize(
+    "framework",
+    ["linen", *(pytest.param(f, marks=pytest.mark.slow) for f in ("nnx", "equinox"))],
+)
 STRUCTURES = {
     "entries": structure.Entries(),
     "units": structure.Units(),
@@ -207,7 +216,7 @@ def both(framework):
     return jax.device_get(run(pair(framework), pair(framework, seed=1)))
 
 
-@frameworks
+@mostly_linen
 @pytest.mark.parametrize("law", LAWS)
 def test_a_stack_is_what_its_layers_are(framework, law):
     one, stacked = (out[law] for out in both(framework))
@@ -217,7 +226,7 @@ def test_a_stack_is_what_its_layers_are(framework, law):
         np.testing.assert_array_equal(stacked[path], leaf, err_msg=path)
 
 
-@frameworks
+@mostly_linen
 def test_pruning_removes_as_much_of_every_layer(framework):
     one, _ = both(framework)
     for path, mask in leaves_of(one["mask"]).items():
@@ -270,7 +279,7 @@ def fitting(name):
     }
 
 
-@every_network
+@each_kind
 def test_masks_and_draws_have_the_shapes_of_their_parameters(name):
     net, chosen, found = real_networks.get(name), told(name), kernels(name)
     structures = STRUCTURES | fitting(name)
@@ -319,12 +328,12 @@ def test_erk_keeps_as_much_as_is_asked_for(name):
 
 
 @every_network
-def test_kernels_are_pruned_by_default_and_nothing_else(name):
+def test_kernels_have_masks_by_default_and_nothing_else(name):
     """No bias of attention, statistic of a stack, embedding or factor of LoRA."""
     net = real_networks.get(name)
     none = (None, real_networks.LOOKUP, real_networks.POSITIONS)
-    state = jax.eval_shape(optim.prune(0.5).init, net.params)
-    assert leaves_of(optim.mask_of(state)).keys() == {
+    chosen = jax.eval_shape(masking.everything, net.params)
+    assert leaves_of(chosen).keys() == {
         path
         for path, words in net.roles.items()
         if words not in none and "lora_" not in path
