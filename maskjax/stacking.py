@@ -89,11 +89,7 @@ def unstack(stack: Mask) -> list[Mask]:
 
 @functools.partial(jax.jit, static_argnames="k")
 def _unstacked(stack: Mask, k: int) -> list[Mask]:
-    return [trees.map_mask(lambda leaf, i=i: _row(leaf, i), stack) for i in range(k)]
-
-
-def _row(leaf: Any, i: int) -> Any:
-    return jax.tree.map(lambda x: x[i], leaf)  # a packed leaf has its bits inside
+    return [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(k)]
 
 
 def take(stack: Mask, i: ArrayLike) -> Mask:

@@ -176,9 +176,8 @@ def test_the_real_network_of_twice_the_depth_says_the_same(bias, x64):
     target = network(widths, bias=bias, dtype=np.float64)
     params = doubled(drawn(widths, bias=bias))
     ticket = prune(params, target, construction="product")
-    layers, mask = strong_ticket.dense(
-        params, ticket.mask, key=jax.random.key(3), bias=bias
-    )
+    dense = jax.jit(functools.partial(strong_ticket.dense, bias=bias))
+    layers, mask = dense(params, ticket.mask, key=jax.random.key(3))
     shapes = [layer["kernel"].shape for layer in layers]
     assert shapes == 2 * [(5, (5 + bias) * K), ((5 + bias) * K, 5)]
     layers, mask = jax.tree.map(np.asarray, (layers, mask))
@@ -461,9 +460,8 @@ def test_what_is_drawn_is_checked():
 
 def test_leaves_without_a_mask_are_kept():
     params = drawn()
-    dense = functools.partial(
-        strong_ticket.dense, params, key=jax.random.key(0), bias=True
-    )
+    made = jax.jit(functools.partial(strong_ticket.dense, bias=True))
+    dense = functools.partial(made, params, key=jax.random.key(0))
     mask = prune(params, network(), construction="product").mask
     for name in ("inner", "outer"):
         every = [kept | {name: np.ones(kept[name].shape, bool)} for kept in mask]
