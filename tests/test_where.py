@@ -256,6 +256,9 @@ def test_what_was_told_is_believed_before_names():
     for both in (equinox | where.kernels, where.kernels & equinox, ~~equinox):
         assert both.axes("weight", leaf) == A(outputs=(0,), inputs=(1,))
         assert both.axes("other", leaf) == A(inputs=(0,), outputs=(1,))
+    transposed = where.matching("kernel", axes="outputs inputs")
+    for both in (transposed | where.kernels, where.kernels & transposed):
+        assert both.axes("kernel", leaf) == A(outputs=(0,), inputs=(1,))
     assert (equinox & (lambda p, x: True)).axes("weight", leaf).source == "told"
     with pytest.raises(ValueError, match="one role for each axis of 'weight'"):
         (equinox | where.matching("w", axes="inputs outputs")).axes("weight", leaf)
