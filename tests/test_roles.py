@@ -7,11 +7,12 @@ The reference of a leaf is its canonical form: for each index of the stack a ker
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from maskjax import estimator, optim, select, stacking, where
+from maskjax import estimator, optim, score, select, stacking, where
 from maskjax.recipes import edge_popup, lottery_ticket, packnet
 from maskjax.structure import Block, Entries, NofM, Units
 
@@ -127,6 +128,35 @@ def test_each_output_alone_keeps_its_own_best(layouts):
         ranks = (-kernels).argsort(axis=1).argsort(axis=1)
         wanted = ranks < kernels.shape[1] // 2
         np.testing.assert_array_equal(mask.reshape(kernels.shape), wanted)
+
+
+def test_wanda_ranks_each_output_of_networks_of_two_widths_and_of_heads():
+    """The mask of the paper, output by output, in NumPy."""
+    rng = np.random.default_rng(0)
+    params = {
+        "in": rng.normal(size=(6, 8)).astype("f4"),
+        "query": {"kernel": rng.normal(size=(8, 2, 4)).astype("f4")},
+    }
+    x = rng.normal(size=(16, 6)).astype("f4")
+
+    def net(p, x):
+        return jnp.einsum("bi,ihd->bhd", jnp.tanh(x @ p["in"]), p["query"]["kernel"])
+
+    @jax.jit
+    def run(params):
+        scores = score.wanda(params, score.input_norms(net, params, x))
+        return select.top_k(scores, density=0.5, scope="output")
+
+    mask = run(params)
+    met = {"in": x, "query": np.tanh(x @ params["in"])}
+    for name, kernel, kept in (
+        ("in", params["in"], mask["in"]),
+        ("query", params["query"]["kernel"], mask["query"]["kernel"]),
+    ):
+        sizes = np.abs(kernel.reshape(len(kernel), -1))
+        sizes = sizes * np.linalg.norm(met[name], axis=0)[:, None]
+        wanted = (-sizes).argsort(axis=0).argsort(axis=0) < len(kernel) // 2
+        np.testing.assert_array_equal(np.reshape(kept, sizes.shape), wanted)
 
 
 @over_layouts

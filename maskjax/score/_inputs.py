@@ -24,9 +24,9 @@ def wanda(params: Params, input_norms: Params, *, where: Predicate = kernels) ->
         where: Which leaves are scored.
 
     Returns:
-        Scores |w| * norm. The paper ranks them within each output; so does
-        `jax.vmap(lambda s: select.top_k(s, density=0.5), -1, -1)(scores)` where the
-        last axis is the output's.
+        Scores |w| * norm. The paper ranks them within each output, and so does
+        `select.top_k(scores, density=0.5, scope="output")`. In scope "leaf" it is
+        another method.
 
     Raises:
         TypeError: If a chosen leaf or its norms are not floating.
