@@ -36,7 +36,7 @@ from maskjax.select._narrow import Interval, narrow
 from maskjax.select._quota import Quota
 
 # Larger leaves are not stacked, because stacking copies.
-_SMALL = 2**22
+_SMALL = 2**20
 
 
 def top_k(
