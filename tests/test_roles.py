@@ -364,6 +364,29 @@ def test_pruning_in_training_scanned_is_unrolled(structure):
         np.testing.assert_array_equal(mask["w"][i], masks[str(i)])
 
 
+@pytest.mark.parametrize("kind", ["tree", "schedule", "numpy"])
+def test_pruning_in_training_takes_a_density_for_each_layer(kind):
+    w, shares = {"w": drawn((3, 8, 4))}, np.array([0.25, 0.5, 0.75], "f4")
+    tree = {"w": shares if kind == "numpy" else jax.device_put(shares)}
+    density = (lambda count: tree) if kind == "schedule" else tree
+    how = {"scope": "layer", "where": told("stack inputs outputs")}
+    _, mask = _trained(optim.prune(density, **how), w, [w])
+    assert list(np.asarray(mask["w"]).sum((1, 2))) == [8, 16, 24]
+    error, match = {
+        "tree": (ValueError, "`density` as a scalar"),
+        "schedule": (ValueError, "`density` to give numbers"),
+        "numpy": (TypeError, "`density` as a number"),
+    }[kind]
+    with pytest.raises(error, match=match):
+        optim.prune(density, where=how["where"])
+    if kind != "tree":  # whose values are on the device, and not looked at
+        high = {"w": tree["w"] * 2}
+        with pytest.raises(
+            ValueError, match=r"optim.prune` needs `density` in \[0, 1\]"
+        ):
+            optim.prune((lambda _: high) if kind == "schedule" else high, **how)
+
+
 @pytest.mark.parametrize("rewire", [optim.rigl, optim.set_])
 def test_rewiring_in_training_counts_each_layer(rewire):
     rng = np.random.default_rng(0)

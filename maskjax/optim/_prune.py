@@ -51,7 +51,8 @@ def prune(
     Args:
         density: The fraction to keep, in [0, 1]: an optax schedule of the step (usually
             from 1 down to the final density), a number, or a tree of numbers like the
-            parameters. A schedule may return a tree too.
+            parameters, in scope "layer" and "output" also of arrays of a number for
+            each layer. A schedule may return a tree too.
         score: Called as `score(params, where=where)` with the arguments that it names.
             It may also name extra arguments of `update`, such as the `gradients` that
             `with_gradients` passes.
@@ -92,7 +93,7 @@ def prune(
     checks.at_least(every, 1, fn=fn, name="every", traceable=True)
     check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
-    check_fractions(density, fn=fn, name="density")
+    check_fractions(density, scope, fn=fn, name="density")
 
     def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
         share = allotted(at_step(density, count), allocation, params, where)

@@ -218,8 +218,8 @@ def _rewiring(
     checks.at_least(every, 1, fn=fn, name="every", traceable=True)
     check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
-    check_fractions(density, fn=fn, name="density")
-    peak = check_fractions(rate, fn=fn, name="rate")
+    check_fractions(density, scope, fn=fn, name="density")
+    peak = check_fractions(rate, "leaf", fn=fn, name="rate")
     kind = jax.random.key_impl(key)
     how = {"scope": scope, "structure": structure, "where": where}
 

@@ -112,24 +112,33 @@ def allotted(
 
 
 def check_fractions(
-    value: Density | Scores | Schedule, *, fn: str, name: str
+    value: Density | Scores | Schedule, scope: str, *, fn: str, name: str
 ) -> float | None:
     """Raise unless fractions are in [0, 1]; return the highest, `None` if unknown.
 
-    A schedule is evaluated at step 0 and at every power of two.
+    A schedule is evaluated at step 0 and at every power of two. In scope "layer" and
+    "output" a leaf of a tree may hold a number for each layer.
     """
+    apart = scope in ("layer", "output")
     if not is_function(value):
+        by_layer = apart and not trees.is_single(value)
         leaves = jax.tree.leaves(value)
         for one in leaves or [value]:
-            checks.unit_interval(one, fn=fn, name=name)
-        if any(isinstance(one, jax.Array) for one in leaves):
+            numbers = [one]
+            if by_layer and np.ndim(one):
+                numbers = one.ravel().tolist() if isinstance(one, np.ndarray) else []
+            for number in numbers:
+                checks.unit_interval(number, fn=fn, name=name)
+        if any(checks.shaped(one) for one in leaves):
             return None
         return max(leaves)
     found = []
     with jax.ensure_compile_time_eval():
         for count in (0, *(2**i for i in range(31))):
-            at = jax.tree.leaves(value(jnp.int32(count)))
-            if not at or any(jnp.shape(one) for one in at):
+            given = value(jnp.int32(count))
+            at = jax.tree.leaves(given)
+            by_layer = apart and not trees.is_single(given)
+            if not at or any(jnp.shape(one) for one in at) and not by_layer:
                 got = ", ".join(map(checks.kind_of, at)) or "nothing"
                 raise ValueError(
                     f"`{fn}` needs `{name}` to give numbers, or trees of them, got "
@@ -137,7 +146,7 @@ def check_fractions(
                 )
             if any(isinstance(one, Tracer) for one in at):
                 return None
-            found += [float(one) for one in at]
+            found += [float(number) for one in at for number in np.ravel(one)]
             outside = [one for one in found if not -1e-6 <= one <= 1 + 1e-6]
             if outside:
                 raise ValueError(
