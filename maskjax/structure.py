@@ -183,6 +183,10 @@ class Block:
             )
         for axis in axes:
             _check_axis(axis, "Block", "axes")
+        if axes[0] == axes[1]:
+            raise ValueError(
+                f"`maskjax.structure.Block` needs two different `axes`, got {axes!r}."
+            )
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
         """The axes must exist and differ, and the tile must divide them."""
@@ -290,9 +294,10 @@ def _check_axis(axis: Any, name: str, argument: str = "axis") -> None:
     if isinstance(axis, str) and axis in ROLES:
         return
     if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+        also = " or a tuple of whole numbers" if name == "Units" else ""
         raise ValueError(
             f"`maskjax.structure.{name}` needs `{argument}` as one of the words "
-            f"{', '.join(ROLES)}, or as a whole number, got {axis!r}."
+            f"{', '.join(ROLES)}, or as a whole number{also}, got {axis!r}."
         )
 
 

@@ -4,6 +4,7 @@ The reference of a leaf is its canonical form: for each index of the stack a ker
 [window, inputs, outputs] as a NumPy array, selected by itself.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -226,7 +227,9 @@ def test_a_tree_of_structures():
         both = select.top_k(scores, density=0.5, structure=tree)
         np.testing.assert_array_equal(both[name], alone[name])
     optim.prune(0.5, structure=tree).init({n: s for n, s in scores.items()})
-    with pytest.raises(TypeError, match="`maskjax.select.top_k` needs `structure` as"):
+    with pytest.raises(
+        TypeError, match=r"`maskjax.select.top_k` needs `structure\[a\]` as"
+    ):
         select.top_k(scores, density=0.5, structure=tree | {"a": "2:4"})
     wrong = tree | {"a": NofM(1, 3), "d": NofM(1, 5)}
     with pytest.raises(ValueError, match=r"a: .*\(NofM.*\n  d: .*\(NofM"):
@@ -252,7 +255,7 @@ def test_cutoffs_and_guesses_of_many_searches(scope):
     assert cutoff["w"].shape == ((12 if scope == "output" else 1), 4, 1, 1)
     for same in (*guessed, reached):
         np.testing.assert_array_equal(same["w"], mask["w"])
-    with pytest.raises(ValueError, match="`guess` for every leaf"):
+    with pytest.raises(ValueError, match="in `guess` for every leaf"):
         select.top_k(scores, density=0.3, guess={"w": np.float32(1)}, **how)
 
 
@@ -495,3 +498,81 @@ def test_integers_count_the_axes_of_the_whole_leaf():
             select.top_k(scores, structure=s, **how)["w"] for s in (pattern, role)
         )
         np.testing.assert_array_equal(by_number, by_role)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxUnits(Units):
+    """A user's units, by their largest score."""
+
+    def pool(self, scores, alive=None):
+        axes = {axis % scores.ndim for axis in self._numbers()}
+        rest = tuple(i for i in range(scores.ndim) if i not in axes)
+        return jnp.max(scores, axis=rest, keepdims=True)
+
+
+class Rows:
+    """A user's structure for slices of rank 2: whole rows."""
+
+    def complaint(self, shape):
+        return None if len(shape) == 2 else f"shape {shape} has not 2 axes"
+
+    def pool(self, scores, alive=None):
+        return scores.sum(axis=1, keepdims=True)
+
+    def spread(self, decisions):
+        return decisions
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global", "layer"])
+@pytest.mark.parametrize("axis", ["outputs", 1])
+def test_a_users_kind_of_units_stays_what_it_is(scope, axis):
+    scores = {"w": np.array([[9.0, 5.0], [0.0, 5.0]], "f4")}  # the mean is of the other
+    mask = select.top_k(scores, density=0.5, structure=MaxUnits(axis), scope=scope)
+    np.testing.assert_array_equal(mask["w"], [[True, False]])
+
+
+def test_a_users_structure_sees_one_layer():
+    scores, words = {"w": drawn((3, 4, 5))}, told("stack inputs outputs")
+    how = {"density": 0.5, "structure": Rows(), "where": words}
+    mask = select.top_k(scores, scope="layer", **how)["w"]
+    assert mask.shape == (3, 4, 1)
+    assert list(np.asarray(mask).sum((1, 2))) == [2, 2, 2]
+    with pytest.raises(ValueError, match=r"w: shape \(3, 4, 5\) has not 2 axes"):
+        select.top_k(scores, scope="leaf", **how)
+
+
+@pytest.mark.parametrize("scope", ["layer", "output"])
+def test_random_masks_of_the_same_counts(scope):
+    scores, words = {"w": drawn((3, 8, 4))}, told("stack inputs outputs")
+    shares = {"w": np.array([0.25, 0.5, 0.75])}
+    how = {"scope": scope, "where": words}
+    mask = select.top_k(scores, density=shares, **how)
+    other = select.random_like(mask, key=jax.random.key(0), **how)
+    axes = (1, 2) if scope == "layer" else 1
+    counts = np.asarray(mask["w"]).sum(axes)
+    np.testing.assert_array_equal(np.asarray(other["w"]).sum(axes), counts)
+    assert not np.array_equal(other["w"], mask["w"])
+
+
+def test_growing_needs_room_in_each_layer():
+    params, key = {"w": drawn((3, 8, 4))}, jax.random.key(0)
+    how = {"rate": 0.9, "every": 1, "regrow": False, "scope": "layer", "key": key}
+    made = optim.set_(
+        {"w": np.array([0.1, 0.5, 0.9])}, where=told("stack inputs outputs"), **how
+    )
+    with pytest.raises(ValueError, match="w: 26 to grow, 3 of 32 free"):
+        made.init(params)
+
+
+def test_messages_name_the_leaf_and_what_is_needed():
+    scores = {"a": drawn((4, 4)), "c": drawn((4, 4))}
+    tree = {"a": Units(), "c": "2:4"}
+    with pytest.raises(TypeError, match=r"top_k` needs `structure\[c\]` as a value"):
+        select.top_k(scores, density=0.5, structure=tree)
+    with pytest.raises(ValueError, match="needs two different `axes`"):
+        Block((2, 2), ("inputs", "inputs"))
+    with pytest.raises(ValueError, match="whole number or a tuple of whole numbers"):
+        Units(("stack", "outputs"))
+    how = {"scope": "layer", "where": told("stack inputs outputs")}
+    with pytest.raises(ValueError, match="the cutoffs of the same scope in `guess`"):
+        select.top_k({"w": drawn((3, 4, 4))}, density=0.5, guess={"w": 0.0}, **how)

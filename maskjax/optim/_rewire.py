@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from maskjax import algebra, masking, select
@@ -290,11 +291,12 @@ def _check_growth(
     def complaint(path: str, size: int, share: Density) -> str | None:
         if peak is None or isinstance(share, jax.Array):
             return None
-        alive = quota(share, size)
-        grows, free = quota(peak, alive), size - alive
-        if grows <= free:
-            return None
-        return f"{path}: {grows} to grow, {free} of {size} free"
+        for one in np.ravel(share):
+            alive = quota(one, size)
+            grows, free = quota(peak, alive), size - alive
+            if grows > free:
+                return f"{path}: {grows} to grow, {free} of {size} free"
+        return None
 
     checks.raise_all(
         map(complaint, leaves.names(), leaves.sizes, found),

@@ -19,7 +19,6 @@ from maskjax.select._leaves import Leaves, Scope
 from maskjax.select._plan import Plan
 from maskjax.select._quota import Count, Keep, Leave, Quota, operand
 from maskjax.structure import Entries, NofM, Structure, any_alive
-from maskjax.where import kernels
 
 
 def choose(
@@ -71,9 +70,11 @@ def choose(
     return _masks(leaves, keeps, held, quotas, guesses)
 
 
-def choose_count(scores: Scores, counts: list[Array], scope: Scope, *, fn: str) -> Mask:
+def choose_count(
+    scores: Scores, counts: list[Array], scope: Scope, where: Predicate, *, fn: str
+) -> Mask:
     """Keep the highest scores, a given number in each search."""
-    leaves = Leaves(scores, scope, Entries(), kernels, fn=fn)
+    leaves = Leaves(scores, scope, Entries(), where, fn=fn)
     nothing = leaves.mask(None, name="")
     return _masks(leaves, nothing, nothing, [Count(n) for n in counts], None)[0]
 
@@ -112,7 +113,7 @@ def smoothed(
     leaves = Leaves(scores, scope, structure, where, fn=fn)
 
     def of_leaf(x: Array, plan: Plan) -> Array:
-        if isinstance(plan.structure, Entries | NofM):
+        if type(plan.structure) in (Entries, NofM):
             return x
         return plan.spread(plan.pool(plan.laid(x))).astype(x.dtype)
 

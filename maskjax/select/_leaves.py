@@ -80,8 +80,8 @@ class Leaves:
             checks.structure(structure, fn=self.fn)
             return [structure] * len(self.scored)
         found = self._matched(structure, name="structure")
-        for one in found:
-            checks.structure(one, fn=self.fn)
+        for path, one in zip(self.paths(), found, strict=True):
+            checks.structure(one, fn=self.fn, name=f"structure[{path}]")
         return found
 
     def _axes(self, scope: Scope, where: Predicate) -> list[Axes | None]:
@@ -151,7 +151,8 @@ class Leaves:
             for one in share.ravel().tolist():
                 checks.unit_interval(one, fn=self.fn, name=label)
         each = self.plans[leaf].searches // max(math.prod(stack), 1)
-        return jnp.repeat(jnp.asarray(share).reshape(-1), each)
+        repeat = np.repeat if isinstance(share, np.ndarray) else jnp.repeat
+        return repeat(share.reshape(-1), each)  # type: ignore[return-value]
 
     def mask(self, mask: Mask | None, *, name: str) -> list[Array | None]:
         """The mask of each leaf, unpacked; all `None` without one."""
@@ -181,7 +182,8 @@ class Leaves:
             checks.kind_of(one) if one is None or jnp.shape(one) != shape else None
             for one, shape in zip(guesses, shapes, strict=True)
         ]
-        self._complain(misfits, "a scalar in `guess` for every leaf with scores")
+        what = "a scalar" if not any(shapes) else "the cutoffs of the same scope"
+        self._complain(misfits, f"{what} in `guess` for every leaf with scores")
         arrays = [
             plan.per_search(lax.stop_gradient(jnp.asarray(one)))
             for plan, one in zip(self.plans, guesses, strict=True)

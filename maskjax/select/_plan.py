@@ -94,7 +94,7 @@ class Plan:
     def decisions(self) -> int:
         """How many decisions each search makes."""
         shape = [math.prod(self._lengths(part)) for part in self.parts]
-        if isinstance(self.structure, Entries | NofM):
+        if type(self.structure) in (Entries, NofM):
             return math.prod(shape[1:] if self.rows else shape)
         one = jax.ShapeDtypeStruct(tuple(shape[1:] if self.rows else shape), "float32")
         return math.prod(jax.eval_shape(self.structure.pool, one).shape)
@@ -141,7 +141,8 @@ def plan(
         )
         structure = _numbered(structure, apart=bool(apart))
     elif apart:
-        if problem := structure.complaint(shape):
+        numbered = isinstance(structure, Block | NofM | Units)
+        if numbered and (problem := structure.complaint(shape)):
             return problem
         found = _without(structure, apart, len(shape))
         if isinstance(found, str):
@@ -165,10 +166,10 @@ def _numbered(structure: Any, *, apart: bool) -> Structure:
     """A structure for a leaf that is laid out by roles."""
     if isinstance(structure, Block):
         first, second = (_PLACE[role] for role in roles_of(structure))
-        return Block(structure.shape, axes=(first, second))
+        return dataclasses.replace(structure, axes=(first, second))
     place = _PLACE[roles_of(structure)[0]]
     if isinstance(structure, Units) and not apart:  # each layer has its own
-        return Units(axis=tuple({_PLACE["stack"], place}))
+        return dataclasses.replace(structure, axis=tuple({_PLACE["stack"], place}))
     return dataclasses.replace(structure, axis=place)
 
 
@@ -183,17 +184,15 @@ def _without(structure: Any, apart: Sequence[int], rank: int) -> Structure | str
 
     try:
         if isinstance(structure, Block):
-            first, second = structure.axes
-            return Block(structure.shape, axes=(number(first), number(second)))  # type: ignore[arg-type]
+            axes = tuple(number(axis) for axis in structure.axes)  # type: ignore[arg-type]
+            return dataclasses.replace(structure, axes=axes)  # type: ignore[arg-type]
         if isinstance(structure, NofM):
             return dataclasses.replace(structure, axis=number(structure.axis))  # type: ignore[arg-type]
         if isinstance(structure, Units):
-            axes = (
-                structure.axis
-                if isinstance(structure.axis, tuple)
-                else (structure.axis,)
-            )
-            return Units(axis=tuple(number(axis) for axis in axes))  # type: ignore[arg-type]
+            given = structure.axis
+            given = given if isinstance(given, tuple) else (given,)
+            axes = tuple(number(axis) for axis in given)  # type: ignore[arg-type]
+            return dataclasses.replace(structure, axis=axes)
     except LookupError as error:
         return f"has a search for each index of axis {error}"
     return structure

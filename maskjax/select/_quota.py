@@ -69,6 +69,11 @@ def operand(rule: Keep | Leave, n: int | None) -> Quota:
     share = rule.share
     if isinstance(share, jax.Array):
         return rule
+    if isinstance(share, np.ndarray):  # one for each of many searches
+        if n is None:
+            return rule._replace(share=jnp.asarray(share, jnp.float32))
+        counts = [rule._replace(share=one).of(n) for one in share]
+        return Count(np.asarray(counts, "int64" if n >= 2**31 else "int32"))
     if n is not None:
         return Count(np.asarray(rule.of(n), "int64" if n >= 2**31 else "int32"))
     exact = fractions.Fraction(str(share))

@@ -1,5 +1,7 @@
 """Masks drawn at random: each entry on its own, or with an exact count."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -8,7 +10,8 @@ from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.score import random as random_scores
 from maskjax.select._choice import choose, choose_count
-from maskjax.select._leaves import Scope
+from maskjax.select._leaves import Leaves, Scope
+from maskjax.select._plan import Plan
 from maskjax.select._quota import Keep
 from maskjax.structure import Entries
 from maskjax.where import everything as every_leaf
@@ -96,13 +99,17 @@ def random(
     return choose(scores, Keep, density, scope, Entries(), where, fn=fn)[0]
 
 
-def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
+def random_like(
+    mask: Mask, *, scope: Scope = "leaf", where: Predicate = kernels, key: Array
+) -> Mask:
     """Keep random entries, the same number that another mask keeps.
 
     Args:
         mask: A mask, packed or not. Entries along an axis of 1 share their decision in
             the result too.
-        scope: "leaf" keeps the count of each leaf, "global" that of all together.
+        scope: "leaf" keeps the count of each leaf, "global" that of all together,
+            "layer" that of each index of a stack, "output" that of each output.
+        where: What the axes mean, for "layer" and "output".
         key: A typed key; every leaf gets its own.
 
     Returns:
@@ -110,7 +117,8 @@ def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
 
     Raises:
         TypeError: If a leaf is neither boolean nor packed, or the key is not typed.
-        ValueError: If the scope is unknown, or no leaf carries a mask.
+        ValueError: If the scope is unknown, axes are needed and unknown, or no leaf
+            carries a mask.
 
     Example:
         >>> mask = {"w": jnp.array([True, False, False, True, True])}
@@ -122,13 +130,25 @@ def random_like(mask: Mask, *, scope: Scope = "leaf", key: Array) -> Mask:
     """
     fn = "maskjax.select.random_like"
     checks.typed_key(key, fn=fn)
-    checks.one_of(scope, ("leaf", "global"), fn=fn, name="scope")
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
     alive = packing.unpack(mask)
     shapes = trees.map_mask(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), alive)
     checks.floating_scores(shapes, fn=fn, name="mask")
-    searched = [alive] if scope == "global" else jax.tree.leaves(alive)
-    counts = [algebra.count(part) for part in searched]
+    leaves = Leaves(shapes, scope, Entries(), where, fn=fn)
+    if scope == "global":
+        counts = [algebra.count(alive)]
+    else:
+        pairs = zip(jax.tree.leaves(alive), leaves.plans, strict=True)
+        counts = [_count(m, plan) for m, plan in pairs]
     scores = random_scores(shapes, where=every_leaf, key=key)
-    return choose_count(scores, counts, scope, fn=fn)
+    return choose_count(scores, counts, scope, where, fn=fn)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _count(mask: Array, plan: Plan) -> Array:
+    """How many entries each search of a leaf keeps."""
+    if not plan.rows:
+        return algebra.count({"": mask})
+    laid = plan.laid(mask)
+    return jnp.sum(laid, axis=range(1, laid.ndim), dtype=jnp.int32)

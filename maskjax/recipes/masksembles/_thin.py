@@ -38,9 +38,8 @@ def thin(params: Params, stack: Mask, *, links: Mapping[Path, Sequence[Path]]) -
 
     Args:
         params: Tree of arrays: a network, or its last layers.
-        stack: Masks on the input rows of kernels that are laid out as Flax's dense and
-            convolution kernels, (..., C, out): [N, 1, ..., C, 1], with equally many
-            ones for each member. Not traced, because shapes depend on it.
+        stack: Masks on the input rows of kernels (..., C, out), as Flax lays them out:
+            [N, 1, ..., C, 1], equally many ones for each member. Not traced.
         links: For each kernel with masks, the paths of the leaves that produce its
             input features, such as a kernel and a bias: their last axis is thinned too.
             One kernel may be missing: its features are the input, and `predict` picks

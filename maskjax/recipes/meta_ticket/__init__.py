@@ -118,7 +118,7 @@ def init(
         scores = initializer.scores(weights, draw=draw, where=where, key=key)
     sizes = [s.size for s in jax.tree.leaves(scores)]  # 1.
     counts = [1 + jnp.asarray(quota(density, max(n - 1, 0))) for n in sizes]
-    kept = choose_count(scores, counts, "leaf", fn=fn)
+    kept = choose_count(scores, counts, "leaf", where, fn=fn)
     least = lambda s, m: jnp.min(s, where=m, initial=jnp.inf)  # noqa: E731
     return MetaTicketState(scores, map_mask(least, scores, kept))
 
