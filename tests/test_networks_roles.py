@@ -30,9 +30,7 @@ def resolved(net, predicate, needed):
     """What is found of the leaves that need their axes, by path."""
     named, _ = trees.mask_leaves(net.params)
     flags = [path in needed for path, _ in named]
-    found = axes.resolved(
-        predicate, net.params, flags, fn="maskjax.f", why="for this test"
-    )
+    found = axes.resolved(predicate, named, flags, fn="maskjax.f", why="for this test")
     return {
         path: got
         for (path, _), got in zip(named, found, strict=True)

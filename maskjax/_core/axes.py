@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from maskjax._core import checks, trees
-from maskjax._core.trees import Predicate
+from maskjax._core import checks
+from maskjax._core.trees import Path, Predicate
 
 Source = Literal["told", "traced", "convention"]
 ROLES = ("stack", "window", "inputs", "outputs")
@@ -126,14 +126,19 @@ def strongest(one: Told, other: Told, path: str) -> Told:
 
 
 def resolved(
-    where: Predicate, tree: Any, needed: Sequence[bool], *, fn: str, why: str
+    where: Predicate,
+    named: Sequence[tuple[Path, Any]],
+    needed: Sequence[bool],
+    *,
+    fn: str,
+    why: str,
 ) -> list[Axes | None]:
     """The axes of the leaves that need them, `None` for the others.
 
     Args:
         where: The predicate to ask.
-        tree: Parameters, scores or masks, `None` among them.
-        needed: For each leaf (`None` counts), whether its axes are needed.
+        named: Leaves with their paths.
+        needed: For each of them, whether its axes are needed.
         fn: The public function that errors blame.
         why: What they are needed for, as in "for the fan-in".
 
@@ -141,7 +146,6 @@ def resolved(
         ValueError: If the axes of such a leaf are unknown, or do not cover its shape;
             every such leaf is named, with its shape, the reason and the remedies.
     """
-    named, _ = trees.mask_leaves(tree)
     told = [
         of(where, path, leaf) if need else None
         for (path, leaf), need in zip(named, needed, strict=True)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from maskjax._core import axes as _axes
@@ -45,13 +44,8 @@ def told(
     Raises:
         ValueError: If they are not known; see `axes.resolved`.
     """
-    leaves, treedef = jax.tree.flatten(params)
-    pairs = zip(leaves, needed, strict=True)
-    asked = treedef.unflatten([leaf if need else None for leaf, need in pairs])
-    every = [leaf is not None for _, leaf in trees.mask_leaves(asked)[0]]
-    resolved = _axes.resolved(where, asked, every, fn=fn, why=why)
-    found = (axes for axes in resolved if axes is not None)
-    return [next(found) if need else None for need in needed]
+    named = trees.named_leaves(params)
+    return _axes.resolved(where, named, needed, fn=fn, why=why)
 
 
 def fans(

@@ -90,15 +90,12 @@ class Leaves:
         needed = [apart or bool(_plan.roles_of(one)) for one in self.structures]
         if not any(needed):
             return [None] * len(self.scored)
-        every = [False] * len(self.leaves)
-        for i, need in zip(self.scored, needed, strict=True):
-            every[i] = need
         why = f'for scope="{scope}"'
         if not apart:
             kinds = {type(one).__name__ for one in self.structures}
             why = f"for {', '.join(sorted(kinds))}"
-        found = axes.resolved(where, self.tree, every, fn=self.fn, why=why)
-        return [found[i] for i in self.scored]
+        named = list(zip(self.paths(), self.scores, strict=True))
+        return axes.resolved(where, named, needed, fn=self.fn, why=why)
 
     def paths(self) -> list[str]:
         """The paths of the leaves that have scores, for messages."""
@@ -122,12 +119,13 @@ class Leaves:
         shares = self._matched(share, name=name)
         none = ["None" if one is None else None for one in shares]
         self._complain(none, f"a `{name}` for every leaf with scores")
-        searches = [self._searches(i) for i in range(len(self.scored))]
-        if not any(searches):
-            for path, one in zip(self.paths(), shares, strict=True):
-                checks.unit_interval(one, fn=self.fn, name=f"{name}[{path}]")
-            return shares
-        return [self._share_of(i, share, name=name) for i, share in enumerate(shares)]
+        labels = [f"{name}[{path}]" for path in self.paths()]
+        stacks = [self._searches(i) for i in range(len(self.scored))]
+        if any(stacks):
+            return list(map(self._share_of, self.plans, stacks, shares, labels))
+        for one, label in zip(shares, labels, strict=True):
+            checks.unit_interval(one, fn=self.fn, name=label)
+        return shares
 
     def _searches(self, leaf: int) -> tuple[int, ...]:
         """The lengths of the stack whose layers are searched apart."""
@@ -136,9 +134,10 @@ class Leaves:
             return ()
         return tuple(self.scores[leaf].shape[i] for i in roles.stack)
 
-    def _share_of(self, leaf: int, share: Any, *, name: str) -> Density:
+    def _share_of(
+        self, plan: Plan, stack: tuple[int, ...], share: Any, label: str
+    ) -> Density:
         """The share of each search, from one for all, or one for each layer."""
-        stack, label = self._searches(leaf), f"{name}[{self.paths()[leaf]}]"
         if not np.ndim(share) or not checks.shaped(share):
             checks.unit_interval(share, fn=self.fn, name=label)
             return share
@@ -150,7 +149,7 @@ class Leaves:
         if isinstance(share, np.ndarray):
             for one in share.ravel().tolist():
                 checks.unit_interval(one, fn=self.fn, name=label)
-        each = self.plans[leaf].searches // max(math.prod(stack), 1)
+        each = plan.searches // max(math.prod(stack), 1)
         repeat = np.repeat if isinstance(share, np.ndarray) else jnp.repeat
         return repeat(share.reshape(-1), each)  # type: ignore[return-value]
 

@@ -100,10 +100,10 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
 def _groups(label: Label, groups: int, shape: Sequence[int]) -> list[str]:
     """The roles of the factors of a kernel's outputs.
 
-    `jax.vmap` makes a stack of convolutions one whose groups are the stack's.
+    `jax.vmap` of a convolution is one convolution, with a group for each member.
     """
-    roles, *rest = ["outputs"] * len(label), len(label) - 1
-    for i, factor in enumerate(label[: rest[0]]):
+    roles = ["outputs"] * len(label)
+    for i, factor in enumerate(label[:-1]):
         own = factor.axis != STRANGE and factor.size == shape[factor.axis]
         if not own or groups % factor.size:
             break
@@ -206,7 +206,7 @@ def _measured(
 ) -> Array:
     """The sums of squares of data, with weights for its rows.
 
-    Of the axes that are kept, some are summed over later.
+    The axes in `summed` are kept here, and summed over by the caller.
     """
     weights, shape = walk.weights, tuple(other.array.shape)
     if weights is not None:

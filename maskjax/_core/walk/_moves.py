@@ -54,7 +54,7 @@ def moved(equation: Any, shape: Shape, trail: Trail, place: int, out: int = 0) -
 
 
 def _taken(equation: Any, axes: Labels) -> Iterator[int]:
-    """Axes of which one index was taken, and whose place may go now."""
+    """The parameter's axes of which one index was taken, so that they may vanish."""
     collapsed = ()
     if equation.primitive.name == "gather":
         collapsed = equation.params["dimension_numbers"].collapsed_slice_dims
