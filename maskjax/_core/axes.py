@@ -114,6 +114,9 @@ def strongest(one: Told, other: Told, path: str) -> Told:
     Raises:
         ValueError: If two sources of equal strength disagree.
     """
+    for answer in (one, other):
+        if not isinstance(answer, Told):  # `resolved` says who gave it
+            return answer
     if isinstance(one, str) or isinstance(other, str):
         return other if isinstance(one, str) and not isinstance(other, str) else one
     order = _STRENGTH.index(one.source) - _STRENGTH.index(other.source)
@@ -143,6 +146,7 @@ def resolved(
         why: What they are needed for, as in "for the fan-in".
 
     Raises:
+        TypeError: If the predicate answers anything but axes, or why they are unknown.
         ValueError: If the axes of such a leaf are unknown, or do not cover its shape;
             every such leaf is named, with its shape, the reason and the remedies.
     """
@@ -150,6 +154,16 @@ def resolved(
         of(where, path, leaf) if need else None
         for (path, leaf), need in zip(named, needed, strict=True)
     ]
+    checks.raise_all(
+        (
+            f"{path}: {checks.kind_of(answer)}"
+            for (path, _), answer, need in zip(named, told, needed, strict=True)
+            if need and not isinstance(answer, Told)
+        ),
+        f"`{fn}` needs `.axes` of {where!r} to return `where.Axes`, or a sentence that "
+        "says why they are unknown",
+        TypeError,
+    )
     lines = []
     for (path, leaf), axes in zip(named, told, strict=True):
         if isinstance(axes, Axes) and axes.rank != len(leaf.shape):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from maskjax import masking, select
-from maskjax._core import checks
+from maskjax._core import blame, checks
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.optim._state import MaskState
 from maskjax.optim._steps import (
@@ -98,7 +98,8 @@ def prune(
     def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
         share = allotted(at_step(density, count), allocation, params, where)
         how = {"scope": scope, "structure": structure, "where": where}
-        return select.shrink(scores, mask, density=share, **how)
+        with blame.instead_of("maskjax.select.shrink", fn):
+            return select.shrink(scores, mask, density=share, **how)
 
     def init(params: Params) -> MaskState:
         worth = checks.chosen_leaves(params, where, fn=fn)

@@ -128,6 +128,8 @@ def plan(
     apart: tuple[int, ...] = ()
     if axes is not None and scope in ("layer", "output"):
         apart = axes.stack + (axes.outputs if scope == "output" else ())
+    if axes and scope == "output" and apart and len(apart) == len(shape):
+        return f"shape {shape} is '{axes}', and scope=\"output\" ranks each alone"
     own = tuple((i,) for i in range(len(shape)) if i not in apart)
     roles = roles_of(structure)
     if roles:
