@@ -716,8 +716,8 @@ FAULTS = (
         "negative-density",
         "Every function with a density or rate: a negative one passes.",
         "_core",
-        "not 0.0 <= float(value) <= 1.0",
-        "not float(value) <= 1.0",
+        "not 0.0 <= float(number) <= 1.0",
+        "not float(number) <= 1.0",
         ("test_errors.py",),
     ),
     Fault(
