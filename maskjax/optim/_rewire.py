@@ -76,7 +76,8 @@ def rigl(
             `score(params, where=where)` with the arguments that it names. It may also
             name extra arguments of `update`, such as `gradients`.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
-            each index of a stack, "output" each output of each of them.
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
         structure: What is dropped, and grows, together. See `maskjax.structure`. Or a
             tree of structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
@@ -161,7 +162,8 @@ def set_(
         every: The number of steps between two changes, at least 1.
         score: What ranks the weights that may be dropped, as in `rigl`.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
-            each index of a stack, "output" each output of each of them.
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
         structure: What is dropped, and grows, together. See `maskjax.structure`. Or a
             tree of structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
