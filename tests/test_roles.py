@@ -18,6 +18,7 @@ from maskjax import (
     estimator,
     initializer,
     optim,
+    report,
     score,
     select,
     stacking,
@@ -742,20 +743,22 @@ class Careless:
 def test_a_predicate_tells_axes_or_why_not(combined, answer):
     params = {"a": {"kernel": np.ones((2, 2), "f4")}, "w": np.ones((3, 2, 2), "f4")}
     roles, key = combined(Careless(answer)), jax.random.key(0)
-    how = {"density": 0.5, "where": roles}
-    constant = initializer.signed_constant()
+    how, keyed = {"where": roles}, {"where": roles, "key": key}
     ways = {
-        "select.top_k": lambda: select.top_k(params, scope="layer", **how),
-        "select.random": lambda: select.random(params, scope="output", key=key, **how),
-        "optim.prune": lambda: optim.prune(0.5, scope="layer", where=roles).init(
-            params
+        "select.top_k": lambda: select.top_k(params, density=0.5, scope="layer", **how),
+        "select.random": lambda: select.random(
+            params, density=0.5, scope="output", **keyed
         ),
-        "allocation.erk": lambda: allocation.erk(params, **how),
+        "optim.prune": lambda: optim.prune(0.5, scope="layer", **how).init(params),
+        "allocation.erk": lambda: allocation.erk(params, density=0.5, **how),
         "initializer.redraw": lambda: initializer.redraw(
-            constant, params, where=roles, key=key
+            initializer.signed_constant(), params, **keyed
         ),
         "initializer.signed_deviation": lambda: initializer.signed_deviation(
-            params, where=roles
+            params, **how
+        ),
+        "report.table": lambda: report.table(
+            jax.tree.map(lambda w: w > 0, params), params, **how
         ),
     }
     for name, use in ways.items():

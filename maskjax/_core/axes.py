@@ -115,7 +115,7 @@ def strongest(one: Told, other: Told, path: str) -> Told:
         ValueError: If two sources of equal strength disagree.
     """
     for answer in (one, other):
-        if not isinstance(answer, Told):  # `resolved` says who gave it
+        if not isinstance(answer, Told):  # `asked` says who gave it
             return answer
     if isinstance(one, str) or isinstance(other, str):
         return other if isinstance(one, str) and not isinstance(other, str) else one
@@ -126,6 +126,35 @@ def strongest(one: Told, other: Told, path: str) -> Told:
             f"'{other}', both {one.source}."
         )
     return one if order >= 0 else other
+
+
+def asked(
+    where: Predicate,
+    named: Sequence[tuple[Path, Any]],
+    needed: Sequence[bool],
+    *,
+    fn: str,
+) -> list[Told | None]:
+    """What a predicate says of the axes of leaves; `None` where it is not needed.
+
+    Raises:
+        TypeError: If it says anything but axes, or why they are unknown.
+    """
+    told = [
+        of(where, path, leaf) if need else None
+        for (path, leaf), need in zip(named, needed, strict=True)
+    ]
+    checks.raise_all(
+        (
+            f"{path}: {checks.kind_of(answer)}"
+            for (path, _), answer, need in zip(named, told, needed, strict=True)
+            if need and not isinstance(answer, Told)
+        ),
+        f"`{fn}` needs `.axes` of {where!r} to return `where.Axes`, or a sentence that "
+        "says why they are unknown",
+        TypeError,
+    )
+    return told
 
 
 def resolved(
@@ -146,24 +175,11 @@ def resolved(
         why: What they are needed for, as in "for the fan-in".
 
     Raises:
-        TypeError: If the predicate answers anything but axes, or why they are unknown.
+        TypeError: As `asked`.
         ValueError: If the axes of such a leaf are unknown, or do not cover its shape;
             every such leaf is named, with its shape, the reason and the remedies.
     """
-    told = [
-        of(where, path, leaf) if need else None
-        for (path, leaf), need in zip(named, needed, strict=True)
-    ]
-    checks.raise_all(
-        (
-            f"{path}: {checks.kind_of(answer)}"
-            for (path, _), answer, need in zip(named, told, needed, strict=True)
-            if need and not isinstance(answer, Told)
-        ),
-        f"`{fn}` needs `.axes` of {where!r} to return `where.Axes`, or a sentence that "
-        "says why they are unknown",
-        TypeError,
-    )
+    told = asked(where, named, needed, fn=fn)
     lines = []
     for (path, leaf), axes in zip(named, told, strict=True):
         if isinstance(axes, Axes) and axes.rank != len(leaf.shape):
