@@ -89,9 +89,11 @@ class _Where:
         return _either(other, self)
 
     def __invert__(self) -> "_Where":
-        return _Where(
-            f"~{self!r}", lambda path, leaf: not _says(self, path, leaf), "", self.tell
-        )
+        def test(path: str, leaf: Any) -> bool:
+            answer = self(path, leaf)
+            return not answer if _is_bool(answer) else answer
+
+        return _Where(f"~{self!r}", test, "", self.tell)
 
     def __repr__(self) -> str:
         return self.name
@@ -121,38 +123,35 @@ def _line(answer: "walk.Answer") -> str:
     return str(told) if kernel else f"{told}  (no kernel)"
 
 
-def _says(where: Predicate, path: str, leaf: Any) -> bool:
-    """What a predicate answers, which has to be True or False."""
-    answer = where(path, leaf)
-    if not isinstance(answer, bool | np.bool_):
-        raise TypeError(
-            f"`where` needs to return True or False, but {where!r} returns "
-            f"{checks.kind_of(answer)} for {path!r}."
-        )
-    return bool(answer)
-
-
 def _both(a: Predicate, b: Predicate) -> _Where:
-    return _Where(
-        f"({a!r} & {b!r})",
-        lambda path, leaf: _says(a, path, leaf) and _says(b, path, leaf),
-        "",
-        _strongest(a, b),
-    )
+    return _Where(f"({a!r} & {b!r})", _joined(a, b, stop=False), "", _strongest(a, b))
 
 
 def _either(a: Predicate, b: Predicate) -> _Where:
-    return _Where(
-        f"({a!r} | {b!r})",
-        lambda path, leaf: _says(a, path, leaf) or _says(b, path, leaf),
-        "",
-        _strongest(a, b),
-    )
+    return _Where(f"({a!r} | {b!r})", _joined(a, b, stop=True), "", _strongest(a, b))
+
+
+def _joined(a: Predicate, b: Predicate, *, stop: bool) -> Predicate:
+    """`a and b`, or `a or b` that stops at true.
+
+    What is neither True nor False is handed on, for the function that is called to
+    complain about: it knows its own name, and every path.
+    """
+
+    def answer(path: str, leaf: Any) -> bool:
+        first = a(path, leaf)
+        return b(path, leaf) if _is_bool(first) and bool(first) is not stop else first
+
+    return answer
+
+
+def _is_bool(answer: Any) -> bool:
+    return isinstance(answer, bool | np.bool_)
 
 
 def _strongest(a: Predicate, b: Predicate) -> Callable[[str, Any], Told]:
     return lambda path, leaf: _axes.strongest(
-        _axes.of(a, path, leaf), _axes.of(b, path, leaf), path
+        _axes.of(a, path, leaf), _axes.of(b, path, leaf)
     )
 
 

@@ -83,7 +83,8 @@ def stacks(
     def counts(path: Path, leaf: Any) -> bool:
         rank = len(leaf.shape)
         may_stack = rank > 2 or rank == 2 and not _axes.is_kernel(path, leaf)
-        return may_stack or isinstance(_axes.of(where, path, leaf), Axes)
+        told = _axes.of(where, path, leaf)
+        return may_stack or isinstance(told, Axes | _axes.Clash)
 
     named = trees.named_leaves(params)
     pairs = zip(named, picks, strict=True)
