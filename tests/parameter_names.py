@@ -1,0 +1,232 @@
+"""Names of parameters that people train, with shapes and what names tell of them.
+
+Each line: a path; the shape; and "no" (no kernel), "table" (looked up), "position"
+(a table that may be added), "?" (a kernel, whose axes names do not tell), or the axes
+of a kernel by their first letters. A shape that starts with L is stacked.
+"""
+
+TABLE = """
+# Flax Linen and NNX
+params/Dense_0/kernel 4,8 io
+params/Dense_0/bias L,8 no
+params/DenseGeneral_0/kernel 4,2,8 ?
+params/Einsum_0/kernel 4,2,8 ?
+params/Conv_0/kernel 3,3,4,8 wwio
+params/Conv_0/kernel L,3,3,4,8 ?
+params/ConvTranspose_0/kernel 3,3,4,8 ?
+params/ConvLocal_0/kernel 6,12,8 ?
+params/MultiHeadDotProductAttention_0/query/kernel 8,2,4 ioo
+params/MultiHeadDotProductAttention_0/query/kernel L,8,2,4 ?
+params/MultiHeadDotProductAttention_0/query/bias L,2,4 no
+params/MultiHeadDotProductAttention_0/out/kernel 2,4,8 iio
+params/MultiHeadDotProductAttention_0/query_ln/scale L,4 no
+params/SelfAttention_0/out/kernel 2,4,8 iio
+params/LayerNorm_0/scale L,8 no
+params/WeightNorm_0/Dense_0/kernel/scale L,8 no
+params/PReLU_0/negative_slope L,1 no
+params/OptimizedLSTMCell_0/hi/kernel 8,8 io
+params/OptimizedLSTMCell_0/hi/bias L,8 no
+params/Embed_0/embedding 9,4 table
+params/Embed_0/embedding L,9,4 table
+batch_stats/BatchNorm_0/mean L,8 no
+cache/attention/cached_key 2,9,2,4 no
+encoder/layers/0/mha/out/kernel 2,4,8 iio
+encoder/layers/0/mlp/out/kernel 2,4,8 ?
+lora/kernel/lora_a L,4,2 no
+layers/0/lora_dense/kernel 4,8 io
+# Equinox
+layers/0/weight 8,4 ?
+layers/0/bias L,8 no
+layers/0/weight 8,4,3,3 ?
+layers/0/bias 8,1,1 no
+attention/query_proj/weight 8,4 ?
+cell/weight_hh 24,8 ?
+cell/bias_n L,8 no
+norm/weight L,8 no
+norms/0/weight L,8 no
+embedding/weight 9,4 table
+embeddings/0/weight 9,4 table
+# Haiku
+net/~/linear/w 4,8 io
+net/~/linear/b L,8 no
+net/~/conv2_d/w 3,3,4,8 wwio
+net/~/conv1_d/w 3,4,8 wio
+net/~/layer_norm/scale L,8 no
+net/~/batch_norm/offset 1,1,1,8 no
+multi_head_attention/query/w 8,8 io
+embed/embeddings 9,4 table
+gru/w_h 8,24 io
+initial_state L,8 no
+# BERT, T5
+bert/embeddings/word_embeddings/embedding 9,4 table
+bert/embeddings/position_embeddings/embedding 9,4 position
+bert/embeddings/LayerNorm/weight L,4 no
+bert/encoder/layer/0/attention/self/query/kernel 8,8 io
+bert/encoder/layer/0/output/LayerNorm/scale L,8 no
+bert/cls/predictions/transform/dense/kernel 8,8 io
+shared/embedding 9,4 table
+encoder/block/0/layer/0/SelfAttention/relative_attention_bias/embedding 9,2 table
+encoder/block/0/layer/0/SelfAttention/relative_attention_bias/weight 9,2 no
+encoder/block/0/layer/1/DenseReluDense/wi_0/kernel 4,8 io
+encoder/block/0/layer/1/layer_norm/weight L,8 no
+# GPT-2, LLaMA, DeepSeek
+transformer/wte/embedding 9,4 table
+transformer/wpe/embedding 9,4 position
+transformer/h/0/attn/c_attn/kernel 24,8 ?
+transformer/h/0/mlp/c_proj/kernel 8,8 ?
+transformer/h/0/ln_1/weight L,8 no
+transformer/ln_f/scale L,8 no
+model/embed_tokens/weight 9,4 table
+model/layers/0/self_attn/q_proj/kernel 8,8 io
+model/layers/0/self_attn/q_b_proj/kernel 8,8 io
+model/layers/0/self_attn/rotary_emb/inv_freq L,4 no
+model/layers/input_layernorm/weight L,8 no
+model/layers/post_attention_layernorm/weight L,8 no
+layers/attention_norm L,8 no
+layers/wq L,8,8 ?
+rope/freqs_cis 9,4 no
+lm_head/kernel 8,9 io
+layers/bq L,8 no
+tok_emb/weight 9,4 table
+tok_emb 9,4 table
+pos_emb 9,4 position
+blocks/mlp/b1 L,8 no
+blocks/mlp/b_up L,8 no
+blocks/mlp/w_up L,4,8 ?
+blocks/mlp/w1 4,8 io
+# Gemma
+embedder/input_embedding 9,4 table
+embedder/mm_input_projection/w 4,8 io
+layer_0/attn/q_einsum/w 2,8,4 ?
+layer_0/attn/kv_einsum/w 2,1,8,4 ?
+layer_0/attn/attn_vec_einsum/w 2,4,8 ?
+layer_0/attn/_query_norm/scale L,4 no
+layer_0/mlp/gating_einsum 2,4,8 ?
+layer_0/mlp/linear 8,4 io
+layer_0/pre_attention_norm/scale L,8 no
+# ViT, CLIP, BEiT, DINO
+embedding/kernel 2,2,3,8 ?
+cls 1,1,8 no
+cls L,1,1,8 no
+class_embedding L,8 table
+Transformer/posembed_input/pos_embedding 1,9,8 position
+MAPHead_0/probe 1,1,8 no
+patch_embed/proj/weight 8,3,4,4 ?
+patch_embed/weight 8,48 ?
+patch_embed/weight 8,3,4,4 ?
+patch_embed/kernel 48,8 io
+patch_embed/norm/weight L,8 no
+pos_embed 1,9,8 position
+cls_token 1,1,8 no
+dist_token L,1,1,8 no
+reg_tokens 1,4,8 no
+register_tokens 1,4,8 no
+mask_token 1,8 no
+blocks/ls1/gamma L,8 no
+blocks/ls1 L,8 no
+blocks/gamma1 L,8 no
+blocks/gamma_1 L,8 no
+blocks/layer_scale_1/lambda L,8 no
+blocks/layer_scale_1/lambda1 L,8 no
+blocks/fc_norm/weight L,8 no
+visual/ln_pre/weight L,8 no
+ln_final/weight L,8 no
+text_projection 8,4 io
+logit_scale L,1 no
+vision_model/embeddings/patch_embedding/kernel 4,4,3,8 ?
+vision_model/embeddings/position_embedding/embedding 9,8 position
+# Whisper, wav2vec, Conformer
+encoder/conv1/weight 8,4,3 ?
+encoder/blocks/attn_ln/weight L,8 no
+encoder/blocks/mlp_ln/weight L,8 no
+decoder/token_embedding/weight 9,4 table
+decoder/positional_embedding 9,4 position
+encoder/embed_positions/weight 9,4 position
+encoder/pos_conv_embed/conv/weight 8,4,3 ?
+encoder/masked_spec_embed L,8 table
+self_attn/linear_pos/weight 8,8 ?
+self_attn/pos_bias_u L,2,4 no
+# ConvNeXt, Swin, MLP-Mixer
+stages/0/dwconv/kernel 7,7,1,8 wwio
+stages/0/pwconv1/kernel 4,8 io
+stages/0/pwconv1/kernel L,4,8 ?
+stages/0/gamma L,8 no
+stages/0/downsample/reduction/weight 8,16 ?
+attn/relative_position_bias_table 9,2 no
+token_mixing/Dense_0/kernel 4,8 io
+token_mixing/weight 8,4 ?
+# DiT, UNet
+x_embedder/proj/weight 8,3,2,2 ?
+t_embedder/mlp/0/weight 8,4 ?
+y_embedder/embedding_table/weight 9,4 table
+time_embed/weight 8,4 ?
+time_embed/0/weight 8,4 ?
+time_embedding/linear_1/kernel 4,8 io
+label_emb/0/0/weight 8,4 ?
+blocks/0/adaLN_modulation/1/weight 48,8 ?
+blocks/0/adaLN_modulation/weight 48,8 ?
+blocks/0/scale_shift_table L,6,8 no
+norm_out/linear/weight 16,8 ?
+input_blocks/1/in_layers/norm/scale L,8 no
+down_blocks_0/resnets_0/conv1/kernel 3,3,4,8 wwio
+up/conv_transpose/kernel 3,3,4,8 ?
+up/deconv/kernel 3,3,4,8 ?
+# Mamba, S4, LRU, recurrent cells
+layers/mixer/A_log L,8,4 no
+layers/mixer/D L,8 no
+ssm/D L,8 no
+ssm/B L,4,8 ?
+ssm/log_dt L,8 no
+ssm/nu_log L,8 no
+mixer/conv1d/kernel 3,1,8 wio
+mixer/conv1d/weight 8,1,3 ?
+mixer/dt_proj/bias L,8 no
+mixer/in_proj/weight 16,8 ?
+rnn/h0 L,8 no
+rnn/c0 L,8 no
+# Perceiver, SAM, DETR, slots, prompts
+latents 4,8 no
+perceiver/latents L,4,8 no
+latent_queries 4,8 no
+queries 4,8 no
+slots_mu 1,1,8 no
+slots_log_sigma 1,1,8 no
+soft_prompt 4,8 no
+image_encoder/blocks/0/attn/rel_pos_h 9,4 position
+image_encoder/pos_embed 1,4,4,8 position
+prompt_encoder/point_embeddings/0/weight 1,8 table
+mask_decoder/iou_token/weight 1,8 no
+mask_decoder/mask_tokens/weight 4,8 no
+query_embed/weight 9,4 table
+query_tokens 1,4,8 no
+class_embed/weight 9,4 table
+# PyTorch
+self_attn/in_proj_weight 24,8 ?
+self_attn/in_proj_bias L,24 no
+bn1/weight L,8 no
+bn1/running_mean L,8 no
+layer/weight_g 8,1 no
+layer/weight_v 8,4 ?
+layer/weight_mask 8,4 no
+# LoRA
+q_proj/lora_A/default/weight 2,8 no
+q_proj/lora_B/weight 8,2 no
+q_proj/lora_up/kernel 2,8 no
+q_lora_a 4,2 no
+# Plain trees
+a 4,8 io
+b 4,8 io
+w1 4,8 io
+b1 L,8 no
+mean_w 4,8 io
+logvar_w 4,8 io
+mean/weight 8,4 ?
+var/kernel 4,8 io
+film/scale/weight 8,4 ?
+scale/kernel 4,8 io
+0/0 4,8 io
+first 1,8 io
+norm_mlp/fc1/w 4,8 io
+"""
+
+ROWS = [line for line in TABLE.splitlines() if line and line[0] != "#"]
