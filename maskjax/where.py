@@ -20,7 +20,8 @@ and with plain functions. They also know, or can be told, the roles of a leaf's 
 Roles are asked for where a result depends on them: fan-in, `structure`, `scope="layer"`
 and `"output"`, `allocation.erk`. Where they are needed and not known, the error says
 which leaf it is and how to tell. `a & b` and `a | b` believe the stronger of two
-sources: what was told, then what was traced, then names.
+sources: what was told, then what was traced, then names. Two of equal strength that
+disagree leave the axes unknown.
 """
 
 import dataclasses
@@ -159,12 +160,13 @@ kernels: Predicate = _Where(
     "where.kernels",
     _axes.is_kernel,
     "Kernels of dense layers, attention and convolutions, by their names and rank.\n\n"
-    "Leaves of 2 axes or more, but no bias, scale, mean, variance, embedding or LoRA "
-    "factor, and nothing of a normalization. The axes of a kernel of rank 2 are "
-    "(inputs, outputs). Those of rank 3 and more are known where the path tells: "
-    "convolutions, and Flax's attention. `weight` is chosen too, but its axes are "
-    "unknown: Equinox and PyTorch have (out, in). Complex and integer kernels are "
-    "chosen, so that functions can say that they cannot mask them.",
+    "Leaves of 2 axes or more, but no bias, scale, mean, variance, embedding, learned "
+    "token or LoRA factor, and nothing of a normalization. Names are read by whole "
+    "words, from the last to the first. The axes of a kernel of rank 2 are (inputs, "
+    "outputs). Those of rank 3 and more are known where the path tells: convolutions, "
+    "and Flax's attention. `weight` is chosen too, but its axes are unknown: Equinox "
+    "and PyTorch have (out, in). Complex and integer kernels are chosen, so that "
+    "functions can say that they cannot mask them.",
 )
 
 embeddings: Predicate = _Where(

@@ -304,7 +304,7 @@ def test_sources_of_equal_strength_that_disagree_leave_axes_unknown():
     with pytest.raises(
         ValueError, match=r"u: .*'stack outputs' and as 'inputs outputs"
     ):
-        allocation.erk({"u": params["u"]}, density=0.5, where=clash)
+        allocation.erk({"u": params["u"]}, density=0.5, where=clash | where.kernels)
 
 
 def test_what_is_told_settles_what_two_traces_leave_open():
