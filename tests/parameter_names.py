@@ -65,7 +65,7 @@ bert/encoder/layer/0/attention/self/query/kernel 8,8 io
 bert/encoder/layer/0/output/LayerNorm/scale L,8 no
 bert/cls/predictions/transform/dense/kernel 8,8 io
 shared/embedding 9,4 table
-encoder/block/0/layer/0/SelfAttention/relative_attention_bias/embedding 9,2 table
+encoder/block/0/layer/0/SelfAttention/relative_attention_bias/embedding 9,2 position
 encoder/block/0/layer/0/SelfAttention/relative_attention_bias/weight 9,2 no
 encoder/block/0/layer/1/DenseReluDense/wi_0/kernel 4,8 io
 encoder/block/0/layer/1/layer_norm/weight L,8 no
@@ -184,6 +184,25 @@ mixer/dt_proj/bias L,8 no
 mixer/in_proj/weight 16,8 ?
 rnn/h0 L,8 no
 rnn/c0 L,8 no
+time_mixing/time_decay L,8 no
+time_mixing/time_mix_k 1,1,8 no
+ssm/Lambda_re L,8 no
+# AlphaFold, T5X, MaxText, Transformer Engine, Keras
+evoformer/attention/query_w 8,2,4 ?
+evoformer/attention/gating_w 8,2,4 ?
+evoformer/attention/gating_b 2,4 no
+evoformer/left_projection/weights 8,4 ?
+encoder/relpos_bias/rel_embedding 2,9 position
+decoder/layers/mlp/wi_0/kernel 4,L,8 ?
+decoder/layers/self_attention/query/kernel 8,L,2,4 ?
+decoder/decoder_norm/scale 8,L no
+token_embedder/embedding 9,4 table
+logits_dense/kernel 8,9 io
+layernorm_qkv/kernel 8,24 io
+layernorm_mlp/wi_kernel 8,24 io
+layernorm_mlp/ln_scale L,8 no
+batch_normalization/gamma L,8 no
+attention_output/kernel 2,4,8 ?
 # Perceiver, SAM, DETR, slots, prompts
 latents 4,8 no
 perceiver/latents L,4,8 no
@@ -213,6 +232,9 @@ q_proj/lora_A/default/weight 2,8 no
 q_proj/lora_B/weight 8,2 no
 q_proj/lora_up/kernel 2,8 no
 q_lora_a 4,2 no
+kernel_lora_b 2,4 no
+attn/q_einsum/lora/a 2,8,4 no
+prefix_tokens 4,8 no
 # Plain trees
 a 4,8 io
 b 4,8 io
@@ -227,6 +249,19 @@ scale/kernel 4,8 io
 0/0 4,8 io
 first 1,8 io
 norm_mlp/fc1/w 4,8 io
+fc1_w 4,8 io
+net/fc1_b L,8 no
+layer_b 4,8 io
+net/w_b 4,8 io
+latent 8,4 io
+initial 8,4 io
+initial/kernel 8,4 io
+rel_bias/weight 9,2 no
+bias_net/weight 8,4 ?
+bias_net/layers/0/weight 8,4 ?
+biases/0 L,8 no
+norms/0/scale L,8 no
+pos_enc/pe 1,9,8 position
 """
 
 ROWS = [line for line in TABLE.splitlines() if line and line[0] != "#"]

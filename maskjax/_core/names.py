@@ -24,20 +24,27 @@ _LORA = re.compile(
     r"(^|/)lora(_?[ab]|_down|_up|_embedding_[ab])?(/|$)|(^|[/_])lora_[^/]*$", re.I
 )
 # Biases beside `w1`, `w_up` and `wq`, and the first state of a recurrent cell.
-_LETTERS = re.compile(r"b(\d+|[qkvo]|_\w+)|[hc]_?0")
+_LETTERS = re.compile(r"b(\d+|[qkvo]|_\w+)|[hc]_?0|init(ial)?_(state|carry|[hc])")
+_IN_A_LAYER = re.compile(r"(?!w)(\w+_)?b|D")
 _LAYERS = _some("kernel linear dense proj projection modulation conv dwconv fc einsum")
 _NORMS = _some(
-    "norm layernorm batchnorm groupnorm instancenorm rmsnorm normalization ln bn gn "
-    "rms bias biases"
+    "norm layernorm batchnorm groupnorm instancenorm rmsnorm normalization ln bn gn rms"
 )
-_OTHERS = _NORMS | _some(
-    "scale gain gamma beta alpha lambda ls slope temperature offset shift mean var "
-    "variance std log mask cached freq cos sin latent queries probe cls slot prompt "
-    "register initial"
+_BIASES = _some("bias biases")
+_OTHERS = (
+    _NORMS
+    | _BIASES
+    | _some(
+        "scale gain gamma beta alpha lambda ls slope temperature offset shift mean var "
+        "variance std log mask cached freq cos sin decay latents queries probe cls "
+        "slot prompt register"
+    )
 )
 _TOKENS = _some("token")
-_TABLES = _some("embed embedding embedder emb wte wpe pos position positional")
-_POSITIONS = _some("pos position positional wpe time temporal")
+_TABLES = _some(
+    "embed embedding embedder emb wte wpe pe pos relpos position positional"
+)
+_POSITIONS = _some("pos position positional pe wpe time temporal rel relpos relative")
 # What is embedded by a kernel, because it is a vector or a number.
 _VECTORS = _some("patch time timestep sigma")
 
@@ -123,16 +130,17 @@ def kind_of(path: str, shape: Sequence[int]) -> Kind:
     if _COLLECTIONS.search(path) or _LORA.search(path) or _LETTERS.fullmatch(name):
         return "other"
     # `b` is a bias beside `w` in a layer; {"a": ..., "b": ...} are two leaves.
-    if "/" in path and name in ("b", "D"):
+    if "/" in path and _IN_A_LAYER.fullmatch(name):
         return "other"
     # Lengths of weight norm, in Equinox and PyTorch: one for each output.
     if name in ("g", "weight_g") and shape[-1] == 1:
         return "other"
     weight = _has(_words(name)[-1:], _some("w weight"))
     vectors = _VECTORS if weight else _some("patch")
-    said = _said(name, _NORMS if weight else _OTHERS, vectors)
+    said = _said(name, _NORMS | _BIASES if weight else _OTHERS, vectors)
     if not said:
-        above = _said(parent, _NORMS, vectors)
+        biases = _has(_words(parent)[-1:], _BIASES)  # `bias_net` is none
+        above = "other" if biases else _said(parent, _NORMS, vectors)
         said = above if weight or above == "other" else ""
     if said == "table" and weight and len(shape) > 3:
         return ""  # a convolution embeds patches
