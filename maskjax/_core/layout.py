@@ -92,7 +92,8 @@ def may_stack(where: Predicate, path: Path, leaf: Any) -> bool:
     rank = len(leaf.shape)
     if rank > 2 or rank == 2 and not _axes.is_kernel(path, leaf):
         return True
-    return not isinstance(_axes.of(where, path, leaf), str)
+    told = _axes.of(where, path, leaf)
+    return isinstance(told, _axes.Clash) or not isinstance(told, str)
 
 
 # Shapes.
