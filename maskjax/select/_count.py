@@ -1,6 +1,5 @@
 """Reductions of whole arrays to numbers, several in one pass over memory."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from maskjax._core import dtypes
 from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
@@ -43,9 +43,25 @@ def fold(
 
 
 def tally(flags: Sequence[Array], dtype: jnp.dtype, lead: int = 1) -> list[Array]:
-    """The number of True entries in each row, for each of several flags [R..., ...]."""
+    """The number of True entries in each row, for each of several flags [R..., ...].
+
+    64-bit numbers of each entry would take memory on TPU, so the entries of each block
+    are counted in 32 bits, and only those counts are added up in `dtype`.
+    """
     kinds: list[Kind] = ["sum"] * len(flags)
-    return list(fold([flag.astype(dtype) for flag in flags], kinds, lead))
+    end = lead + blocks(flags[0].shape, lead)
+    counts = fold([flag.astype(jnp.int32) for flag in flags], kinds, end)
+    axes = tuple(range(lead, end))
+    return [jnp.sum(n.astype(dtype), axis=axes, dtype=dtype) for n in counts]
+
+
+def blocks(shape: Sequence[int], lead: int) -> int:
+    """How many axes after the first `lead` have to be blocks of fewer than 2^31.
+
+    Each index of these axes is a block, which can be counted with 32 bits.
+    """
+    sizes = (math.prod(shape[end:]) for end in range(lead, len(shape) + 1))
+    return next(n for n, size in enumerate(sizes) if dtypes.counts(size) == jnp.int32)
 
 
 def _fold_plainly(
@@ -92,9 +108,7 @@ def _partitioned(kinds: tuple[Kind, ...], rank: int, lead: int) -> Callable[...,
         spec = operands[0].sharding.spec
 
         def of_shard(*shards: Array) -> tuple[Array, ...]:
-            wide = shards[0].dtype == jnp.int64  # this is traced outside the caller
-            with jax.enable_x64(True) if wide else contextlib.nullcontext():
-                return _fold_shard(shards, kinds, spec, lead)
+            return _fold_shard(shards, kinds, spec, lead)
 
         rows = NamedSharding(mesh, PartitionSpec(*spec[:lead]))
         alike = NamedSharding(mesh, spec)

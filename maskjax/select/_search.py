@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from maskjax._core import dtypes
 from maskjax._core.trees import Array
-from maskjax.select._count import fold, tally
+from maskjax.select._count import blocks, fold, tally
 from maskjax.select._keys import (
     from_order_key,
     from_unsigned,
@@ -178,7 +178,6 @@ class _Data:
         self.sizes = [sum(self.lengths)] if joint else self.lengths
         self.shape = leaves[0].shape[:rows] or (1 if joint else len(leaves),)
         self.count_dtype = dtypes.counts(max(self.sizes))
-        self.place_dtype = dtypes.counts(max(self.lengths))
 
     def stacked(self, leaves: Sequence[Any], ids: Sequence[int]) -> Array:
         """The leaves of one kind as one array."""
@@ -212,7 +211,7 @@ class _Data:
         if read:
             order, _ = self.keys_at(jnp.zeros(()))
             ends = [
-                _extremes(order(i), alive, self.place_dtype, self.lead)
+                _extremes(order(i), alive, self.count_dtype, self.lead)
                 for i, alive in enumerate(self.alive)
             ]
             low = self.merged(jnp.min, [low for low, _, _ in ends])
@@ -286,7 +285,7 @@ class _Data:
     def counts(self, flags: Callable[[int], list[Array]]) -> list[Array]:
         """Flags of each stack to counts of each search, one vector for each flag."""
         stacks = [
-            tally(flags(i), self.place_dtype, self.lead)
+            tally(flags(i), self.count_dtype, self.lead)
             for i in range(len(self.stacks))
         ]
         return [self.totals(list(kind)) for kind in zip(*stacks, strict=True)]
@@ -295,23 +294,20 @@ class _Data:
         """For each row, how many of its entries reach a position in their search."""
         position = position.astype(self.count_dtype)
         if not self.joint:
-            lengths = self.vector(self.lengths)
-            return (lengths - position + 1).astype(self.place_dtype)
+            return self.vector(self.lengths) - position + 1
         every = [self.lengths[i] for ids in self.order for i in ids]
         total = [*itertools.accumulate(self.lengths, initial=0)]
         starts = [self.sizes[0] - total[i] for ids in self.order for i in ids]
         room = jnp.array(np.array(starts, self.count_dtype)) - position + 1
-        limits = jnp.array(np.array(every, self.count_dtype))
-        return jnp.clip(room, 0, limits).astype(self.place_dtype)
+        return jnp.clip(room, 0, jnp.array(np.array(every, self.count_dtype)))
 
     def within(self, rooms: Array, stack: int) -> Array:
         """Whether each entry of a stack is one of the first so many of its row."""
-        x = self.stacks[stack]
-        left, stride = self.rows(rooms, stack), math.prod(x.shape[self.lead :])
-        for axis in range(self.lead, x.ndim):
-            stride //= max(x.shape[axis], 1)
-            left -= lax.broadcasted_iota(self.place_dtype, x.shape, axis) * stride
-        return left > 0
+        shape = self.stacks[stack].shape
+        left, end = self.rows(rooms, stack), self.lead + blocks(shape, self.lead)
+        left = _left(left, shape, range(self.lead, end))
+        left = jnp.clip(left, 0, math.prod(shape[end:])).astype(jnp.int32)
+        return _left(left, shape, range(end, len(shape))) > 0
 
     def of(self, per_search: Array, stack: int) -> Array:
         """The numbers of the searches that a stack's rows belong to, [R, 1, ...]."""
@@ -344,7 +340,6 @@ class _Data:
 
     def totals(self, stacks: list[Array]) -> Array:
         """Counts of each row, added up for each search."""
-        stacks = [count.astype(self.count_dtype) for count in stacks]
         return self.merged(functools.partial(jnp.sum, dtype=self.count_dtype), stacks)
 
     def merged(self, merge: Callable[[Array], Array], stacks: list[Array]) -> Array:
@@ -380,6 +375,15 @@ def _around(guess: Array) -> list[Array]:
     return [center, *(center + s for s in steps), *(center - s for s in steps)]
 
 
+def _left(first: Array, shape: tuple[int, ...], axes: Sequence[int]) -> Array:
+    """A number less the place of each index of some axes among the entries."""
+    for axis in axes:
+        ones = [n if i == axis else 1 for i, n in enumerate(shape)]
+        place = lax.broadcasted_iota(first.dtype, ones, axis)
+        first -= place * math.prod(shape[axis + 1 :])
+    return first
+
+
 def _extremes(
     key: Array, alive: Array | None, dtype: jnp.dtype, lead: int
 ) -> tuple[Array, Array, Array]:
@@ -388,7 +392,8 @@ def _extremes(
         low, high = fold([key, key], ["min", "max"], lead)
         return low, high, jnp.full(low.shape, math.prod(key.shape[lead:]), dtype)
     lowest_key = jnp.where(alive, key, jnp.iinfo(key.dtype).max)
-    return fold([lowest_key, key, alive.astype(dtype)], ["min", "max", "sum"], lead)
+    low, high = fold([lowest_key, key], ["min", "max"], lead)
+    return low, high, tally([alive, alive], dtype, lead)[0]
 
 
 def _zeros(x: Array, dtype: jnp.dtype) -> Array:
