@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from maskjax import packing
-from maskjax._core import axes, checks, dtypes, layout, trees
+from maskjax._core import axes, checks, layout, trees
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _plan
@@ -70,11 +70,6 @@ class Leaves:
         self.plans: list[Plan] = plans  # type: ignore[assignment]
         sizes = [plan.decisions() for plan in self.plans]
         self.sizes = [sum(sizes)] if self.joint else sizes
-        if max(self.sizes) >= 2**31 - 1 and not dtypes.wide_integers():
-            raise ValueError(
-                f"`{fn}` needs 64-bit integers to count {max(self.sizes)} decisions. "
-                "Set `jax_enable_x64`."
-            )
 
     def _structures(self, structure: Any) -> list[Structure]:
         """The structure of each leaf with scores."""
@@ -152,9 +147,10 @@ class Leaves:
                 f"`{self.fn}` needs `{label}` as a number, or one for each layer of "
                 f"shape {stack}, got an array of shape {np.shape(share)}."
             )
-        each = plan.searches // max(math.prod(stack), 1)
-        repeat = np.repeat if isinstance(share, np.ndarray) else jnp.repeat
-        return repeat(share.reshape(-1), each)  # type: ignore[return-value]
+        ones = (1,) * (plan.rows - len(stack))
+        module = np if isinstance(share, np.ndarray) else jnp
+        share = share.reshape(*stack, *ones)
+        return module.broadcast_to(share, plan.searches)  # type: ignore[return-value]
 
     def mask(self, mask: Mask | None, *, name: str) -> list[Array | None]:
         """The mask of each leaf, unpacked; all `None` without one."""
@@ -173,13 +169,10 @@ class Leaves:
             return None
         guesses = self._matched(guess, name="guess")
         shapes = [
-            jax.eval_shape(plan.numbers, jax.ShapeDtypeStruct((plan.searches,), "f4"))
+            jax.eval_shape(plan.numbers, jax.ShapeDtypeStruct(plan.searches, "f4"))
             for plan in self.plans
         ]
-        shapes = [
-            shape.shape if plan.rows else ()
-            for shape, plan in zip(shapes, self.plans, strict=True)
-        ]
+        shapes = [shape.shape for shape in shapes]
         misfits = [
             checks.kind_of(one) if one is None or jnp.shape(one) != shape else None
             for one, shape in zip(guesses, shapes, strict=True)

@@ -155,4 +155,4 @@ def _count(mask: Array, plan: Plan) -> Array:
     if not plan.rows:
         return algebra.count({"": mask})
     laid = plan.laid(mask)
-    return jnp.sum(laid, axis=range(1, laid.ndim), dtype=jnp.int32)
+    return jnp.sum(laid, axis=range(plan.rows, laid.ndim), dtype=jnp.int32)
