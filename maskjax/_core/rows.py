@@ -1,0 +1,49 @@
+"""Rows of an array, read and written wherever their shards are."""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maskjax._core import placement
+from maskjax._core.trees import Array
+
+
+def read(x: Array, row: Array) -> Array:
+    """One row of [C, ...], or several; rows are clipped to [0, C).
+
+    If rows are on many devices, those that are read travel to all of them.
+    """
+    members, *rest = placement.spec_of(x)
+    if members is None:
+        return jnp.take(x, row, axis=0, mode="clip")
+    # The type of a sharded axis on an Explicit mesh lets no row be sliced.
+    where = NamedSharding(placement.sharding(x).mesh, PartitionSpec(None, *rest))
+    found = x.at[jnp.ravel(row)].get(mode="clip", out_sharding=where)
+    return found.reshape(*jnp.shape(row), *x.shape[1:])
+
+
+def written(x: Array, new: Array, row: Array) -> Array:
+    """[C, ...] with one row replaced, where it is."""
+    members, *words = placement.spec_of(x)
+    new = placement.place(new, words, like=x)
+    if members is None:
+        return lax.dynamic_update_index_in_dim(x, new, row, 0)
+    chosen = placement.lead(_numbers(x) == row, x)
+    return jnp.where(chosen, new[None], x)
+
+
+def inserted(x: Array, new: Array, start: Array) -> Array:
+    """[C, ...] with [K, ...] from a row on; what does not fit in is dropped."""
+    spec = placement.spec_of(x)
+    new = placement.place(new, (None, *spec[1:]), like=x)
+    if spec[0] is None:
+        rows = start + jnp.arange(new.shape[0], dtype=jnp.int32)
+        return x.at[rows].set(new, mode="drop")
+    place = _numbers(x) - start
+    moved = new.at[place].get(mode="clip", out_sharding=placement.sharding(x))
+    fits = placement.lead((place >= 0) & (place < new.shape[0]), x)
+    return jnp.where(fits, moved, x)
+
+
+def _numbers(x: Array) -> Array:
+    return jnp.arange(x.shape[0], dtype=jnp.int32)
