@@ -65,8 +65,9 @@ def shards(x: Any, axis: int) -> int:
 
 
 def tells(*leaves: Any) -> bool:
-    """Whether it is known how arrays are sharded: they have values, or types say so."""
-    return all(not isinstance(leaf, Tracer) or explicit(leaf) for leaf in leaves)
+    """Whether it is known how arrays are sharded: types say so, or all have values."""
+    values = not any(isinstance(leaf, Tracer) for leaf in leaves)
+    return values or any(explicit(leaf) for leaf in leaves)
 
 
 def groups(*leaves: Any) -> int:
@@ -93,9 +94,10 @@ def place(x: Array, spec: Any, *, like: Any = None) -> Array:
     like = x if like is None else like
     if not explicit(like) or explicit(x) and spec_of(x) == tuple(spec):
         return x
-    return jax.sharding.reshard(
-        x, NamedSharding(sharding(like).mesh, PartitionSpec(*spec))
-    )
+    values = not isinstance(x, Tracer) and not isinstance(like, Tracer)
+    mesh = like.sharding.mesh if values else sharding(like).mesh
+    move = jax.device_put if values else jax.sharding.reshard
+    return move(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def alike(x: Array, like: Array) -> Array:

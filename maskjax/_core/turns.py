@@ -28,6 +28,8 @@ def run(function: Callable[[Any], Any], stack: Any, batch_size: int) -> Any:
     if groups == 1:
         return lax.map(function, stack, batch_size=size)
     many = members // groups
+    most = max(leaves, key=lambda leaf: placement.shards(leaf, 0))
+    stack = jax.tree.map(lambda x: _by_rows(x, most), stack)
     stack = jax.tree.map(lambda x: x.reshape(groups, many, *x.shape[1:]), stack)
 
     def turn(i: Array) -> Any:
@@ -40,3 +42,9 @@ def run(function: Callable[[Any], Any], stack: Any, batch_size: int) -> Any:
     return jax.tree.map(
         lambda x: jnp.swapaxes(x, 0, 1).reshape(members, *x.shape[2:]), outputs
     )
+
+
+def _by_rows(x: Array, like: Array) -> Array:
+    """The array with rows sharded as those of another one, if types say how."""
+    rows = placement.spec_of(like)[:1]
+    return placement.place(x, (*rows, *placement.spec_of(x)[1:]), like=like)
