@@ -371,7 +371,7 @@ def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
 
 @jax.jit
 def _tensordot(leaf: Array, coefficients: Array) -> Array:
-    return jnp.tensordot(coefficients, leaf.astype(coefficients.dtype), 1)
+    return rows.mixed(leaf.astype(coefficients.dtype), coefficients)
 
 
 def _samples(members: Array, inputs: Any, fn: str) -> int:

@@ -131,6 +131,8 @@ def zeros(shape: Any, dtype: Any, like: Any, *, spec: Any = None) -> Array:
     if isinstance(where, NamedSharding) and spec is not None:
         where = NamedSharding(where.mesh, PartitionSpec(*spec))
     if isinstance(like, Tracer):
+        if isinstance(where, NamedSharding) and not names_of(where.spec):
+            where = None  # the type of any constant
         return jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
     return jnp.zeros(shape, dtype, device=where)
 

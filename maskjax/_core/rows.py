@@ -45,5 +45,26 @@ def inserted(x: Array, new: Array, start: Array) -> Array:
     return jnp.where(fits, moved, x)
 
 
+def mixed(x: Array, coefficients: Array) -> Array:
+    """The weighted sum of rows, for coefficients [C] in the dtype of [C, ...]."""
+    if not placement.explicit(x):
+        return jnp.tensordot(coefficients, x, 1)
+    members, *rest = placement.spec_of(x)
+    coefficients = placement.place(coefficients, (members,), like=x)
+    where = NamedSharding(placement.sharding(x).mesh, PartitionSpec(*rest))
+    return jnp.tensordot(coefficients, x, 1, out_sharding=where)
+
+
+def times(matrix: Array, vector: Array) -> Array:
+    """A matrix times a vector, in full precision and whole on every device."""
+    if not placement.explicit(matrix):
+        return jnp.matmul(matrix, vector, precision="highest")
+    row, column = placement.spec_of(matrix)
+    vector = placement.place(vector, (column,), like=matrix)
+    where = NamedSharding(placement.sharding(matrix).mesh, PartitionSpec(row))
+    product = jnp.matmul(matrix, vector, precision="highest", out_sharding=where)
+    return placement.gathered(product, 0)
+
+
 def _numbers(x: Array) -> Array:
     return jnp.arange(x.shape[0], dtype=jnp.int32)

@@ -303,7 +303,7 @@ def _lowest_of(values: Array, alive: Array, many: Array) -> Array:
     Ranks decide, so that ties do not change how many are kept.
     """
     values = placement.gathered(values, 0)
-    rank = jnp.argsort(jnp.lexsort((values, ~alive)))
+    rank = jnp.argsort(jnp.lexsort((values, ~alive))).astype(jnp.int32)
     return rank < many
 
 
