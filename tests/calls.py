@@ -415,6 +415,19 @@ call("initializer.scores_of", initializer.scores_of, _params, _mask)
 call("initializer.signed_constant", _redraw(initializer.signed_constant(0.5)), _params)
 call("initializer.signed_deviation", initializer.signed_deviation, _params)
 call(
+    "initializer.signed_deviation: layers",
+    lambda p: initializer.signed_deviation(p, where=_LAYERED),
+    _layers,
+    specs="-xy",
+)
+call(
+    "initializer.signed_deviation: layers, sharded by layers",
+    lambda p: initializer.signed_deviation(p, where=_LAYERED),
+    _layers,
+    specs="xy",
+    moves="gather exchange",
+)
+call(
     "initializer.signed_log_uniform",
     _redraw(initializer.signed_log_uniform(0.1)),
     _params,
@@ -467,6 +480,15 @@ call(
     "select.iterative_top_k",
     lambda p: select.iterative_top_k(score.magnitude, p, density=0.2, rounds=3),
     _params,
+    follows=True,
+)
+call(
+    "select.iterative_top_k: units",
+    lambda p: select.iterative_top_k(
+        score.magnitude, p, density=0.4, rounds=3, structure=Units()
+    ),
+    _params,
+    follows=True,
 )
 call(
     "select.iterative_top_k: synflow",
@@ -535,6 +557,17 @@ def _step(make: Callable[[Any], Any]) -> Callable[..., Any]:
     return run
 
 
+def _steps(optimizer: Any, params: Any, gradients: Any) -> Any:
+    """Three steps in a `lax.scan`, which keeps the type of the state."""
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=3)[0]
+
+
 _REWIRE = {"rate": 0.3, "every": 1}
 call(
     "optim.keep_sparse", _step(lambda m: optim.keep_sparse(m)), _params, _params, _mask
@@ -590,6 +623,41 @@ call(
     _step(lambda: optim.with_gradients(optax.sgd(0.1, 0.9))),
     _params,
     _params,
+)
+
+call(
+    "optim.rigl: units",
+    _step(
+        lambda: optim.with_gradients(
+            optim.rigl(0.4, **_REWIRE, structure=Units(), key=key())
+        )
+    ),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.prune: units",
+    _step(lambda: optim.prune(0.4, structure=Units())),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.prune: in a scan",
+    lambda p, g: _steps(optim.prune(0.4, every=2), p, g),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.rigl: in a scan",
+    lambda p, g: _steps(
+        optim.with_gradients(optim.rigl(0.4, rate=0.3, every=2, key=key())), p, g
+    ),
+    _params,
+    _params,
+    follows=True,
 )
 
 # --- metrics ------------------------------------------------------------------------
@@ -863,6 +931,15 @@ call(
 call(
     "recipes.lottery_ticket.search",
     lambda p: lottery_ticket.search(_train, p, rounds=2, rate=0.3, key=key()),
+    _params,
+    follows=True,
+)
+
+call(
+    "recipes.lottery_ticket.search: units",
+    lambda p: lottery_ticket.search(
+        _train, p, rounds=2, rate=0.3, structure=Units(), key=key()
+    ),
     _params,
 )
 

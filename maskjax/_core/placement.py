@@ -5,7 +5,9 @@ says over which axes its values vary. Elsewhere a type says nothing, and the com
 shards; there these functions change nothing.
 """
 
+import functools
 import math
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -135,6 +137,52 @@ def zeros(shape: Any, dtype: Any, like: Any, *, spec: Any = None) -> Array:
             where = None  # the type of any constant
         return jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
     return jnp.zeros(shape, dtype, device=where)
+
+
+def made(
+    function: Callable[..., Array], like: Any, *args: Any, static: tuple[Any, ...] = ()
+) -> Array:
+    """What a function makes, on the devices of an array of the same shape.
+
+    Every device makes its own part: nothing is whole anywhere.
+
+    Args:
+        function: `(*args, *static) -> array`. It computes the same wherever it runs, as
+            random draws do.
+        like: The other array.
+        *args: Keys and other small arrays.
+        static: Values that are not arrays, preferably hashable.
+    """
+    where: Any = known(like)
+    if where and not isinstance(like, Tracer):
+        hashable = all(isinstance(value, Hashable) for value in static)
+        program = _program if hashable else _program.__wrapped__
+        return program(function, static, where)(*args)
+    if not where or not names_of(where.spec):
+        return vary_like(function(*args, *static), like)
+    spread = jax.sharding.auto_axes(
+        lambda *args: function(*args, *static), out_sharding=where
+    )
+    return spread(*args)  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=256)
+def _program(
+    function: Callable[..., Array], static: tuple[Any, ...], where: Sharding
+) -> Any:
+    return jax.jit(lambda *args: function(*args, *static), out_shardings=where)
+
+
+def uniform(key: Array, like: Any) -> Array:
+    """A draw in [0, 1) for each entry of an array, float32 and sharded as that is."""
+    return made(jax.random.uniform, like, key, static=(tuple(like.shape), jnp.float32))
+
+
+def ones(like: Any) -> Array:
+    """True for each entry of an array, sharded as that is."""
+    if isinstance(like, jax.Array):  # follows its sharding, and varies as it does
+        return jnp.ones_like(like, dtype=bool)
+    return jnp.ones(like.shape, bool)
 
 
 def known(x: Any) -> Sharding | None:
