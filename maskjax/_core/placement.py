@@ -115,6 +115,18 @@ def gathered(x: Array, *axes: int) -> Array:
     return place(x, spec)
 
 
+def whole(*trees: Any) -> Any:
+    """Trees of arrays, each whole on every device, as far as types say so.
+
+    For what is small, and sorts, solves or reads all over its axes.
+    """
+    found = tuple(
+        jax.tree.map(lambda x: gathered(x, *range(jax.typeof(x).ndim)), tree)
+        for tree in trees
+    )
+    return found if len(found) > 1 else found[0]
+
+
 def lead(x: Array, like: Array) -> Array:
     """[K] with axes of 1 behind it, up to the rank of another array."""
     return x.reshape(x.shape + (1,) * (jax.typeof(like).ndim - x.ndim))

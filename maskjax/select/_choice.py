@@ -135,7 +135,9 @@ def _masks(
 ) -> tuple[Mask, Scores]:
     """The mask, and the tree of scores at which each search cut."""
     how = {"plans": tuple(leaves.plans), "joint": leaves.joint}
-    masks, cuts = _chosen(leaves.scores, keeps, held, quotas, guesses, **how)
+    others = keeps, held, quotas, guesses
+    scores = placement.vary_like(leaves.scores, leaves.scores, others)
+    masks, cuts = _chosen(scores, *others, **how)
     return leaves.whole(masks), leaves.whole(cuts)
 
 

@@ -250,6 +250,7 @@ def _choose(
     signs: tuple[int, ...],
 ) -> Array:
     """The mask of a construction other than "subset_sum"."""
+    inner, outer, target = placement.whole(inner, outer, target)
     u, w = outer.astype(inner.dtype), target.astype(inner.dtype)
 
     def walk(sign: int) -> Array:
