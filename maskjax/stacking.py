@@ -371,12 +371,7 @@ def mix(stack: Mask, coefficients: Array) -> SoftMask:
 def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
     if isinstance(leaf, PackedMask):
         return packing.mix_leaf(leaf, coefficients)
-    return _tensordot(leaf, coefficients)
-
-
-@jax.jit
-def _tensordot(leaf: Array, coefficients: Array) -> Array:
-    return rows.mixed(leaf.astype(coefficients.dtype), coefficients)
+    return rows.mixed(leaf, coefficients)
 
 
 def _samples(members: Array, inputs: Any, fn: str) -> int:
