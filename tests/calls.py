@@ -195,10 +195,19 @@ _params = tree_of(**_SHAPES, bias=(8,))
 _mask = masks_of(**_SHAPES, bias=None)
 _other = masks_of(**_SHAPES, bias=None)
 _stack = masks_of(_K, **_SHAPES, bias=None)
-_packed = made(lambda m: packing.pack(m), _mask)
-_packed_stack = made(lambda s: jax.vmap(packing.pack)(s), _stack)
+
+# For bits: a device has 32 entries of the packed axis, and 32 masks of a stack.
+_LONG = {"a": (128, 8), "b": (8, 128), "c": (256, 2)}
+_MANY = 256
+_long = tree_of(**_LONG, bias=(8,))
+_long_mask = masks_of(**_LONG, bias=None)
+_packed = made(lambda m: packing.pack(m), _long_mask)
+_packed_stack = made(
+    lambda s: jax.vmap(packing.pack)(s), masks_of(_MANY, **_LONG, bias=None)
+)
+_few = made(lambda s: jax.vmap(packing.pack)(s), _stack)
 _bank = made(
-    lambda s: bank.from_stack(s, capacity=8), masks_of(6, **_SHAPES, bias=None)
+    lambda s: bank.from_stack(s, capacity=_MANY), masks_of(200, **_LONG, bias=None)
 )
 
 
@@ -261,20 +270,28 @@ call(
 )
 
 call("masking.apply", maskjax.apply, _params, _mask)
-call("masking.apply: packed", maskjax.apply, _params, _packed, specs="xy x")
+call("masking.apply: packed", maskjax.apply, _long, _packed)
 call("masking.apply: fill", maskjax.apply, _params, _mask, _params)
 call("masking.everything", masking.everything, _params, follows=True)
 call("masking.rescale", masking.rescale, _params, _mask)
 
-call("packing.pack", packing.pack, _mask)
-call("packing.unpack", packing.unpack, _packed, specs="x")
-call("packing.dot", packing.dot, _packed_stack, _scores, specs="x xy")
-call("packing.dot: words", packing.dot, _packed_stack, _scores, specs="-x xy")
+call("packing.pack", packing.pack, _long_mask)
+call("packing.pack: a run", packing.pack, _mask, moves="gather")
+call("packing.unpack", packing.unpack, _packed)
+call("packing.unpack: a stack", packing.unpack, _packed_stack, specs="x")
+_long_scores = tree_of(**_LONG, bias=None)
+call("packing.dot", packing.dot, _packed_stack, _long_scores, specs="x -")
+call("packing.dot: words", packing.dot, _packed_stack, _long_scores, specs="-xy xy")
+call("packing.dot: both", packing.dot, _packed_stack, _long_scores, specs="x-y -y")
 
 # --- stacking, bank, superposition --------------------------------------------------
 
 call("stacking.map", lambda s: stacking.map(algebra.count, s), _stack, specs="-xy")
-call("stacking.mix", stacking.mix, _packed_stack, of(_K), specs="x")
+call("stacking.mix", stacking.mix, _packed_stack, of(_MANY), specs="x")
+call("stacking.mix: words", stacking.mix, _packed_stack, of(_MANY), specs="-xy -")
+call(
+    "stacking.mix: few", stacking.mix, _few, of(_K), specs="x", moves="gather exchange"
+)
 call("stacking.mix: unpacked", stacking.mix, _stack, of(_K), specs="-xy -")
 call(
     "stacking.predict",
@@ -292,72 +309,87 @@ call(
     of(16, dtype="int32"),
     _x,
     specs="- - x x",
+    moves="gather",
 )
 call("stacking.stack", lambda a, b: stacking.stack([a, b]), _mask, _other)
 call("stacking.take", lambda s: stacking.take(s, -1), _stack, specs="-xy")
 call("stacking.unstack", stacking.unstack, _stack, specs="-xy")
 
-call("bank.append", bank.append, _bank, _mask, specs="x xy")
 call("bank.empty", lambda p: bank.empty(p, capacity=8), _params, follows=True)
+
+
+def _change(name: str, change: Callable[..., Any], new: Any, lead: str = "") -> None:
+    """A change of a bank that is sharded by tasks, and of one sharded by words."""
+
+    def run(masks: Any, counts: Any, new: Any) -> Any:
+        return change(bank.MaskBank(masks, counts, jnp.int32(200), jnp.int32(0)), new)
+
+    parts = [made(lambda b, i=i: b[i], _bank) for i in (0, 1)]
+    call(name, run, *parts, new, specs="x -")
+    call(f"{name}: words", run, *parts, new, specs=f"-xy xy {lead}xy")
+
+
+_change("bank.append", bank.append, _long_mask)
+_change("bank.extend", bank.extend, masks_of(2, **_LONG, bias=None), "-")
+_change("bank.put", lambda b, m: bank.put(b, 3, m), _long_mask)
 call(
-    "bank.extend", bank.extend, _bank, masks_of(2, **_SHAPES, bias=None), specs="x -xy"
+    "bank.extend: many",
+    bank.extend,
+    _bank,
+    made(lambda s: jax.tree.map(lambda bits: bits[:8], s), _packed_stack),
+    specs="x",
+    moves="gather exchange",
 )
-call("bank.from_stack", bank.from_stack, _stack, specs="x")
-call("bank.grow", lambda b: bank.grow(b, 16), _bank, specs="x")
+call("bank.from_stack", bank.from_stack, _packed_stack, specs="x")
+call("bank.grow", lambda b: bank.grow(b, 264), _bank, specs="x", moves="exchange")
 call("bank.is_used", bank.is_used, _bank, specs="x")
 call("bank.mean", bank.mean, _bank, specs="x")
-call(
-    "bank.put",
-    lambda b, i, m: bank.put(b, i, m),
-    _bank,
-    lambda rng: 3,
-    _mask,
-    specs="x - xy",
-)
-call("bank.take", bank.take, _bank, lambda rng: 3, specs="x")
+call("bank.take", lambda b: bank.take(b, 3), _bank, specs="x")
+call("bank.take: words", lambda b: bank.take(b, 3), _bank, specs="-xy")
 
-call(
-    "superposition.binary",
-    lambda p, b, x: superposition.binary(_energy, p, b, x),
-    _net,
-    _net_bank,
-    _x,
-    specs="- x x",
+# Where data are whole, so that only the bank's collectives are seen.
+_wide_net = tree_of(w=(128, 8), bias=(8,))
+_wide_bank = made(
+    lambda s: bank.from_stack(s, capacity=_MANY), masks_of(250, w=(128, 8), bias=None)
 )
+_wide_x = of(3, 128)
+for _way in ("binary", "one_shot"):
+    call(
+        f"superposition.{_way}",
+        lambda p, b, x, ask=getattr(superposition, _way): ask(_energy, p, b, x),
+        _wide_net,
+        _wide_bank,
+        _wide_x,
+        specs="- x -",
+        moves="gather",  # K numbers
+    )
 call(
     "superposition.exhaustive",
-    lambda p, b, x: superposition.exhaustive(_energy, p, b, x),
-    _net,
-    _net_bank,
-    _x,
-    specs="- - x",
+    lambda p, b, x: superposition.exhaustive(_energy, p, b, x, batch_size=8),
+    _wide_net,
+    _wide_bank,
+    _wide_x,
+    specs="- x -",
+    moves="gather",  # K numbers
 )
 call(
     "superposition.gradient",
     lambda p, b, c, x: superposition.gradient(_energy, p, b.masks, c, x),
-    _net,
-    _net_bank,
-    of(_K),
-    _x,
-    specs="- x x x",
+    _wide_net,
+    _wide_bank,
+    of(_MANY),
+    _wide_x,
+    specs="- x x -",
 )
 call(
     "superposition.infer",
-    lambda p, b, x: superposition.infer(_forward, p, b, x),
+    lambda p, b, x: superposition.infer(_forward, p, b, x, batch_size=8),
     _net,
     _net_bank,
     _x,
     specs="- - x",
 )
 call("superposition.logit_entropy", superposition.logit_entropy, _y, specs="x")
-call(
-    "superposition.one_shot",
-    lambda p, b, x: superposition.one_shot(_energy, p, b, x),
-    _net,
-    _net_bank,
-    _x,
-    specs="- x x",
-)
 call(
     "superposition.superfluous",
     lambda x: superposition.superfluous(x, labels=12),
@@ -446,7 +478,7 @@ call(
 
 call(
     "score.fisher",
-    lambda *a: score.fisher(_loss, *a, batch_size=4),
+    lambda *a: score.fisher(_loss, *a, batch_size=8),
     _net,
     _x,
     _y,
@@ -543,6 +575,47 @@ _top_k(
 _top_k(": N:M", _twins, structure=NofM(2, 4))
 _top_k(": N:M across shards", _twins, structure=NofM(4, 8), moves="gather exchange")
 _top_k(": N:M along outputs", _twins, structure=NofM(2, 4, axis="outputs"))
+
+_HEADS = where.matching("out", axes="inputs inputs outputs")
+_heads = tree_of(out=(8, 4, 16))
+_top_k(": N:M of heads", _heads, structure=NofM(2, 4), where=_HEADS, specs="x-y")
+_top_k(
+    ": N:M of heads, sharded within heads",
+    _heads,
+    structure=NofM(4, 8),
+    where=_HEADS,
+    specs="yx-",
+    moves="gather exchange",
+)
+_top_k(": outputs of heads", _heads, scope="output", where=_HEADS, specs="xy-")
+_top_k(": outputs, sharded", _twins, scope="output", specs="-x")
+
+
+def _kept(structure: Any) -> Callable[..., Any]:
+    """Parameters under a mask, which is where they are."""
+
+    def run(params: Any, density: Any) -> Any:
+        mask = select.top_k(params, density=density, structure=structure)
+        return maskjax.apply(params, mask)
+
+    return run
+
+
+call("select.top_k: blocks, applied", _kept(Block((2, 2))), _twins, _density)
+call(
+    "select.top_k: blocks across shards, applied",
+    _kept(Block((8, 8))),
+    _twins,
+    _density,
+    moves="gather exchange",
+)
+call(
+    "select.top_k: N:M across shards, applied",
+    _kept(NofM(4, 8)),
+    _twins,
+    _density,
+    moves="gather exchange",
+)
 
 # --- optim --------------------------------------------------------------------------
 
@@ -695,7 +768,13 @@ _SORTED = "gather exchange"
 call("metrics.accuracy", metrics.accuracy, _probs, _labels, specs="x")
 call("metrics.aurc", metrics.aurc, _unit, _both, specs="x", moves=_SORTED)
 call("metrics.auroc", metrics.auroc, _unit, _both, specs="x", moves=_SORTED)
-call("metrics.average_accuracy", metrics.average_accuracy, _accuracies, specs="x")
+call(
+    "metrics.average_accuracy",
+    metrics.average_accuracy,
+    _accuracies,
+    specs="x",
+    moves=_SORTED,
+)
 call(
     "metrics.average_precision",
     metrics.average_precision,
@@ -704,7 +783,13 @@ call(
     specs="x",
     moves=_SORTED,
 )
-call("metrics.backward_transfer", metrics.backward_transfer, _accuracies, specs="x")
+call(
+    "metrics.backward_transfer",
+    metrics.backward_transfer,
+    _accuracies,
+    specs="x",
+    moves=_SORTED,
+)
 call("metrics.brier_score", metrics.brier_score, _probs, _labels, specs="x")
 call("metrics.disagreement", metrics.disagreement, _member_probs, specs="-x")
 call("metrics.entropy", metrics.entropy, _probs, specs="x")
@@ -724,9 +809,14 @@ call(
     moves=_SORTED,
 )
 call("metrics.expected_entropy", metrics.expected_entropy, _member_probs, specs="-x")
-call("metrics.forgetting", metrics.forgetting, _accuracies, specs="x")
+call("metrics.forgetting", metrics.forgetting, _accuracies, specs="x", moves=_SORTED)
 call(
-    "metrics.forward_transfer", metrics.forward_transfer, _accuracies, of(4), specs="x"
+    "metrics.forward_transfer",
+    metrics.forward_transfer,
+    _accuracies,
+    of(4),
+    specs="x",
+    moves="gather exchange",
 )
 call("metrics.fpr_at_tpr", metrics.fpr_at_tpr, _unit, _both, specs="x", moves=_SORTED)
 call("metrics.gaussian_crps", metrics.gaussian_crps, of(16), _unit, of(16), specs="x")
@@ -856,7 +946,12 @@ call(
     specs="x - -",
 )
 
-call("recipes.edge_popup.init", lambda p: edge_popup.init(p, key=key()), _params)
+call(
+    "recipes.edge_popup.init",
+    lambda p: edge_popup.init(p, key=key()),
+    _params,
+    follows=True,
+)
 call("recipes.edge_popup.mask", lambda s: edge_popup.mask(s, density=0.3), _scores)
 call(
     "recipes.edge_popup.soft_mask",
@@ -883,7 +978,14 @@ def _popped(scores: Any, weights: Any, x: Any, y: Any) -> Any:
 
 _patterns = masks_of(a=(8,), b=(4, 2))
 _memory = made(lambda m: hopsupsup.store(hopsupsup.init(m), m), _patterns)
-call("recipes.hopsupsup.energy", hopsupsup.energy, _memory, _patterns, specs="x")
+call(
+    "recipes.hopsupsup.energy",
+    hopsupsup.energy,
+    _memory,
+    _patterns,
+    specs="x",
+    moves="gather exchange",
+)
 call("recipes.hopsupsup.init", hopsupsup.init, _patterns, specs="x")
 call(
     "recipes.hopsupsup.recover",
@@ -899,7 +1001,14 @@ call(
     of(3, 8, 4),
     specs="- - -x",
 )
-call("recipes.hopsupsup.store", hopsupsup.store, _memory, _patterns, specs="x")
+call(
+    "recipes.hopsupsup.store",
+    hopsupsup.store,
+    _memory,
+    _patterns,
+    specs="x",
+    moves="gather exchange",
+)
 
 call(
     "recipes.iterand.redraw",
@@ -1041,30 +1150,46 @@ call(
 call("recipes.meta_ticket.soft_mask", meta_ticket.soft_mask, _scores, _thresholds)
 
 _HEAD = where.matching("c")
-_packnet = made(lambda p: packnet.init(p, capacity=4, head=_HEAD), _params)
-_learned = made(lambda s, p: packnet.commit(packnet.begin(s), p), _packnet, _params)
+
+
+def _packnet(params: Any) -> Any:
+    return packnet.init(params, capacity=4, head=_HEAD)
+
+
+def _learned(params: Any) -> Any:
+    return packnet.commit(packnet.begin(_packnet(params)), params)
+
+
 call(
     "recipes.packnet.allotment",
-    lambda s: packnet.allotment(s, rates=(0.5, 0.75, 0.5)),
-    _packnet,
+    lambda p: packnet.allotment(_packnet(p), rates=(0.5, 0.75, 0.5)),
+    _params,
 )
-call("recipes.packnet.begin", lambda s, f: packnet.begin(s, f), _learned, _params)
+call(
+    "recipes.packnet.begin",
+    lambda p, f: packnet.begin(_learned(p), f),
+    _params,
+    _params,
+    follows=True,
+)
 call(
     "recipes.packnet.commit",
-    lambda s, f, p: packnet.commit(packnet.begin(s, f), p),
-    _learned,
+    lambda p, f, q: packnet.commit(packnet.begin(_learned(p), f), q),
     _params,
     _params,
+    _params,
+    follows=True,
 )
-call("recipes.packnet.init", lambda p: packnet.init(p, capacity=4, head=_HEAD), _params)
-call("recipes.packnet.mask", lambda s: packnet.mask(s, 0), _learned)
-call("recipes.packnet.params_of", lambda s: packnet.params_of(s, 0), _learned)
+call("recipes.packnet.init", _packnet, _params, follows=True)
+call("recipes.packnet.mask", lambda p: packnet.mask(_learned(p), 0), _params)
+call("recipes.packnet.params_of", lambda p: packnet.params_of(_learned(p), 0), _params)
 call(
     "recipes.packnet.prune",
-    lambda s, f, p: packnet.prune(packnet.begin(s, f), p, rate=0.5),
-    _packnet,
+    lambda p, f, q: packnet.prune(packnet.begin(_packnet(p), f), q, rate=0.5),
     _params,
     _params,
+    _params,
+    follows=True,
 )
 
 _pruned = made(lambda p: pacnet.prune(p, density=0.5), _params)
@@ -1098,7 +1223,7 @@ call(
 )
 
 call("recipes.supermask.density", supermask.density, _scores, _params)
-call("recipes.supermask.init", supermask.init, _params)
+call("recipes.supermask.init", supermask.init, _params, follows=True)
 call("recipes.supermask.mask", lambda s: supermask.mask(s, key=key()), _scores)
 call(
     "recipes.supermask.soft_mask", lambda s: supermask.soft_mask(s, key=key()), _scores
@@ -1115,6 +1240,7 @@ call(
     ),
     _stack,
     specs="x",
+    moves="gather exchange",  # of bits
 )
 call("recipes.supsup.mask", supsup.mask, _scores)
 call("recipes.supsup.soft_mask", supsup.soft_mask, _scores)
@@ -1141,7 +1267,13 @@ call(
     lambda p: supsup_stream.init(p, capacity=4, key=key()),
     _params,
 )
-call("recipes.supsup_stream.masks", supsup_stream.masks, _stream, specs="x")
+call(
+    "recipes.supsup_stream.masks",
+    supsup_stream.masks,
+    _stream,
+    specs="x",
+    moves="gather exchange",  # of bits
+)
 call("recipes.supsup_stream.soft_mask", supsup_stream.soft_mask, _scores)
 
 # --- theory -------------------------------------------------------------------------
@@ -1153,6 +1285,7 @@ call(
     of(8, 16, 4),
     of(8, 4),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.error",
@@ -1161,6 +1294,7 @@ call(
     of(16, 8),
     of(16),
     specs="- x x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.greedy",
@@ -1168,6 +1302,7 @@ call(
     of(16, 8),
     of(16),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.learned",
@@ -1177,6 +1312,7 @@ call(
     of(16, 8),
     of(16),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.ridge",
@@ -1184,6 +1320,7 @@ call(
     of(16, 8),
     of(16),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.scale",
@@ -1192,6 +1329,7 @@ call(
     of(16, 8),
     of(16),
     specs="- x x",
+    moves="gather exchange",
 )
 
 
@@ -1204,6 +1342,7 @@ call(
     lambda wide: strong_ticket.dense(wide, masking.everything(wide), key=key()),
     _wide,
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.strong_ticket.forward",
@@ -1218,6 +1357,7 @@ call(
     of(8, 4),
     of(8, 16),
     specs="x",
+    moves="gather exchange",
 )
 
 # --- what is no function of arrays --------------------------------------------------

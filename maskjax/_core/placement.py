@@ -111,20 +111,38 @@ def alike(x: Array, like: Array) -> Array:
 
 def gathered(x: Array, *axes: int) -> Array:
     """The array with some axes whole on every device, as far as types say so."""
-    spec = [None if a in axes else part for a, part in enumerate(spec_of(x))]
+    every = {axis % jnp.ndim(x) for axis in axes}
+    spec = [None if a in every else part for a, part in enumerate(spec_of(x))]
     return place(x, spec)
 
 
-def whole(*trees: Any) -> Any:
-    """Trees of arrays, each whole on every device, as far as types say so.
+def cut(x: Array, axis: int, size: int) -> Array:
+    """The array with an axis cut into [parts, size].
 
-    For what is small, and sorts, solves or reads all over its axes.
+    If types say how it is sharded, and shards do not hold whole parts, it is gathered.
     """
-    found = tuple(
-        jax.tree.map(lambda x: gathered(x, *range(jax.typeof(x).ndim)), tree)
-        for tree in trees
-    )
-    return found if len(found) > 1 else found[0]
+    parts = x.shape[axis] // size
+    shape = (*x.shape[:axis], parts, size, *x.shape[axis + 1 :])
+    if not explicit(x):
+        return x.reshape(shape)
+    if parts % shards(x, axis):
+        x = gathered(x, axis)
+    spec = spec_of(x)
+    spec = PartitionSpec(*spec[: axis + 1], None, *spec[axis + 1 :])
+    return jnp.reshape(x, shape, out_sharding=NamedSharding(sharding(x).mesh, spec))
+
+
+def repeated(x: Array, axis: int, size: int) -> Array:
+    """The array with each entry along an axis repeated, where it is."""
+    where = None
+    if explicit(x):
+        where = NamedSharding(sharding(x).mesh, PartitionSpec(*spec_of(x)))
+    return jnp.repeat(x, size, axis, out_sharding=where)
+
+
+def whole(x: Any) -> Any:
+    """A tree of arrays, whole on every device, as far as types say so."""
+    return jax.tree.map(lambda leaf: place(leaf, (None,) * jnp.ndim(leaf)), x)
 
 
 def lead(x: Array, like: Array) -> Array:
@@ -147,7 +165,8 @@ def zeros(shape: Any, dtype: Any, like: Any, *, spec: Any = None) -> Array:
     if isinstance(like, Tracer):
         if isinstance(where, NamedSharding) and not names_of(where.spec):
             where = None  # the type of any constant
-        return jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
+        made = jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
+        return vary_like(made, like)
     return jnp.zeros(shape, dtype, device=where)
 
 

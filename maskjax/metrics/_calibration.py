@@ -239,6 +239,7 @@ def _in_bins(
     place, ends = sure, np.arange(bins + 1) / bins
     ends[0], ends[-1] = -np.inf, np.inf
     if binning == "equal-mass":
+        sure, right = placement.gathered(sure, -1), placement.gathered(right, -1)
         keys = order_key(sure, None)
         keys, sure, right = lax.sort((keys, sure, right), num_keys=1)
         place, _ = _predicted.ties(keys)  # how many samples are less

@@ -181,21 +181,21 @@ def ridge(outputs: Array, y: Array, *, penalty: float) -> Array:
 
 @jax.jit
 def _scale(mask: Array, outputs: Array, y: Array) -> Array:
-    mask, outputs, y = placement.whole(mask, outputs, y)
+    mask, outputs, y = placement.whole((mask, outputs, y))
     total = outputs @ mask.astype(outputs.dtype)
     return _ratio(total @ y, total @ total)
 
 
 @jax.jit
 def _error(mask: Array, outputs: Array, y: Array) -> Array:
-    mask, outputs, y = placement.whole(mask, outputs, y)
+    mask, outputs, y = placement.whole((mask, outputs, y))
     total = outputs @ mask.astype(outputs.dtype)
     return 1 - _ratio((total @ y) ** 2, (total @ total) * (y @ y))
 
 
 @functools.partial(jax.jit, static_argnames="budget")
 def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
-    outputs, y = placement.whole(outputs, y)
+    outputs, y = placement.whole((outputs, y))
     sizes, fits = jnp.sum(outputs**2, axis=0), y @ outputs
     n = len(sizes)
 
@@ -217,7 +217,7 @@ def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
 def _learned(
     scores: Array, outputs: Array, y: Array, *, budget: int, optimizer: Any, steps: int
 ) -> Array:
-    outputs, y = placement.whole(outputs, y)
+    outputs, y = placement.whole((outputs, y))
     n = outputs.shape[1]
 
     def loss(scores: Array) -> tuple[Array, Array]:
@@ -239,7 +239,7 @@ def _learned(
 
 @jax.jit
 def _ridge(outputs: Array, y: Array, penalty: Any) -> Array:
-    outputs, y = placement.whole(outputs, y)
+    outputs, y = placement.whole((outputs, y))
     n, h = outputs.shape
     if h <= n:
         square = outputs.T @ outputs + n * penalty * jnp.eye(h, dtype=outputs.dtype)

@@ -194,7 +194,7 @@ def greedy(targets: Any, coefficients: Any, *, bins: int = 14) -> Subsets:
 
 @functools.partial(jax.jit, static_argnames="bins")
 def _walk(t: jax.Array, c: jax.Array, *, bins: int) -> Subsets:
-    t, c = placement.whole(t, c)
+    t, c = placement.whole((t, c))
     (rows, many), n = t.shape, c.shape[1]
     # 2**(exponent - 1) <= |c| < 2**exponent, exactly. `frexp` gives 0 the exponent 0,
     # but 0 must not be the largest of its row.
