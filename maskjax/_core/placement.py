@@ -6,8 +6,9 @@ shards; there these functions change nothing.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -117,19 +118,52 @@ def gathered(x: Array, *axes: int) -> Array:
 
 
 def cut(x: Array, axis: int, size: int) -> Array:
-    """The array with an axis cut into [parts, size].
+    """The array with an axis cut into [parts, size]."""
+    shapes = [(n,) for n in x.shape]
+    return split(x, *shapes[:axis], (x.shape[axis] // size, size), *shapes[axis + 1 :])
 
-    If types say how it is sharded, and shards do not hold whole parts, it is gathered.
+
+def split(x: Array, *shapes: Sequence[int]) -> Array:
+    """The array with a shape in place of each axis.
+
+    If types say how it is sharded, an axis stays so where its shards hold whole parts,
+    and is gathered where they do not.
     """
-    parts = x.shape[axis] // size
-    shape = (*x.shape[:axis], parts, size, *x.shape[axis + 1 :])
+    shape = [n for part in shapes for n in part]
     if not explicit(x):
         return x.reshape(shape)
-    if parts % shards(x, axis):
-        x = gathered(x, axis)
-    spec = spec_of(x)
-    spec = PartitionSpec(*spec[: axis + 1], None, *spec[axis + 1 :])
-    return jnp.reshape(x, shape, out_sharding=NamedSharding(sharding(x).mesh, spec))
+    spec: list[Names] = []
+    for axis, part in enumerate(shapes):
+        first = next((i for i, n in enumerate(part) if n > 1), 0)
+        if len(part) != 1 and (not part or part[first] % shards(x, axis)):
+            x = gathered(x, axis)
+        names = spec_of(x)[axis]
+        spec += [names if i == first else None for i in range(len(part))]
+    return _reshaped(x, shape, spec)
+
+
+def merge(x: Array, *counts: int) -> Array:
+    """The array with so many of its axes at a time as one, row-major; 0 adds an axis.
+
+    If types say how it is sharded, the first of those axes stays so, and the others are
+    gathered.
+    """
+    ends = list(itertools.accumulate(counts, initial=0))
+    parts = [range(*pair) for pair in itertools.pairwise(ends)]
+    shape = [math.prod(x.shape[i] for i in part) for part in parts]
+    if not explicit(x):
+        return x.reshape(shape)
+    firsts = [next((i for i in part if x.shape[i] > 1), part[-1:]) for part in parts]
+    x = gathered(x, *(i for i in range(x.ndim) if i not in firsts))
+    names = spec_of(x)
+    return _reshaped(
+        x, shape, [names[i] if isinstance(i, int) else None for i in firsts]
+    )
+
+
+def _reshaped(x: Array, shape: Sequence[int], spec: Sequence[Names]) -> Array:
+    where = NamedSharding(sharding(x).mesh, PartitionSpec(*spec))
+    return jnp.reshape(x, shape, out_sharding=where)
 
 
 def repeated(x: Array, axis: int, size: int) -> Array:
