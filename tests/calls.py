@@ -617,6 +617,14 @@ call(
     moves="gather exchange",
 )
 
+call(
+    "select.drop: blocks across shards",
+    lambda s, m: select.drop(s, m, rate=0.3, structure=Block((8, 8))),
+    _twins,
+    masks_of(a=(16, 8), b=(16, 8)),
+    moves="gather exchange",
+)
+
 # --- optim --------------------------------------------------------------------------
 
 
@@ -731,6 +739,14 @@ call(
     _params,
     _params,
     follows=True,
+)
+
+call(
+    "optim.prune: blocks across shards, in a scan",
+    lambda p, g: _steps(optim.prune(0.4, every=2, structure=Block((8, 8))), p, g),
+    _twins,
+    _twins,
+    moves="gather exchange",
 )
 
 # --- metrics ------------------------------------------------------------------------
