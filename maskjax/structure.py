@@ -72,7 +72,8 @@ class NofM:
     Only the n best of each group can be kept. A density of n / m, or more, keeps all of
     them: exactly n of every m. A smaller density removes more, within the pattern.
     Several axes of inputs count as one, row-major. Groups never cross outputs, places
-    of a window, or layers of a stack.
+    of a window, or layers of a stack. A leaf whose shards do not hold whole groups is
+    gathered.
 
     Attributes:
         n: The most entries to keep in a group, 0 <= n <= m.
@@ -141,6 +142,8 @@ class NofM:
 @dataclasses.dataclass(frozen=True)
 class Block:
     """Tiles of inputs by outputs, kept or removed by the mean of their scores.
+
+    A leaf whose shards do not hold whole tiles is gathered.
 
     Attributes:
         shape: Height and width of a tile. They must divide the numbers of inputs and
