@@ -20,13 +20,14 @@ and with plain functions. They also know, or can be told, the roles of a leaf's 
 Roles are asked for where a result depends on them: fan-in, `structure`, `scope="layer"`
 and `"output"`, `allocation.erk`. Where they are needed and not known, the error says
 which leaf it is and how to tell. `a & b` and `a | b` believe the stronger of two
-sources: what was told, then what was traced, then names.
+sources: what was told, then what was traced, then names. A predicate that was traced
+has no say on leaves that it was not traced with.
 """
 
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -63,6 +64,11 @@ class _Where:
     tell: Callable[[str, Any], Told] = dataclasses.field(
         default=_axes.convention, compare=False
     )
+    # Whether it knows a path; `None` if it answers for every path without knowing it.
+    knows: Callable[[str, Any], bool | None] = dataclasses.field(
+        default=lambda path, leaf: None, compare=False
+    )
+    traces: bool = dataclasses.field(default=False, compare=False)  # a part of it does
 
     def __post_init__(self) -> None:
         # So that `help(where.kernels)` says which leaves it chooses.
@@ -77,21 +83,21 @@ class _Where:
         return self.tell(path, leaf)
 
     def __and__(self, other: Predicate) -> "_Where":
-        return _both(self, other)
+        return _combined(self, other, "&", all)
 
     def __rand__(self, other: Predicate) -> "_Where":
-        return _both(other, self)
+        return _combined(other, self, "&", all)
 
     def __or__(self, other: Predicate) -> "_Where":
-        return _either(self, other)
+        return _combined(self, other, "|", any)
 
     def __ror__(self, other: Predicate) -> "_Where":
-        return _either(other, self)
+        return _combined(other, self, "|", any)
 
     def __invert__(self) -> "_Where":
-        return _Where(
-            f"~{self!r}", lambda path, leaf: not _says(self, path, leaf), "", self.tell
-        )
+        opposite = lambda path, leaf: not _says(self, path, leaf)  # noqa: E731
+        name = f"~{self!r}"
+        return _Where(name, opposite, "", self.tell, self.knows, self.traces)
 
     def __repr__(self) -> str:
         return self.name
@@ -113,7 +119,7 @@ class _Traced(_Where):
 def _line(answer: "walk.Answer") -> str:
     kernel, told = answer
     if isinstance(told, str):
-        return f"({told})"
+        return f"unknown  ({told})" if kernel else f"({told})"
     if told.lookup:
         return f"{told}  (looked up)"
     if not told.rank:
@@ -132,28 +138,36 @@ def _says(where: Predicate, path: str, leaf: Any) -> bool:
     return bool(answer)
 
 
-def _both(a: Predicate, b: Predicate) -> _Where:
-    return _Where(
-        f"({a!r} & {b!r})",
-        lambda path, leaf: _says(a, path, leaf) and _says(b, path, leaf),
-        "",
-        _strongest(a, b),
-    )
+def _combined(
+    a: Predicate, b: Predicate, sign: str, of: Callable[[Iterable[bool]], bool]
+) -> _Where:
+    """What `all` or `any` of two predicates say, of those that know the path."""
+    traces = any(isinstance(each, _Where) and each.traces for each in (a, b))
+
+    def asked(path: str, leaf: Any) -> list[Predicate]:
+        known = [_knows(each, path, leaf) for each in (a, b)] if traces else []
+        if False not in known:
+            return [a, b]
+        strange, other = (a, b) if known[0] is False else (b, a)
+        # If nobody knows the path, the error is that of the stranger, asked last.
+        return [other] if True in known else [other, strange]
+
+    def tell(path: str, leaf: Any) -> Told:
+        told, *others = (_axes.of(each, path, leaf) for each in asked(path, leaf))
+        return _axes.strongest(told, others[0], path) if others else told
+
+    def knows(path: str, leaf: Any) -> bool | None:
+        known = {_knows(each, path, leaf) for each in (a, b)}
+        return True in known or (False if False in known else None)
+
+    def test(path: str, leaf: Any) -> bool:
+        return of(_says(each, path, leaf) for each in asked(path, leaf))
+
+    return _Where(f"({a!r} {sign} {b!r})", test, "", tell, knows, traces)
 
 
-def _either(a: Predicate, b: Predicate) -> _Where:
-    return _Where(
-        f"({a!r} | {b!r})",
-        lambda path, leaf: _says(a, path, leaf) or _says(b, path, leaf),
-        "",
-        _strongest(a, b),
-    )
-
-
-def _strongest(a: Predicate, b: Predicate) -> Callable[[str, Any], Told]:
-    return lambda path, leaf: _axes.strongest(
-        _axes.of(a, path, leaf), _axes.of(b, path, leaf), path
-    )
+def _knows(where: Predicate, path: str, leaf: Any) -> bool | None:
+    return where.knows(path, leaf) if isinstance(where, _Where) else None
 
 
 kernels: Predicate = _Where(
@@ -166,12 +180,14 @@ kernels: Predicate = _Where(
     "convolutions, and Flax's attention. `weight` is chosen too, but its axes are "
     "unknown: Equinox and PyTorch have (out, in). Complex and integer kernels are "
     "chosen, so that functions can say that they cannot mask them.",
+    knows=lambda path, leaf: True,
 )
 
 embeddings: Predicate = _Where(
     "where.embeddings",
     _axes.is_embedding,
     "Tables whose rows are looked up, by their names: fan-in 1.",
+    knows=lambda path, leaf: True,
 )
 
 everything: Predicate = _Where(
@@ -191,6 +207,7 @@ statistics: Predicate = _Where(
     lambda path, _: re.search("(^|/)(batch_stats/|mean$|var$)", path) is not None,
     "Running statistics of normalization, by Flax's names: the collection "
     "`batch_stats` in Linen, `mean` and `var` in NNX.",
+    knows=lambda path, leaf: True,
 )
 
 
@@ -220,12 +237,17 @@ def traced(
         with data, but no embeddings, whose rows are looked up. It is hashable, and
         `print` shows a line for each leaf. An axis is `stack` if a loop or a batched
         product goes over it. The axes of a leaf in two contradictory roles (as w and
-        its transpose) are unknown.
+        its transpose) are unknown. So are those of a leaf that meets other parameters
+        or constants first, and data after that: `k @ (tokens @ w).T` may be a kernel w
+        of learned tokens, or a kernel of two factors. Such a leaf is chosen only if
+        its name says so, as `kernel` and `weight` do; for Flax's `kernel` the name
+        tells the axes too. With `| where.kernels`, names decide on all of them.
 
     Raises:
-        ValueError: If there are no inputs, a leaf called `kernel` meets no data in a
-            contraction, or a leaf has fewer than `stack` axes. The predicate itself
-            raises one for a path that was not traced.
+        ValueError: If there are no inputs, a leaf called `kernel` is in no contraction,
+            or meets constants in all of them as all other leaves do, or a leaf has
+            fewer than `stack` axes. The predicate itself raises one for a path that was
+            not traced, unless another one that it is combined with knows the path.
 
     Example:
         >>> model = {"w": jnp.ones((5, 3)), "b": jnp.ones(5)}
@@ -263,7 +285,9 @@ def traced(
         lambda path, _: of(path).kernel,
         "",
         lambda path, _: of(path).told,
-        found,
+        lambda path, _: path in known,
+        traces=True,
+        found=found,
     )
 
 
@@ -321,8 +345,9 @@ def matching(regex: str, *, axes: str | None = None) -> Predicate:
             f"`{fn}` needs a regular expression, got {regex!r} ({error})."
         ) from error
     test = lambda path, _: re.search(regex, path) is not None  # noqa: E731
+    knows = lambda path, leaf: test(path, leaf) or None  # noqa: E731
     if axes is None:
-        return _Where(f"where.matching({regex!r})", test)
+        return _Where(f"where.matching({regex!r})", test, knows=knows)
     if not isinstance(axes, str):
         raise TypeError(
             f"`{fn}` needs `axes` as a string with a word for each axis, such as "
@@ -340,6 +365,7 @@ def matching(regex: str, *, axes: str | None = None) -> Predicate:
         test,
         "",
         lambda path, leaf: told if test(path, leaf) else _axes.convention(path, leaf),
+        knows,
     )
 
 

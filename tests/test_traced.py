@@ -772,7 +772,7 @@ def test_kernels_have_to_meet_data():
         r"`inputs` in a dot product or convolution, got:\n"
         r"  added/kernel: meets data in add only\n"
         rf"  by_hand/kernel: {hint}.*\n"
-        r"  constant/kernel: never meets data .*\n"
+        r"  constant/kernel: meets constants only .*\n"
         rf"  masked/kernel: {hint}.*\n"
         r"  unused/kernel: never meets data",
     ):

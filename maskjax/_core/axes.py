@@ -197,13 +197,18 @@ def _is_other(path: str, leaf: Any) -> bool:
     return name != "kernel" and bool(_NORMS.search(parent) or parent and name == "b")
 
 
+def is_called_kernel(path: str) -> bool:
+    """Whether a leaf has a name that only kernels have."""
+    _, name = _last_two(path)
+    return name in ("kernel", "w") or _WEIGHT.match(name) is not None
+
+
 def is_kernel(path: str, leaf: Any) -> bool:
     """Whether a leaf is a kernel by its name, rank and dtype."""
     if not checks.shaped(leaf) or len(leaf.shape) < 2 or _is_other(path, leaf):
         return False
-    *_, name = _last_two(path)
-    named = name in ("kernel", "w") or _WEIGHT.match(name) is not None
-    if not checks.is_inexact(leaf) and not (named and checks.is_integer(leaf)):
+    named = checks.is_integer(leaf) and is_called_kernel(path)
+    if not checks.is_inexact(leaf) and not named:
         return False
     return not is_embedding(path, leaf)
 
