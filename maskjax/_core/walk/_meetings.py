@@ -270,8 +270,9 @@ def _met(
         leaf for leaf, trail in value.leaves.items() if _is_whole(trail, roles[leaf])
     )
     for leaf, trail in value.leaves.items():
-        if other.data and _scales(trail, roles[leaf], partial=partial):
-            found.touched.add((leaf, trail, "broadcast_in_dim"))
+        if _scales(trail, roles[leaf], partial=partial):
+            if other.data:
+                found.touched.add((leaf, trail, "broadcast_in_dim"))
             continue
         meeting = _meeting(leaf, trail, roles[leaf], unknown, whole)
         if not other.data:

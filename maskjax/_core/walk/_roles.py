@@ -135,12 +135,11 @@ def _factor(path: str, leaf: Any, own: _Notes, kernels: set[int]) -> Answer:
         orders = [t for t in both if isinstance(t, Axes) and _is_in_order(t)]
         if len(orders) == 1:
             return Answer(True, orders[0])
-    if not any(role != "stack" for m in own.meetings for _, role in m.roles):
-        return Answer(False, "it meets data only as a part of other parameters")
-    alone = not any(parameters for _, parameters in own.products)
-    called = _axes.is_called_kernel(path) or (alone and _axes.is_kernel(path, leaf))
+    # Where constants are all that it meets before, it is no token that is learned.
+    tokens = any(parameters for _, parameters in own.products)
+    kernel = bool(own.products) and _axes.is_kernel(path, leaf)
     return Answer(
-        called and len(leaf.shape) > 1,
+        kernel and (_axes.is_called_kernel(path) or not tokens),
         "it meets other parameters or constants before data, so that tracing can't "
         "tell inputs from outputs",
     )
