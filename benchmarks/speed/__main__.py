@@ -22,6 +22,7 @@ QUESTIONS = (
     "ensemble_predict",
     "ensemble_training",
     "subset_sum",
+    "traced",
     "import_time",
 )
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
