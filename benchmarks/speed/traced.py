@@ -1,6 +1,7 @@
 """What does `where.traced` cost beside the trace that it reads?
 
-A GPT whose layers are unrolled, by shapes; `jax.make_jaxpr` is the limit.
+A GPT whose layers are unrolled, by shapes; `jax.make_jaxpr` is the limit. The first
+call of a compiled step has to trace and to lower it, before it is compiled.
 """
 
 from typing import Any
@@ -86,6 +87,9 @@ def case(layers: int, width: int, heads: int) -> _case.Case:
     def jaxpr():
         return jax.make_jaxpr(lambda p, x: gpt(p, x))(params, ids)
 
+    def lowered():
+        return jax.jit(lambda p, x: gpt(p, x)).lower(params, ids)
+
     def agree(results):
         """Six kernels a layer, and none else."""
         lines = str(results["where.traced"]).splitlines()
@@ -96,6 +100,7 @@ def case(layers: int, width: int, heads: int) -> _case.Case:
 
     contestants = [
         Contestant("where.traced", traced),
+        Contestant("jax.jit(...).lower", lowered),
         Contestant("jax.make_jaxpr", jaxpr),
     ]
     context = {"structure": None, "density": None, "shape": None}
