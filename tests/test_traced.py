@@ -480,6 +480,13 @@ def test_where_structure_does_not_tell_tokens_from_factors_names_do():
     assert roles_of(low_rank, params, X) == {"a": OPEN, "b": OPEN}
 
 
+def test_what_is_added_to_tokens_is_no_factor_of_theirs():
+    """Though tokens that meet data as they are look like a kernel."""
+    residual = lambda p, x: x @ (p["rows"] + jnp.tanh(p["rows"] @ p["v"])).T  # noqa: E731
+    params = {"rows": shape(4, 6), "v": shape(6, 6)}
+    assert roles_of(residual, params, X) == {"rows": "outputs inputs", "v": OPEN}
+
+
 def test_a_kernel_of_constants_that_meets_data_is_chosen():
     """As in Transformer-XL, where keys are made of positions."""
     constants = np.ones((4, 7), "float32")
@@ -550,7 +557,7 @@ def test_equinox_probes_are_not_chosen():
     found = roles_of(apply, model, X)
     assert {path: line for path, line in found.items() if "dropout" not in path} == {
         "0": OPEN,
-        "1/bias": OPEN,
+        "1/bias": "(it meets data only as a part of other parameters)",
         "1/weight": f"unknown  {OPEN}",
         "2/key_proj/weight": "outputs inputs",
         "2/output_proj/weight": "outputs inputs",
@@ -604,6 +611,21 @@ def test_axes_may_be_lost():
     mean = lambda p, x: x @ p["w"].mean(0)  # noqa: E731
     assert unknown(in_pallas, (6, 8), X) == "it goes into pallas_call"
     assert unknown(mean, (3, 6, 8), X) == "its axis 0 is gone before it meets data"
+
+
+def test_learned_queries_that_go_into_pallas_are_not_chosen():
+    def apply(p, x):
+        query = jnp.einsum("nd,dhk->nhk", p["latents"], p["query"]["kernel"])
+        query = (query + p["query"]["bias"]).reshape(8, 6)
+        return in_pallas({"w": query.T}, x)
+
+    query = {"bias": shape(2, 3), "kernel": shape(4, 2, 3)}
+    params = {"latents": shape(8, 4), "query": query}
+    assert roles_of(apply, params, X) == {
+        "latents": OPEN,
+        "query/bias": "(it goes into pallas_call)",
+        "query/kernel": "inputs outputs outputs",
+    }
 
 
 @pytest.mark.parametrize("batch", [1, 5, 600])

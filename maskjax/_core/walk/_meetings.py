@@ -296,7 +296,7 @@ def _free(trail: Trail, roles: Sequence[Any]) -> list[Factor]:
 
 def _is_whole(trail: Trail, roles: Sequence[Any]) -> bool:
     """Whether a parameter is there as it is, along all that goes out."""
-    if trail.axes is None or trail.partial:
+    if trail.axes is None or trail.product:
         return False
     every = [factor for label in trail.axes for factor in label]
     return bool(_free(trail, roles)) and all(f.axis != STRANGE for f in every)

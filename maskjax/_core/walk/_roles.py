@@ -10,6 +10,7 @@ from maskjax._core.walk._trails import Trail
 from maskjax._core.walk._values import Found, Meeting
 
 _COMES_IN = ("inputs", "window")
+_PART = "it meets data only as a part of other parameters"
 _MULTIPLICATIONS = ("mul", "select_n", "and", "div")
 
 
@@ -110,8 +111,8 @@ def _contracted(path: str, leaf: Any, own: _Notes, kernels: set[int]) -> Answer:
         kernel, told = _factor(path, leaf, own, kernels)
         return Answer(kernel and maskable, told)
     unknown = sorted({m.unknown for m in whole if m.unknown})
-    if unknown:
-        return Answer(maskable and len(leaf.shape) > 1, f"it {unknown[0]}")
+    if unknown:  # nor is it known whether it is a bias there: its name decides
+        return Answer(_axes.is_kernel(path, leaf), f"it {unknown[0]}")
     told = _told(leaf, whole)
     roles = [role for m in whole for _, role in m.roles]
     kernel = bool(told.inputs) if isinstance(told, Axes) else {*roles} & {*_COMES_IN}
@@ -135,11 +136,13 @@ def _factor(path: str, leaf: Any, own: _Notes, kernels: set[int]) -> Answer:
         orders = [t for t in both if isinstance(t, Axes) and _is_in_order(t)]
         if len(orders) == 1:
             return Answer(True, orders[0])
+    if not own.products:  # a bias of tokens, say
+        return Answer(False, _PART)
     # Where constants are all that it meets before, it is no token that is learned.
     tokens = any(parameters for _, parameters in own.products)
-    kernel = bool(own.products) and _axes.is_kernel(path, leaf)
+    named = _axes.is_called_kernel(path) or not tokens
     return Answer(
-        kernel and (_axes.is_called_kernel(path) or not tokens),
+        named and _axes.is_kernel(path, leaf),
         "it meets other parameters or constants before data, so that tracing can't "
         "tell inputs from outputs",
     )
@@ -179,7 +182,7 @@ def _told(leaf: Any, meetings: Sequence[Meeting]) -> Told:
     known = [next(iter(each), None) for each in roles]
     products = {axis for m in meetings for how, axis in m.gone if how == "product"}
     if products and not {*known} - {"stack", None}:
-        return "it meets data only as a part of other parameters"
+        return _PART
     # Of a factor that comes out as a part of a kernel's outputs, the rest comes in.
     comes_in = {*known} & {*_COMES_IN}
     for axis in products:
