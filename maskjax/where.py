@@ -20,14 +20,16 @@ and with plain functions. They also know, or can be told, the roles of a leaf's 
 Roles are asked for where a result depends on them: fan-in, `structure`, `scope="layer"`
 and `"output"`, `allocation.erk`. Where they are needed and not known, the error says
 which leaf it is and how to tell. `a & b` and `a | b` believe the stronger of two
-sources: what was told, then what was traced, then names. A predicate that was traced
-has no say on leaves that it was not traced with.
+sources: what was told, then what was traced, then names. Two of equal strength that
+disagree leave the axes unknown. A predicate that was traced has no say on leaves that
+it was not traced with.
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -64,6 +66,7 @@ class _Where:
     tell: Callable[[str, Any], Told] = dataclasses.field(
         default=_axes.convention, compare=False
     )
+
     # Whether it knows a path; `None` if it answers for every path without knowing it.
     knows: Callable[[str, Any], bool | None] = dataclasses.field(
         default=lambda path, leaf: None, compare=False
@@ -83,21 +86,24 @@ class _Where:
         return self.tell(path, leaf)
 
     def __and__(self, other: Predicate) -> "_Where":
-        return _combined(self, other, "&", all)
+        return _combined(self, other, "&", stop=False)
 
     def __rand__(self, other: Predicate) -> "_Where":
-        return _combined(other, self, "&", all)
+        return _combined(other, self, "&", stop=False)
 
     def __or__(self, other: Predicate) -> "_Where":
-        return _combined(self, other, "|", any)
+        return _combined(self, other, "|", stop=True)
 
     def __ror__(self, other: Predicate) -> "_Where":
-        return _combined(other, self, "|", any)
+        return _combined(other, self, "|", stop=True)
 
     def __invert__(self) -> "_Where":
-        opposite = lambda path, leaf: not _says(self, path, leaf)  # noqa: E731
+        def test(path: str, leaf: Any) -> bool:
+            answer = self(path, leaf)
+            return not answer if _is_bool(answer) else answer
+
         name = f"~{self!r}"
-        return _Where(name, opposite, "", self.tell, self.knows, self.traces)
+        return _Where(name, test, "", self.tell, self.knows, self.traces)
 
     def __repr__(self) -> str:
         return self.name
@@ -127,24 +133,15 @@ def _line(answer: "walk.Answer") -> str:
     return str(told) if kernel else f"{told}  (no kernel)"
 
 
-def _says(where: Predicate, path: str, leaf: Any) -> bool:
-    """What a predicate answers, which has to be True or False."""
-    answer = where(path, leaf)
-    if not isinstance(answer, bool | np.bool_):
-        raise TypeError(
-            f"`where` needs to return True or False, but {where!r} returns "
-            f"{checks.kind_of(answer)} for {path!r}."
-        )
-    return bool(answer)
+def _combined(a: Predicate, b: Predicate, sign: str, *, stop: bool) -> _Where:
+    """`a & b`, or `a | b` that stops at true; a predicate has no say on strange paths.
 
-
-def _combined(
-    a: Predicate, b: Predicate, sign: str, of: Callable[[Iterable[bool]], bool]
-) -> _Where:
-    """What `all` or `any` of two predicates say, of those that know the path."""
+    What is neither True nor False is handed on, for the function that is called to
+    complain about: it knows its own name, and every path.
+    """
     traces = any(isinstance(each, _Where) and each.traces for each in (a, b))
 
-    def asked(path: str, leaf: Any) -> list[Predicate]:
+    def sides(path: str, leaf: Any) -> list[Predicate]:
         known = [_knows(each, path, leaf) for each in (a, b)] if traces else []
         if False not in known:
             return [a, b]
@@ -152,16 +149,21 @@ def _combined(
         # If nobody knows the path, the error is that of the stranger, asked last.
         return [other] if True in known else [other, strange]
 
+    def test(path: str, leaf: Any) -> bool:
+        answer = not stop
+        for each in sides(path, leaf):
+            answer = each(path, leaf)
+            if not _is_bool(answer) or bool(answer) is stop:
+                break
+        return answer
+
     def tell(path: str, leaf: Any) -> Told:
-        told, *others = (_axes.of(each, path, leaf) for each in asked(path, leaf))
-        return _axes.strongest(told, others[0], path) if others else told
+        told = (_axes.of(each, path, leaf) for each in sides(path, leaf))
+        return functools.reduce(_axes.strongest, told)
 
     def knows(path: str, leaf: Any) -> bool | None:
         known = {_knows(each, path, leaf) for each in (a, b)}
         return True in known or (False if False in known else None)
-
-    def test(path: str, leaf: Any) -> bool:
-        return of(_says(each, path, leaf) for each in asked(path, leaf))
 
     return _Where(f"({a!r} {sign} {b!r})", test, "", tell, knows, traces)
 
@@ -170,16 +172,21 @@ def _knows(where: Predicate, path: str, leaf: Any) -> bool | None:
     return where.knows(path, leaf) if isinstance(where, _Where) else None
 
 
+def _is_bool(answer: Any) -> bool:
+    return isinstance(answer, bool | np.bool_)
+
+
 kernels: Predicate = _Where(
     "where.kernels",
     _axes.is_kernel,
     "Kernels of dense layers, attention and convolutions, by their names and rank.\n\n"
-    "Leaves of 2 axes or more, but no bias, scale, mean, variance, embedding or LoRA "
-    "factor, and nothing of a normalization. The axes of a kernel of rank 2 are "
-    "(inputs, outputs). Those of rank 3 and more are known where the path tells: "
-    "convolutions, and Flax's attention. `weight` is chosen too, but its axes are "
-    "unknown: Equinox and PyTorch have (out, in). Complex and integer kernels are "
-    "chosen, so that functions can say that they cannot mask them.",
+    "Leaves of 2 axes or more, but no bias, scale, mean, variance, embedding, learned "
+    "token or LoRA factor, and nothing of a normalization. Names are read by whole "
+    "words, from the last to the first. The axes of a kernel of rank 2 are (inputs, "
+    "outputs). Those of rank 3 and more are known where the path tells: convolutions, "
+    "and Flax's attention. `weight` is chosen too, but its axes are unknown: Equinox "
+    "and PyTorch have (out, in). Complex and integer kernels are chosen, so that "
+    "functions can say that they cannot mask them.",
     knows=lambda path, leaf: True,
 )
 

@@ -23,8 +23,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from maskjax._core import dtypes
 from maskjax._core.trees import Array
-from maskjax.select._count import fold, tally
+from maskjax.select._count import blocks, fold, tally
 from maskjax.select._keys import (
     from_order_key,
     from_unsigned,
@@ -46,7 +47,7 @@ def top_k(
     *,
     joint: bool,
     guess: Sequence[Array] | None = None,
-    rows: Sequence[bool] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> tuple[list[Array], list[Array]]:
     """Mark the largest entries, an exact number; among equal entries, the first win.
 
@@ -57,15 +58,41 @@ def top_k(
         quotas: For each search, how many of the entries that count it keeps.
         joint: True for one search over all leaves in order, False for one per leaf.
         guess: For each search, a scalar close to its last kept score.
-        rows: Whether each row of a leaf, an index of its first axis, is a search of its
-            own. Its quota and guess may be vectors then, and its scalars are.
+        rows: For each leaf, how many of its first axes count searches: each index of
+            these axes is one. The leaf's quota and guess may have their shape then, and
+            its scalars do.
 
     Returns:
         For each leaf, a boolean array of its shape, True for the chosen; and a scalar
         of its dtype that separates: nothing chosen is below it, nothing else above.
     """
-    data = _Data(leaves, alive, rows or [False] * len(leaves), joint=joint)
-    extremes_needed = guess is None or any(a is not None for a in alive)
+    rows = rows or [0] * len(leaves)
+    # A leaf with rows is searched by itself, so that its rows stay on their devices.
+    groups = [[i for i, n in enumerate(rows) if not n]]
+    groups += [[i] for i, n in enumerate(rows) if n]
+    chosen, cutoffs = [None] * len(leaves), [None] * len(leaves)
+    for ids in filter(None, groups):
+        own = [*range(len(quotas))] if joint else ids
+        data = _Data(
+            [leaves[i] for i in ids],
+            [alive[i] for i in ids],
+            joint=joint,
+            rows=rows[ids[0]],
+        )
+        flags, cuts = _top_k(
+            data,
+            [quotas[i] for i in own],
+            None if guess is None else [guess[i] for i in own],
+        )
+        for i, flag, cut in zip(ids, flags, cuts, strict=True):
+            chosen[i], cutoffs[i] = flag, cut
+    return chosen, cutoffs
+
+
+def _top_k(
+    data: "_Data", quotas: Sequence[Quota], guess: Sequence[Array] | None
+) -> tuple[list[Array], list[Array]]:
+    extremes_needed = guess is None or any(a is not None for a in data.alive)
     whole, sizes = data.whole(read=extremes_needed)  # 2.
     k = data.vector([q.of(n) for q, n in zip(quotas, sizes, strict=True)])
     first = None
@@ -79,8 +106,7 @@ def top_k(
         cut.missing,
     )
     position = jnp.where(run.at_high == cut.missing, run.high, run.low)
-    chosen = data.chosen(cut, position.astype(data.count_dtype))
-    return chosen, data.cutoffs(cut)
+    return data.chosen(cut, position), data.cutoffs(cut)
 
 
 class _Cut(NamedTuple):
@@ -108,49 +134,58 @@ class _Data:
     """The leaves, which search each belongs to, and what one pass over them answers.
 
     Leaves of one kind are stacked, so that they cost one program: a stack is an array
-    [R, ...] of R leaves, or one leaf of R rows. Numbers of each search are vectors [S],
-    in the order of the stacks. Positions of a search's entries count down to 1 at the
-    end, so that earlier entries are higher.
+    [R, ...] of R leaves. Numbers of each search are vectors, in the order of the
+    stacks. One leaf with rows is a stack by itself; numbers of each search have the
+    shape of its rows. Positions of a search's entries count down to 1 at the end, so
+    that earlier entries are higher.
 
     Attributes:
         order: For each stack, which leaves are in it.
-        sizes: For each search in the caller's order, how many entries it has; of leaves
-            with many searches, how many each of them has.
+        lead: How many axes of a stack come before those of the entries.
+        shape: Of the numbers of each search.
+        lengths: For each leaf, how many entries it has, or each of its rows.
+        sizes: For each search in the caller's order, how many entries it has; of a leaf
+            with rows, how many each of them has.
     """
 
     def __init__(
         self,
         leaves: Sequence[Array],
         alive: Sequence[Array | None],
-        rows: Sequence[bool],
         *,
         joint: bool,
+        rows: int,
     ):
         wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
         self.real = jnp.dtype("float64" if wide else "float32")
         self.key = jnp.dtype("int64" if wide else "int32")
         self.joint = joint
-        self.rowed = rows
+        self.rowed = rows > 0
+        self.lead = rows or 1
         self.dtypes = [x.dtype for x in leaves]
         kinds: dict[Any, list[int]] = {}
         for i, (x, a) in enumerate(zip(leaves, alive, strict=True)):
             kind = (*(y is not None and jax.typeof(y) for y in (x, a)),)
-            alone = rows[i] or x.size > _SMALL
-            kinds.setdefault(i if alone else kind, []).append(i)
+            kinds.setdefault(i if x.size > _SMALL else kind, []).append(i)
         self.order = list(kinds.values())
-        stacked = functools.partial(_stacked, rows=rows)
-        self.stacks = tuple(stacked(leaves, ids) for ids in self.order)
+        self.stacks = tuple(self.stacked(leaves, ids) for ids in self.order)
         self.alive = [
-            None if alive[ids[0]] is None else stacked(alive, ids) for ids in self.order
+            None if alive[ids[0]] is None else self.stacked(alive, ids)
+            for ids in self.order
         ]
         self.firsts = [0, *itertools.accumulate(map(len, self.stacks))]
-        self.lengths = [
-            math.prod(x.shape[row:]) for x, row in zip(leaves, rows, strict=True)
-        ]
+        self.lengths = [math.prod(x.shape[rows:]) for x in leaves]
         self.sizes = [sum(self.lengths)] if joint else self.lengths
-        self.count_dtype = jnp.dtype(
-            "int32" if max(self.sizes) < 2**31 - 1 else "int64"
-        )
+        self.shape = leaves[0].shape[:rows] or (1 if joint else len(leaves),)
+        self.count_dtype = dtypes.counts(max(self.sizes))
+
+    def stacked(self, leaves: Sequence[Any], ids: Sequence[int]) -> Array:
+        """The leaves of one kind as one array."""
+        if self.rowed:
+            return leaves[0]
+        if len(ids) == 1:
+            return leaves[ids[0]][None]
+        return jnp.stack([leaves[i] for i in ids])
 
     def keys_at(self, *values: Any) -> tuple[Any, ...]:
         """The values, and the keys as functions, computed where they are used.
@@ -176,18 +211,17 @@ class _Data:
         if read:
             order, _ = self.keys_at(jnp.zeros(()))
             ends = [
-                _extremes(order(i), alive, self.count_dtype)
+                _extremes(order(i), alive, self.count_dtype, self.lead)
                 for i, alive in enumerate(self.alive)
             ]
             low = self.merged(jnp.min, [low for low, _, _ in ends])
             high = self.merged(jnp.max, [high for _, high, _ in ends])
         else:
-            number = 1 if self.joint else self.firsts[-1]
-            low = jnp.full(number, lowest(self.key) + 1, self.key)
-            high = jnp.full(number, -lowest(self.key) - 2, self.key)
+            low = jnp.full(self.shape, lowest(self.key) + 1, self.key)
+            high = jnp.full(self.shape, -lowest(self.key) - 2, self.key)
         none = _zeros(low, self.count_dtype)
         if read and any(alive is not None for alive in self.alive):
-            counted = self.merged(_sum, [size for *_, size in ends])
+            counted = self.totals([size for *_, size in ends])
             sizes: Sequence[int | Array] = (
                 [*counted] if self.joint else self.parted(counted)
             )
@@ -206,39 +240,33 @@ class _Data:
     def positions(self, found: Interval) -> Interval:
         """The interval of all positions, with counts of the entries that tie."""
         equals = found.at_low - found.at_high
-        first = _zeros(equals, found.low.dtype) + 1
-        last = first * self.vector(self.sizes).astype(found.low.dtype)
+        unsigned = jnp.dtype(f"u{self.count_dtype.name}")
+        first = _zeros(equals, unsigned) + 1
+        last = first * self.vector(self.sizes).astype(unsigned)
         return Interval(first, last + 1, equals, _zeros(equals, self.count_dtype))
 
     def early(self, last: Array, positions: list[Array]) -> list[Array]:
         """How many entries that equal `last` reach each position."""
-        positions = [p.astype(self.count_dtype) for p in positions]
-        order, positions, last, starts = self.keys_at(positions, last, self.starts())
+        rooms = [self.rooms(p) for p in positions]
+        order, last, rooms = self.keys_at(last, rooms)
         return self.counts(
             lambda i: [
-                (order(i) == self.of(last, i))
-                & (self.position(i, starts) >= self.of(p, i))
-                for p in positions
+                (order(i) == self.of(last, i)) & self.within(room, i) for room in rooms
             ]
         )
 
     def chosen(self, cut: _Cut, position: Array) -> list[Array]:
         """For each leaf, True for what reaches the cut."""
-        order, sure, last, position, starts = self.keys_at(
-            cut.sure, cut.last, position, self.starts()
-        )
+        order, sure, last, room = self.keys_at(cut.sure, cut.last, self.rooms(position))
         flags = [
             (order(i) >= self.of(sure, i))
-            | (
-                (order(i) == self.of(last, i))
-                & (self.position(i, starts) >= self.of(position, i))
-            )
+            | ((order(i) == self.of(last, i)) & self.within(room, i))
             for i in range(len(self.stacks))
         ]
         index = _opaque(max(map(len, self.order)), position)
         found: list[Any] = [None] * len(self.dtypes)
         for ids, stack in zip(self.order, flags, strict=True):
-            split = [stack] if self.rowed[ids[0]] else _unstacked(stack, index)
+            split = [stack] if self.rowed else _unstacked(stack, index)
             for i, flag in zip(ids, split, strict=True):
                 found[i] = flag
         return found
@@ -254,29 +282,30 @@ class _Data:
 
     def counts(self, flags: Callable[[int], list[Array]]) -> list[Array]:
         """Flags of each stack to counts of each search, one vector for each flag."""
-        stacks = [tally(flags(i), self.count_dtype) for i in range(len(self.stacks))]
-        return [self.merged(_sum, list(kind)) for kind in zip(*stacks, strict=True)]
-
-    def starts(self) -> Array:
-        """For each row, in the order of the stacks, the position of its first entry."""
-        starts = self.lengths
-        if self.joint:
-            total = itertools.accumulate(self.lengths[:-1], initial=0)
-            starts = [self.sizes[0] - before for before in total]
-        each = [
-            np.repeat([starts[i] for i in ids], len(stack) // len(ids))
-            for ids, stack in zip(self.order, self.stacks, strict=True)
+        stacks = [
+            tally(flags(i), self.count_dtype, self.lead)
+            for i in range(len(self.stacks))
         ]
-        return jnp.array(np.concatenate(each).astype(self.count_dtype))
+        return [self.totals(list(kind)) for kind in zip(*stacks, strict=True)]
 
-    def position(self, stack: int, starts: Array) -> Array:
-        """The position of each entry of a stack in its search."""
-        x = self.stacks[stack]
-        position, stride = self.rows(starts, stack), math.prod(x.shape[1:])
-        for axis, length in enumerate(x.shape[1:], 1):
-            stride //= max(length, 1)
-            position -= lax.broadcasted_iota(self.count_dtype, x.shape, axis) * stride
-        return position
+    def rooms(self, position: Array) -> Array:
+        """For each row, how many of its entries reach a position in their search."""
+        position = position.astype(self.count_dtype)
+        if not self.joint:
+            return self.vector(self.lengths) - position + 1
+        every = [self.lengths[i] for ids in self.order for i in ids]
+        total = [*itertools.accumulate(self.lengths, initial=0)]
+        starts = [self.sizes[0] - total[i] for ids in self.order for i in ids]
+        room = jnp.array(np.array(starts, self.count_dtype)) - position + 1
+        return jnp.clip(room, 0, jnp.array(np.array(every, self.count_dtype)))
+
+    def within(self, rooms: Array, stack: int) -> Array:
+        """Whether each entry of a stack is one of the first so many of its row."""
+        shape = self.stacks[stack].shape
+        left, end = self.rows(rooms, stack), self.lead + blocks(shape, self.lead)
+        left = _left(left, shape, range(self.lead, end))
+        left = jnp.clip(left, 0, math.prod(shape[end:])).astype(jnp.int32)
+        return _left(left, shape, range(end, len(shape))) > 0
 
     def of(self, per_search: Array, stack: int) -> Array:
         """The numbers of the searches that a stack's rows belong to, [R, 1, ...]."""
@@ -284,44 +313,37 @@ class _Data:
 
     def rows(self, per_row: Array, stack: int) -> Array:
         """The numbers of a stack's rows, [R, 1, ...]."""
-        part = per_row[self.firsts[stack] : self.firsts[stack + 1]]
-        return part.reshape(-1, *[1] * (self.stacks[stack].ndim - 1))
+        if not self.rowed:
+            per_row = per_row[self.firsts[stack] : self.firsts[stack + 1]]
+        ones = range(self.lead, self.stacks[stack].ndim)
+        return lax.expand_dims(per_row, ones)
 
-    def parted(self, per_row: Array) -> list[Array]:
-        """The numbers of each leaf in the caller's order, vectors where it has rows."""
-        found: list[Any] = [None] * len(self.dtypes)
-        for ids, first, end in zip(
-            self.order, self.firsts[:-1], self.firsts[1:], strict=True
-        ):
-            for place, i in enumerate(ids, first):
-                found[i] = per_row[first:end] if self.rowed[i] else per_row[place]
-        return found
+    def parted(self, per_search: Array) -> list[Array]:
+        """The numbers of each leaf in the caller's order."""
+        if self.rowed:
+            return [per_search]
+        places = [i for ids in self.order for i in ids]
+        return [per_search[places.index(i)] for i in range(len(places))]
 
     def vector(self, values: Sequence[ArrayLike]) -> Array:
         """Numbers of each search in the caller's order, as one; integers as counts."""
         numbers = [jnp.asarray(v) for v in values]
         if all(jnp.issubdtype(v.dtype, jnp.integer) for v in numbers):
             numbers = [v.astype(self.count_dtype) for v in numbers]
+        if self.rowed:
+            return jnp.broadcast_to(numbers[0], self.shape)
         if self.joint:
             return jnp.stack(numbers)
-        each = [
-            jnp.broadcast_to(numbers[ids[0]], len(stack))
-            if self.rowed[ids[0]]
-            else jnp.stack([numbers[i] for i in ids])
-            for ids, stack in zip(self.order, self.stacks, strict=True)
-        ]
-        return each[0] if len(each) == 1 else jnp.concatenate(each)
+        return jnp.stack([numbers[i] for ids in self.order for i in ids])
+
+    def totals(self, stacks: list[Array]) -> Array:
+        """Counts of each row, added up for each search."""
+        return self.merged(functools.partial(jnp.sum, dtype=self.count_dtype), stacks)
 
     def merged(self, merge: Callable[[Array], Array], stacks: list[Array]) -> Array:
         """Numbers of each row, merged for each search."""
         rows = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
         return merge(rows)[None] if self.joint else rows
-
-
-def _stacked(leaves: Sequence[Any], ids: Sequence[int], rows: Sequence[bool]) -> Array:
-    if len(ids) > 1:
-        return jnp.stack([leaves[i] for i in ids])
-    return leaves[ids[0]] if rows[ids[0]] else leaves[ids[0]][None]
 
 
 def _unstacked(stack: Array, index: Sequence[Array]) -> list[Array]:
@@ -344,10 +366,6 @@ def _opaque(n: int, counts: Array) -> Sequence[Array]:
     return lax.cond(never, lambda: known[::-1], lambda: known)
 
 
-def _sum(x: Array) -> Array:
-    return jnp.sum(x, dtype=x.dtype)
-
-
 def _around(guess: Array) -> list[Array]:
     """Pivots at a guess and at relative distances of about 2**-11, 2**-7 and 2**-3."""
     center = to_unsigned(order_key(guess, None))
@@ -355,17 +373,25 @@ def _around(guess: Array) -> list[Array]:
     return [center, *(center + s for s in steps), *(center - s for s in steps)]
 
 
+def _left(first: Array, shape: tuple[int, ...], axes: Sequence[int]) -> Array:
+    """A number less the place of each index of some axes among the entries."""
+    for axis in axes:
+        ones = [n if i == axis else 1 for i, n in enumerate(shape)]
+        place = lax.broadcasted_iota(first.dtype, ones, axis)
+        first -= place * math.prod(shape[axis + 1 :])
+    return first
+
+
 def _extremes(
-    key: Array, alive: Array | None, dtype: jnp.dtype
+    key: Array, alive: Array | None, dtype: jnp.dtype, lead: int
 ) -> tuple[Array, Array, Array]:
     """For each row, the lowest and highest key that counts, and how many count."""
     if alive is None:
-        low, high = fold([key, key], ["min", "max"])
-        return low, high, jnp.full(len(key), math.prod(key.shape[1:]), dtype)
-    highest = jnp.iinfo(key.dtype).max
-    alive_key = jnp.where(alive, key, highest)
-    low, high, size = fold([alive_key, key, alive.astype(dtype)], ["min", "max", "sum"])
-    return low, high, size
+        low, high = fold([key, key], ["min", "max"], lead)
+        return low, high, jnp.full(low.shape, math.prod(key.shape[lead:]), dtype)
+    lowest_key = jnp.where(alive, key, jnp.iinfo(key.dtype).max)
+    low, high = fold([lowest_key, key], ["min", "max"], lead)
+    return low, high, tally([alive, alive], dtype, lead)[0]
 
 
 def _zeros(x: Array, dtype: jnp.dtype) -> Array:

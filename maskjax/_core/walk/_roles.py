@@ -130,7 +130,8 @@ def _factor(path: str, leaf: Any, own: _Notes, kernels: set[int]) -> Answer:
     told = _told(leaf, added)
     if added and isinstance(told, Axes):
         return Answer(bool(told.inputs), told)
-    if path.split("/")[-1] == "kernel":  # by its name, Flax's: inputs before outputs
+    by_name = len(leaf.shape) > 2 or isinstance(_axes.convention(path, leaf), Axes)
+    if by_name and path.split("/")[-1] == "kernel":  # Flax's: inputs before outputs
         first = [meeting for meeting, _ in own.products if not meeting.partial]
         both = {_told(leaf, first), _told(leaf, own.meetings)}
         orders = [t for t in both if isinstance(t, Axes) and _is_in_order(t)]
