@@ -1,6 +1,5 @@
 """The arguments of a selection, checked once and matched leaf by leaf."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
