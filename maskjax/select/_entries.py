@@ -144,10 +144,22 @@ class Data:
         )
         return interval, sizes
 
-    def reaching(self, pivots: list[Array]) -> list[Array]:
-        """How many keys reach each pivot."""
-        order, below = self.keys_at([from_unsigned(p, self.key) - 1 for p in pivots])
-        return self.counts(lambda i: [order(i) > self.of(b, i) for b in below])
+    def reaching(self, pivots: list[Array], low: Array) -> tuple[list[Array], Array]:
+        """How many keys reach each pivot, and the lowest key that reaches `low`."""
+        order, low, below = self.keys_at(
+            from_unsigned(low, self.key),
+            [from_unsigned(p, self.key) - 1 for p in pivots],
+        )
+        highest = jnp.iinfo(self.key).max
+        stacks = []
+        for i in range(len(self.stacks)):
+            key = order(i)
+            above = jnp.where(key >= self.of(low, i), key, highest)
+            flags = [key > self.of(b, i) for b in below]
+            stacks.append(tally(flags, self.count_dtype, self.lead, lowest_of=above))
+        *counts, lows = zip(*stacks, strict=True)
+        lowest = self.merged(jnp.min, list(lows))
+        return [self.totals(list(kind)) for kind in counts], to_unsigned(lowest)
 
     def positions(self, found: Interval) -> Interval:
         """The interval of all positions, with counts of the entries that tie."""

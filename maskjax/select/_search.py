@@ -87,7 +87,7 @@ def _top_k(
     found = narrow(data.reaching, whole, k, first)  # 3.
     cut = _cut(found, k, data.key)
     run = narrow(  # 4.
-        lambda positions: data.early(cut.last, positions),
+        lambda positions, low: (data.early(cut.last, positions), low),
         data.positions(found),
         cut.missing,
     )
