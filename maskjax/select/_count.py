@@ -64,7 +64,8 @@ def tally(
     end = lead + blocks(flags[0].shape, lead)
     operands, axes = [flag.astype(jnp.int32) for flag in flags], tuple(range(lead, end))
     if lowest_of is not None:
-        operands, kinds = [*operands, lowest_of], [*kinds, "min"]
+        operands.append(lowest_of)
+        kinds.append("min")
     found = fold(operands, kinds, end)
     return [
         jnp.sum(n.astype(dtype), axis=axes, dtype=dtype)
