@@ -124,7 +124,7 @@ def clear_of(x: Array, others: Any) -> Array:
     spec = (None, *known_spec(x)[1:])
     if isinstance(x, Tracer):
         return place(x, spec)
-    return jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec(*spec)))
+    return jax.device_put(x, NamedSharding(known(x).mesh, PartitionSpec(*spec)))
 
 
 def whole(x: Any) -> Any:

@@ -326,8 +326,8 @@ def _check_bits(
         bits, words = leaf.bits, PackedMask.words(leaf.shape)
         if bits.dtype != jnp.uint32 or bits.shape[len(leaf.lead) :] != words:
             return (
-                f"{kind_of(bits)} for shape {leaf.shape}, which takes {words} words of "
-                "uint32"
+                f"{kind_of(bits)} for shape {leaf.shape}, which takes uint32 of shape "
+                f"{words}"
             )
         if stacked and not leaf.lead:
             return "one mask, not a stack (`jax.vmap(packing.pack)(stack)`)"
