@@ -498,7 +498,7 @@ def test_the_bits_of_a_packed_mask_fit_its_shape(fn, call, bits):
     with raises(
         ValueError,
         rf"`{fn}` needs packed masks whose bits fit their shapes.*net/w: {bits.dtype} "
-        r"array of shape .* for shape \(5, 7\), which takes 2 words of uint32",
+        r"array of shape .* for shape \(5, 7\), which takes uint32 of shape \(2,\)",
     ):
         call({"net": {"w": packing.PackedMask(bits, (5, 7))}})
 
