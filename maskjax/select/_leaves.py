@@ -1,5 +1,6 @@
 """The arguments of a selection, checked once and matched leaf by leaf."""
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -109,9 +110,8 @@ class Leaves:
         On many devices these are sharded alike, as `layers_0/query` is and
         `layers_1/query`, but `layers_0/out` may not be.
         """
-        names = [re.sub(r"\d+", "", path) for path in self.paths()]
-        first = {name: i for i, name in reversed([*enumerate(names)])}
-        return tuple(first[name] for name in names)
+        every = _kinds(self.treedef)
+        return tuple(every[i] for i in self.scored)
 
     def names(self) -> list[str]:
         """What each search is called in a message."""
@@ -219,6 +219,15 @@ class Leaves:
             lines = zip(self.paths(), complaints, strict=True)
             found = (f"{path}: {line}" for path, line in lines if line)
             checks.raise_all(found, f"`{self.fn}` needs {needs}")
+
+
+@functools.lru_cache(maxsize=256)
+def _kinds(treedef: Any) -> tuple[int, ...]:
+    """For each leaf, the first one whose path is the same but for digits."""
+    whole = treedef.unflatten(range(treedef.num_leaves))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(whole)]
+    names = [re.sub(r"\d+", "", jax.tree_util.keystr(path)) for path in paths]
+    return tuple(map(names.index, names))
 
 
 def is_tree(structure: Any) -> bool:
