@@ -20,6 +20,9 @@ from maskjax.structure import Structure
 
 Scope = Literal["leaf", "global", "layer", "output"]
 SCOPES = get_args(Scope)
+# Hints for those who gave an array where a number is needed.
+BY_SCOPE = 'For a number for each layer use scope="layer".'
+BY_LAYER = "For a number for each layer pass a tree, with an array for each stack."
 
 
 class Leaves:
@@ -120,12 +123,13 @@ class Leaves:
     def shares(self, share: Density | Scores, *, name: str) -> list[Density]:
         """The density, or rate, of each search."""
         if trees.is_single(share):
-            checks.unit_interval(share, fn=self.fn, name=name)
+            hint = BY_LAYER if self.apart else checks.BY_VMAP
+            checks.unit_interval(share, fn=self.fn, name=name, hint=hint)
             return [share] * len(self.sizes)
         if self.joint:
             raise ValueError(
                 f'`{self.fn}` needs one `{name}` for scope="global", got a tree of '
-                'them. Use scope="leaf".'
+                'them. Use scope="leaf", or scope="layer" for a number for each layer.'
             )
         shares = self._matched(share, name=name)
         none = ["None" if one is None else None for one in shares]
@@ -145,7 +149,7 @@ class Leaves:
         self, plan: Plan, stack: tuple[int, ...], share: Any, label: str
     ) -> Density:
         """The share of each search, from one for all, or one for each layer."""
-        hint = 'For a number for each layer use scope="layer".'
+        hint = BY_SCOPE
         if self.apart:
             hint = "This leaf is no stack of layers."
         several = {"several": bool(stack), "hint": hint}
