@@ -61,8 +61,10 @@ def signed_constant(density: float = 1.0) -> Initializer:
             density. May be traced.
 
     Returns:
-        A function `(key, shape, dtype=float32) -> array`. Its fan-in is the product of
-        all axes but the last, as of Flax's dense and convolution kernels.
+        A function `(key, shape, dtype=float32) -> array`. Called by itself, its fan-in
+        is the product of all axes but the last, as of Flax's dense and convolution
+        kernels. For other layouts, and whole networks, pass it as `draw` to `redraw` or
+        `scores`: they know the fan-in of each leaf by `where`.
 
     Raises:
         ValueError: If density is not in (0, 1], or the shape has fewer than 2 axes.
@@ -153,7 +155,7 @@ def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
 
     def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
         coin, size = jax.random.split(key)
-        signs = jax.random.bernoulli(coin, 0.5, shape)
+        signs = _coins(coin, shape)
         exponent = jax.random.uniform(size, shape, dtype, math.log(low), math.log(high))
         magnitude = jnp.clip(jnp.exp(exponent), low, high)  # exp rounds
         return jnp.where(signs, magnitude, -magnitude).astype(dtype)
@@ -161,10 +163,15 @@ def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
     return elementwise(init)
 
 
+def _coins(key: Array, shape: Any) -> Array:
+    """Fair coins, the same ones under `jax_enable_x64`."""
+    return jax.random.bernoulli(key, jnp.float32(0.5), shape)
+
+
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _either_sign(key: Array, size: Any, *, shape: Any, dtype: Any) -> Array:
     # A coin, not the sign of a normal draw, which could be exactly 0.
-    signs = jax.random.bernoulli(key, 0.5, shape)
+    signs = _coins(key, shape)
     return jnp.where(signs, size, -size).astype(dtype)
 
 
