@@ -1376,6 +1376,27 @@ call(
     moves="gather exchange",
 )
 
+# --- what fails today -----------------------------------------------------------------
+
+
+def _fails(way: str, reason: str, *names: str) -> None:
+    for name in names:
+        [place] = [i for i, call in enumerate(CALLS) if call.name == name]
+        known = {**CALLS[place].fails, way: reason}
+        CALLS[place] = dataclasses.replace(CALLS[place], fails=known)
+
+
+_fails(
+    "auto",
+    "on CPU, JAX's custom partitioning takes no arrays that are not evenly sharded",
+    "select.random",
+    "select.drop: blocks across shards",
+    "select.top_k: blocks across shards",
+    "select.top_k: blocks across shards, applied",
+    "optim.prune: blocks across shards, in a scan",
+    "recipes.meta_ticket.init",
+)
+
 # --- what is no function of arrays --------------------------------------------------
 
 EXCLUDED = {
