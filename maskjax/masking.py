@@ -76,7 +76,8 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
         where: Which leaves carry a mask.
 
     Returns:
-        A mask of True in the parameters' shapes, `None` where `where` does not choose.
+        A mask of True in the parameters' shapes, sharded as they are; `None` where
+        `where` does not choose.
 
     Raises:
         TypeError: If a chosen leaf is not floating.

@@ -39,7 +39,8 @@ def redraw(
         key: A typed key; every leaf gets its own, and every index of a stack.
 
     Returns:
-        A tree like `params`, of the same shapes and dtypes.
+        A tree like `params`, of the same shapes and dtypes. Each leaf is sharded as the
+        one that it replaces, and drawn there.
 
     Raises:
         TypeError: If `draw` is not a function, a chosen leaf is not floating, or the
@@ -80,8 +81,8 @@ def scores(
         key: A typed key; every leaf gets its own, and every index of a stack.
 
     Returns:
-        A tree of scores in the parameters' dtypes, `None` where `where` does not
-        choose.
+        A tree of scores in the parameters' dtypes, sharded as the parameters are;
+        `None` where `where` does not choose.
 
     Raises:
         TypeError: If `draw` is not a function, a chosen leaf is not floating, or the

@@ -74,7 +74,8 @@ def random(params: Params, *, where: Predicate = kernels, key: Array) -> Scores:
         key: A typed key; every leaf gets its own.
 
     Returns:
-        Scores in float32 for parameters of any dtype, so that ties are rare.
+        Scores in float32 for parameters of any dtype, so that ties are rare. They are
+        sharded as the parameters are, and drawn where they are.
 
     Raises:
         TypeError: If a chosen leaf is not floating, or the key is not a typed key.
