@@ -1139,10 +1139,16 @@ _thresholds = tree_of(a=(), b=(), c=(), bias=None)
 call(
     "recipes.meta_ticket.adapt",
     lambda p, m, x, y: meta_ticket.adapt(
-        _loss, p, m, x, y, inner_learning_rates=0.1, steps=2
+        lambda p, x, y: jnp.mean((x @ p["w"] - y) ** 2),
+        p,
+        m,
+        x,
+        y,
+        inner_learning_rates=0.1,
+        steps=2,
     ),
-    _net,
-    _net_mask,
+    tree_of(w=(8, 16)),
+    masks_of(w=(8, 16)),
     _x,
     _y,
     specs="-y -y x",
@@ -1157,7 +1163,7 @@ call(
 call("recipes.meta_ticket.mask", meta_ticket.mask, _scores, _thresholds)
 call(
     "recipes.meta_ticket.mean_over_tasks",
-    lambda p, x, y: meta_ticket.mean_over_tasks(_loss, p, x, y),
+    lambda p, x, y: meta_ticket.mean_over_tasks(jax.grad(_loss), p, x, y),
     _net,
     of(8, 16, 8),
     of(8, 16, 16),
@@ -1282,6 +1288,7 @@ call(
     "recipes.supsup_stream.init",
     lambda p: supsup_stream.init(p, capacity=4, key=key()),
     _params,
+    moves="gather exchange",
 )
 call(
     "recipes.supsup_stream.masks",

@@ -1,5 +1,8 @@
 """Rows of an array, read and written wherever their shards are."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -56,16 +59,16 @@ def inserted(x: Array, new: Array, start: Array) -> Array:
     return jnp.where(fits, moved, x)
 
 
-@jax.jit
-def mixed(x: Array, coefficients: Array) -> Array:
+@functools.partial(jax.jit, static_argnames="precision")
+def mixed(x: Array, coefficients: Array, precision: Any = None) -> Array:
     """The weighted sum of rows of [C, ...] in the dtype of the coefficients, [C]."""
     x = x.astype(coefficients.dtype)
     if not placement.explicit(x):
-        return jnp.tensordot(coefficients, x, 1)
+        return jnp.tensordot(coefficients, x, 1, precision=precision)
     members, *rest = placement.spec_of(x)
     coefficients = placement.place(coefficients, (members,), like=x)
     where = NamedSharding(placement.sharding(x).mesh, PartitionSpec(*rest))
-    return jnp.tensordot(coefficients, x, 1, out_sharding=where)
+    return jnp.tensordot(coefficients, x, 1, precision=precision, out_sharding=where)
 
 
 def times(matrix: Array, vector: Array) -> Array:

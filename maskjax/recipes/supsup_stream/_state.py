@@ -48,7 +48,8 @@ def init(
         key: A typed key; every task gets its own.
 
     Returns:
-        The state.
+        The state. Scores are sharded as the weights are; to be packed, the signs of a
+        leaf may be gathered, as by `packing.pack`.
 
     Raises:
         TypeError: If C is not a whole number, a chosen leaf not floating, or the key
