@@ -22,6 +22,8 @@ QUESTIONS = (
     "ensemble_predict",
     "ensemble_training",
     "subset_sum",
+    "compile_selection",
+    "traced",
     "import_time",
 )
 RESULTS = pathlib.Path(__file__).parents[1] / "results"

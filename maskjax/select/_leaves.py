@@ -1,5 +1,6 @@
 """The arguments of a selection, checked once and matched leaf by leaf."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -101,6 +102,16 @@ class Leaves:
         """The paths of the leaves that have scores, for messages."""
         paths = trees.paths(self.tree, trees.is_mask_leaf)
         return [paths[i] for i in self.scored]
+
+    def kinds(self) -> tuple[int, ...]:
+        """A number for each leaf, the same for those of the same names in each layer.
+
+        On many devices these are sharded alike, as `layers_0/query` is and
+        `layers_1/query`, but `layers_0/out` may not be.
+        """
+        names = [re.sub(r"\d+", "", path) for path in self.paths()]
+        first = {name: i for i, name in reversed([*enumerate(names)])}
+        return tuple(first[name] for name in names)
 
     def names(self) -> list[str]:
         """What each search is called in a message."""
