@@ -161,11 +161,6 @@ def sharding(x: Any) -> Any:
     return jax.typeof(x).sharding
 
 
-def mesh_of(x: Any) -> Any:
-    """The mesh in an array's type."""
-    return sharding(x).mesh
-
-
 def clear_of(x: Array, others: Any) -> Array:
     """The array with whole rows, if others are sharded over the mesh axes of its rows.
 
