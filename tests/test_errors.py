@@ -184,7 +184,11 @@ def test_a_tree_of_densities_fits_the_scores():
         select.top_k(SCORES, density={"a": 0.5, "b": None, "c": None})
     with raises(ValueError, rf"{fn} needs `density\[b\]` in \[0, 1\], got 1.5"):
         select.top_k(SCORES, density={"a": 0.5, "b": 1.5, "c": None})
-    with raises(ValueError, rf"{fn} needs one `density` for scope=.global."):
+    with raises(
+        ValueError,
+        rf"{fn} needs one `density` for scope=.global.*Use scope=.leaf., or "
+        "scope=.layer. for a number for each layer",
+    ):
         select.top_k(SCORES, density={"a": 0.5, "b": 0.5, "c": None}, scope="global")
 
 
