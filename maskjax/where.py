@@ -251,10 +251,12 @@ def traced(
         tells the axes too. With `| where.kernels`, names decide on all of them.
 
     Raises:
+        TypeError: If `stack` is not a whole number.
         ValueError: If there are no inputs, a leaf called `kernel` is in no contraction,
-            or meets constants in all of them as all other leaves do, or a leaf has
-            fewer than `stack` axes. The predicate itself raises one for a path that was
-            not traced, unless another one that it is combined with knows the path.
+            or meets constants in all of them as all other leaves do, `stack` is
+            negative, or a leaf has fewer axes than that. The predicate itself raises
+            one for a path that was not traced, unless another one that it is combined
+            with knows the path.
 
     Example:
         >>> model = {"w": jnp.ones((5, 3)), "b": jnp.ones(5)}
@@ -267,6 +269,7 @@ def traced(
     from maskjax._core import walk
 
     fn = "maskjax.where.traced"
+    checks.at_least(stack, 0, fn=fn, name="stack")
     if stack:
         params = _unstacked(params, stack, fn)
     found = tuple(
