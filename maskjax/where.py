@@ -244,11 +244,13 @@ def traced(
         with data, but no embeddings, whose rows are looked up. It is hashable, and
         `print` shows a line for each leaf. An axis is `stack` if a loop or a batched
         product goes over it. The axes of a leaf in two contradictory roles (as w and
-        its transpose) are unknown. So are those of a leaf that meets other parameters
-        or constants first, and data after that: `k @ (tokens @ w).T` may be a kernel w
-        of learned tokens, or a kernel of two factors. Such a leaf is chosen only if
-        its name says so, as `kernel` and `weight` do; for Flax's `kernel` the name
-        tells the axes too. With `| where.kernels`, names decide on all of them.
+        its transpose) are unknown, whatever its name is. So are those of a leaf that
+        meets other parameters or constants first, and data after that:
+        `k @ (tokens @ w).T` may be a kernel w of learned tokens, or a kernel of two
+        factors. Such a leaf is chosen only if its name says so, as `kernel` and
+        `weight` do; for Flax's `kernel` the name tells the axes too. With
+        `| where.kernels`, names decide on all such leaves. They always decide between a
+        kernel and a scale, table or tied embedding whose program is the same.
 
     Raises:
         TypeError: If `stack` is not a whole number.

@@ -257,7 +257,7 @@ def convention(path: str, leaf: Any) -> Told:
         if rank == 2:
             return Axes(inputs=(0,), outputs=(1,), lookup=True, source="convention")
         return f"embeddings with {rank} axes may be stacked"
-    if names.says_weight(name):
+    if names.says_weight(name) or parent == "weight":
         return f"weights {_EITHER_WAY}"
     if parent in ("c_attn", "c_fc", "c_proj", "q_attn"):
         return f"kernels of GPT-2 {_EITHER_WAY}"

@@ -41,7 +41,7 @@ _LAYERS = _some(
 # Convolutions that are transposed, share no weights, or are layers of graphs.
 _NO_WINDOW = _some(
     "transpose transposed trans tr t up upsample upsampling inverse local lstm gru "
-    "graph gcn gat gin sage edge cheb sg tag node message hetero relational rgcn"
+    "graph dt gcn gat gin sage edge cheb sg tag node message hetero relational rgcn"
 )
 _NORMS = _some(
     "norm layernorm batchnorm groupnorm instancenorm rmsnorm normalization ln bn gn rms"
