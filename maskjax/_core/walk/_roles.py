@@ -45,10 +45,13 @@ def answers(found: Found, named: Sequence[tuple[str, Any]], *, fn: str) -> list[
     for i, trail, name in found.touched:
         notes[i].touched.append((trail, name))
     kernels = {i for i, (path, leaf) in enumerate(named) if _axes.is_kernel(path, leaf)}
-    scales = {i for i, (path, leaf) in enumerate(named) if _is_other(path, leaf)}
+    kinds = [_kind(path, leaf) for path, leaf in named]
+    layers = {i for i, kind in enumerate(kinds) if kind in ("layer", "")}
     out, lines = [], []
     for i, (path, leaf) in enumerate(named):
-        own = _without_scalings(notes[i], scales) if i in scales else notes[i]
+        own = notes[i]
+        if kinds[i] == "other" and path.split("/")[-1] != "kernel":
+            own = _without_scalings(own, layers)
         if not checks.shaped(leaf):
             out.append(Answer(False, "it is no array"))
         elif own.meetings:
@@ -82,13 +85,11 @@ def _absence(own: _Notes) -> str:
     return f"meets data in {', '.join(names)} only"
 
 
-def _is_other(path: str, leaf: Any) -> bool:
-    """Whether the name of a leaf says that it is no kernel, but a scale, say."""
-    other = checks.shaped(leaf) and names.kind_of(path, leaf.shape) == "other"
-    return other and path.split("/")[-1] != "kernel"
+def _kind(path: str, leaf: Any) -> names.Kind | None:
+    return names.kind_of(path, leaf.shape) if checks.shaped(leaf) else None
 
 
-def _without_scalings(own: _Notes, scales: set[int]) -> _Notes:
+def _without_scalings(own: _Notes, layers: set[int]) -> _Notes:
     """The notes about a scale or bias, without those of kernels that it is folded into.
 
     In `x @ (scale[:, None] * w)` with one output both factors look alike.
@@ -96,7 +97,7 @@ def _without_scalings(own: _Notes, scales: set[int]) -> _Notes:
     folded = {
         meeting
         for meeting in own.meetings
-        if not meeting.partial and meeting.beside - scales
+        if not meeting.partial and meeting.beside & layers
     }
     left = [meeting for meeting in own.meetings if meeting not in folded]
     touched = [(Trail(None, meeting.gone), _FOLDED) for meeting in folded]
