@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax import masking, packing
-from maskjax._core import checks, slots, trees
+from maskjax._core import checks, placement, rows, slots, trees, turns
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, SoftMask
 
@@ -125,7 +125,7 @@ def _take(stack: Mask, index: Array, k: int) -> Mask:
     if index.dtype.itemsize < 4:  # K may be more than it holds
         index = index.astype(jnp.int32)
     index = jnp.where(index < 0, index + k, index)
-    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="clip"), stack)
+    return jax.tree.map(lambda leaf: rows.read(leaf, index), stack)
 
 
 def size(stack: Mask) -> int:
@@ -162,7 +162,9 @@ def predict(
         stack: A stack of K masks, packed or not.
         *inputs: Passed on to `apply`, the same for every mask.
         batch_size: How many masks to run at a time with `jax.lax.map`, which limits the
-            memory. `None` runs all of them at once.
+            memory. `None` runs all of them at once. Masks on several devices run there,
+            one at a time at least; under `jit` on an Auto mesh, fewer at a time than
+            there are devices are gathered.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -207,7 +209,8 @@ def map(
         stack: A stack of K: a tree of arrays [K, ...], of keys too, or packed masks.
         *inputs: Passed on to `function`, the same for every member.
         batch_size: How many members to run at a time with `jax.lax.map`, which limits
-            the memory. `None` runs all of them at once.
+            the memory. `None` runs all of them at once. Members on several devices run
+            where they are, as in `predict`.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -240,9 +243,7 @@ def _map(
 
     if batch_size is None:
         return jax.vmap(member)(stack)
-    size = min(batch_size, members)
-    # One at a time they have no axis: a `cond` in there stays one.
-    return lax.map(member, stack, batch_size=size if size > 1 else None)
+    return turns.run(member, stack, min(batch_size, members))
 
 
 def predict_each(
@@ -256,7 +257,8 @@ def predict_each(
     """The outputs of a network for samples that each have their own mask.
 
     Samples are sorted by mask and run in groups that share one, so a mask is applied
-    once for a group and not for each sample.
+    once for a group and not for each sample. Samples on several devices are gathered;
+    inside `shard_map` every device runs its own.
 
     Args:
         apply: `(params, *inputs) -> output`. The output for a sample must not depend on
@@ -288,7 +290,8 @@ def predict_each(
     checks.at_least(group, 1, fn=fn, name="group")
     last = checks.members(stack, fn=fn) - 1
     size = _samples(members, inputs, fn)
-    members, rows, groups = _grouped(jnp.asarray(members), last, group)
+    members, inputs = placement.whole((members, inputs))
+    members, places, groups = _grouped(jnp.asarray(members), last, group)
 
     def of_group(row: Array) -> Any:
         mask = take(stack, members[row[0]])
@@ -297,12 +300,12 @@ def predict_each(
 
     def run(i: Array, outputs: Any) -> Any:
         return jax.tree.map(
-            lambda old, new: old.at[rows[i]].set(new, mode="drop"),
+            lambda old, new: old.at[places[i]].set(new, mode="drop"),
             outputs,
-            of_group(rows[i]),
+            placement.whole(of_group(places[i])),
         )
 
-    outputs = jax.eval_shape(lambda rows: of_group(rows[0]), rows)
+    outputs = jax.eval_shape(lambda places: of_group(places[0]), places)
     checks.raise_all(
         (
             f"{path or 'output'}: shape {leaf.shape}"
@@ -314,6 +317,7 @@ def predict_each(
     blank = jax.tree.map(
         lambda out: jnp.zeros((size, *out.shape[1:]), out.dtype), outputs
     )
+    blank = placement.vary_like(blank, params, stack, members, inputs)
     return lax.fori_loop(0, groups, run, blank)
 
 
@@ -334,6 +338,9 @@ def _grouped(members: Array, last: int, group: int) -> tuple[Array, Array, Array
 
 def mix(stack: Mask, coefficients: Array) -> SoftMask:
     """The weighted sum of a stack's masks: sum(coefficients[k] * m_k).
+
+    Masks on several devices are read there, and a sum of one mask's shape travels. On
+    an Auto mesh, bits of fewer than 32 masks a device are gathered instead.
 
     Args:
         stack: A stack of K masks. Packed leaves are never unpacked as a whole.
@@ -364,12 +371,7 @@ def mix(stack: Mask, coefficients: Array) -> SoftMask:
 def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
     if isinstance(leaf, PackedMask):
         return packing.mix_leaf(leaf, coefficients)
-    return _tensordot(leaf, coefficients)
-
-
-@jax.jit
-def _tensordot(leaf: Array, coefficients: Array) -> Array:
-    return jnp.tensordot(coefficients, leaf.astype(coefficients.dtype), 1)
+    return rows.mixed(leaf, coefficients)
 
 
 def _samples(members: Array, inputs: Any, fn: str) -> int:

@@ -238,7 +238,13 @@ class Units:
     """Whole neurons or channels, kept or removed by the mean of their scores.
 
     The mask has length 1 on every axis but those that count units, so a unit costs one
-    bit. By role, each layer of a stack has units of its own.
+    bit. By role, each layer of a stack has units of its own. They are ranked together,
+    and a layer with small weights may lose all of them: `scope="layer"` keeps the same
+    fraction of each layer.
+
+    Biases carry no mask by default. To remove those of the units too, give them the
+    decisions of the kernel, as below. The units of the last layer are the outputs of
+    the network: leave it out, `where=where.kernels & ~where.matching("head")`.
 
     Attributes:
         axis: What counts units: a role, or the number of an axis, or a tuple of them.
@@ -256,6 +262,12 @@ class Units:
         ...     structure=structure.Units(),
         ... )
         {'w': Array([[False,  True]], dtype=bool)}
+        >>> params = {"w": jnp.array([[1.0, 5.0], [2.0, 0.0]]), "b": jnp.ones(2)}
+        >>> scores = score.magnitude(params)
+        >>> mask = select.top_k(scores, density=0.5, structure=structure.Units())
+        >>> mask["b"] = mask["w"].reshape(params["b"].shape)
+        >>> maskjax.apply(params, mask)["b"]
+        Array([0., 1.], dtype=float32)
 
     References:
         Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017.

@@ -36,7 +36,7 @@ import jax
 import numpy as np
 
 from maskjax._core import axes as _axes
-from maskjax._core import checks
+from maskjax._core import checks, trees
 from maskjax._core.axes import Axes, Told
 from maskjax._core.trees import Params, Predicate
 
@@ -193,7 +193,10 @@ kernels: Predicate = _Where(
 embeddings: Predicate = _Where(
     "where.embeddings",
     _axes.is_embedding,
-    "Tables whose rows are looked up, by their names: fan-in 1.",
+    "Tables of embeddings, by their names.\n\n"
+    "Rows of tables of rank 2 are looked up, so that the fan-in is 1. Tables of "
+    "positions are chosen too, but their axes are unknown, because some are added as "
+    "they are.",
     knows=lambda path, leaf: True,
 )
 
@@ -249,16 +252,14 @@ def traced(
         `k @ (tokens @ w).T` may be a kernel w of learned tokens, or a kernel of two
         factors. Such a leaf is chosen only if its name says so, as `kernel` and
         `weight` do; for Flax's `kernel` the name tells the axes too. With
-        `| where.kernels`, names decide on all such leaves. They always decide between a
-        kernel and a scale, table or tied embedding whose program is the same.
+        `| where.kernels`, names decide on all of these.
 
     Raises:
         TypeError: If `stack` is not a whole number.
         ValueError: If there are no inputs, a leaf called `kernel` is in no contraction,
-            or meets constants in all of them as all other leaves do, `stack` is
-            negative, or a leaf has fewer axes than that. The predicate itself raises
-            one for a path that was not traced, unless another one that it is combined
-            with knows the path.
+            or meets constants in all of them as all other leaves do, or `stack` is
+            negative or more than a leaf has. The predicate itself raises one for a path
+            that was not traced, unless another that it is combined with knows it.
 
     Example:
         >>> model = {"w": jnp.ones((5, 3)), "b": jnp.ones(5)}
@@ -272,8 +273,7 @@ def traced(
 
     fn = "maskjax.where.traced"
     checks.at_least(stack, 0, fn=fn, name="stack")
-    if stack:
-        params = _unstacked(params, stack, fn)
+    params = _unstacked(params, stack, fn) if stack else params
     found = tuple(
         (path, answer._replace(told=answer.told.stacked(stack)))
         if isinstance(answer.told, Axes)
@@ -284,9 +284,11 @@ def traced(
 
     def of(path: str) -> "walk.Answer":
         if path not in known:
+            near = trees.nearest(path, known)
+            near = "" if near is None else f"; what was traced has {near!r}"
             raise ValueError(
                 f"`{fn}` needs the paths of the `params` that were traced, got "
-                f"{path!r}."
+                f"{path!r}. Trace the tree that carries masks{near}."
             )
         return known[path]
 
@@ -315,14 +317,12 @@ def _unstacked(params: Params, stack: int, fn: str) -> Params:
         params,
         f"`{fn}` needs every leaf to have the axes that `stack` ({stack}) counts",
     )
-    return jax.tree.map(
-        lambda leaf: (
-            jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype)
-            if checks.shaped(leaf)
-            else leaf
-        ),
-        params,
-    )
+
+    def own(leaf: Any) -> Any:
+        shaped = checks.shaped(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype) if shaped else leaf
+
+    return jax.tree.map(own, params)
 
 
 def matching(regex: str, *, axes: str | None = None) -> Predicate:
@@ -365,8 +365,7 @@ def matching(regex: str, *, axes: str | None = None) -> Predicate:
             f"`{fn}` needs `axes` as a string with a word for each axis, such as "
             f"'stack inputs outputs', got {checks.kind_of(axes)}."
         )
-    strange = [word for word in axes.split() if word not in _axes.ROLES]
-    if strange or not axes.split():
+    if not axes.split() or {*axes.split()} - {*_axes.ROLES}:
         raise ValueError(
             f"`{fn}` needs `axes` with one of the words {', '.join(_axes.ROLES)} for "
             f"each axis, got {axes!r}."

@@ -61,7 +61,7 @@ def tally(
         lowest_of: Integers of the same shape. The lowest of each row is returned too.
     """
     kinds: list[Kind] = ["sum"] * len(flags)
-    end = lead + blocks(flags[0].shape, lead)
+    end = lead + dtypes.blocks(flags[0].shape, lead)
     operands, axes = [flag.astype(jnp.int32) for flag in flags], tuple(range(lead, end))
     if lowest_of is not None:
         operands.append(lowest_of)
@@ -73,15 +73,6 @@ def tally(
         else jnp.min(n, axis=axes)
         for n, kind in zip(found, kinds, strict=True)
     ]
-
-
-def blocks(shape: Sequence[int], lead: int) -> int:
-    """How many axes after the first `lead` have to be blocks of fewer than 2^31.
-
-    Each index of these axes is a block, which can be counted with 32 bits.
-    """
-    sizes = (math.prod(shape[end:]) for end in range(lead, len(shape) + 1))
-    return next(n for n, size in enumerate(sizes) if dtypes.counts(size) == jnp.int32)
 
 
 def _fold_plainly(

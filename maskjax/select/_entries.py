@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from maskjax._core import dtypes
 from maskjax._core.trees import Array
-from maskjax.select._count import blocks, fold, tally
+from maskjax.select._count import fold, tally
 from maskjax.select._keys import (
     from_order_key,
     from_unsigned,
@@ -224,7 +224,7 @@ class Data:
     def within(self, rooms: Array, stack: int) -> Array:
         """Whether each entry of a stack is one of the first so many of its row."""
         shape = self.stacks[stack].shape
-        left, end = self.rows(rooms, stack), self.lead + blocks(shape, self.lead)
+        left, end = self.rows(rooms, stack), self.lead + dtypes.blocks(shape, self.lead)
         left = _left(left, shape, range(self.lead, end))
         left = jnp.clip(left, 0, math.prod(shape[end:])).astype(jnp.int32)
         return _left(left, shape, range(end, len(shape))) > 0

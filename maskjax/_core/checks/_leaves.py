@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskjax._core import trees
+from maskjax._core.checks._devices import apart
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
@@ -32,7 +33,8 @@ def rows(
     """The leaves of trees of one structure, matched; others may hold None at leaves.
 
     Raises:
-        ValueError: If the structures differ, naming the paths that are in one only.
+        ValueError: If the structures differ, naming the paths that are in one only, or
+            if leaves at one place were put on different devices.
     """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
     columns = [leaves]
@@ -50,7 +52,13 @@ def rows(
                 lines or [str(error)],
                 f"`{fn}` needs `{names[0]}` and `{name}` of the same structure",
             ) from error
-    return list(zip(*columns, strict=True))
+    found = list(zip(*columns, strict=True))
+    if others:
+        needs = f"`{fn}` needs leaves that meet on the same devices (`jax.device_put`)"
+        every(
+            lambda *row: apart(row, tuple(names)), found, tree, needs, is_leaf=is_leaf
+        )
+    return found
 
 
 def every(
@@ -95,8 +103,12 @@ def chosen(
         raise ValueError(
             f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
             f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
+            + (_PRINT if getattr(where, "traces", False) else "")
         )
     return picks
+
+
+_PRINT = " Print what `where.traced` returned: it has the reason for each leaf."
 
 
 def _check_answers(
@@ -316,15 +328,15 @@ def _check_bits(
         if not isinstance(leaf, PackedMask):
             return None
         bits, words = leaf.bits, PackedMask.words(leaf.shape)
-        if bits.dtype != jnp.uint32 or not bits.ndim or bits.shape[-1] != words:
+        if bits.dtype != jnp.uint32 or bits.shape[len(leaf.lead) :] != words:
             return (
-                f"{kind_of(bits)} for shape {leaf.shape}, which takes {words} words of "
-                "uint32"
+                f"{kind_of(bits)} for shape {leaf.shape}, which takes uint32 of shape "
+                f"{words}"
             )
-        if stacked and bits.ndim < 2:
+        if stacked and not leaf.lead:
             return "one mask, not a stack (`jax.vmap(packing.pack)(stack)`)"
-        if stacked is False and bits.ndim > 1:
-            return f"a stack of masks, {bits.shape[:-1]}"
+        if stacked is False and leaf.lead:
+            return f"a stack of masks, {leaf.lead}"
         return None
 
     needs = f"`{fn}` needs packed masks whose bits fit their shapes"
@@ -355,7 +367,7 @@ def members(stack: trees.Mask, *, fn: str) -> int:
         return None if leaf is None or shaped(leaf) else kind_of(leaf)
 
     def length(leaf: Any) -> int | None:
-        axes = leaf.bits.shape[:-1] if isinstance(leaf, PackedMask) else leaf.shape
+        axes = leaf.lead if isinstance(leaf, PackedMask) else leaf.shape
         return axes[0] if axes else None
 
     needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
