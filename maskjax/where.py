@@ -275,9 +275,7 @@ def traced(
     checks.at_least(stack, 0, fn=fn, name="stack")
     params = _unstacked(params, stack, fn) if stack else params
     found = tuple(
-        (path, answer._replace(told=answer.told.stacked(stack)))
-        if isinstance(answer.told, Axes)
-        else (path, answer)
+        (path, answer._replace(told=_axes.of_members(answer.told, stack)))
         for path, answer in walk.roles(apply, params, inputs, fn=fn)
     )
     known = dict(found)

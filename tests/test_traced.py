@@ -771,6 +771,13 @@ def test_a_stack_whose_members_share_their_input_is_told():
         assert roles_of(one, stacked, X, stack=1)[path] == f"stack {roles}"
 
 
+def test_an_axis_of_a_member_is_not_counted_from_the_stack():
+    both = lambda p, x: (x @ p["w"]) @ p["w"].T  # noqa: E731
+    traced = where.traced(both, {"w": shape(3, 6, 8)}, X, stack=1)
+    why = "in one member, its axis 0 is used as inputs and as outputs"
+    assert (traced | where.kernels).axes("w", shape(3, 6, 8)) == why
+
+
 # The same under everything that computes the same.
 
 

@@ -126,6 +126,15 @@ def of(where: Predicate, path: str, leaf: Any) -> Told:
     return asked(path, leaf)
 
 
+def of_members(told: Told, n: int) -> Told:
+    """What is known of a leaf with n more axes in front, from what is of one member."""
+    if isinstance(told, Axes):
+        return told.stacked(n)
+    if n and isinstance(told, Clash):
+        return Clash(f"in one member, {told}", told.source, stacks=True)
+    return f"in one member, {told}" if n else told
+
+
 def strongest(one: Told, other: Told) -> Told:
     """The answer of the stronger source; unknown is the weakest."""
     for answer in (one, other):
