@@ -1,0 +1,1180 @@
+"""A registry of calls: every public function of the library, as a function of arrays.
+
+A call is run in every way in which arrays lie on devices (`tests/everywhere.py`), and
+compiled for chips that are not here. A new function is one line of `CALLS`:
+
+    call("select.threshold", lambda s: select.threshold(s, at=0.5), _scores, specs="xy")
+
+Nothing is computed on import: arguments are drawn when they are asked for.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+import maskjax
+from maskjax import (
+    algebra,
+    allocation,
+    bank,
+    estimator,
+    initializer,
+    layers,
+    masking,
+    metrics,
+    optim,
+    packing,
+    score,
+    select,
+    stacking,
+    superposition,
+    where,
+)
+from maskjax.recipes import (
+    deconstructing,
+    deep_ensemble,
+    edge_popup,
+    hopsupsup,
+    iterand,
+    lottery_ticket,
+    masksembles,
+    mc_dropout,
+    meta_ticket,
+    packnet,
+    pacnet,
+    supermask,
+    supsup,
+    supsup_stream,
+)
+from maskjax.structure import Block, NofM, Units
+from maskjax.theory import gadget, neuron, strong_ticket, subset_sum
+
+Rng = np.random.Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a public function.
+
+    Attributes:
+        name: The function, as `module.function`; ": ..." tells its calls apart.
+        run: A function of arrays alone, so that it can be jitted.
+        draw: From a generator to the arguments, trees of NumPy arrays.
+        specs: For each argument, the mesh axis ("x", "y" or "-" for none) that each
+            axis of its leaves is sharded over. What a leaf's length does not allow is
+            left out.
+        moves: The collectives, other than sums, that the function's docstring allows:
+            "gather" (all-gather), "exchange" (all-to-all, collective-permute).
+        members: Whether it can be mapped over members by `jax.vmap`.
+        follows: Whether masks and draws made eagerly are sharded as arguments of the
+            same shape are.
+        fails: Ways in which it fails today, each with the reason.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    draw: Callable[[Rng], tuple[Any, ...]]
+    specs: tuple[str, ...]
+    moves: frozenset[str] = frozenset()
+    members: bool = True
+    follows: bool = False
+    fails: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def function(self) -> str:
+        """The public function that is called."""
+        return self.name.split(":")[0]
+
+    def arguments(self, seed: int = 0) -> tuple[Any, ...]:
+        """The arguments, trees of NumPy arrays; another seed draws other values."""
+        return jax.tree.map(np.asarray, self.draw(np.random.default_rng(seed)))
+
+    def shardings(self, sizes: Mapping[str, int]) -> tuple[Any, ...]:
+        """The partition of each leaf of the arguments over mesh axes of these sizes."""
+        return tuple(
+            jax.tree.map(lambda x, spec=spec: _spec(np.shape(x), spec, sizes), tree)
+            for tree, spec in zip(self.arguments(), self.specs, strict=True)
+        )
+
+
+def _spec(shape: tuple[int, ...], names: str, sizes: Mapping[str, int]) -> Any:
+    axes = [
+        name if name != "-" and length and length % sizes[name] == 0 else None
+        for name, length in zip(names, shape, strict=False)
+    ]
+    return PartitionSpec(*axes)
+
+
+CALLS: list[Call] = []
+
+
+def call(
+    name: str,
+    run: Callable[..., Any],
+    *draws: Callable[[Rng], Any],
+    specs: str = "xy",
+    moves: str = "",
+    **rest: Any,
+) -> None:
+    """Add a call to the registry.
+
+    Args:
+        name: As in `Call`.
+        run: As in `Call`.
+        *draws: For each argument, from a generator to its value.
+        specs: For each argument, separated by spaces; the last is that of all others.
+        moves: As in `Call`, separated by spaces.
+        **rest: As in `Call`.
+    """
+    given = specs.split()
+    given += given[-1:] * (len(draws) - len(given))
+    CALLS.append(
+        Call(
+            name,
+            run,
+            lambda rng: tuple(draw(rng) for draw in draws),
+            tuple(given),
+            frozenset(moves.split()),
+            **rest,
+        )
+    )
+
+
+def key() -> jax.Array:
+    return jax.random.key(7)
+
+
+# --- arguments ----------------------------------------------------------------------
+
+_SHAPES = {"a": (16, 8), "b": (16, 8), "c": (24, 8)}
+_K = 8  # members of a stack
+
+
+def of(*shape: int, dtype: str = "float32") -> Callable[[Rng], np.ndarray]:
+    """Normal numbers; whole ones that are not negative for an integer type."""
+
+    def draw(rng: Rng) -> np.ndarray:
+        if dtype == "bool":
+            return rng.random(shape) < 0.6
+        if np.issubdtype(np.dtype(dtype), np.integer):
+            return rng.integers(0, 4, shape).astype(dtype)
+        return rng.normal(size=shape).astype(dtype)
+
+    return draw
+
+
+def tree_of(**shapes: tuple[int, ...] | None) -> Callable[[Rng], Any]:
+    """A tree of normal numbers, `None` where there is no shape."""
+    return lambda rng: {
+        n: None if s is None else of(*s)(rng) for n, s in shapes.items()
+    }
+
+
+def masks_of(*lead: int, **shapes: tuple[int, ...] | None) -> Callable[[Rng], Any]:
+    """A mask, or a stack of them."""
+    return lambda rng: {
+        n: None if s is None else of(*lead, *s, dtype="bool")(rng)
+        for n, s in shapes.items()
+    }
+
+
+def made(function: Callable[..., Any], *draws: Callable[[Rng], Any]) -> Any:
+    """What a function makes of drawn arguments, with keys left as they are."""
+    compiled = jax.jit(function)
+    return lambda rng: compiled(*(draw(rng) for draw in draws))
+
+
+_scores = tree_of(**_SHAPES, bias=None)
+_params = tree_of(**_SHAPES, bias=(8,))
+_mask = masks_of(**_SHAPES, bias=None)
+_other = masks_of(**_SHAPES, bias=None)
+_stack = masks_of(_K, **_SHAPES, bias=None)
+_packed = made(lambda m: packing.pack(m), _mask)
+_packed_stack = made(lambda s: jax.vmap(packing.pack)(s), _stack)
+_bank = made(
+    lambda s: bank.from_stack(s, capacity=8), masks_of(6, **_SHAPES, bias=None)
+)
+
+
+def _number(low, high):
+    return lambda rng: np.float32(rng.uniform(low, high))
+
+
+_density = _number(0.2, 0.8)
+_twins = tree_of(a=(16, 8), b=(16, 8))
+_layers = tree_of(layers=(4, 16, 8), head=(16, 8))
+_LAYERED = where.matching("layers", axes="stack inputs outputs") | where.kernels
+
+# A network of one layer, and its data.
+_NET = {"w": (8, 16), "bias": (16,)}
+_net = tree_of(**_NET)
+_net_mask = masks_of(w=(8, 16), bias=None)
+_net_stack = masks_of(_K, w=(8, 16), bias=None)
+_net_bank = made(lambda s: bank.from_stack(s), _net_stack)
+_x = of(16, 8)
+_y = of(16, 16)
+
+
+def _forward(params: Any, x: Any) -> Any:
+    return x @ params["w"] + params["bias"][None]
+
+
+def _loss(params: Any, x: Any, y: Any) -> Any:
+    return jnp.mean((_forward(params, x) - y) ** 2)
+
+
+def _energy(params: Any, x: Any) -> Any:
+    return jnp.mean(_forward(params, x) ** 2)
+
+
+_DATA = "-y x"  # of parameters: by outputs; of data: by examples
+
+# --- algebra, allocation, masking, packing ------------------------------------------
+
+call("algebra.complement", algebra.complement, _mask)
+call("algebra.count", algebra.count, _mask, _params)
+call("algebra.density", algebra.density, _mask, _params)
+call("algebra.difference", algebra.difference, _mask, _other)
+call("algebra.intersection", algebra.intersection, _mask, _other)
+call("algebra.overlap", algebra.overlap, _mask, _other)
+call("algebra.union", algebra.union, _mask, _other)
+call("algebra.union: packed", algebra.union, _packed, _packed)
+
+call("allocation.erk", lambda p, d: allocation.erk(p, density=d), _params, _density)
+call(
+    "allocation.matching",
+    lambda p, d: allocation.matching(p, densities={"a": 0.5}, density=d),
+    _params,
+    _number(0.4, 0.5),
+)
+call(
+    "allocation.uniform",
+    lambda p, d: allocation.uniform(p, density=d),
+    _params,
+    _density,
+)
+
+call("masking.apply", maskjax.apply, _params, _mask)
+call("masking.apply: packed", maskjax.apply, _params, _packed, specs="xy x")
+call("masking.apply: fill", maskjax.apply, _params, _mask, _params)
+call("masking.everything", masking.everything, _params, follows=True)
+call("masking.rescale", masking.rescale, _params, _mask)
+
+call("packing.pack", packing.pack, _mask)
+call("packing.unpack", packing.unpack, _packed, specs="x")
+call("packing.dot", packing.dot, _packed_stack, _scores, specs="x xy")
+call("packing.dot: words", packing.dot, _packed_stack, _scores, specs="-x xy")
+
+# --- stacking, bank, superposition --------------------------------------------------
+
+call("stacking.map", lambda s: stacking.map(algebra.count, s), _stack, specs="-xy")
+call("stacking.mix", stacking.mix, _packed_stack, of(_K), specs="x")
+call("stacking.mix: unpacked", stacking.mix, _stack, of(_K), specs="-xy -")
+call(
+    "stacking.predict",
+    lambda p, s, x: stacking.predict(_forward, p, s, x),
+    _net,
+    _net_stack,
+    _x,
+    specs="- - x",
+)
+call(
+    "stacking.predict_each",
+    lambda p, s, i, x: stacking.predict_each(_forward, p, s, i, x, group=4),
+    _net,
+    _net_stack,
+    of(16, dtype="int32"),
+    _x,
+    specs="- - x x",
+)
+call("stacking.stack", lambda a, b: stacking.stack([a, b]), _mask, _other)
+call("stacking.take", lambda s: stacking.take(s, -1), _stack, specs="-xy")
+call("stacking.unstack", stacking.unstack, _stack, specs="-xy")
+
+call("bank.append", bank.append, _bank, _mask, specs="x xy")
+call("bank.empty", lambda p: bank.empty(p, capacity=8), _params, follows=True)
+call(
+    "bank.extend", bank.extend, _bank, masks_of(2, **_SHAPES, bias=None), specs="x -xy"
+)
+call("bank.from_stack", bank.from_stack, _stack, specs="x")
+call("bank.grow", lambda b: bank.grow(b, 16), _bank, specs="x")
+call("bank.is_used", bank.is_used, _bank, specs="x")
+call("bank.mean", bank.mean, _bank, specs="x")
+call(
+    "bank.put",
+    lambda b, i, m: bank.put(b, i, m),
+    _bank,
+    lambda rng: 3,
+    _mask,
+    specs="x - xy",
+)
+call("bank.take", bank.take, _bank, lambda rng: 3, specs="x")
+
+call(
+    "superposition.binary",
+    lambda p, b, x: superposition.binary(_energy, p, b, x),
+    _net,
+    _net_bank,
+    _x,
+    specs="- x x",
+)
+call(
+    "superposition.exhaustive",
+    lambda p, b, x: superposition.exhaustive(_energy, p, b, x),
+    _net,
+    _net_bank,
+    _x,
+    specs="- - x",
+)
+call(
+    "superposition.gradient",
+    lambda p, b, c, x: superposition.gradient(_energy, p, b.masks, c, x),
+    _net,
+    _net_bank,
+    of(_K),
+    _x,
+    specs="- x x x",
+)
+call(
+    "superposition.infer",
+    lambda p, b, x: superposition.infer(_forward, p, b, x),
+    _net,
+    _net_bank,
+    _x,
+    specs="- - x",
+)
+call("superposition.logit_entropy", superposition.logit_entropy, _y, specs="x")
+call(
+    "superposition.one_shot",
+    lambda p, b, x: superposition.one_shot(_energy, p, b, x),
+    _net,
+    _net_bank,
+    _x,
+    specs="- x x",
+)
+call(
+    "superposition.superfluous",
+    lambda x: superposition.superfluous(x, labels=12),
+    _y,
+    specs="x",
+)
+
+# --- estimator, initializer, layers -------------------------------------------------
+
+
+def _gradient(soft_mask: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradient of a soft mask that meets weights."""
+
+    def total(scores: Any, weights: Any) -> Any:
+        soft = soft_mask(scores)
+        return sum(jnp.sum(soft[n] * weights[n]) for n in _SHAPES)
+
+    return jax.grad(total)
+
+
+call("estimator.bernoulli", lambda s: estimator.bernoulli(s, key=key()), _scores)
+call("estimator.straight_through", estimator.straight_through, _mask, _scores)
+call("estimator.threshold", estimator.threshold, _scores)
+call("estimator.top_k", lambda s: estimator.top_k(s, density=0.3), _scores)
+call(
+    "estimator.top_k: gradient",
+    _gradient(lambda s: estimator.top_k(s, density=0.3, structure=Units())),
+    _scores,
+    _params,
+)
+
+
+def _redraw(draw: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda p: initializer.redraw(draw, p, key=key())
+
+
+call(
+    "initializer.elementwise",
+    _redraw(initializer.elementwise(jax.random.normal)),
+    _params,
+)
+call(
+    "initializer.redraw",
+    _redraw(jax.nn.initializers.he_normal()),
+    _params,
+    follows=True,
+)
+call(
+    "initializer.scores",
+    lambda p: initializer.scores(p, key=key()),
+    _params,
+    follows=True,
+)
+call("initializer.scores_of", initializer.scores_of, _params, _mask)
+call("initializer.signed_constant", _redraw(initializer.signed_constant(0.5)), _params)
+call("initializer.signed_deviation", initializer.signed_deviation, _params)
+call(
+    "initializer.signed_log_uniform",
+    _redraw(initializer.signed_log_uniform(0.1)),
+    _params,
+)
+call("initializer.uniform", _redraw(initializer.uniform()), _params)
+
+call(
+    "layers.assign",
+    layers.assign,
+    lambda rng: {"features": of(4, 8, dtype="bool")(rng)},
+    of(16, dtype="int32"),
+    specs="-y x",
+)
+
+# --- score, select ------------------------------------------------------------------
+
+call(
+    "score.fisher",
+    lambda *a: score.fisher(_loss, *a, batch_size=4),
+    _net,
+    _x,
+    _y,
+    specs=_DATA,
+)
+call("score.grasp", lambda *a: score.grasp(_loss, *a), _net, _x, _y, specs=_DATA)
+call(
+    "score.input_norms",
+    lambda *a: score.input_norms(_forward, *a),
+    _net,
+    _x,
+    specs=_DATA,
+)
+call("score.magnitude", score.magnitude, _params)
+call("score.movement", score.movement, _params, _params)
+call("score.random", lambda p: score.random(p, key=key()), _params, follows=True)
+call("score.snip", lambda *a: score.snip(_loss, *a), _net, _x, _y, specs=_DATA)
+call("score.synflow", lambda p: score.synflow(_forward, p, (1, 8)), _net, specs="-y")
+call("score.taylor", lambda *a: score.taylor(_loss, *a), _net, _x, _y, specs=_DATA)
+call(
+    "score.wanda",
+    score.wanda,
+    _params,
+    tree_of(a=(16, 1), b=(16, 1), c=(24, 1), bias=None),
+)
+
+call("select.bernoulli", lambda s: select.bernoulli(s, key=key()), _scores)
+call("select.drop", lambda s, m: select.drop(s, m, rate=0.3), _scores, _mask)
+call("select.grow", lambda s, m: select.grow(s, m, density=0.8), _scores, _mask)
+call(
+    "select.iterative_top_k",
+    lambda p: select.iterative_top_k(score.magnitude, p, density=0.2, rounds=3),
+    _params,
+)
+call(
+    "select.iterative_top_k: synflow",
+    lambda p: select.iterative_top_k(
+        lambda p: score.synflow(_forward, p, (1, 8)), p, density=0.2, rounds=3
+    ),
+    _net,
+    specs="-y",
+)
+call(
+    "select.random",
+    lambda p: select.random(p, density=0.3, key=key()),
+    _params,
+    follows=True,
+)
+call(
+    "select.random_like",
+    lambda m: select.random_like(m, key=key()),
+    _mask,
+    follows=True,
+)
+call("select.shrink", lambda s, m: select.shrink(s, m, density=0.3), _scores, _mask)
+call("select.threshold", lambda s: select.threshold(s, at=0.5), _scores)
+
+
+def _top_k(
+    tag: str, draw: Any, *, specs: str = "xy", moves: str = "", **how: Any
+) -> None:
+    def run(scores: Any, density: Any) -> Any:
+        return select.top_k(scores, density=density, **how)
+
+    call(f"select.top_k{tag}", run, draw, _density, specs=specs, moves=moves)
+
+
+_top_k("", _scores)
+_top_k(": global", _scores, scope="global")
+_top_k(": cutoffs", _scores, return_cutoff=True)
+_top_k(": outputs", _twins, scope="output")
+_top_k(": layers", _layers, scope="layer", where=_LAYERED)
+_top_k(
+    ": layers, sharded by layers", _layers, scope="layer", where=_LAYERED, specs="xy"
+)
+_top_k(
+    ": layers, sharded by inputs", _layers, scope="layer", where=_LAYERED, specs="-xy"
+)
+_top_k(": units", _scores, structure=Units())
+_top_k(": units, global", _scores, scope="global", structure=Units())
+_top_k(": blocks", _scores, structure=Block((2, 2)))
+_top_k(
+    ": blocks across shards", _scores, structure=Block((8, 8)), moves="gather exchange"
+)
+_top_k(": N:M", _twins, structure=NofM(2, 4))
+_top_k(": N:M across shards", _twins, structure=NofM(4, 8), moves="gather exchange")
+_top_k(": N:M along outputs", _twins, structure=NofM(2, 4, axis="outputs"))
+
+# --- optim --------------------------------------------------------------------------
+
+
+def _step(make: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The first step of an optimizer, and its state afterwards."""
+
+    def run(params: Any, gradients: Any, *rest: Any) -> Any:
+        optimizer = make(*rest)
+        return optimizer.update(gradients, optimizer.init(params), params)
+
+    return run
+
+
+_REWIRE = {"rate": 0.3, "every": 1}
+call(
+    "optim.keep_sparse", _step(lambda m: optim.keep_sparse(m)), _params, _params, _mask
+)
+call(
+    "optim.mask_of",
+    lambda p, m: optim.mask_of(optim.keep_sparse(m).init(p)),
+    _params,
+    _mask,
+)
+call(
+    "optim.mask_updates",
+    _step(lambda m: optim.mask_updates(m)),
+    _params,
+    _params,
+    _mask,
+)
+call("optim.prune", _step(lambda: optim.prune(0.4)), _params, _params, follows=True)
+call(
+    "optim.prune: global",
+    _step(lambda: optax.chain(optax.sgd(0.1, 0.9), optim.prune(0.4, scope="global"))),
+    _params,
+    _params,
+)
+call(
+    "optim.reset_moments",
+    lambda state, a, b: optim.reset_moments(
+        optax.TraceState(state),
+        optax.TraceState(jax.tree.map(jnp.zeros_like, state)),
+        a,
+        b,
+    ),
+    _params,
+    _mask,
+    _other,
+)
+call(
+    "optim.rigl",
+    _step(lambda: optim.with_gradients(optim.rigl(0.4, **_REWIRE, key=key()))),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.set_",
+    _step(lambda: optim.set_(0.4, **_REWIRE, key=key())),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.with_gradients",
+    _step(lambda: optim.with_gradients(optax.sgd(0.1, 0.9))),
+    _params,
+    _params,
+)
+
+# --- metrics ------------------------------------------------------------------------
+
+_labels = of(16, dtype="int32")
+_logits = of(16, 4)
+
+
+def _probs(rng):
+    return rng.dirichlet(np.ones(4), 16).astype("float32")
+
+
+def _member_probs(rng):
+    return rng.dirichlet(np.ones(4), (3, 16)).astype("float32")
+
+
+def _unit(rng):
+    return rng.random(16).astype("float32")
+
+
+def _unit_members(rng):
+    return (rng.random((3, 16)) + 0.5).astype("float32")
+
+
+def _both(rng):
+    return rng.permutation(np.arange(16) % 2 == 0)
+
+
+def _accuracies(rng):
+    return rng.random((4, 4)).astype("float32")
+
+
+_SORTED = "gather exchange"
+
+call("metrics.accuracy", metrics.accuracy, _probs, _labels, specs="x")
+call("metrics.aurc", metrics.aurc, _unit, _both, specs="x", moves=_SORTED)
+call("metrics.auroc", metrics.auroc, _unit, _both, specs="x", moves=_SORTED)
+call("metrics.average_accuracy", metrics.average_accuracy, _accuracies, specs="x")
+call(
+    "metrics.average_precision",
+    metrics.average_precision,
+    _unit,
+    _both,
+    specs="x",
+    moves=_SORTED,
+)
+call("metrics.backward_transfer", metrics.backward_transfer, _accuracies, specs="x")
+call("metrics.brier_score", metrics.brier_score, _probs, _labels, specs="x")
+call("metrics.disagreement", metrics.disagreement, _member_probs, specs="-x")
+call("metrics.entropy", metrics.entropy, _probs, specs="x")
+call(
+    "metrics.expected_calibration_error",
+    metrics.expected_calibration_error,
+    _probs,
+    _labels,
+    specs="x",
+)
+call(
+    "metrics.expected_calibration_error: equal mass",
+    lambda p, y: metrics.expected_calibration_error(p, y, bins=4, binning="equal-mass"),
+    _probs,
+    _labels,
+    specs="x",
+    moves=_SORTED,
+)
+call("metrics.expected_entropy", metrics.expected_entropy, _member_probs, specs="-x")
+call("metrics.forgetting", metrics.forgetting, _accuracies, specs="x")
+call(
+    "metrics.forward_transfer", metrics.forward_transfer, _accuracies, of(4), specs="x"
+)
+call("metrics.fpr_at_tpr", metrics.fpr_at_tpr, _unit, _both, specs="x", moves=_SORTED)
+call("metrics.gaussian_crps", metrics.gaussian_crps, of(16), _unit, of(16), specs="x")
+call("metrics.gaussian_nll", metrics.gaussian_nll, of(16), _unit, of(16), specs="x")
+call(
+    "metrics.mixture_crps",
+    metrics.mixture_crps,
+    of(3, 16),
+    _unit_members,
+    of(16),
+    specs="-x -x x",
+)
+call(
+    "metrics.mixture_nll",
+    metrics.mixture_nll,
+    of(3, 16),
+    _unit_members,
+    of(16),
+    specs="-x -x x",
+)
+call(
+    "metrics.mutual_information", metrics.mutual_information, _member_probs, specs="-x"
+)
+call(
+    "metrics.negative_log_likelihood",
+    metrics.negative_log_likelihood,
+    _probs,
+    _labels,
+    specs="x",
+)
+call("metrics.reliability", metrics.reliability, _probs, _labels, specs="x")
+call(
+    "metrics.risk_coverage",
+    metrics.risk_coverage,
+    _unit,
+    _both,
+    specs="x",
+    moves=_SORTED,
+)
+call("metrics.temperature", metrics.temperature, _logits, _labels, specs="x")
+call("metrics.variation_ratio", metrics.variation_ratio, _member_probs, specs="-x")
+
+# --- recipes ------------------------------------------------------------------------
+
+call(
+    "recipes.deconstructing.restart",
+    lambda a, b, m: deconstructing.restart(
+        a, b, m, kept="constant", removed="freeze_init_zero_mask", key=key()
+    ),
+    _params,
+    _params,
+    _mask,
+)
+call(
+    "recipes.deconstructing.restart: reshuffle",
+    lambda a, b, m: deconstructing.restart(
+        a, b, m, kept="reshuffle", sign="random", key=key()
+    ),
+    _params,
+    _params,
+    _mask,
+    moves=_SORTED,
+)
+call(
+    "recipes.deconstructing.scores",
+    lambda a, b, m, g: deconstructing.scores(a, b, m, gradients=g, key=key()),
+    _params,
+    _params,
+    _mask,
+    _params,
+    moves=_SORTED,
+)
+
+call("recipes.deep_ensemble.gaussian", deep_ensemble.gaussian, of(16, 4), specs="x")
+call(
+    "recipes.deep_ensemble.gaussian_loss",
+    deep_ensemble.gaussian_loss,
+    of(16, 4),
+    of(16, 2),
+    specs="x",
+)
+call(
+    "recipes.deep_ensemble.init",
+    lambda seeds: deep_ensemble.init(
+        lambda key: {"w": jax.random.normal(key, (16, 8))},
+        keys=jax.vmap(jax.random.key)(seeds),
+    ),
+    of(_K, dtype="uint32"),
+    specs="x",
+)
+call(
+    "recipes.deep_ensemble.mixture",
+    deep_ensemble.mixture,
+    of(3, 16),
+    _unit_members,
+    specs="-x",
+)
+call(
+    "recipes.deep_ensemble.order",
+    lambda seed: deep_ensemble.order(16, size=4, key=jax.random.key(seed)),
+    lambda rng: np.uint32(rng.integers(100)),
+)
+
+
+def _descend(params: Any, x: Any, y: Any, *, key: Any) -> Any:
+    steps = deep_ensemble.order(16, size=4, key=key)
+
+    def step(params: Any, at: Any) -> tuple[Any, None]:
+        slopes = jax.grad(_loss)(params, x[at], y[at])
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, slopes), None
+
+    return jax.lax.scan(step, params, steps)[0]
+
+
+call(
+    "recipes.deep_ensemble.train",
+    lambda p, x, y: deep_ensemble.train(
+        lambda p, x, y, key: _descend(p, x, y, key=key),
+        p,
+        x,
+        y,
+        keys=jax.random.split(key(), _K),
+    ),
+    tree_of(w=(_K, 8, 16), bias=(_K, 16)),
+    _x,
+    _y,
+    specs="x - -",
+)
+
+call("recipes.edge_popup.init", lambda p: edge_popup.init(p, key=key()), _params)
+call("recipes.edge_popup.mask", lambda s: edge_popup.mask(s, density=0.3), _scores)
+call(
+    "recipes.edge_popup.soft_mask",
+    lambda s: edge_popup.soft_mask(s, density=0.3),
+    _scores,
+)
+call(
+    "recipes.edge_popup.soft_mask: gradient, with cutoffs",
+    lambda s, x, y: jax.value_and_grad(
+        lambda s: _popped(s, jax.tree.map(jnp.ones_like, s), x, y), has_aux=True
+    )(s),
+    tree_of(w=(8, 16), bias=None),
+    _x,
+    _y,
+    specs=_DATA,
+)
+
+
+def _popped(scores: Any, weights: Any, x: Any, y: Any) -> Any:
+    soft, cutoffs = edge_popup.soft_mask(scores, density=0.3, return_cutoff=True)
+    params = {"w": weights["w"] * soft["w"], "bias": jnp.zeros(16)}
+    return _loss(params, x, y), cutoffs
+
+
+_patterns = masks_of(a=(8,), b=(4, 2))
+_memory = made(lambda m: hopsupsup.store(hopsupsup.init(m), m), _patterns)
+call("recipes.hopsupsup.energy", hopsupsup.energy, _memory, _patterns, specs="x")
+call("recipes.hopsupsup.init", hopsupsup.init, _patterns, specs="x")
+call(
+    "recipes.hopsupsup.recover",
+    lambda p, m, x: hopsupsup.recover(
+        lambda p, x: jnp.mean((x @ p["b"]) ** 2) + jnp.sum(p["a"]),
+        p,
+        m,
+        x,
+        optimizer=optax.sgd(1.0),
+    ),
+    tree_of(a=(8,), b=(4, 2)),
+    _memory,
+    of(3, 8, 4),
+    specs="- - -x",
+)
+call("recipes.hopsupsup.store", hopsupsup.store, _memory, _patterns, specs="x")
+
+call(
+    "recipes.iterand.redraw",
+    lambda p, m: iterand.redraw(
+        initializer.uniform(), p, m, probability=0.5, mix=0.5, key=key()
+    ),
+    _params,
+    _mask,
+)
+
+
+def _train(params: Any, mask: Any, *, key: Any) -> tuple[Any, Any]:
+    return jax.tree.map(lambda p: p * 0.9, params), algebra.count(mask)
+
+
+call(
+    "recipes.lottery_ticket.random_masks",
+    lambda s: lottery_ticket.random_masks(s, mode="layerwise", key=key()),
+    _stack,
+    specs="-xy",
+)
+call(
+    "recipes.lottery_ticket.retrain",
+    lambda p, s: lottery_ticket.retrain(_train, p, s, key=key()),
+    _params,
+    _stack,
+    specs="xy -xy",
+)
+call(
+    "recipes.lottery_ticket.search",
+    lambda p: lottery_ticket.search(_train, p, rounds=2, rate=0.3, key=key()),
+    _params,
+)
+
+call(
+    "recipes.masksembles.at_random",
+    lambda seed: masksembles.at_random(16, members=4, key=jax.random.key(seed)),
+    of(dtype="uint32"),
+)
+_thin = made(
+    lambda p: masksembles.thin(p, {"b": _KEPT[..., None]}, links={}), tree_of(b=(8, 4))
+)
+_KEPT = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]], bool)
+call(
+    "recipes.masksembles.init",
+    lambda p, seed: masksembles.init(
+        p, where=where.matching("^[ab]$"), key=jax.random.key(seed)
+    ),
+    _params,
+    of(dtype="uint32"),
+)
+call(
+    "recipes.masksembles.masks",
+    lambda seed: masksembles.masks(8, key=jax.random.key(seed)),
+    of(dtype="uint32"),
+)
+call(
+    "recipes.masksembles.predict",
+    lambda t, x: masksembles.predict(lambda p, x: x @ p["b"], t, x),
+    _thin,
+    _x,
+    specs="- x",
+)
+call(
+    "recipes.masksembles.rows",
+    masksembles.rows,
+    of(4, 8, dtype="bool"),
+    of(16, 8),
+    specs="- xy",
+)
+call(
+    "recipes.masksembles.thin",
+    lambda p: masksembles.thin(p, {"b": _KEPT[..., None]}, links={}),
+    tree_of(b=(8, 4)),
+    specs="-y",
+)
+
+call(
+    "recipes.mc_dropout.log_likelihood",
+    lambda o, t: mc_dropout.log_likelihood(o, t, precision=2.0),
+    of(3, 16),
+    of(16),
+    specs="-x x",
+)
+call(
+    "recipes.mc_dropout.mask",
+    lambda u: mc_dropout.mask(u, rate=0.5, key=key()),
+    tree_of(a=(16, 8)),
+)
+call(
+    "recipes.mc_dropout.masks",
+    lambda u: mc_dropout.masks(u, rate=0.5, keys=jax.random.split(key(), 4)),
+    tree_of(a=(16, 8)),
+)
+call(
+    "recipes.mc_dropout.moments",
+    lambda o: mc_dropout.moments(o, precision=2.0),
+    of(3, 16),
+    specs="-x",
+)
+
+_thresholds = tree_of(a=(), b=(), c=(), bias=None)
+call(
+    "recipes.meta_ticket.adapt",
+    lambda p, m, x, y: meta_ticket.adapt(
+        _loss, p, m, x, y, inner_learning_rates=0.1, steps=2
+    ),
+    _net,
+    _net_mask,
+    _x,
+    _y,
+    specs="-y -y x",
+)
+call(
+    "recipes.meta_ticket.init",
+    lambda p: meta_ticket.init(
+        p, density=0.5, where=where.matching("^[ab]$"), key=key()
+    ),
+    _params,
+)
+call("recipes.meta_ticket.mask", meta_ticket.mask, _scores, _thresholds)
+call(
+    "recipes.meta_ticket.mean_over_tasks",
+    lambda p, x, y: meta_ticket.mean_over_tasks(_loss, p, x, y),
+    _net,
+    of(8, 16, 8),
+    of(8, 16, 16),
+    specs="- x x",
+)
+call("recipes.meta_ticket.soft_mask", meta_ticket.soft_mask, _scores, _thresholds)
+
+_HEAD = where.matching("c")
+_packnet = made(lambda p: packnet.init(p, capacity=4, head=_HEAD), _params)
+_learned = made(lambda s, p: packnet.commit(packnet.begin(s), p), _packnet, _params)
+call(
+    "recipes.packnet.allotment",
+    lambda s: packnet.allotment(s, rates=(0.5, 0.75, 0.5)),
+    _packnet,
+)
+call("recipes.packnet.begin", lambda s, f: packnet.begin(s, f), _learned, _params)
+call(
+    "recipes.packnet.commit",
+    lambda s, f, p: packnet.commit(packnet.begin(s, f), p),
+    _learned,
+    _params,
+    _params,
+)
+call("recipes.packnet.init", lambda p: packnet.init(p, capacity=4, head=_HEAD), _params)
+call("recipes.packnet.mask", lambda s: packnet.mask(s, 0), _learned)
+call("recipes.packnet.params_of", lambda s: packnet.params_of(s, 0), _learned)
+call(
+    "recipes.packnet.prune",
+    lambda s, f, p: packnet.prune(packnet.begin(s, f), p, rate=0.5),
+    _packnet,
+    _params,
+    _params,
+)
+
+_pruned = made(lambda p: pacnet.prune(p, density=0.5), _params)
+call(
+    "recipes.pacnet.allocate",
+    lambda s, p: pacnet.allocate(s, p, start="source"),
+    _pruned,
+    _params,
+)
+call(
+    "recipes.pacnet.calibrate",
+    lambda s, p, q: pacnet.calibrate(pacnet.allocate(s, p), q),
+    _pruned,
+    _params,
+    _params,
+)
+call("recipes.pacnet.l2_sp", pacnet.l2_sp, _params, _params, _mask)
+call("recipes.pacnet.prune", lambda p: pacnet.prune(p, density=0.5), _params)
+call(
+    "recipes.pacnet.source",
+    lambda s, p: pacnet.source(pacnet.allocate(s, p)),
+    _pruned,
+    _params,
+)
+call(
+    "recipes.pacnet.target",
+    lambda s, p, q: pacnet.target(pacnet.calibrate(pacnet.allocate(s, p), q)),
+    _pruned,
+    _params,
+    _params,
+)
+
+call("recipes.supermask.density", supermask.density, _scores, _params)
+call("recipes.supermask.init", supermask.init, _params)
+call("recipes.supermask.mask", lambda s: supermask.mask(s, key=key()), _scores)
+call(
+    "recipes.supermask.soft_mask", lambda s: supermask.soft_mask(s, key=key()), _scores
+)
+
+call("recipes.supsup.init", lambda p: supsup.init(p, key=key()), _params)
+call(
+    "recipes.supsup.learn",
+    lambda s: supsup.learn(
+        lambda m, *, key: (m, algebra.count(m)),
+        bank.from_stack(s, learned=jnp.int32(0)),
+        s,
+        key=key(),
+    ),
+    _stack,
+    specs="x",
+)
+call("recipes.supsup.mask", supsup.mask, _scores)
+call("recipes.supsup.soft_mask", supsup.soft_mask, _scores)
+
+_stream = made(
+    lambda p, seed: supsup_stream.init(p, capacity=4, key=jax.random.key(seed)),
+    tree_of(w=(8, 16)),
+    of(dtype="uint32"),
+)
+call(
+    "recipes.supsup_stream.allocate",
+    lambda p, s, x: supsup_stream.allocate(_energy, p, s, x),
+    _net,
+    made(
+        lambda p, seed: supsup_stream.init(p, capacity=4, key=jax.random.key(seed)),
+        _net,
+        of(dtype="uint32"),
+    ),
+    _x,
+    specs="- - x",
+)
+call(
+    "recipes.supsup_stream.init",
+    lambda p: supsup_stream.init(p, capacity=4, key=key()),
+    _params,
+)
+call("recipes.supsup_stream.masks", supsup_stream.masks, _stream, specs="x")
+call("recipes.supsup_stream.soft_mask", supsup_stream.soft_mask, _scores)
+
+# --- theory -------------------------------------------------------------------------
+
+call(
+    "theory.gadget.choose",
+    lambda v, u, w: gadget.choose(v, u, w, construction="greedy"),
+    of(8, 16),
+    of(8, 16, 4),
+    of(8, 4),
+    specs="x",
+)
+call(
+    "theory.neuron.error",
+    neuron.error,
+    of(8, dtype="bool"),
+    of(16, 8),
+    of(16),
+    specs="- x x",
+)
+call(
+    "theory.neuron.greedy",
+    lambda o, y: neuron.greedy(o, y, budget=3),
+    of(16, 8),
+    of(16),
+    specs="x",
+)
+call(
+    "theory.neuron.learned",
+    lambda o, y: neuron.learned(
+        o, y, budget=3, optimizer=optax.sgd(0.1), steps=3, key=key()
+    ),
+    of(16, 8),
+    of(16),
+    specs="x",
+)
+call(
+    "theory.neuron.ridge",
+    lambda o, y: neuron.ridge(o, y, penalty=0.1),
+    of(16, 8),
+    of(16),
+    specs="x",
+)
+call(
+    "theory.neuron.scale",
+    neuron.scale,
+    of(8, dtype="bool"),
+    of(16, 8),
+    of(16),
+    specs="- x x",
+)
+
+
+def _wide(rng):
+    return [{"inner": of(8, 16)(rng), "outer": of(8, 16, 4)(rng)}]
+
+
+call(
+    "theory.strong_ticket.dense",
+    lambda wide: strong_ticket.dense(wide, masking.everything(wide), key=key()),
+    _wide,
+    specs="x",
+)
+call(
+    "theory.strong_ticket.forward",
+    strong_ticket.forward,
+    lambda rng: [{"kernel": of(8, 16)(rng)}, {"kernel": of(16, 4)(rng)}],
+    _x,
+    specs="- x",
+)
+call(
+    "theory.subset_sum.greedy",
+    lambda t, c: subset_sum.greedy(t, c, bins=8),
+    of(8, 4),
+    of(8, 16),
+    specs="x",
+)
+
+# --- what is no function of arrays --------------------------------------------------
+
+EXCLUDED = {
+    "bank.capacity": "a Python number, from a shape",
+    "metrics.bits_per_task": "a Python number, from shapes and dtypes",
+    "recipes.masksembles.in_chunks": "no array goes in",
+    "recipes.masksembles.plan": "Python numbers go in and out",
+    "recipes.mc_dropout.precision": "Python numbers go in and out",
+    "recipes.mc_dropout.weight_decay": "Python numbers go in and out",
+    "report.flops": "counts from shapes, on the host",
+    "report.overlaps": "NumPy, on the host",
+    "report.plot_density": "draws, on the host",
+    "report.plot_history": "draws, on the host",
+    "report.plot_overlap": "draws, on the host",
+    "report.plot_reliability": "draws, on the host",
+    "report.plot_risk_coverage": "draws, on the host",
+    "report.table": "a string, on the host",
+    "stacking.size": "a Python number, from a shape",
+    "storage.append": "files: tests/test_storage.py",
+    "storage.info": "files: tests/test_storage.py",
+    "storage.load": "files: tests/test_storage.py",
+    "storage.save": "files: tests/test_storage.py",
+    "theory.gadget.beyond": "exact sums in NumPy, on the host",
+    "theory.gadget.block_size": "Python numbers go in and out",
+    "theory.gadget.gains": "exact sums in NumPy, on the host",
+    "theory.strong_ticket.bound": "Python numbers come out",
+    "theory.strong_ticket.init": "no array goes in",
+    "theory.strong_ticket.predict": "takes a `Ticket`, which is made on the host",
+    "theory.strong_ticket.prune": "an exact search in NumPy, on the host",
+    "theory.subset_sum.nearest": "an exact search in NumPy, on the host",
+    "theory.subset_sum.smallest": "an exact search in NumPy, on the host",
+    "where.matching": "a predicate",
+    "where.ndim_at_least": "a predicate",
+    "where.traced": "a predicate",
+}
