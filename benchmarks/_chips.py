@@ -71,12 +71,20 @@ def environment() -> dict[str, str]:
     }
 
 
-def mesh(kind: str, topology: str = V5E) -> Mesh:
-    """All chips of a topology along one axis `x`, or only the first of them."""
+def mesh(kind: str, topology: str = V5E, *, names: str = "x") -> Mesh:
+    """All chips of a topology, or only the first of them.
+
+    Args:
+        kind: One of `KINDS`.
+        topology: The chips.
+        names: The axes, one letter each. They are as even as they can be.
+    """
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    chips = np.array(described.devices)
+    chips = np.array(described.devices[: 1 if kind == "one" else None])
+    even = round(chips.size ** (1 / len(names)))
+    shape = (-1,) + (even,) * (len(names) - 1)
     axes = AxisType.Explicit if kind == "explicit" else AxisType.Auto
-    return Mesh(chips[:1] if kind == "one" else chips, ("x",), axis_types=(axes,))
+    return Mesh(chips.reshape(shape), tuple(names), axis_types=(axes,) * len(names))
 
 
 def spread(tree: Any, over: Mesh) -> Any:
