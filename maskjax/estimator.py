@@ -104,7 +104,8 @@ def top_k(
         density: The fraction to keep, in [0, 1]: a number, a scalar array, or a tree of
             them like `scores`, as in `select.top_k`.
         scope: "leaf" ranks each leaf on its own, "global" all of them together, "layer"
-            each index of a stack, "output" each output of each of them.
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
         structure: What is decided together, see `maskjax.structure`, or a tree of
             structures like `scores`.
         where: What the axes mean; `scores` says which leaves have a mask.

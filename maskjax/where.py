@@ -20,7 +20,8 @@ and with plain functions. They also know, or can be told, the roles of a leaf's 
 Roles are asked for where a result depends on them: fan-in, `structure`, `scope="layer"`
 and `"output"`, `allocation.erk`. Where they are needed and not known, the error says
 which leaf it is and how to tell. `a & b` and `a | b` believe the stronger of two
-sources: what was told, then what was traced, then names.
+sources: what was told, then what was traced, then names. Two of equal strength that
+disagree leave the axes unknown.
 """
 
 import dataclasses
@@ -89,9 +90,11 @@ class _Where:
         return _either(other, self)
 
     def __invert__(self) -> "_Where":
-        return _Where(
-            f"~{self!r}", lambda path, leaf: not _says(self, path, leaf), "", self.tell
-        )
+        def test(path: str, leaf: Any) -> bool:
+            answer = self(path, leaf)
+            return not answer if _is_bool(answer) else answer
+
+        return _Where(f"~{self!r}", test, "", self.tell)
 
     def __repr__(self) -> str:
         return self.name
@@ -121,38 +124,35 @@ def _line(answer: "walk.Answer") -> str:
     return str(told) if kernel else f"{told}  (no kernel)"
 
 
-def _says(where: Predicate, path: str, leaf: Any) -> bool:
-    """What a predicate answers, which has to be True or False."""
-    answer = where(path, leaf)
-    if not isinstance(answer, bool | np.bool_):
-        raise TypeError(
-            f"`where` needs to return True or False, but {where!r} returns "
-            f"{checks.kind_of(answer)} for {path!r}."
-        )
-    return bool(answer)
-
-
 def _both(a: Predicate, b: Predicate) -> _Where:
-    return _Where(
-        f"({a!r} & {b!r})",
-        lambda path, leaf: _says(a, path, leaf) and _says(b, path, leaf),
-        "",
-        _strongest(a, b),
-    )
+    return _Where(f"({a!r} & {b!r})", _joined(a, b, stop=False), "", _strongest(a, b))
 
 
 def _either(a: Predicate, b: Predicate) -> _Where:
-    return _Where(
-        f"({a!r} | {b!r})",
-        lambda path, leaf: _says(a, path, leaf) or _says(b, path, leaf),
-        "",
-        _strongest(a, b),
-    )
+    return _Where(f"({a!r} | {b!r})", _joined(a, b, stop=True), "", _strongest(a, b))
+
+
+def _joined(a: Predicate, b: Predicate, *, stop: bool) -> Predicate:
+    """`a and b`, or `a or b` that stops at true.
+
+    What is neither True nor False is handed on, for the function that is called to
+    complain about: it knows its own name, and every path.
+    """
+
+    def answer(path: str, leaf: Any) -> bool:
+        first = a(path, leaf)
+        return b(path, leaf) if _is_bool(first) and bool(first) is not stop else first
+
+    return answer
+
+
+def _is_bool(answer: Any) -> bool:
+    return isinstance(answer, bool | np.bool_)
 
 
 def _strongest(a: Predicate, b: Predicate) -> Callable[[str, Any], Told]:
     return lambda path, leaf: _axes.strongest(
-        _axes.of(a, path, leaf), _axes.of(b, path, leaf), path
+        _axes.of(a, path, leaf), _axes.of(b, path, leaf)
     )
 
 
@@ -160,12 +160,13 @@ kernels: Predicate = _Where(
     "where.kernels",
     _axes.is_kernel,
     "Kernels of dense layers, attention and convolutions, by their names and rank.\n\n"
-    "Leaves of 2 axes or more, but no bias, scale, mean, variance, embedding or LoRA "
-    "factor, and nothing of a normalization. The axes of a kernel of rank 2 are "
-    "(inputs, outputs). Those of rank 3 and more are known where the path tells: "
-    "convolutions, and Flax's attention. `weight` is chosen too, but its axes are "
-    "unknown: Equinox and PyTorch have (out, in). Complex and integer kernels are "
-    "chosen, so that functions can say that they cannot mask them.",
+    "Leaves of 2 axes or more, but no bias, scale, mean, variance, embedding, learned "
+    "token or LoRA factor, and nothing of a normalization. Names are read by whole "
+    "words, from the last to the first. The axes of a kernel of rank 2 are (inputs, "
+    "outputs). Those of rank 3 and more are known where the path tells: convolutions, "
+    "and Flax's attention. `weight` is chosen too, but its axes are unknown: Equinox "
+    "and PyTorch have (out, in). Complex and integer kernels are chosen, so that "
+    "functions can say that they cannot mask them.",
 )
 
 embeddings: Predicate = _Where(

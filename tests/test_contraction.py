@@ -672,8 +672,24 @@ def test_weights_fit_what_every_kernel_meets():
     with raises(r"got:\n  layers: weights \(5,\), data \(4, 6\)$"):
         layers = {"layers": normal(3, 6, 6)}
         jax.eval_shape(lambda: weighted(deep, layers, X, np.ones(5)))
-    with pytest.raises(TypeError, match="`weights` as real numbers, got complex64"):
-        weighted(two_layers, TWO_LAYERS, X, np.ones(4, "complex64"))
+    for wrong in (np.ones(4, "complex64"), np.array(list("abcd")), "abcd"):
+        with pytest.raises(
+            TypeError, match="`weights` as real numbers, got (compl|<U)"
+        ):
+            score.input_norms(two_layers, TWO_LAYERS, X, weights=wrong)
+
+
+@pytest.mark.parametrize("bad", [-1.0, -np.inf, np.inf, np.nan])
+def test_weights_are_finite_and_not_negative_where_that_can_be_seen(bad):
+    weights = np.array([1, 0, bad, 1], "float32")
+    with raises(rf"input_norms` needs `weights` finite and at least 0, got {bad}\."):
+        score.input_norms(two_layers, TWO_LAYERS, X, weights=weights)
+    held = jax.device_put(weights)  # known, though the function that uses it is traced
+    with raises(rf"input_norms` needs `weights` finite and at least 0, got {bad}\."):
+        jax.eval_shape(
+            lambda p: score.input_norms(two_layers, p, X, weights=held), TWO_LAYERS
+        )
+    jax.eval_shape(functools.partial(weighted, two_layers), TWO_LAYERS, X, weights)
 
 
 # How often.

@@ -1,6 +1,7 @@
 """Weights that stay random, and scores to train."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,70 @@ def test_draws_that_refuse_a_shape_name_every_leaf():
         ValueError, match="signed_constant` needs a shape with a fan-in"
     ):
         initializer.signed_constant()(KEY, (3,))
+
+
+def test_draws_of_another_shape_or_dtype_name_every_leaf():
+    told = where.matching("stack", axes="stack inputs outputs") | where.kernels
+    shapes = {"dense": (5, 4), "short": (2, 2), "stack": (3, 2, 4)}
+    params = {name: np.ones(shape, "f4") for name, shape in shapes.items()}
+    asked = {"dense": (5, 4), "short": (2, 2), "stack": (2, 4)}
+
+    def square(key, shape, dtype):
+        return jnp.ones((2, 2), dtype)
+
+    def half(key, shape, dtype):
+        return jnp.ones(shape, "float16")
+
+    def number(key, shape, dtype):
+        return 3.0
+
+    for draw, wrong, got in (
+        (square, ("dense", "stack"), r"float32 array of shape \(2, 2\)"),
+        (half, asked, "float16 array of shape .*"),
+        (initializer.elementwise(half), asked, "float16 array of shape .*"),
+        (number, asked, r"float 3\.0"),
+    ):
+        sizes = (
+            shapes if isinstance(draw, type(initializer.elementwise(half))) else asked
+        )
+        lines = [
+            rf"\n  {name}: {got}, asked for float32 array of shape "
+            + re.escape(str(sizes[name]))
+            for name in wrong
+        ]
+        for fn, call in {
+            "scores": lambda d: initializer.scores(params, draw=d, where=told, key=KEY),
+            "redraw": lambda d: initializer.redraw(d, params, where=told, key=KEY),
+        }.items():
+            match = (
+                rf"initializer.{fn}` needs `draw` to return .*{''.join(lines)}(\n-|$)"
+            )
+            with pytest.raises(ValueError, match=match):
+                jax.eval_shape(functools.partial(call, draw))
+    plain = initializer.redraw(
+        lambda key, shape, dtype: np.full(shape, 2, dtype), params, where=told, key=KEY
+    )
+    for name, shape in shapes.items():
+        assert isinstance(plain[name], jax.Array)
+        np.testing.assert_array_equal(plain[name], np.full(shape, 2))
+
+
+def test_what_is_made_of_a_stack_is_compiled_once(caplog):
+    how = {"where": where.matching("", axes="stack inputs outputs")}
+    draw, compiled = initializer.signed_constant(), []
+    for seed in range(2):
+        w = np.random.default_rng(seed).normal(size=(3, 4, 5)).astype("f4")
+        key = jax.random.key(seed)
+        caplog.clear()
+        with jax.log_compiles():
+            new = initializer.signed_deviation({"w": w}, **how)["w"]
+            initializer.redraw(draw, {"w": w}, key=key, **how)
+        lines = [record.getMessage() for record in caplog.records]
+        compiled.append(sum(line.startswith("Compiling") for line in lines))
+        expected = np.copysign(w.std((1, 2), keepdims=True), w)
+        np.testing.assert_allclose(new, expected, rtol=1e-6)
+    assert compiled[0]
+    assert not compiled[1]
 
 
 @pytest.mark.parametrize("dtype", trees.DTYPES)

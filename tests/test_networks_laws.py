@@ -180,7 +180,8 @@ def popped_up(params, target, chosen):
 
 
 LAWS = (
-    *WAYS, "deviation", "pruned", "mask", "rewired", "rigl", "scores", "edge-popup"
+    *WAYS, "movement", "deviation", "pruned", "mask", "rewired", "rigl", "scores",
+    "edge-popup",
 )  # fmt: skip
 
 
@@ -196,6 +197,7 @@ def everything(params, target, chosen):
     deviation = initializer.signed_deviation(params, where=chosen)
     return {
         **masks,
+        "movement": score.movement(params, target, where=chosen),
         "deviation": deviation,
         **pruned(params, chosen),
         **rewired(params, target, masks["entries by layer"], chosen),

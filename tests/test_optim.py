@@ -186,7 +186,7 @@ def test_densities_may_be_trees_schedules_of_them_and_allocations():
     assert expected["erk"][0] * 32 != expected["erk"][1] * 48
     for name, mask in masks(params).items():
         assert [count(mask[k]) for k in "ab"] == expected[name], name
-    with pytest.raises(ValueError, match=r"`density` in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"`density\[a/kernel\]` in \[0, 1\], got 2"):
         optim.prune({"a": {"kernel": 2.0, "bias": None}, "b": None})
 
 

@@ -13,7 +13,17 @@ import numpy as np
 import optax
 import pytest
 
-from maskjax import estimator, optim, score, select, stacking, where
+from maskjax import (
+    allocation,
+    estimator,
+    initializer,
+    optim,
+    report,
+    score,
+    select,
+    stacking,
+    where,
+)
 from maskjax.recipes import edge_popup, lottery_ticket, packnet
 from maskjax.structure import Block, Entries, NofM, Units
 
@@ -375,19 +385,99 @@ def test_pruning_in_training_takes_a_density_for_each_layer(kind):
     how = {"scope": "layer", "where": told("stack inputs outputs")}
     _, mask = _trained(optim.prune(density, **how), w, [w])
     assert list(np.asarray(mask["w"]).sum((1, 2))) == [8, 16, 24]
-    error, match = {
-        "tree": (ValueError, "`density` as a scalar"),
-        "schedule": (ValueError, "`density` to give numbers"),
-        "numpy": (TypeError, "`density` as a number"),
-    }[kind]
-    with pytest.raises(error, match=match):
+    match = r"`density\[w\]` as a scalar, got an array .* use scope=\"layer\""
+    if kind == "schedule":
+        match = "`density` to give numbers"
+    with pytest.raises(ValueError, match=match):
         optim.prune(density, where=how["where"])
     if kind != "tree":  # whose values are on the device, and not looked at
         high = {"w": tree["w"] * 2}
         with pytest.raises(
-            ValueError, match=r"optim.prune` needs `density` in \[0, 1\]"
+            ValueError, match=r"optim.prune` needs `density.* in \[0, 1\]"
         ):
             optim.prune((lambda _: high) if kind == "schedule" else high, **how)
+
+
+BAD = {  # densities for 3 layers, and what is wrong with them
+    "complex": (np.array([0, 0.5j, 1], "c8"), "(as a number|to give numbers)"),
+    "bool": (np.array([True, False, True]), "(as a number|to give numbers)"),
+    "nan": (np.array([0, np.nan, 1], "f4"), r"in \[0, 1\]"),
+    "above": (np.array([0, 0.5, 1.5], "f4"), r"in \[0, 1\]"),
+    "below": (np.array([0, 0.5, -0.5], "f4"), r"in \[0, 1\]"),
+    "two": (np.array([0.5, 0.5], "f4"), r"one for each layer of shape \(3,\)"),
+    "square": (np.ones((3, 3), "f4"), r"one for each layer of shape \(3,\)"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_densities_for_each_layer_are_refused_wherever_they_are_given(kind):
+    scores, (bad, needs) = {"w": drawn((3, 8, 4))}, BAD[kind]
+    how = {"scope": "layer", "where": told("stack inputs outputs")}
+    again = {"rate": 0.1, "every": 1, "key": jax.random.key(0)} | how
+
+    def given(params, *, density, where):
+        return {"w": bad}
+
+    def trained(params, mask, *, key):
+        return params, 0
+
+    search = functools.partial(lottery_ticket.search, trained, scores, rounds=1)
+    ways = {
+        "select.top_k": lambda d: select.top_k(scores, density=d, **how),
+        "optim.prune": lambda d: optim.prune(d, **how).init(scores),
+        "optim.prune by allocation": lambda _: optim.prune(
+            0.5, allocation=given, **how
+        ).init(scores),
+        "optim.prune by schedule": lambda d: optim.prune(lambda _: d, **how).init(
+            scores
+        ),
+        "optim.set_": lambda d: optim.set_(d, **again).init(scores),
+        "optim.set_ by allocation": lambda _: optim.set_(
+            0.5, allocation=given, **again
+        ).init(scores),
+        "optim.rigl without regrow": lambda _: optim.rigl(
+            0.5, allocation=given, regrow=False, **again
+        ).init(scores),
+        "optim.set_ by rate": lambda d: optim.set_(0.5, **again | {"rate": d}).init(
+            scores
+        ),
+        "recipes.lottery_ticket.search": lambda d: search(
+            rate=d, key=again["key"], **how
+        ),
+    }
+    sized = "each layer" in needs
+    for way, use in ways.items():
+        if sized and "rate" in way:  # parameters come with the first step
+            continue
+        name = way.split()[0]
+        with pytest.raises(
+            (TypeError, ValueError), match=f"`maskjax.{name}` .*{needs}"
+        ):
+            use({"w": bad})
+    if kind in ("complex", "bool") or sized:  # on the device all that is looked at
+        for name in ("select.top_k", "optim.prune", "optim.set_"):
+            with pytest.raises(
+                (TypeError, ValueError), match=f"`maskjax.{name}` .*{needs}"
+            ):
+                ways[name]({"w": jax.device_put(bad)})
+
+
+def test_rates_of_rewiring_may_differ_by_layer():
+    w = {"w": np.abs(drawn((3, 8, 4))) + 1}
+    rate = {"w": np.array([0.0, 0.5, 1.0], "f4")}
+    how = {"scope": "layer", "where": told("stack inputs outputs")}
+    made = optim.set_(
+        0.25, rate=rate, every=1, regrow=False, key=jax.random.key(0), **how
+    )
+
+    @jax.jit
+    def step(params):
+        state = made.init(params)
+        return state.mask, made.update(params, state, params)[1].mask
+
+    old, new = (np.asarray(mask["w"]) for mask in step(w))
+    assert list((old & new).sum((1, 2))) == [8, 4, 0]
+    assert list(new.sum((1, 2))) == [8, 8, 8]
 
 
 @pytest.mark.parametrize("rewire", [optim.rigl, optim.set_])
@@ -423,6 +513,51 @@ def test_recipes_rank_each_layer_alone():
     assert counts(masks) == [32] * 3 + [16] * 3
 
 
+def test_a_leaf_that_is_no_stack_is_one_layer():
+    """By its rank, and by its name: (out, in) as in Equinox is as good as (in, out)."""
+    scores = {"bias": drawn((6,)), "kernel": drawn((4, 6)), "weight": drawn((6, 4))}
+
+    @jax.jit
+    def law(scores):
+        choose = functools.partial(select.top_k, scores, return_cutoff=True)
+        shares = {"bias": 0.5, "kernel": 0.25, "weight": 0.75}
+        return [choose(density=shares, scope=scope) for scope in ("leaf", "layer")]
+
+    by_leaf, by_layer = law(scores)
+    jax.tree.map(np.testing.assert_array_equal, by_leaf, by_layer)
+    shares = {name: np.ones(6, "f4") for name in scores}
+    with pytest.raises(
+        ValueError, match=r"`density\[bias\]` as a scalar.*This leaf is no stack"
+    ):
+        select.top_k(scores, density=shares, scope="layer")
+
+
+def test_a_leaf_of_two_axes_that_is_no_kernel_may_be_a_stack():
+    """Of scales for each layer; and a leaf told to be a stack is one."""
+    scores = {"kernel": drawn((4, 6)), "ln": {"scale": drawn((3, 8))}}
+    with pytest.raises(ValueError, match=r"got:\n  ln/scale: shape \(3, 8\)") as error:
+        select.top_k(scores, density=0.5, scope="layer")
+    assert "\n  kernel" not in str(error.value)
+    roles = where.matching("scale|bias", axes="stack outputs") | where.kernels
+    mask = select.top_k(scores, density=0.5, scope="layer", where=roles)
+    assert list(np.asarray(mask["ln"]["scale"]).sum(1)) == [4, 4, 4]
+    stack = {"bias": drawn((6,))}
+    mask = select.top_k(stack, density=0.5, scope="layer", where=told("stack"))
+    assert np.asarray(mask["bias"]).all()  # a half of one entry rounds up
+
+
+def test_outputs_alone_need_more_than_one_entry():
+    vector = {"b": drawn((6,))}
+    with pytest.raises(
+        ValueError, match=r"(?s)know the axes.*output\".*b: shape \(6,\)"
+    ):
+        select.top_k(vector, density=0.5, scope="output")
+    with pytest.raises(ValueError, match=r"b: shape \(6,\) is 'outputs'.*each alone"):
+        select.top_k(vector, density=0.5, scope="output", where=told("outputs"))
+    mask = select.top_k(vector, density=0.5, scope="output", where=told("inputs"))
+    assert int(np.asarray(mask["b"]).sum()) == 3
+
+
 UNKNOWN = {
     "layers": {"kernel": np.ones((3, 8, 4), "f4")},
     "weight": np.ones((4, 4), "f4"),
@@ -449,7 +584,8 @@ def test_unknown_axes_are_named_with_both_remedies(how, why):
     assert "where.traced(apply, params, *inputs)" in text
     assert 'where.matching(regex, axes="stack inputs outputs")' in text
     assert "layers/kernel: shape (3, 8, 4), 3 axes could" in text
-    assert "weight: shape (4, 4), weights are (in, out) in one" in text
+    line = "weight: shape (4, 4), weights are (in, out) in one"
+    assert (line in text) == (how != {"scope": "layer"})
 
 
 def test_entries_never_ask_for_axes():
@@ -576,3 +712,58 @@ def test_messages_name_the_leaf_and_what_is_needed():
     how = {"scope": "layer", "where": told("stack inputs outputs")}
     with pytest.raises(ValueError, match="the cutoffs of the same scope in `guess`"):
         select.top_k({"w": drawn((3, 4, 4))}, density=0.5, guess={"w": 0.0}, **how)
+
+
+class Careless:
+    """A user's predicate with something else for axes."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, path, leaf):
+        return True
+
+    def __repr__(self):
+        return "careless"
+
+    def axes(self, path, leaf):
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [None, ("stack", "inputs")], ids=str)
+@pytest.mark.parametrize(
+    "combined",
+    [
+        lambda one: one,
+        lambda one: where.kernels & one,
+        lambda one: one | where.matching("", axes="stack inputs outputs"),
+    ],
+    ids=["alone", "and", "or"],
+)
+def test_a_predicate_tells_axes_or_why_not(combined, answer):
+    params = {"a": {"kernel": np.ones((2, 2), "f4")}, "w": np.ones((3, 2, 2), "f4")}
+    roles, key = combined(Careless(answer)), jax.random.key(0)
+    how, keyed = {"where": roles}, {"where": roles, "key": key}
+    ways = {
+        "select.top_k": lambda: select.top_k(params, density=0.5, scope="layer", **how),
+        "select.random": lambda: select.random(
+            params, density=0.5, scope="output", **keyed
+        ),
+        "optim.prune": lambda: optim.prune(0.5, scope="layer", **how).init(params),
+        "allocation.erk": lambda: allocation.erk(params, density=0.5, **how),
+        "initializer.redraw": lambda: initializer.redraw(
+            initializer.signed_constant(), params, **keyed
+        ),
+        "initializer.signed_deviation": lambda: initializer.signed_deviation(
+            params, **how
+        ),
+        "report.table": lambda: report.table(
+            jax.tree.map(lambda w: w > 0, params), params, **how
+        ),
+    }
+    for name, use in ways.items():
+        needs = (
+            rf"`maskjax.{name}` needs `.axes` of .*careless.* to return `where.Axes`"
+        )
+        with pytest.raises(TypeError, match=needs + r".*, got:\n  a/kernel: .*\n  w: "):
+            use()

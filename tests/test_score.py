@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import masking, score, select, where
+from maskjax import initializer, masking, score, select, where
 from tests import trees
 from tests.reference import criteria
 
@@ -71,6 +71,25 @@ def test_scores_of_values_are_the_same_eagerly_and_under_vmap():
     np.testing.assert_array_equal(mapped[0]["w"], np.abs(stacked["w"]))
     np.testing.assert_array_equal(mapped[1]["w"], 0)
     assert (np.asarray(mapped[2]["w"][0]) != np.asarray(mapped[2]["w"][1])).any()
+
+
+def test_draws_are_the_same_under_x64():
+    """The same key gives the same mask, whatever the default dtype is."""
+    params = {"w": np.ones((8, 9), "float32")}
+
+    def draws(key):
+        draw = initializer.redraw
+        return (
+            score.random(params, key=key),
+            select.random(params, density=0.3, key=key),
+            draw(initializer.signed_log_uniform(0.1, 2.0), params, key=key),
+            draw(initializer.signed_constant(), params, key=key),
+        )
+
+    key = jax.random.key(0)
+    plain = jax.device_get(draws(key))
+    with jax.enable_x64(True):
+        jax.tree.map(np.testing.assert_array_equal, plain, draws(key))
 
 
 def test_random_scores_differ_between_leaves_and_keys():

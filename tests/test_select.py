@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from maskjax import packing, select
+from maskjax import packing, select, where
+from maskjax._core import dtypes
 from maskjax.structure import Block, Entries, NofM, Units
 from tests import trees
 from tests.reference import selection
@@ -167,6 +168,43 @@ def test_top_k_is_a_stable_descending_sort_in_float64(scope, masked, x64):
             mask, _ = chooser(scope)(scores, np.float64(density), within)
             expected = reference(scores, density, scope=scope, within=within)
             assert_masks_equal(mask, expected)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global", "layer", "output"])
+def test_counts_that_need_more_than_31_bits(scope, monkeypatch):
+    """As if 31 bits ended at 20: the same mask, which no number of 64 bits leaves."""
+    rng, shapes = np.random.default_rng(0), {"a": (3, 10, 7), "b": (11, 7), "c": (5,)}
+    scores = {
+        k: np.round(rng.normal(size=s), 1).astype("f4") for k, s in shapes.items()
+    }
+    within = {k: rng.random(s) < 0.7 for k, s in shapes.items()}
+    roles = where.matching("a", axes="stack inputs outputs") | where.kernels
+    if scope == "output":
+        del scores["c"], within["c"]
+
+    def masks(scores, within, density):
+        how = {"scope": scope, "where": roles}
+        return (
+            select.top_k(scores, density=density, **how),
+            select.drop(scores, within, rate=0.3, **how),
+            jax.vmap(lambda x: select.top_k(x, density=0.37, **how))(
+                jax.tree.map(lambda x: jnp.stack([x, -x]), scores)
+            ),
+        )
+
+    expected = jax.jit(masks)(scores, within, np.float32(0.4))
+    monkeypatch.setattr(dtypes, "_MOST", 20)
+    found = jax.jit(lambda *args: masks(*args))(scores, within, np.float32(0.4))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_leaves_of_more_entries_than_32_bits_count(scope):
+    leaf = jax.ShapeDtypeStruct((80, 8192, 28672), "bfloat16")
+    found = jax.eval_shape(
+        lambda x: select.top_k(x, density=0.1, scope=scope), {"a": leaf, "b": leaf}
+    )
+    assert {x.shape for x in jax.tree.leaves(found)} == {leaf.shape}
 
 
 STRUCTURES = [

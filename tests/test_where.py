@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskjax import allocation, initializer, masking, optim, score, select, where
-from tests import trees
+from tests import parameter_names, trees
 
 KERNELS = {
     "nested_dict": {"conv/kernel", "encoder/dense/kernel", "out/kernel"},
@@ -185,6 +185,7 @@ CONVENTION = {
     "conv1d/kernel 3 8 16": A((), (0,), (1,), (2,)),
     "attention/query/kernel 8 2 4": A((), (), (0,), (1, 2)),
     "attention/out/kernel 2 4 8": A((), (), (0, 1), (2,)),
+    "conv_1d/w 3 8 16": A((), (0,), (1,), (2,)),
     "embed/embedding 9 4": A(inputs=(0,), outputs=(1,), lookup=True),
     "wte/weight 9 4": A(inputs=(0,), outputs=(1,), lookup=True),
     # Unknown: a stack of dense layers, of attention (or grouped queries), a scanned or
@@ -192,12 +193,18 @@ CONVENTION = {
     "layers/dense/kernel 3 4 5": "3 axes",
     "layers/query/kernel 3 8 8": "3 axes",
     "attention/key/kernel 8 1 4": "3 axes",
+    "mlp/out/kernel 2 5 10": "3 axes",
+    "conv_block/dense/kernel 3 8 16": "3 axes",
+    "pwconv1/kernel 3 8 16": "3 axes",
+    "deconv/kernel 3 3 8 16": "4 axes",
     "layers/query/kernel 5 8 2 4": "4 axes",
     "layers/Conv_0/kernel 5 3 3 8 16": "5 axes",
     "layers/conv1d/kernel 3 3 8 16": "4 axes",
     "Conv_0/kernel 2 3 8 16": "4 axes",
     "ConvTranspose_0/kernel 3 3 8 16": "4 axes",
     "linear/weight 4 3": "(out, in)",
+    "attention/in_proj_weight 4 3": "(out, in)",
+    "h/0/attn/c_attn/kernel 9 3": "of GPT-2 are (in, out) in one framework",
 }
 POSITIONS = "pos_embedding", "positions", "wpe/embedding", "position_embed/weight"
 NO_KERNELS = (
@@ -238,6 +245,20 @@ def test_what_has_no_inputs_is_no_kernel_however_it_is_stacked(path):
         assert not where.kernels(path, np.ones(shape))
 
 
+@pytest.mark.parametrize("row", parameter_names.ROWS)
+def test_names_of_networks_that_people_train(row):
+    path, sizes, known = row.split()
+    leaf = np.ones([3 if size == "L" else int(size) for size in sizes.split(",")])
+    told = where.kernels.axes(path, leaf)
+    assert where.embeddings(path, leaf) is (known in ("table", "position"))
+    assert where.kernels(path, leaf) is (known not in ("table", "position", "no"))
+    if known == "position":
+        assert "tables of positions" in told
+    elif known != "table":
+        letters = "".join(word[0] for word in str(told).split())
+        assert ("?" if isinstance(told, str) else letters) == known.replace("no", "?")
+
+
 @pytest.mark.parametrize("path", ["layer/g", "layer/weight_g"])
 def test_lengths_of_weight_norm_are_no_kernels(path):
     for shape in ((8, 1), (3, 8, 1), (8, 1, 1, 1)):
@@ -260,8 +281,43 @@ def test_what_was_told_is_believed_before_names():
     for both in (transposed | where.kernels, where.kernels & transposed):
         assert both.axes("kernel", leaf) == A(outputs=(0,), inputs=(1,))
     assert (equinox & (lambda p, x: True)).axes("weight", leaf).source == "told"
-    with pytest.raises(ValueError, match="one role for each axis of 'weight'"):
-        (equinox | where.matching("w", axes="inputs outputs")).axes("weight", leaf)
+
+
+def test_sources_of_equal_strength_that_disagree_leave_axes_unknown():
+    params = {"w": np.ones((2, 3, 4)), "v": np.ones((2, 3, 4)), "u": np.ones((4, 3))}
+    tell = where.matching
+    one, other = (
+        tell("[wv]", axes="stack inputs outputs"),
+        tell("w|v", axes="inputs " * 3),
+    )
+    for predicate in (one | other, other & one, (one | other) | where.kernels):
+        with pytest.raises(ValueError, match="maskjax.allocation.erk` needs to") as at:
+            allocation.erk(params, density=0.5, where=where.floating & predicate)
+        for path in ("w", "v"):
+            assert (
+                f"\n  {path}: shape (2, 3, 4), its axes were told as '" in f"{at.value}"
+            )
+        assert "\n  u" not in str(at.value)
+        assert "stack inputs outputs" in str(at.value)
+    # Rank 2 as well: one of the two may know that it is a stack.
+    clash = tell("u", axes="stack outputs") | tell("u$", axes="inputs outputs")
+    with pytest.raises(
+        ValueError, match=r"u: .*'stack outputs' and as 'inputs outputs"
+    ):
+        allocation.erk({"u": params["u"]}, density=0.5, where=clash | where.kernels)
+
+
+def test_what_is_told_settles_what_two_traces_leave_open():
+    x, leaf = np.ones((1, 4), "f4"), np.ones((4, 4), "f4")
+    forth = where.traced(lambda p, x: x @ p["w"], {"w": leaf}, x)
+    back = where.traced(lambda p, x: x @ p["w"].T, {"w": leaf}, x)
+    assert "were traced as 'inputs outputs' and as" in (forth & back).axes("w", leaf)
+    told = (forth & back) | where.matching("w", axes="outputs inputs")
+    assert told.axes("w", leaf) == A(outputs=(0,), inputs=(1,))
+    with pytest.raises(
+        ValueError, match="w: shape .*, its axes were traced as 'inputs"
+    ):
+        select.top_k({"w": np.ones((4, 4, 1))}, density=0.5, scope="layer", where=forth)
 
 
 @pytest.mark.parametrize("words", ["", "inputs output", "in out"])
@@ -278,6 +334,12 @@ def test_axes_cover_each_axis_once():
             A(**wrong)
 
 
+def test_axes_are_tuples_however_they_are_given():
+    axes = A(stack=[0], inputs=range(1, 2), outputs=[2])  # type: ignore[arg-type]
+    assert axes == A(stack=(0,), inputs=(1,), outputs=(2,))
+    assert hash(axes) == hash(A(stack=(0,), inputs=(1,), outputs=(2,)))
+
+
 def test_axes_of_a_stack_and_of_one_of_it():
     axes = where.matching("", axes="inputs stack outputs window").axes("", np.ones(1))
     assert axes.unstacked() == A((), (2,), (0,), (1,))
@@ -289,7 +351,12 @@ def test_axes_of_a_stack_and_of_one_of_it():
 @pytest.mark.parametrize("answer", [-1, "dense", None])
 def test_a_predicate_answers_true_or_false(answer):
     """`str.find` says -1 where it finds nothing, which would count as true."""
-    for predicate in (lambda p, x: answer, where.kernels & (lambda p, x: answer)):
-        with pytest.raises(TypeError, match="to return True or False"):
-            select.random({"w": np.ones((2, 2))}, density=0.5, where=predicate,
-                          key=jax.random.key(0))  # fmt: skip
+    plain = lambda p, x: answer  # noqa: E731
+    combined = (where.kernels & plain, plain & where.kernels, ~where.kernels | plain)
+    for predicate in (plain, *combined, ~(where.kernels & plain)):
+        match = "maskjax.select.random` needs `where` to return True or False, but "
+        with pytest.raises(TypeError, match=match) as at:
+            select.random({"w": np.ones((2, 2)), "v": np.ones((2, 2))}, density=0.5,
+                          where=predicate, key=jax.random.key(0))  # fmt: skip
+        lines = str(at.value).splitlines()[1:]
+        assert [line.strip().split(":")[0] for line in lines] == ["v", "w"]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from maskjax._core import checks
+from maskjax._core import checks, names
 from maskjax._core.trees import Path, Predicate
 
 Source = Literal["told", "traced", "convention"]
@@ -51,6 +51,8 @@ class Axes:
     source: Source = dataclasses.field(default="told", compare=False)
 
     def __post_init__(self) -> None:
+        for role in ROLES:  # a list would do, but could not be hashed
+            object.__setattr__(self, role, tuple(self.of(role)))
         every = [axis for role in ROLES for axis in self.of(role)]
         if sorted(every) != list(range(len(every))):
             raise ValueError(
@@ -102,27 +104,69 @@ def parsed(words: str, *, source: Source = "told") -> Axes:
 Told = Axes | str  # the axes, or why they are unknown
 
 
+class Clash(str):
+    """Why axes are unknown: two sources of equal strength disagree. No weaker helps."""
+
+    source: Source
+
+    def __new__(cls, one: Axes, other: Axes) -> "Clash":
+        words = f"its axes were {one.source} as '{one}' and as '{other}'"
+        clash = super().__new__(cls, words)
+        clash.source = one.source
+        return clash
+
+
 def of(where: Predicate, path: str, leaf: Any) -> Told:
     """What a predicate knows of a leaf's axes; plain functions know the convention."""
     asked: Callable[[str, Any], Told] = getattr(where, "axes", convention)
     return asked(path, leaf)
 
 
-def strongest(one: Told, other: Told, path: str) -> Told:
-    """The answer of the stronger source; unknown is the weakest.
+def strongest(one: Told, other: Told) -> Told:
+    """The answer of the stronger source; unknown is the weakest."""
+    for answer in (one, other):
+        if not isinstance(answer, Told):  # `asked` says who gave it
+            return answer
+    mine, its = _strength(one), _strength(other)
+    if mine != its or one == other:
+        return one if mine >= its else other
+    if isinstance(one, Axes) and isinstance(other, Axes):
+        return Clash(one, other)
+    return other if isinstance(other, Clash) else one
+
+
+def _strength(told: Told) -> int:
+    known = isinstance(told, Axes | Clash)
+    return _STRENGTH.index(told.source) if known else -1
+
+
+def asked(
+    where: Predicate,
+    named: Sequence[tuple[Path, Any]],
+    needed: Sequence[bool],
+    *,
+    fn: str,
+) -> list[Told | None]:
+    """What a predicate says of the axes of leaves; `None` where it is not needed.
 
     Raises:
-        ValueError: If two sources of equal strength disagree.
+        TypeError: If it says anything but axes, or why they are unknown.
     """
-    if isinstance(one, str) or isinstance(other, str):
-        return other if isinstance(one, str) and not isinstance(other, str) else one
-    order = _STRENGTH.index(one.source) - _STRENGTH.index(other.source)
-    if order == 0 and one != other:
-        raise ValueError(
-            f"`where` needs one role for each axis of {path!r}, got '{one}' and "
-            f"'{other}', both {one.source}."
-        )
-    return one if order >= 0 else other
+    told = [
+        of(where, path, leaf) if need else None
+        for (path, leaf), need in zip(named, needed, strict=True)
+    ]
+    checks.raise_all(
+        (
+            f"{path}: {checks.kind_of(answer)}"
+            for (path, _), answer, need in zip(named, told, needed, strict=True)
+            if need and not isinstance(answer, Told)
+        ),
+        f"`{fn}` needs `.axes` of {where!r} to return `where.Axes`, or a sentence that "
+        "says why they are unknown",
+        TypeError,
+    )
+    return told
 
 
 def resolved(
@@ -143,17 +187,15 @@ def resolved(
         why: What they are needed for, as in "for the fan-in".
 
     Raises:
+        TypeError: As `asked`.
         ValueError: If the axes of such a leaf are unknown, or do not cover its shape;
             every such leaf is named, with its shape, the reason and the remedies.
     """
-    told = [
-        of(where, path, leaf) if need else None
-        for (path, leaf), need in zip(named, needed, strict=True)
-    ]
+    told = asked(where, named, needed, fn=fn)
     lines = []
     for (path, leaf), axes in zip(named, told, strict=True):
         if isinstance(axes, Axes) and axes.rank != len(leaf.shape):
-            axes = f"its axes were told as '{axes}'"
+            axes = f"its axes were {axes.source} as '{axes}'"
         if isinstance(axes, str):
             lines.append(f"{path}: shape {tuple(leaf.shape)}, {axes}")
     if lines:
@@ -168,87 +210,81 @@ def resolved(
 
 
 # The convention.
-
-_COLLECTIONS = re.compile(r"(^|/)(batch_stats|cache)/")
-_NORMS = re.compile(r"norm|^(ln|bn|rms)(_?\w{0,2})$", re.I)
-_OTHERS = re.compile(
-    r"^(beta|gamma|mean|offset|var|lora_.*|cached_.*|(.*_)?bias.*|(.*_)?scale"
-    r"|negative_slope|(cls|class|mask|register|sep)_tokens?|A_log)$"
-)
-_EMBEDDINGS = re.compile(r"embed|^(wte|wpe|tokens?|positions?)$", re.I)
-_POSITIONS = re.compile(r"(^|_)pos(_|ition|$)|^wpe$", re.I)
-_WEIGHT = re.compile(r"^weights?(_\w+)?$")
-
-
-def _last_two(path: str) -> tuple[str, str]:
-    *_, parent, name = ("", "", *path.split("/"))
-    return parent, name
-
-
-def _is_other(path: str, leaf: Any) -> bool:
-    """Whether a leaf is a bias, a scale, a statistic or a LoRA factor by its name."""
-    parent, name = _last_two(path)
-    if _COLLECTIONS.search(path) or _OTHERS.match(name):
-        return True
-    # Lengths of weight norm, in Equinox and PyTorch: one for each output.
-    if name in ("g", "weight_g") and leaf.shape[-1] == 1:
-        return True
-    # `b` is a bias beside `w` in a layer; {"a": ..., "b": ...} are two leaves.
-    return name != "kernel" and bool(_NORMS.search(parent) or parent and name == "b")
+_EITHER_WAY = "are (in, out) in one framework and (out, in) in another"
 
 
 def is_kernel(path: str, leaf: Any) -> bool:
     """Whether a leaf is a kernel by its name, rank and dtype."""
-    if not checks.shaped(leaf) or len(leaf.shape) < 2 or _is_other(path, leaf):
+    if not checks.shaped(leaf) or len(leaf.shape) < 2:
         return False
-    *_, name = _last_two(path)
-    named = name in ("kernel", "w") or _WEIGHT.match(name) is not None
-    if not checks.is_inexact(leaf) and not (named and checks.is_integer(leaf)):
+    if names.kind_of(path, leaf.shape) not in ("layer", ""):
         return False
-    return not is_embedding(path, leaf)
+    _, name = names.last_two(path)
+    named = name in ("kernel", "w") or names.says_weight(name)
+    return checks.is_inexact(leaf) or named and checks.is_integer(leaf)
 
 
 def is_embedding(path: str, leaf: Any) -> bool:
     """Whether a leaf is a table of embeddings by its name."""
-    parent, name = _last_two(path)
-    if not checks.is_inexact(leaf) or len(leaf.shape) < 2 or name == "kernel":
-        return False
-    if _EMBEDDINGS.search(name):
-        return True
-    # Equinox calls the table `weight`, as it calls kernels.
-    table = len(leaf.shape) == 2 and _WEIGHT.match(name) is not None
-    return table and _EMBEDDINGS.search(parent) is not None
+    inexact = checks.is_inexact(leaf) and len(leaf.shape) > 1
+    return inexact and names.kind_of(path, leaf.shape) == "table"
 
 
 def convention(path: str, leaf: Any) -> Told:
     """The axes by name and shape, where they leave no doubt, else why they do."""
-    shape, (parent, name) = tuple(leaf.shape), _last_two(path)
+    shape, (parent, name) = tuple(leaf.shape), names.last_two(path)
     rank = len(shape)
     if rank < 2:
         return "it has fewer than 2 axes"
-    if _is_other(path, leaf):
+    kind = names.kind_of(path, leaf.shape)
+    if kind == "other":
         return "by its name it is no kernel"
-    if is_embedding(path, leaf):
-        if _POSITIONS.search(name) or _POSITIONS.search(parent):
+    if kind == "table":
+        if names.is_position(path):
             return "tables of positions may be added as they are, or looked up"
         if rank == 2:
             return Axes(inputs=(0,), outputs=(1,), lookup=True, source="convention")
         return f"embeddings with {rank} axes may be stacked"
-    if _WEIGHT.match(name):
-        return "weights are (in, out) in one framework and (out, in) in another"
+    if names.says_weight(name):
+        return f"weights {_EITHER_WAY}"
+    if parent in ("c_attn", "c_fc", "c_proj", "q_attn"):
+        return f"kernels of GPT-2 {_EITHER_WAY}"
     if rank == 2:
         return Axes(inputs=(0,), outputs=(1,), source="convention")
-    own = f"{parent}/{name}".lower()
-    plain = "conv" in own and "transpose" not in own and "local" not in own
-    if dims := re.search(r"([123])d", own):
-        plain = plain and rank == int(dims[1]) + 2
-    if plain and (rank == 3 or rank == 4 and shape[0] == shape[1]):
+    return (
+        _window(parent, name, shape)
+        or _heads(path.split("/"), shape)
+        or (f"{rank} axes could stack layers, be windows, or be inputs or outputs")
+    )
+
+
+def _window(parent: str, name: str, shape: tuple[int, ...]) -> Axes | None:
+    """The axes of a convolution whose window has one axis, or two in a square."""
+    rank = len(shape)
+    own = name if names.is_convolution(name) else parent
+    dims = re.search(r"([123])_?d(?![a-z])", own.lower())
+    if not names.is_convolution(own) or dims and rank != int(dims[1]) + 2:
+        return None
+    if rank == 3 or rank == 4 and shape[0] == shape[1]:
         window = tuple(range(rank - 2))
         return Axes((), window, (rank - 2,), (rank - 1,), source="convention")
-    # Of a stack of layers of the same names the shapes would be (layers, in, out).
-    if rank == 3 and parent in ("query", "key", "value"):
-        if shape[0] == shape[1] * shape[2]:
-            return Axes(inputs=(0,), outputs=(1, 2), source="convention")
-    if rank == 3 and parent == "out" and shape[0] * shape[1] == shape[2]:
+    return None
+
+
+def _heads(parts: Sequence[str], shape: tuple[int, ...]) -> Axes | None:
+    """The axes of Flax's attention, where they can hardly be those of a stack."""
+    *_, above, parent, _ = ("", "", *parts)
+    if len(shape) != 3:
+        return None
+    # A stack of layers of these names would have as many layers as one has entries.
+    if parent in ("query", "key", "value") and shape[0] == shape[1] * shape[2]:
+        return Axes(inputs=(0,), outputs=(1, 2), source="convention")
+    # It would be in an attention whose heads are together as many times narrower than
+    # its output as there are layers.
+    if (
+        parent == "out"
+        and names.is_attention(above)
+        and shape[0] * shape[1] == shape[2]
+    ):
         return Axes(inputs=(0, 1), outputs=(2,), source="convention")
-    return f"{rank} axes could stack layers, be windows, or be inputs or outputs"
+    return None

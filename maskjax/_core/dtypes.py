@@ -1,15 +1,33 @@
 """Which dtypes numbers are counted and summed in, and arrays made of what is given."""
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+# From here on counts need 64 bits. Tests lower it.
+_MOST = 2**31 - 1
+
 
 def wide_integers() -> bool:
     """Whether integers have 64 bits (`jax_enable_x64`)."""
     return jnp.zeros((), int).dtype == jnp.int64
+
+
+def counts(most: int) -> jnp.dtype:
+    """The dtype of counts up to a number. See `counting`."""
+    return jnp.dtype("int32" if most < _MOST else "int64")
+
+
+def counting(most: int) -> contextlib.AbstractContextManager[Any]:
+    """In this context counts up to a number are exact, also without `jax_enable_x64`.
+
+    What is computed with 64-bit integers in it has to leave it as something else:
+    outside of it JAX would cut such arrays to 32 bits.
+    """
+    return contextlib.nullcontext() if most < _MOST else jax.enable_x64(True)
 
 
 def at_least_float32(dtype: Any) -> Any:

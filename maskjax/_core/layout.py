@@ -70,25 +70,30 @@ def fans(
 def stacks(
     params: Params, picks: Sequence[bool], where: Predicate, *, fn: str, why: str
 ) -> list[Axes | None]:
-    """The axes of chosen leaves, or `None` for leaves that certainly are no stack.
+    """The axes of chosen leaves, or `None` for leaves that are no stack.
 
-    It is for what does not change if inputs and outputs are swapped. So (out, in) is as
-    good as (in, out), and leaves of fewer than 2 axes, or kernels of 2, need not be
-    told.
+    It is for what does not change if inputs and outputs are swapped.
 
     Raises:
         ValueError: If the axes of a leaf that may be a stack are not known.
     """
-
-    def counts(path: Path, leaf: Any) -> bool:
-        rank = len(leaf.shape)
-        may_stack = rank > 2 or rank == 2 and not _axes.is_kernel(path, leaf)
-        return may_stack or isinstance(_axes.of(where, path, leaf), Axes)
-
     named = trees.named_leaves(params)
     pairs = zip(named, picks, strict=True)
-    needed = [pick and counts(path, leaf) for (path, leaf), pick in pairs]
+    needed = [pick and may_stack(where, path, leaf) for (path, leaf), pick in pairs]
     return told(params, needed, where, fn=fn, why=why)
+
+
+def may_stack(where: Predicate, path: Path, leaf: Any) -> bool:
+    """Whether it has to be asked which axes of a leaf stack.
+
+    Leaves of fewer than 2 axes, and kernels of 2 by their names, are no stacks, unless
+    it is known that they are: (out, in) is as good as (in, out).
+    """
+    rank = len(leaf.shape)
+    if rank > 2 or rank == 2 and not _axes.is_kernel(path, leaf):
+        return True
+    told = _axes.of(where, path, leaf)
+    return isinstance(told, _axes.Clash) or not isinstance(told, str)
 
 
 # Shapes.

@@ -153,7 +153,7 @@ def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
 
     def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
         coin, size = jax.random.split(key)
-        signs = jax.random.bernoulli(coin, 0.5, shape)
+        signs = _coins(coin, shape)
         exponent = jax.random.uniform(size, shape, dtype, math.log(low), math.log(high))
         magnitude = jnp.clip(jnp.exp(exponent), low, high)  # exp rounds
         return jnp.where(signs, magnitude, -magnitude).astype(dtype)
@@ -161,10 +161,15 @@ def signed_log_uniform(low: float, high: float = 1.0) -> Initializer:
     return elementwise(init)
 
 
+def _coins(key: Array, shape: Any) -> Array:
+    """Fair coins, the same ones under `jax_enable_x64`."""
+    return jax.random.bernoulli(key, jnp.float32(0.5), shape)
+
+
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
 def _either_sign(key: Array, size: Any, *, shape: Any, dtype: Any) -> Array:
     # A coin, not the sign of a normal draw, which could be exactly 0.
-    signs = jax.random.bernoulli(key, 0.5, shape)
+    signs = _coins(key, shape)
     return jnp.where(signs, size, -size).astype(dtype)
 
 

@@ -1,6 +1,7 @@
 """Initializers on the leaves of a tree, each in the layout that its axes have."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -32,7 +33,7 @@ def redraw(
     Args:
         draw: An initializer, `(key, shape, dtype) -> array`. It gets the shape of each
             kernel as (window..., inputs, outputs), or the leaf's own shape if it is
-            `elementwise`.
+            `elementwise`, and returns an array of that shape and dtype.
         params: Tree of arrays. Leaves that are not chosen are passed through uncopied.
         where: Which leaves are drawn, and what their axes mean.
         key: A typed key; every leaf gets its own, and every index of a stack.
@@ -45,7 +46,8 @@ def redraw(
             key is not a typed key.
         ValueError: If `where` chooses nothing; if the axes of a chosen leaf are not
             known or have no inputs, unless `draw` is `elementwise`; or if `draw`
-            refuses a leaf's shape. Every such leaf is named.
+            refuses a leaf's shape, or returns another shape or dtype. Every such leaf
+            is named.
 
     Example:
         >>> params = {"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)}
@@ -86,7 +88,8 @@ def scores(
             key is not a typed key.
         ValueError: If `where` chooses nothing; if the axes of a chosen leaf are not
             known or have no inputs, unless `draw` is `elementwise`; or if `draw`
-            refuses a leaf's shape. Every such leaf is named.
+            refuses a leaf's shape, or returns another shape or dtype. Every such leaf
+            is named.
 
     Example:
         >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
@@ -182,13 +185,15 @@ def signed_deviation(params: Params, *, where: Predicate = kernels) -> Params:
     why = "for the standard deviation of each layer"
     every = layout.stacks(params, picks, where, fn=fn, why=why)
     leaves, treedef = jax.tree.flatten(params)
-
-    def constant(leaf: Any, axes: Axes | None) -> Array:
-        wide = leaf.astype(dtypes.at_least_float32(leaf.dtype))
-        return jnp.copysign(_deviations(wide, axes).astype(leaf.dtype), leaf)
-
     chosen = zip(leaves, picks, every, strict=True)
-    return treedef.unflatten([constant(x, a) if pick else x for x, pick, a in chosen])
+    return treedef.unflatten([_constant(x, a) if pick else x for x, pick, a in chosen])
+
+
+# Outside of `jit` a loop over layers would be compiled anew in every call.
+@functools.partial(jax.jit, static_argnames="axes")
+def _constant(leaf: Array, axes: Axes | None) -> Array:
+    wide = leaf.astype(dtypes.at_least_float32(leaf.dtype))
+    return jnp.copysign(_deviations(wide, axes).astype(leaf.dtype), leaf)
 
 
 def _deviations(leaf: Array, axes: Axes | None) -> Array:
@@ -240,20 +245,22 @@ def _drawn(
     if refused:
         paths = [path for path, _ in trees.named_leaves(params)]
         lines = (f"{paths[i]}: {text}" for i, text in refused.items())
-        checks.raise_all(lines, f"`{fn}` needs leaves whose shapes can be drawn")
+        needs = f"`{fn}` needs `draw` to return the shape and dtype that it is given"
+        checks.raise_all(lines, needs)
     return drawn
 
 
 def _of_leaf(draw: Initializer, key: Array, leaf: Any, axes: Axes | None) -> Array:
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
     if not math.prod(leaf.shape):  # fans of 0 would divide by 0
-        return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.zeros(leaf.shape, dtype)
     if axes is None:
-        return draw(key, leaf.shape, leaf.dtype)
+        return _asked(draw, key, leaf.shape, dtype)
     if axes.lookup:
         stack = (*axes.stack, *axes.inputs)
         axes = dataclasses.replace(axes, stack=stack, inputs=(), lookup=False)
     shape = layout.canonical(axes, leaf.shape)
-    of_one = lambda key: draw(key, shape, leaf.dtype)  # noqa: E731
+    of_one = lambda key: _asked(draw, key, shape, dtype)  # noqa: E731
     if axes.stack:
         size = math.prod(leaf.shape[axis] for axis in axes.stack)
         fold = jax.vmap(jax.random.fold_in, (None, 0))
@@ -261,3 +268,12 @@ def _of_leaf(draw: Initializer, key: Array, leaf: Any, axes: Axes | None) -> Arr
     else:
         new = of_one(key)
     return layout.restored(new, axes, leaf.shape)
+
+
+def _asked(draw: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A draw, which has to be what was asked for."""
+    new = draw(key, shape, dtype)
+    asked = jax.ShapeDtypeStruct(shape, dtype)
+    if checks.kind_of(new) != checks.kind_of(asked):
+        raise ValueError(f"{checks.kind_of(new)}, asked for {checks.kind_of(asked)}")
+    return dtypes.as_array(new)

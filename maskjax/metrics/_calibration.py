@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from maskjax._core import checks
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
-from maskjax.select._search import order_key
+from maskjax.select._keys import order_key
 
 Binning = Literal["equal-width", "equal-mass"]
 Of = Literal["top-label", "class-wise"]

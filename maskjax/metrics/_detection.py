@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
-from maskjax.select._search import order_key
+from maskjax.select._keys import order_key
 
 _PARTS = 40_000  # its square fits into 32 bits
 

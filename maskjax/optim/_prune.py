@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from maskjax import masking, select
-from maskjax._core import checks
+from maskjax._core import blame, checks
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.optim._state import MaskState
 from maskjax.optim._steps import (
@@ -50,15 +50,16 @@ def prune(
 
     Args:
         density: The fraction to keep, in [0, 1]: an optax schedule of the step (usually
-            from 1 down to the final density), a number, or a tree of numbers like the
-            parameters, in scope "layer" and "output" also of arrays of a number for
-            each layer. A schedule may return a tree too.
+            from 1 down to the final density), a number, or, except in scope "global", a
+            tree of numbers like the parameters, in scope "layer" and "output" also of
+            arrays of a number for each layer. A schedule may return a tree too.
         score: Called as `score(params, where=where)` with the arguments that it names.
             It may also name extra arguments of `update`, such as the `gradients` that
             `with_gradients` passes.
         every: The number of steps between two cuts, at least 1.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
-            each index of a stack, "output" each output of each of them.
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
         structure: What is removed together. See `maskjax.structure`. Or a tree of
             structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
@@ -98,7 +99,8 @@ def prune(
     def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
         share = allotted(at_step(density, count), allocation, params, where)
         how = {"scope": scope, "structure": structure, "where": where}
-        return select.shrink(scores, mask, density=share, **how)
+        with blame.instead_of("maskjax.select.shrink", fn):
+            return select.shrink(scores, mask, density=share, **how)
 
     def init(params: Params) -> MaskState:
         worth = checks.chosen_leaves(params, where, fn=fn)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from maskjax import algebra, masking, select
-from maskjax._core import checks, trees
+from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.optim._state import MaskState, fitted
 from maskjax.optim._steps import (
@@ -65,16 +65,19 @@ def rigl(
 
     Args:
         density: The fraction of weights that is alive from first to last, in [0, 1]: a
-            number, or a tree of numbers like the parameters.
-        rate: The fraction of what is alive that is dropped each time: a number, or an
-            optax schedule of the step. The paper's is
+            number, or, except in scope "global", a tree of numbers like the parameters.
+            In scope "layer" and "output" its leaves may also be arrays of a number for
+            each layer.
+        rate: The fraction of what is alive that is dropped each time: as `density`, or
+            an optax schedule of the step. The paper's is
             `optax.cosine_decay_schedule(0.3, 3 / 4 * steps)`.
         every: The number of steps between two changes, at least 1. The paper's is 100.
         score: What ranks the weights that may be dropped; the lowest are. Called as
             `score(params, where=where)` with the arguments that it names. It may also
             name extra arguments of `update`, such as `gradients`.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
-            each index of a stack, "output" each output of each of them.
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
         structure: What is dropped, and grows, together. See `maskjax.structure`. Or a
             tree of structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
@@ -152,14 +155,15 @@ def set_(
     Like `rigl`, but without gradients: the weights that grow are drawn.
 
     Args:
-        density: The fraction of weights that is alive from first to last, in [0, 1]: a
-            number, or a tree of numbers like the parameters.
-        rate: The fraction of what is alive that is dropped each time: a number, or an
-            optax schedule of the step.
+        density: The fraction of weights that is alive from first to last, in [0, 1], as
+            in `rigl`.
+        rate: The fraction of what is alive that is dropped each time: as `density`, or
+            an optax schedule of the step.
         every: The number of steps between two changes, at least 1.
         score: What ranks the weights that may be dropped, as in `rigl`.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
-            each index of a stack, "output" each output of each of them.
+            each index of a stack (where nothing is stacked: each leaf), "output" each
+            output of each of them.
         structure: What is dropped, and grows, together. See `maskjax.structure`. Or a
             tree of structures like the scores.
         allocation: A function from `(params, density=..., where=...)` to a density for
@@ -220,7 +224,7 @@ def _rewiring(
     check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
     check_fractions(density, scope, fn=fn, name="density")
-    peak = check_fractions(rate, "leaf", fn=fn, name="rate")
+    peak = check_fractions(rate, scope, fn=fn, name="rate")
     kind = jax.random.key_impl(key)
     how = {"scope": scope, "structure": structure, "where": where}
 
@@ -232,7 +236,8 @@ def _rewiring(
         if not regrow:
             _check_growth(worth, shares(params), peak, how, fn=fn)
         scores = random_scores(params, where=where, key=jax.random.fold_in(key, 0))
-        mask = select.top_k(scores, density=shares(params), **how)
+        with blame.instead_of("maskjax.select.top_k", fn):
+            mask = select.top_k(scores, density=shares(params), **how)
         count = jnp.zeros((), jnp.int32)
         # A copy, because a loop that donates the state would delete the user's key.
         return MaskState(mask, count, jnp.copy(jax.random.key_data(key)))
@@ -246,10 +251,12 @@ def _rewiring(
 
         def change() -> tuple[Mask, Mask]:
             scores = scored(masking.apply(params, state.mask))
-            kept = select.drop(scores, state.mask, rate=at_step(rate, count), **how)
+            with blame.instead_of("maskjax.select.drop", fn):
+                kept = select.drop(scores, state.mask, rate=at_step(rate, count), **how)
             worth = wanted(key)
             worth = worth if regrow else _below(worth, state.mask)
-            mask = select.grow(worth, kept, density=shares(params), **how)
+            with blame.instead_of("maskjax.select.grow", fn):
+                mask = select.grow(worth, kept, density=shares(params), **how)
             return mask, algebra.intersection(mask, state.mask)
 
         old = state.mask, state.mask

@@ -121,24 +121,25 @@ def check_fractions(
     """
     apart = scope in ("layer", "output")
     if not is_function(value):
-        by_layer = apart and not trees.is_single(value)
         leaves = jax.tree.leaves(value)
-        for one in leaves or [value]:
-            numbers = [one]
-            if by_layer and np.ndim(one):
-                numbers = one.ravel().tolist() if isinstance(one, np.ndarray) else []
-            for number in numbers:
-                checks.unit_interval(number, fn=fn, name=name)
-        if any(checks.shaped(one) for one in leaves):
+        if trees.is_single(value) or not leaves:
+            checks.unit_interval(value, fn=fn, name=name)
+        hint = 'For a number for each layer use scope="layer".'
+        for path, one in trees.named_leaves(value):
+            label = f"{name}[{path}]" if path else name
+            several = {"several": apart, "hint": hint}
+            checks.unit_interval(one, fn=fn, name=label, **several)
+        if any(isinstance(one, jax.Array) for one in leaves):
             return None
-        return max(leaves)
+        return max(float(np.max(one, initial=0.0)) for one in leaves)
     found = []
     with jax.ensure_compile_time_eval():
         for count in (0, *(2**i for i in range(31))):
             given = value(jnp.int32(count))
             at = jax.tree.leaves(given)
             by_layer = apart and not trees.is_single(given)
-            if not at or any(jnp.shape(one) for one in at) and not by_layer:
+            wrong = any(np.ndim(one) and not by_layer for one in at)
+            if not at or wrong or not all(map(checks.is_real, at)):
                 got = ", ".join(map(checks.kind_of, at)) or "nothing"
                 raise ValueError(
                     f"`{fn}` needs `{name}` to give numbers, or trees of them, got "

@@ -160,9 +160,11 @@ def _stacks(
     """The layers of each parameter that is a stack; `None` if not, or not known."""
     checks.predicate(where, fn=fn)
     treedef = jax.tree.structure(params)
+    named = trees.named_leaves(params)
+    needed = [checks.shaped(leaf) for _, leaf in named]
+    every = _axes.asked(where, named, needed, fn=fn)
     known: list[Axes | None] = []
-    for path, leaf in trees.named_leaves(params):
-        told = _axes.of(where, path, leaf) if checks.shaped(leaf) else ""
+    for told, (_, leaf) in zip(every, named, strict=True):
         fits = isinstance(told, Axes) and told.rank == len(leaf.shape)
         known.append(told if isinstance(told, Axes) and fits and told.stack else None)
     masks = treedef.flatten_up_to(mask)

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maskjax._core import checks, dtypes
-from maskjax._core.trees import Params, Predicate, Scores
+from maskjax._core.trees import Array, Params, Predicate, Scores
 from maskjax.score._objective import wide
 from maskjax.where import kernels
 
@@ -99,8 +101,9 @@ def input_norms(
         TypeError: If a chosen leaf is not floating, or `weights` are no real numbers.
         ValueError: If `where` chooses nothing, there are no inputs, the inputs of a
             chosen leaf can't be found (it is in no contraction, its entries are cut
-            out or mixed on the way, or it is used in a loop other than `scan`), or
-            `weights` do not fit the leading axes of what it meets.
+            out or mixed on the way, or it is used in a loop other than `scan`),
+            `weights` do not fit the leading axes of what it meets, or, unless they are
+            traced, are negative or not finite.
 
     Example:
         >>> x = jnp.array([[3.0, 1.0], [4.0, 0.0]])
@@ -113,13 +116,27 @@ def input_norms(
 
     fn = "maskjax.score.input_norms"
     picks = checks.chosen(params, where, fn=fn)
-    if weights is not None:
-        weights = dtypes.as_array(weights)
-        if jnp.issubdtype(weights.dtype, jnp.complexfloating):
-            raise TypeError(
-                f"`{fn}` needs `weights` as real numbers, got "
-                f"{checks.kind_of(weights)}."
-            )
-    squares = walk.squares(apply, params, inputs, picks, fn=fn, weights=weights)
+    rows = None if weights is None else _checked(weights, fn=fn)
+    squares = walk.squares(apply, params, inputs, picks, fn=fn, weights=rows)
     norms = [jnp.sqrt(squares[i]) if pick else None for i, pick in enumerate(picks)]
     return jax.tree.structure(params).unflatten(norms)
+
+
+def _checked(weights: Any, *, fn: str) -> Array:
+    """The weights of rows as an array; values that are known are checked."""
+    if not checks.shaped(weights):
+        weights = np.asarray(weights)
+    if not checks.is_real(weights) and weights.dtype != bool:
+        raise TypeError(
+            f"`{fn}` needs `weights` as real numbers, got {checks.kind_of(weights)}."
+        )
+    if not isinstance(weights, Tracer) and getattr(
+        weights, "is_fully_addressable", True
+    ):
+        numbers = np.asarray(weights).astype(float)
+        bad = numbers[~(np.isfinite(numbers) & (numbers >= 0))]
+        if bad.size:
+            raise ValueError(
+                f"`{fn}` needs `weights` finite and at least 0, got {bad[0]}."
+            )
+    return dtypes.as_array(weights)

@@ -91,7 +91,9 @@ def random(params: Params, *, where: Predicate = kernels, key: Array) -> Scores:
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
         [
-            jax.random.uniform(jax.random.fold_in(key, i), w.shape) if pick else None
+            jax.random.uniform(jax.random.fold_in(key, i), w.shape, jnp.float32)
+            if pick
+            else None
             for i, (w, pick) in enumerate(zip(leaves, picks, strict=True))
         ]
     )

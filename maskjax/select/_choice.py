@@ -5,12 +5,14 @@ compiles a new one.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from maskjax._core import dtypes
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _search
 from maskjax.select._count import tally
@@ -61,13 +63,14 @@ def choose(
     shares = leaves.shares(share, name=name)
     guesses = leaves.guesses(guess)
     known = of_all or within is None
-    quotas: list[Quota] = [
-        operand(rule(one), size if known else None)
-        for one, size in zip(shares, leaves.sizes, strict=True)
-    ]
-    if of_all:  # a traced share becomes a count here, before `within` is counted
-        quotas = [Count(q.of(n)) for q, n in zip(quotas, leaves.sizes, strict=True)]
-    return _masks(leaves, keeps, held, quotas, guesses)
+    with dtypes.counting(max(leaves.sizes)):
+        quotas: list[Quota] = [
+            operand(rule(one), size if known else None)
+            for one, size in zip(shares, leaves.sizes, strict=True)
+        ]
+        if of_all:  # a traced share becomes a count here, before `within` is counted
+            quotas = [Count(q.of(n)) for q, n in zip(quotas, leaves.sizes, strict=True)]
+        return _masks(leaves, keeps, held, quotas, guesses)
 
 
 def choose_count(
@@ -76,7 +79,8 @@ def choose_count(
     """Keep the highest scores, a given number in each search."""
     leaves = Leaves(scores, scope, Entries(), where, fn=fn)
     nothing = leaves.mask(None, name="")
-    return _masks(leaves, nothing, nothing, [Count(n) for n in counts], None)[0]
+    with dtypes.counting(max(leaves.sizes)):
+        return _masks(leaves, nothing, nothing, [Count(n) for n in counts], None)[0]
 
 
 def full(
@@ -197,11 +201,16 @@ def _of_alive(
     counts: list[Any] = []
     for s, a, plan in zip(pooled, alive, plans, strict=True):
         if a is None:
-            counts.append(s[0].size if plan.rows else s.size)
+            counts.append(math.prod(s.shape[plan.rows :]))
         else:
-            each = tally([a if plan.rows else a[None]] * 2, jnp.dtype("int32"))[0]
+            most = dtypes.counts(math.prod(a.shape))
+            each = tally([a if plan.rows else a[None]] * 2, most, plan.rows or 1)[0]
             counts.append(each if plan.rows else each[0])
-    counts = [sum(counts)] if joint else counts
+    if joint:
+        most = dtypes.counts(sum(s.size for s in pooled))
+        counts = [
+            jnp.sum(jnp.stack([jnp.asarray(n, most) for n in counts]), dtype=most)
+        ]
     return [Count(q.of(n)) for q, n in zip(quotas, counts, strict=True)]
 
 

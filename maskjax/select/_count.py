@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from maskjax._core import dtypes
 from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
@@ -20,8 +21,12 @@ _LONG = 2**13
 _LINE_LENGTHS = range(256, 4097)
 
 
-def fold(operands: Sequence[Array], kinds: Sequence[Kind]) -> tuple[Array, ...]:
-    """Reduce integer arrays [R, ...] of one shape to numbers [R], in one pass.
+def fold(
+    operands: Sequence[Array], kinds: Sequence[Kind], lead: int = 1
+) -> tuple[Array, ...]:
+    """Reduce integer arrays of one shape to numbers [R...], in one pass.
+
+    R... are the lengths of the first `lead` axes; the others are reduced.
 
     XLA fuses plain reductions on GPU and TPU, and adds up over devices what each of
     them reduced. On CPU it turns a long reduction of a single operand into windows and
@@ -32,22 +37,38 @@ def fold(operands: Sequence[Array], kinds: Sequence[Kind]) -> tuple[Array, ...]:
     kinds = tuple(kinds)
     return lax.platform_dependent(
         *operands,
-        cpu=lambda *x: _fold_on_cpu(x, kinds),
-        default=lambda *x: _fold_plainly(x, kinds),
+        cpu=lambda *x: _fold_on_cpu(x, kinds, lead),
+        default=lambda *x: _fold_plainly(x, kinds, lead),
     )
 
 
-def tally(flags: Sequence[Array], dtype: jnp.dtype) -> list[Array]:
-    """The number of True entries in each row, for each of several flags [R, ...]."""
+def tally(flags: Sequence[Array], dtype: jnp.dtype, lead: int = 1) -> list[Array]:
+    """The number of True entries in each row, for each of several flags [R..., ...].
+
+    64-bit numbers of each entry would take memory on TPU, so the entries of each block
+    are counted in 32 bits, and only those counts are added up in `dtype`.
+    """
     kinds: list[Kind] = ["sum"] * len(flags)
-    return list(fold([flag.astype(dtype) for flag in flags], kinds))
+    end = lead + blocks(flags[0].shape, lead)
+    counts = fold([flag.astype(jnp.int32) for flag in flags], kinds, end)
+    axes = tuple(range(lead, end))
+    return [jnp.sum(n.astype(dtype), axis=axes, dtype=dtype) for n in counts]
+
+
+def blocks(shape: Sequence[int], lead: int) -> int:
+    """How many axes after the first `lead` have to be blocks of fewer than 2^31.
+
+    Each index of these axes is a block, which can be counted with 32 bits.
+    """
+    sizes = (math.prod(shape[end:]) for end in range(lead, len(shape) + 1))
+    return next(n for n, size in enumerate(sizes) if dtypes.counts(size) == jnp.int32)
 
 
 def _fold_plainly(
-    operands: Sequence[Array], kinds: tuple[Kind, ...]
+    operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int
 ) -> tuple[Array, ...]:
     reduce = {"sum": jnp.sum, "min": jnp.min, "max": jnp.max}
-    rest = tuple(range(1, operands[0].ndim))
+    rest = tuple(range(lead, operands[0].ndim))
     return tuple(
         reduce[kind](x, axis=rest, initial=_identity(kind, x)).astype(x.dtype)
         for kind, x in zip(kinds, operands, strict=True)
@@ -55,7 +76,7 @@ def _fold_plainly(
 
 
 def _fold_on_cpu(
-    operands: Sequence[Array], kinds: tuple[Kind, ...]
+    operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int
 ) -> tuple[Array, ...]:
     if len(operands) < 2:
         raise AssertionError("a fold of one operand takes the slow path")
@@ -64,41 +85,42 @@ def _fold_on_cpu(
     # Where nothing can be sharded nothing is asked of the partitioner: programs with a
     # partitioning of their own are neither exported nor kept in JAX's cache on disk.
     if sharding.mesh.empty and jax.device_count() == 1:
-        return _fold_local(operands, kinds)
+        return _fold_local(operands, kinds, lead)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
-        return _partitioned(kinds, operands[0].ndim)(*operands)
+        return _partitioned(kinds, operands[0].ndim, lead)(*operands)
     if AxisType.Explicit not in types:  # inside a shard_map: the shard is the array
-        return _fold_local(operands, kinds)
+        return _fold_local(operands, kinds, lead)
     by_shard = jax.shard_map(
-        lambda *shards: _fold_shard(shards, kinds, sharding.spec),
+        lambda *shards: _fold_shard(shards, kinds, sharding.spec, lead),
         mesh=sharding.mesh,
         in_specs=(sharding.spec,) * len(operands),
-        out_specs=(PartitionSpec(*sharding.spec[:1]),) * len(operands),
+        out_specs=(PartitionSpec(*sharding.spec[:lead]),) * len(operands),
     )
     return by_shard(*operands)
 
 
 @functools.cache
-def _partitioned(kinds: tuple[Kind, ...], rank: int) -> Callable[..., Any]:
+def _partitioned(kinds: tuple[Kind, ...], rank: int, lead: int) -> Callable[..., Any]:
     def local(*operands: Array) -> tuple[Array, ...]:
-        return _fold_local(operands, kinds)
+        return _fold_local(operands, kinds, lead)
 
     def on_mesh(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
         spec = operands[0].sharding.spec
 
         def of_shard(*shards: Array) -> tuple[Array, ...]:
-            return _fold_shard(shards, kinds, spec)
+            return _fold_shard(shards, kinds, spec, lead)
 
-        rows = NamedSharding(mesh, PartitionSpec(*spec[:1]))
+        rows = NamedSharding(mesh, PartitionSpec(*spec[:lead]))
         alike = NamedSharding(mesh, spec)
         return mesh, of_shard, (rows,) * len(results), (alike,) * len(operands)
 
     def by_rows(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
         spec = operands[0].sharding.spec
-        return (NamedSharding(mesh, PartitionSpec(*spec[:1])),) * len(results)
+        return (NamedSharding(mesh, PartitionSpec(*spec[:lead])),) * len(results)
 
-    axes = " ".join(f"axis{i}" for i in range(rank))
-    inputs, outputs = [axes] * len(kinds), ["axis0"] * len(kinds)
+    axes = [f"axis{i}" for i in range(rank)]
+    inputs = [" ".join(axes)] * len(kinds)
+    outputs = [" ".join(axes[:lead])] * len(kinds)
     sharded = custom_partitioning(local)
     sharded.def_partition(
         partition=on_mesh,
@@ -122,12 +144,12 @@ def _partitioned(kinds: tuple[Kind, ...], rank: int) -> Callable[..., Any]:
 
 
 def _fold_shard(
-    shards: Sequence[Array], kinds: tuple[Kind, ...], spec: PartitionSpec
+    shards: Sequence[Array], kinds: tuple[Kind, ...], spec: PartitionSpec, lead: int
 ) -> tuple[Array, ...]:
     """The reduction of arrays sharded by `spec`, on a device that has one shard."""
-    parts = [p if isinstance(p, tuple) else (p,) for p in spec[1:] if p is not None]
+    parts = [p if isinstance(p, tuple) else (p,) for p in spec[lead:] if p is not None]
     names = tuple(name for part in parts for name in part)
-    numbers = _fold_local(shards, kinds)
+    numbers = _fold_local(shards, kinds, lead)
     if not names:
         return numbers
     collective = {"sum": lax.psum, "min": lax.pmin, "max": lax.pmax}
@@ -137,17 +159,17 @@ def _fold_shard(
 
 
 def _fold_local(
-    operands: Sequence[Array], kinds: tuple[Kind, ...]
+    operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int
 ) -> tuple[Array, ...]:
     """The reduction on one device: along lines first, then over the lines' totals."""
-    operands = tuple(_lines(x) for x in operands)
+    operands = tuple(_lines(x, lead) for x in operands)
     seeds = tuple(_identity(kind, x) for kind, x in zip(kinds, operands, strict=True))
     merge = {"sum": jnp.add, "min": jnp.minimum, "max": jnp.maximum}
 
     def combine(a: tuple, b: tuple) -> tuple:
         return tuple(merge[kind](x, y) for kind, x, y in zip(kinds, a, b, strict=True))
 
-    while operands[0].ndim > 1:
+    while operands[0].ndim > lead:
         operands = lax.reduce(operands, seeds, combine, (operands[0].ndim - 1,))
     return tuple(operands)
 
@@ -158,12 +180,12 @@ def _identity(kind: Kind, x: Array) -> Array:
     return jnp.array(value, x.dtype)
 
 
-def _lines(x: Array) -> Array:
+def _lines(x: Array, lead: int) -> Array:
     """The same rows as vectors if they are short, else cut into long lines."""
-    rows, size = x.shape[0], math.prod(x.shape[1:])
+    rows, size = x.shape[:lead], math.prod(x.shape[lead:])
     if size < _LONG:
-        return x.reshape(rows, size)
-    return x.reshape(rows, -1, _length(size))
+        return x.reshape(*rows, size)
+    return x.reshape(*rows, -1, _length(size))
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """The arguments of a selection, checked once and matched leaf by leaf."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -10,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from maskjax import packing
-from maskjax._core import axes, checks, dtypes, trees
+from maskjax._core import axes, checks, layout, trees
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _plan
@@ -28,6 +27,7 @@ class Leaves:
         scores: The leaves that are not `None`, without gradients.
         plans: For each of them, its layout and structure.
         joint: True for one search over all leaves, False for searches of each.
+        apart: True if a leaf may take many searches.
         sizes: The number of decisions of each search; of leaves with many searches, of
             one of them.
     """
@@ -50,6 +50,7 @@ class Leaves:
         self.scored = [i for i, x in enumerate(self.leaves) if x is not None]
         self.scores = [lax.stop_gradient(self.leaves[i]) for i in self.scored]
         self.joint = scope == "global"
+        self.apart = scope in ("layer", "output")
         self.structures = self._structures(structure)
         self.axes = self._axes(scope, where)
         plans = [
@@ -68,11 +69,6 @@ class Leaves:
         self.plans: list[Plan] = plans  # type: ignore[assignment]
         sizes = [plan.decisions() for plan in self.plans]
         self.sizes = [sum(sizes)] if self.joint else sizes
-        if max(self.sizes) >= 2**31 - 1 and not dtypes.wide_integers():
-            raise ValueError(
-                f"`{fn}` needs 64-bit integers to count {max(self.sizes)} decisions. "
-                "Set `jax_enable_x64`."
-            )
 
     def _structures(self, structure: Any) -> list[Structure]:
         """The structure of each leaf with scores."""
@@ -86,15 +82,19 @@ class Leaves:
 
     def _axes(self, scope: Scope, where: Predicate) -> list[Axes | None]:
         """The roles of each leaf's axes, where something depends on them."""
-        apart = scope in ("layer", "output")
-        needed = [apart or bool(_plan.roles_of(one)) for one in self.structures]
-        if not any(needed):
+        needed = [bool(_plan.roles_of(one)) for one in self.structures]
+        if not any(needed) and not self.apart:
             return [None] * len(self.scored)
         why = f'for scope="{scope}"'
-        if not apart:
+        if not self.apart:
             kinds = {type(one).__name__ for one in self.structures}
             why = f"for {', '.join(sorted(kinds))}"
         named = list(zip(self.paths(), self.scores, strict=True))
+        if scope == "output":
+            needed = [True] * len(needed)
+        elif scope == "layer":  # a leaf that is no stack is one layer
+            stacks = [layout.may_stack(where, *one) for one in named]
+            needed = [a or b for a, b in zip(needed, stacks, strict=True)]
         return axes.resolved(where, named, needed, fn=self.fn, why=why)
 
     def paths(self) -> list[str]:
@@ -121,11 +121,7 @@ class Leaves:
         self._complain(none, f"a `{name}` for every leaf with scores")
         labels = [f"{name}[{path}]" for path in self.paths()]
         stacks = [self._searches(i) for i in range(len(self.scored))]
-        if any(stacks):
-            return list(map(self._share_of, self.plans, stacks, shares, labels))
-        for one, label in zip(shares, labels, strict=True):
-            checks.unit_interval(one, fn=self.fn, name=label)
-        return shares
+        return list(map(self._share_of, self.plans, stacks, shares, labels))
 
     def _searches(self, leaf: int) -> tuple[int, ...]:
         """The lengths of the stack whose layers are searched apart."""
@@ -138,20 +134,22 @@ class Leaves:
         self, plan: Plan, stack: tuple[int, ...], share: Any, label: str
     ) -> Density:
         """The share of each search, from one for all, or one for each layer."""
-        if not np.ndim(share) or not checks.shaped(share):
-            checks.unit_interval(share, fn=self.fn, name=label)
+        hint = 'For a number for each layer use scope="layer".'
+        if self.apart:
+            hint = "This leaf is no stack of layers."
+        several = {"several": bool(stack), "hint": hint}
+        checks.unit_interval(share, fn=self.fn, name=label, **several)
+        if not np.ndim(share):
             return share
         if np.shape(share) != stack:
             raise ValueError(
                 f"`{self.fn}` needs `{label}` as a number, or one for each layer of "
                 f"shape {stack}, got an array of shape {np.shape(share)}."
             )
-        if isinstance(share, np.ndarray):
-            for one in share.ravel().tolist():
-                checks.unit_interval(one, fn=self.fn, name=label)
-        each = plan.searches // max(math.prod(stack), 1)
-        repeat = np.repeat if isinstance(share, np.ndarray) else jnp.repeat
-        return repeat(share.reshape(-1), each)  # type: ignore[return-value]
+        ones = (1,) * (plan.rows - len(stack))
+        module = np if isinstance(share, np.ndarray) else jnp
+        share = share.reshape(*stack, *ones)
+        return module.broadcast_to(share, plan.searches)  # type: ignore[return-value]
 
     def mask(self, mask: Mask | None, *, name: str) -> list[Array | None]:
         """The mask of each leaf, unpacked; all `None` without one."""
@@ -170,13 +168,10 @@ class Leaves:
             return None
         guesses = self._matched(guess, name="guess")
         shapes = [
-            jax.eval_shape(plan.numbers, jax.ShapeDtypeStruct((plan.searches,), "f4"))
+            jax.eval_shape(plan.numbers, jax.ShapeDtypeStruct(plan.searches, "f4"))
             for plan in self.plans
         ]
-        shapes = [
-            shape.shape if plan.rows else ()
-            for shape, plan in zip(shapes, self.plans, strict=True)
-        ]
+        shapes = [shape.shape for shape in shapes]
         misfits = [
             checks.kind_of(one) if one is None or jnp.shape(one) != shape else None
             for one, shape in zip(guesses, shapes, strict=True)

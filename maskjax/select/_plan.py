@@ -2,7 +2,7 @@
 
 A structure that names roles sees a leaf as [stack, window, inputs, outputs], the axes
 of each role merged row-major. With scope "layer" or "output" the axes that count
-searches come first, merged into one: each row is a search of its own.
+searches come first, each as it is: each of their indices is a search of its own.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ class Plan:
     """The layout of one leaf, and its structure with numbers for roles.
 
     Attributes:
-        structure: For what is laid out, without the axis of rows.
+        structure: For what is laid out, without the axes of rows.
         shape: Of the leaf.
         parts: For each axis of the layout, the axes of the leaf that it merges.
-        rows: Whether the first of them counts searches.
+        rows: How many of the first of them count searches.
     """
 
     structure: Structure
     shape: tuple[int, ...]
     parts: tuple[tuple[int, ...], ...]
-    rows: bool = False
+    rows: int = 0
 
     @property
     def moved(self) -> bool:
@@ -43,16 +43,20 @@ class Plan:
         return self.parts != tuple((i,) for i in range(len(self.shape)))
 
     @property
-    def searches(self) -> int:
-        """How many searches the leaf takes."""
-        return math.prod(self._lengths(self.parts[0])) if self.rows else 1
+    def searches(self) -> tuple[int, ...]:
+        """The lengths of the axes that count searches; none if the leaf takes one."""
+        return self._laid[: self.rows]
+
+    @property
+    def _laid(self) -> tuple[int, ...]:
+        """The shape of the layout."""
+        return tuple(math.prod(self._lengths(part)) for part in self.parts)
 
     def laid(self, x: Array) -> Array:
         """An array of the leaf's shape, laid out."""
         if not self.moved:
             return x
-        x = x.transpose([axis for part in self.parts for axis in part])
-        return x.reshape([math.prod(self._lengths(part)) for part in self.parts])
+        return x.transpose([i for part in self.parts for i in part]).reshape(self._laid)
 
     def back(self, x: Array) -> Array:
         """From the layout, where axes may have length 1, to the leaf's own axes."""
@@ -68,7 +72,9 @@ class Plan:
 
     def each(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """A function of one search's part of the leaf, for all of the layout."""
-        return jax.vmap(function) if self.rows else function
+        for _ in range(self.rows):
+            function = jax.vmap(function)
+        return function
 
     def pool(self, x: Array, alive: Array | None = None) -> Array:
         """One score for each decision, from what is laid out."""
@@ -82,21 +88,22 @@ class Plan:
         """A number for each search, with the leaf's rank: 1 along all other axes."""
         if not self.rows:
             return per_search
-        ones = [1] * (len(self.parts) - 1)
-        return self.back(per_search.reshape(-1, *ones))
+        ones = [1] * (len(self.parts) - self.rows)
+        return self.back(per_search.reshape(*per_search.shape, *ones))
 
     def per_search(self, numbers: Array) -> Array:
         """The inverse of `numbers`."""
         if not self.rows:
             return numbers
-        return numbers.transpose([i for part in self.parts for i in part]).reshape(-1)
+        moved = numbers.transpose([i for part in self.parts for i in part])
+        return moved.reshape(self.searches)
 
     def decisions(self) -> int:
         """How many decisions each search makes."""
-        shape = [math.prod(self._lengths(part)) for part in self.parts]
+        shape = self._laid[self.rows :]
         if type(self.structure) in (Entries, NofM):
-            return math.prod(shape[1:] if self.rows else shape)
-        one = jax.ShapeDtypeStruct(tuple(shape[1:] if self.rows else shape), "float32")
+            return math.prod(shape)
+        one = jax.ShapeDtypeStruct(shape, "float32")
         return math.prod(jax.eval_shape(self.structure.pool, one).shape)
 
     def _lengths(self, part: Sequence[int]) -> list[int]:
@@ -128,6 +135,8 @@ def plan(
     apart: tuple[int, ...] = ()
     if axes is not None and scope in ("layer", "output"):
         apart = axes.stack + (axes.outputs if scope == "output" else ())
+    if axes and scope == "output" and apart and len(apart) == len(shape):
+        return f"shape {shape} is '{axes}', and scope=\"output\" ranks each alone"
     own = tuple((i,) for i in range(len(shape)) if i not in apart)
     roles = roles_of(structure)
     if roles:
@@ -148,7 +157,8 @@ def plan(
         if isinstance(found, str):
             return f"shape {shape} {found}"
         structure = found
-    made = Plan(structure, shape, ((apart,) if apart else ()) + own, bool(apart))
+    each = tuple((i,) for i in apart)
+    made = Plan(structure, shape, each + own, len(apart))
     lengths = tuple(math.prod(shape[i] for i in part) for part in own)
     problem = structure.complaint(lengths)
     if problem and roles and axes is not None:

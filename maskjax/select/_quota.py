@@ -72,10 +72,10 @@ def operand(rule: Keep | Leave, n: int | None) -> Quota:
     if isinstance(share, np.ndarray):  # one for each of many searches
         if n is None:
             return rule._replace(share=jnp.asarray(share, jnp.float32))
-        counts = [rule._replace(share=one).of(n) for one in share]
-        return Count(np.asarray(counts, "int64" if n >= 2**31 else "int32"))
+        counts = [rule._replace(share=one).of(n) for one in share.ravel()]
+        return Count(np.asarray(counts, dtypes.counts(n)).reshape(share.shape))
     if n is not None:
-        return Count(np.asarray(rule.of(n), "int64" if n >= 2**31 else "int32"))
+        return Count(np.asarray(rule.of(n), dtypes.counts(n)))
     exact = fractions.Fraction(str(share))
     if exact.denominator < _SMALL:
         return rule._replace(

@@ -69,9 +69,12 @@ def random(
     Args:
         params: Tree of arrays.
         density: The fraction to keep, in [0, 1]: a Python number, a scalar array that
-            may be traced, or, except in scope "global", a tree of either.
+            may be traced, or, except in scope "global", a tree of either. In scope
+            "layer" and "output" its leaves may also be arrays of a number for each
+            layer.
         scope: "leaf" keeps that fraction of each leaf, "global" of all leaves together,
-            "layer" of each index of a stack, "output" of each output of each of them.
+            "layer" of each index of a stack (where nothing is stacked: of each leaf),
+            "output" of each output of each of them.
         where: Which leaves carry a mask, and for "layer" and "output" what their axes
             mean.
         key: A typed key; every leaf gets its own.
@@ -108,7 +111,8 @@ def random_like(
         mask: A mask, packed or not. Entries along an axis of 1 share their decision in
             the result too.
         scope: "leaf" keeps the count of each leaf, "global" that of all together,
-            "layer" that of each index of a stack, "output" that of each output.
+            "layer" that of each index of a stack (where nothing is stacked: of each
+            leaf), "output" that of each output.
         where: What the axes mean, for "layer" and "output".
         key: A typed key; every leaf gets its own.
 
@@ -151,4 +155,4 @@ def _count(mask: Array, plan: Plan) -> Array:
     if not plan.rows:
         return algebra.count({"": mask})
     laid = plan.laid(mask)
-    return jnp.sum(laid, axis=range(1, laid.ndim), dtype=jnp.int32)
+    return jnp.sum(laid, axis=range(plan.rows, laid.ndim), dtype=jnp.int32)

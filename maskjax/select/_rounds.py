@@ -34,7 +34,9 @@ def drop(
         mask: What is alive: a mask with a leaf for every leaf of `scores`.
         rate: The fraction of what is alive to remove, in [0, 1]: exactly
             `round(rate * alive)`, halves rounded up. A number, a scalar array that may
-            be traced, or, except in scope "global", a tree of either like `scores`.
+            be traced, or, except in scope "global", a tree of either like `scores`. In
+            scope "layer" and "output" its leaves may also be arrays of a number for
+            each layer.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
@@ -83,8 +85,9 @@ def shrink(
             is kept.
         mask: What is alive: a mask with a leaf for every leaf of `scores`.
         density: The fraction of all entries, alive or not, to keep, in [0, 1]. A
-            number, a scalar array that may be traced, or, in scope "leaf", a tree of
-            either like `scores`.
+            number, a scalar array that may be traced, or, except in scope "global", a
+            tree of either like `scores`. In scope "layer" and "output" its leaves may
+            also be arrays of a number for each layer.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
@@ -134,8 +137,9 @@ def grow(
             is kept. Scores of entries that are alive do not matter.
         mask: What is alive: a mask with a leaf for every leaf of `scores`.
         density: The fraction of all entries, alive or not, to keep, in [0, 1]. A
-            number, a scalar array that may be traced, or, in scope "leaf", a tree of
-            either like `scores`.
+            number, a scalar array that may be traced, or, except in scope "global", a
+            tree of either like `scores`. In scope "layer" and "output" its leaves may
+            also be arrays of a number for each layer.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.

@@ -74,12 +74,14 @@ def top_k(
             4. Arrays may be traced, and are clipped to [0, 1].
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
             each index of a stack (where nothing is stacked: each leaf), "output" each
-            output of each of them.
+            output of each of them, in leaves that have inputs.
         structure: What is kept or removed together, and counts as one: entries, blocks,
             units, or entries within an N:M pattern. See `maskjax.structure`. Or a tree
             of structures like `scores`.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
-            where a structure names roles, or the scope is "layer" or "output".
+            where a structure names roles, the scope is "output", or it is "layer" and a
+            leaf may be a stack: it has 3 axes or more, or 2 and not the name of a
+            kernel.
         within: A mask. Only its entries are counted and can be kept. A block or unit
             counts if at least one of its entries is within.
         guess: The cutoffs of an earlier call. It never changes the result. In a
@@ -91,8 +93,9 @@ def top_k(
         shares decisions. With `return_cutoff`, a pair of this mask and a tree like
         `scores` with one scalar per leaf: nothing that was kept scores below it, and
         nothing that was removed above. It has the dtype of the leaf, or of the mean
-        score (float32 at least) for blocks and units. In scope "layer" and "output" it
-        is an array of the leaf's rank, with length 1 along what is ranked together.
+        score (float32 at least) for blocks and units. Where a leaf has many layers or
+        outputs that are ranked apart, it is an array of the leaf's rank, with length 1
+        along what is ranked together.
 
     Raises:
         TypeError: If a leaf of `scores` is not floating, `density` not a number, or

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import maskjax
-from maskjax import algebra, masking, packing
+from maskjax import algebra, masking, packing, where
 from maskjax.recipes import lottery_ticket
 from maskjax.structure import Units
 from tests import trees
@@ -462,6 +462,31 @@ def test_one_shot_is_a_search_that_does_not_train():
         removed = np.where(masks[name], 0, sizes).max((1, 2))
         assert (kept > removed).all()
     assert any((masks[k] != trace.masks[k]).any() for k in "ab")
+
+
+@pytest.mark.parametrize("mode", ["layer", "output"])
+def test_random_masks_keep_as_many_of_each_layer_of_a_stack(mode):
+    masks = np.random.default_rng(0).random((2, 3, 8, 4)) < [
+        [[[0.2]], [[0.5]], [[0.8]]]
+    ]
+    told = where.matching("w", axes="stack inputs outputs")
+    drawn = functools.partial(
+        lottery_ticket.random_masks, mode=mode, where=told, key=KEY
+    )
+
+    @jax.jit
+    def run(masks):
+        leaf = lottery_ticket.random_masks({"w": masks}, mode="layerwise", key=KEY)
+        return [drawn({"w": masks})["w"], drawn({"w": masks})["w"], leaf["w"]]
+
+    new, again, leaf = map(np.asarray, run(masks))
+    np.testing.assert_array_equal(new, again)
+    axes = (2, 3) if mode == "layer" else 2
+    np.testing.assert_array_equal(new.sum(axes), masks.sum(axes))
+    assert (new != masks).any()
+    assert (leaf.sum((2, 3)) != masks.sum((2, 3))).any()
+    with pytest.raises(ValueError, match="random_masks` needs to know the axes of the"):
+        lottery_ticket.random_masks({"w": masks}, mode=mode, key=KEY)
 
 
 @functools.cache

@@ -56,6 +56,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def is_real(value: Any) -> bool:
+    """Whether something is a real number, or an array of them; not of booleans."""
+    return is_number(value) or is_floating(value) or is_integer(value)
+
+
 def is_typed_key(value: Any) -> bool:
     """Whether something is an array of keys made by `jax.random.key`."""
     return isinstance(value, jax.Array) and jnp.issubdtype(

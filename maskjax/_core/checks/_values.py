@@ -14,6 +14,7 @@ from jax.core import Tracer
 from maskjax._core.checks._kinds import (
     is_floating,
     is_number,
+    is_real,
     is_typed_key,
     kind_of,
     raise_all,
@@ -34,26 +35,42 @@ def of_shape(array: Any, shape: tuple[int, ...], *, fn: str, name: str) -> None:
         raise ValueError(f"`{fn}` needs `{name}` of shape {shape}, got {array.shape}.")
 
 
-def unit_interval(value: Any, *, fn: str, name: str) -> None:
-    """A Python number in [0, 1], or a scalar array, whose value is not looked at."""
-    if isinstance(value, jax.Array):
-        if value.shape:
-            raise ValueError(
-                f"`{fn}` needs `{name}` as a scalar, got an array of shape "
-                f"{value.shape}. Map over it with `jax.vmap`."
-            )
-        return
-    if not is_number(value):
-        raise TypeError(
-            f"`{fn}` needs `{name}` as a number in [0, 1], got {kind_of(value)}."
+def unit_interval(
+    value: Any,
+    *,
+    fn: str,
+    name: str,
+    several: bool = False,
+    hint: str = "Map over it with `jax.vmap`.",
+) -> None:
+    """A real number in [0, 1]; JAX's arrays are not looked at.
+
+    Args:
+        value: A Python number or a scalar array.
+        fn: The public function that errors blame.
+        name: What that function calls the number.
+        several: Whether an array of many numbers will do, of any shape.
+        hint: What to do with such an array otherwise.
+    """
+    shape = np.shape(value) if isinstance(value, jax.Array | np.ndarray) else ()
+    if shape and not several:
+        raise ValueError(
+            f"`{fn}` needs `{name}` as a scalar, got an array of shape {shape}. {hint}"
         )
-    if math.isnan(value) or not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {value}.")
+    if isinstance(value, jax.Array) and is_real(value):
+        return
+    for number in np.ravel(value).tolist() if shape else [value]:
+        if not is_number(number):
+            raise TypeError(
+                f"`{fn}` needs `{name}` as a number in [0, 1], got {kind_of(value)}."
+            )
+        if math.isnan(number) or not 0.0 <= float(number) <= 1.0:
+            raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {number}.")
 
 
 def not_negative(value: Any, *, fn: str, name: str) -> None:
     """A finite Python number of at least 0, or a scalar array, not looked at."""
-    if isinstance(value, jax.Array) and not value.shape:
+    if isinstance(value, jax.Array) and not value.shape and is_real(value):
         return
     if not is_number(value):
         raise TypeError(f"`{fn}` needs `{name}` as a number, got {kind_of(value)}.")

@@ -2,18 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from maskjax import algebra, masking, packing, select, stacking
-from maskjax._core import checks, trees
-from maskjax._core.trees import Array, Mask, Params
+from maskjax._core import blame, checks, trees
+from maskjax._core.trees import Array, Mask, Params, Predicate
+from maskjax.where import kernels
 
 Train = Callable[..., tuple[Params, Any]]
-_Mode = Literal["layerwise", "global", "even"]
+_Mode = Literal["layerwise", "global", "even", "layer", "output"]
 _FN = "maskjax.recipes.lottery_ticket"
 
 
@@ -53,13 +54,18 @@ def retrain(
     return stacking.map(one, masks, batch_size=batch_size)
 
 
-def random_masks(masks: Mask, *, mode: _Mode, key: Array) -> Mask:
+def random_masks(
+    masks: Mask, *, mode: _Mode, where: Predicate = kernels, key: Array
+) -> Mask:
     """Random masks that keep as many entries as those of a stack.
 
     Args:
         masks: A stack of K masks.
         mode: What keeps its count: "layerwise", each leaf; "global", the whole mask;
-            "even", the whole mask, up to rounding, with one density for all leaves.
+            "even", the whole mask, up to rounding, with one density for all leaves. In
+            stacked networks also "layer", each index of a stack, and "output", each
+            output.
+        where: What the axes mean, for "layer" and "output".
         key: A typed key; every mask gets its own.
 
     Returns:
@@ -67,7 +73,8 @@ def random_masks(masks: Mask, *, mode: _Mode, key: Array) -> Mask:
 
     Raises:
         TypeError: If a leaf is not a mask, or the key is not typed.
-        ValueError: If the mode is unknown, or there is no mask.
+        ValueError: If the mode is unknown, there is no mask, or axes are needed and
+            unknown.
 
     Example:
         >>> masks, key = {"w": jnp.array([[True, False, True]])}, jax.random.key(0)
@@ -76,13 +83,14 @@ def random_masks(masks: Mask, *, mode: _Mode, key: Array) -> Mask:
     """
     fn = f"{_FN}.random_masks"
     checks.typed_key(key, fn=fn)
-    checks.one_of(mode, ("layerwise", "global", "even"), fn=fn, name="mode")
+    checks.one_of(mode, get_args(_Mode), fn=fn, name="mode")
     keys = jax.random.split(key, checks.members(masks, fn=fn))
 
     def one(mask: Mask, key: Array) -> Mask:
         if mode != "even":
-            scope = "leaf" if mode == "layerwise" else "global"
-            return select.random_like(mask, scope=scope, key=key)
+            scope = "leaf" if mode == "layerwise" else mode
+            with blame.instead_of("maskjax.select.random_like", fn):
+                return select.random_like(mask, scope=scope, where=where, key=key)
         blank = trees.map_mask(lambda m: jnp.zeros(m.shape), mask)
         share = algebra.density(mask)
         return select.random(blank, density=share, where=lambda *_: True, key=key)

@@ -1,5 +1,6 @@
 """How many weights each task will own."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -71,7 +72,7 @@ def allotment(
         free = [
             n
             for plan, n in zip(searched.plans, free, strict=True)
-            for _ in range(plan.searches)
+            for _ in range(math.prod(plan.searches))
         ]
     owned = []
     for task, rate in enumerate(rates):
