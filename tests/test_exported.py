@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import optax
 import pytest
 from jax import export
 
@@ -19,6 +20,8 @@ KINDS = [
     "optim.prune",
     "recipes.packnet.commit",
 ]
+for state in (optax.EmptyState, optax.TraceState):  # Optax leaves this to users
+    export.register_namedtuple_serialization(state, serialized_name=state.__name__)
 NO_PYTREES = {
     "maskjax.layers.LinenFeatureMask",
     "maskjax.layers.NNXFeatureMask",
