@@ -271,5 +271,5 @@ def _jaccard(both: Array, either: Array) -> Array:
 def _unpacked_shape(leaf: Array | PackedMask) -> tuple[int, ...]:
     """The shape of a leaf, for a packed stack with its members' axis."""
     if isinstance(leaf, PackedMask):
-        return (*leaf.bits.shape[:-1], *leaf.shape)
+        return (*leaf.lead, *leaf.shape)
     return leaf.shape

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import algebra, packing
-from maskjax._core import checks, dtypes, trees
+from maskjax._core import checks, dtypes, placement, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
 from maskjax.where import kernels
@@ -145,7 +145,7 @@ def _apply_leaf(param: Array, mask: Array | PackedMask, fill: Array | None) -> A
         soft = lambda m: m * param + (1 - m) * fill  # noqa: E731
     mask = packing.unpack_leaf(mask)
     if mask.dtype == bool:
-        return jnp.where(mask, param, fill)
+        return jnp.where(placement.alike(mask, param), param, fill)
     return soft(mask.astype(param.dtype))
 
 

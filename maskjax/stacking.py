@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax import masking, packing
-from maskjax._core import checks, slots, trees
+from maskjax._core import checks, placement, rows, slots, trees, turns
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, SoftMask
 
@@ -125,7 +125,7 @@ def _take(stack: Mask, index: Array, k: int) -> Mask:
     if index.dtype.itemsize < 4:  # K may be more than it holds
         index = index.astype(jnp.int32)
     index = jnp.where(index < 0, index + k, index)
-    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0, mode="clip"), stack)
+    return jax.tree.map(lambda leaf: rows.read(leaf, index), stack)
 
 
 def size(stack: Mask) -> int:
@@ -240,9 +240,7 @@ def _map(
 
     if batch_size is None:
         return jax.vmap(member)(stack)
-    size = min(batch_size, members)
-    # One at a time they have no axis: a `cond` in there stays one.
-    return lax.map(member, stack, batch_size=size if size > 1 else None)
+    return turns.run(member, stack, min(batch_size, members))
 
 
 def predict_each(
@@ -288,7 +286,9 @@ def predict_each(
     checks.at_least(group, 1, fn=fn, name="group")
     last = checks.members(stack, fn=fn) - 1
     size = _samples(members, inputs, fn)
-    members, rows, groups = _grouped(jnp.asarray(members), last, group)
+    whole = lambda x: placement.gathered(jnp.asarray(x), 0)  # noqa: E731
+    members, inputs = jax.tree.map(whole, (members, inputs))
+    members, places, groups = _grouped(members, last, group)
 
     def of_group(row: Array) -> Any:
         mask = take(stack, members[row[0]])
@@ -296,13 +296,14 @@ def predict_each(
         return apply(masking.apply(params, mask), *chosen)
 
     def run(i: Array, outputs: Any) -> Any:
+        found = jax.tree.map(
+            lambda new: placement.gathered(new, *range(new.ndim)), of_group(places[i])
+        )
         return jax.tree.map(
-            lambda old, new: old.at[rows[i]].set(new, mode="drop"),
-            outputs,
-            of_group(rows[i]),
+            lambda old, new: old.at[places[i]].set(new, mode="drop"), outputs, found
         )
 
-    outputs = jax.eval_shape(lambda rows: of_group(rows[0]), rows)
+    outputs = jax.eval_shape(lambda places: of_group(places[0]), places)
     checks.raise_all(
         (
             f"{path or 'output'}: shape {leaf.shape}"
@@ -314,6 +315,7 @@ def predict_each(
     blank = jax.tree.map(
         lambda out: jnp.zeros((size, *out.shape[1:]), out.dtype), outputs
     )
+    blank = placement.vary_like(blank, params, stack, members, inputs)
     return lax.fori_loop(0, groups, run, blank)
 
 
@@ -369,7 +371,7 @@ def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
 
 @jax.jit
 def _tensordot(leaf: Array, coefficients: Array) -> Array:
-    return jnp.tensordot(coefficients, leaf.astype(coefficients.dtype), 1)
+    return rows.mixed(leaf.astype(coefficients.dtype), coefficients)
 
 
 def _samples(members: Array, inputs: Any, fn: str) -> int:

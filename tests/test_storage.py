@@ -705,7 +705,7 @@ def test_what_is_not_there_is_named(path, tmp_path):
             use(tmp_path)
 
 
-def rewritten(path, change, *, tensors=None, version="1", sha256=None):
+def rewritten(path, change, *, tensors=None, version="2", sha256=None):
     """The file with other facts and a checksum that is right for them."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
@@ -728,13 +728,13 @@ def test_a_newer_format_says_so(path):
     storage.save(path, a_mask())
     rewritten(path, unchanged)
     storage.load(path)
-    rewritten(path, unchanged, version="2")
-    with raises(f"{path} has format version 2, and this maskjax reads 1"):
+    rewritten(path, unchanged, version="3")
+    with raises(f"{path} has format version 3, and this maskjax reads 2"):
         storage.load(path)
     rewritten(path, unchanged, version="one")
     with raises(f"{path} is damaged: its header is not what was saved"):
         storage.load(path)
-    rewritten(path, unchanged, version="1", sha256="0" * 64)
+    rewritten(path, unchanged, version="2", sha256="0" * 64)
     with raises(f"{path} is damaged: its header is not what was saved"):
         storage.load(path)
 

@@ -164,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=pathlib.Path, help="instead of benchmarks/results"
     )
+    only = {"action": "append", "choices": CASES, "metavar": "CASE"}
+    parser.add_argument("--only", **only, help="this one; may be repeated")
     parser.add_argument("--quick", action="store_true", help="one small program")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -175,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         again += sys.argv[1:] if argv is None else argv
         return subprocess.run(again, env=_chips.environment(), check=False).returncode
     root = options.out or (None if options.quick else RESULTS)
-    for lines in measured(QUICK if options.quick else CASES):
+    wanted = {name: CASES[name] for name in options.only or CASES}
+    for lines in measured(QUICK if options.quick else wanted):
         if root is not None:
             _results.append(root / FOLDER / "tpu_compile.jsonl", lines)
         print(f"{_results.table(lines)}\n", flush=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import packing
-from maskjax._core import checks, slots, trees
+from maskjax._core import checks, placement, slots, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
@@ -59,15 +59,16 @@ def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskB
     leaves = checks.chosen_leaves(params, where, fn=fn)
 
     def bits(leaf: Array) -> PackedMask:
-        words = PackedMask.words(leaf.shape)
-        return PackedMask(jnp.zeros((capacity, words), jnp.uint32), leaf.shape)
+        like = packing.spec_of_bits(leaf)
+        shape = (capacity, *PackedMask.words(leaf.shape))
+        words = placement.zeros(shape, jnp.uint32, leaf, spec=(None, *like))
+        return PackedMask(words, leaf.shape)
 
-    return MaskBank(
-        trees.map_mask(bits, leaves),
-        trees.map_mask(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), leaves),
-        jnp.int32(0),
-        jnp.int32(0),
-    )
+    def count(leaf: Array) -> Array:
+        return placement.zeros(leaf.shape, jnp.int32, leaf)
+
+    masks, counts = trees.map_mask(bits, leaves), trees.map_mask(count, leaves)
+    return MaskBank(masks, counts, jnp.int32(0), jnp.int32(0))
 
 
 def from_stack(
@@ -114,9 +115,9 @@ def _from_stack(packed: Mask, used: Array, size: int, *, clear: bool) -> MaskBan
     def filled(leaf: PackedMask) -> PackedMask:
         bits = leaf.bits
         if clear:
-            learned = jnp.arange(members, dtype=jnp.int32)[:, None] < used
+            learned = placement.lead(jnp.arange(members, dtype=jnp.int32) < used, bits)
             bits = jnp.where(learned, bits, jnp.uint32(0))
-        return PackedMask(jnp.pad(bits, ((0, size - members), (0, 0))), leaf.shape)
+        return PackedMask(_longer(bits, size), leaf.shape)
 
     masks = trees.map_mask(filled, packed)
     counts = trees.map_mask(lambda m: packing.tally_leaf(m, used), masks)
@@ -143,11 +144,18 @@ def grow(bank: MaskBank, capacity: int) -> MaskBank:
     """
     fn = "maskjax.bank.grow"
     require_bank(bank, fn=fn)
-    size = checks.members(bank.masks, fn=fn)
-    checks.at_least(capacity, size, fn=fn, name="capacity")
-    room = ((0, capacity - size), (0, 0))
-    masks = jax.tree.map(lambda bits: jnp.pad(bits, room), bank.masks)
-    return bank._replace(masks=masks)
+    checks.at_least(capacity, checks.members(bank.masks, fn=fn), fn=fn, name="capacity")
+    return bank._replace(masks=_grown(bank.masks, capacity))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grown(masks: Mask, capacity: int) -> Mask:
+    return jax.tree.map(lambda bits: _longer(bits, capacity), masks)
+
+
+def _longer(bits: Array, size: int) -> Array:
+    """The words of a stack with zeros behind them."""
+    return jnp.pad(bits, [(0, size - bits.shape[0])] + [(0, 0)] * (bits.ndim - 1))
 
 
 def capacity(bank: MaskBank) -> int:

@@ -4,11 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax import packing
-from maskjax._core import checks, slots, trees
+from maskjax._core import checks, rows, slots, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask
 from maskjax.bank._bank import (
@@ -72,7 +71,7 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
     members = checks.members(stack, fn=fn)
     packed = packed_stack(stack)
     checks.packed_stack(packed, fn=fn)
-    _fitting(bank, jax.tree.map(lambda bits: bits[0], packed), fn)
+    checks.same_shapes(bank.masks, packed, fn=fn, names=("bank", "mask"))
     require_room(bank, members, fn=fn)
     return _extend(bank, packed)
 
@@ -147,7 +146,7 @@ def _slot(bank: MaskBank, task: ArrayLike, fn: str) -> tuple[Array, Array]:
 @jax.jit
 def _take(masks: Mask, index: Array, exists: Array) -> Mask:
     def leaf(packed: PackedMask) -> PackedMask:
-        bits = lax.dynamic_index_in_dim(packed.bits, index, keepdims=False)
+        bits = rows.read(packed.bits, index)
         return PackedMask(jnp.where(exists, bits, jnp.uint32(0)), packed.shape)
 
     return trees.map_mask(leaf, masks)
@@ -155,41 +154,56 @@ def _take(masks: Mask, index: Array, exists: Array) -> Mask:
 
 @jax.jit
 def _put(bank: MaskBank, packed: Mask, index: Array, exists: Array) -> MaskBank:
-    return bank._replace(**_write(bank, packed, index, exists))
+    def bits(leaf: PackedMask, old: Array, new: PackedMask) -> PackedMask:
+        kept = jnp.where(exists, new.bits, old)
+        return PackedMask(rows.written(leaf.bits, kept, index), leaf.shape)
 
+    def counted(count: Array, old: Array, new: PackedMask) -> Array:
+        before = packing.unpack_leaf(PackedMask(old, new.shape)).astype(jnp.int32)
+        gain = packing.unpack_leaf(new).astype(jnp.int32) - before
+        return count + jnp.where(exists, gain, 0)
 
-@jax.jit
-def _append(bank: MaskBank, packed: Mask) -> MaskBank:
-    size = next(iter(jax.tree.leaves(bank.masks))).shape[0]
-    free = bank.learned < size
-    return MaskBank(
-        **_write(bank, packed, bank.learned, free),
-        learned=bank.learned + free.astype(jnp.int32),
-        overflowed=bank.overflowed + (~free).astype(jnp.int32),
+    old = trees.map_mask(lambda leaf: rows.read(leaf.bits, index), bank.masks)
+    return bank._replace(
+        masks=trees.map_mask(bits, bank.masks, old, packed),
+        counts=trees.map_mask(counted, bank.counts, old, packed),
     )
 
 
 @jax.jit
+def _append(bank: MaskBank, packed: Mask) -> MaskBank:
+    room = capacity(bank) - bank.learned
+
+    def counted(count: Array, new: PackedMask) -> Array:
+        return count + jnp.where(
+            room > 0, packing.unpack_leaf(new).astype(jnp.int32), 0
+        )
+
+    counts = trees.map_mask(counted, bank.counts, packed)
+    return _inserted(bank, jax.tree.map(lambda bits: bits[None], packed), counts)
+
+
+@jax.jit
 def _extend(bank: MaskBank, packed: Mask) -> MaskBank:
-    return lax.scan(lambda b, mask: (_append(b, mask), None), bank, packed)[0]
+    room = capacity(bank) - bank.learned
+
+    def counted(count: Array, new: PackedMask) -> Array:
+        return count + packing.tally_leaf(new, room)
+
+    return _inserted(bank, packed, trees.map_mask(counted, bank.counts, packed))
 
 
-def _write(bank: MaskBank, packed: Mask, index: Array, allowed: Array) -> Any:
-    """Masks and counts after one slot is overwritten, if that is allowed."""
+def _inserted(bank: MaskBank, packed: Mask, counts: Any) -> MaskBank:
+    """The bank with new masks behind those learned, as far as there is room."""
+    many = checks.members(packed, fn="")
+    fitting = jnp.clip(capacity(bank) - bank.learned, 0, many)
 
     def bits(leaf: PackedMask, new: PackedMask) -> PackedMask:
-        old = lax.dynamic_index_in_dim(leaf.bits, index, keepdims=False)
-        kept = jnp.where(allowed, new.bits, old)
-        written = lax.dynamic_update_index_in_dim(leaf.bits, kept, index, 0)
-        return PackedMask(written, leaf.shape)
+        return PackedMask(rows.inserted(leaf.bits, new.bits, bank.learned), leaf.shape)
 
-    def counts(count: Array, leaf: PackedMask, new: PackedMask) -> Array:
-        old = lax.dynamic_index_in_dim(leaf.bits, index, keepdims=False)
-        old = packing.unpack_leaf(PackedMask(old, leaf.shape))
-        gain = packing.unpack_leaf(new).astype(jnp.int32) - old.astype(jnp.int32)
-        return count + jnp.where(allowed, gain, 0)
-
-    return {
-        "masks": trees.map_mask(bits, bank.masks, packed),
-        "counts": trees.map_mask(counts, bank.counts, bank.masks, packed),
-    }
+    return MaskBank(
+        trees.map_mask(bits, bank.masks, packed),
+        counts,
+        learned=bank.learned + fitting,
+        overflowed=bank.overflowed + (many - fitting),
+    )

@@ -198,7 +198,7 @@ def _forgetting(matrix: Array) -> Array:
 
 def _bits(leaf: Any, levels: int | None) -> int:
     if isinstance(leaf, PackedMask):
-        return math.prod(leaf.shape) * math.prod(leaf.bits.shape[:-1])
+        return math.prod(leaf.shape) * math.prod(leaf.lead)
     width = _width(leaf.dtype)
     if levels is not None:
         width = min(width, (levels - 1).bit_length())

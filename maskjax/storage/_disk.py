@@ -1,6 +1,6 @@
 """Files of packed masks: written whole or not at all, and checked when read.
 
-A file is a safetensors file with the words of every leaf, [members, W]. Its metadata
+A file is a safetensors file with the words of every leaf, [members, ...]. Its metadata
 hold a format version, a checksum, and the header that the checksum is of. The header
 holds the checksums of the words. In a folder, each header also holds the checksum of
 the file before it.
@@ -21,12 +21,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from maskjax._core.packed import WORD, PackedMask
+from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax.storage._header import Header, StorageError, checksum, parsed, written
 
 StrPath = str | os.PathLike[str]
 
-_FORMAT, _VERSION = "maskjax.mask", "1"
+_FORMAT, _VERSION = "maskjax.mask", "2"
 _WORDS = np.dtype("<u4")  # on disk and in checksums, on machines of any byte order
 _CHUNK = 1 << 20  # words that are read together, and hashed while they are in cache
 
@@ -35,22 +35,26 @@ _CHUNK = 1 << 20  # words that are read together, and hashed while they are in c
 
 
 def words_of(leaf: PackedMask) -> np.ndarray:
-    """A leaf's words, as they are on disk."""
-    return np.ascontiguousarray(np.atleast_2d(np.asarray(leaf.bits, _WORDS)))
+    """A leaf's words, [members, ...], as they are on disk."""
+    words = np.ascontiguousarray(np.asarray(leaf.bits, _WORDS))
+    return words if leaf.lead else words[None]
 
 
 def strays(words: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether a bit past the last entry is set."""
-    width = words.shape[1]
-    past = np.arange(math.prod(shape), WORD * width)
-    return bool(np.any(words[:, past % max(width, 1)] >> (past // max(width, 1)) & 1))
+    """Whether a bit past the end of the packed axis is set."""
+    how = layout(shape)
+    past = WORD * how.words[how.axis] - how.view[how.axis]
+    if not past or not words.size:
+        return False
+    return bool(np.any(words.take(-1, 1 + how.axis) >> np.uint32(WORD - past)))
 
 
-def aligned(rows: int, width: int) -> np.ndarray:
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros at an address that JAX takes over without a copy, on CPU."""
-    room = np.zeros(rows * width + 16, np.uint32)
+    size = math.prod(shape)
+    room = np.zeros(size + 16, np.uint32)
     start = -room.ctypes.data % 64 // 4
-    return room[start : start + rows * width].reshape(rows, width)
+    return room[start : start + size].reshape(shape)
 
 
 # Writing.
@@ -188,9 +192,10 @@ def read_header(path: pathlib.Path, file: Any) -> tuple[Header, str]:
         raise StorageError(f"{path} is a safetensors file, but not one of maskjax.")
     version, saved, facts = [*text.split(" ", 2), "", ""][:3]
     if version != _VERSION and version.isdecimal():
+        which = "a newer" if int(version) > int(_VERSION) else "an older"
         raise StorageError(
             f"{path} has format version {version}, and this maskjax reads {_VERSION}: "
-            "a newer one may read it."
+            f"{which} one may read it."
         )
     digest = checksum(facts.encode())
     if version != _VERSION or digest != saved:
@@ -202,7 +207,7 @@ def read_header(path: pathlib.Path, file: Any) -> tuple[Header, str]:
     views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     found = {name: (v.get_dtype(), list(v.get_shape())) for name, v in views.items()}
     if found != {
-        header.tensor(i): ("U32", [header.members, PackedMask.words(shape)])
+        header.tensor(i): ("U32", [header.members, *layout(shape).words])
         for i, shape in header.shapes.items()
     }:
         raise StorageError(f"{path} is damaged: its tensors are not what was saved.")
@@ -212,10 +217,10 @@ def read_header(path: pathlib.Path, file: Any) -> tuple[Header, str]:
 def read_words(
     path: pathlib.Path, file: Any, header: Header, i: int, out: np.ndarray
 ) -> None:
-    """Read the words of a leaf, [members, W], into an array."""
+    """Read the words of a leaf, [members, ...], into an array."""
     view, leaf = file.get_slice(header.tensor(i)), header.leaves[i]
     digest = hashlib.sha256()
-    step = max(1, _CHUNK // max(1, out.shape[1]))
+    step = max(1, _CHUNK // max(1, math.prod(out.shape[1:])))
     for start in range(0, len(out) if out.size else 0, step):
         stop = min(start + step, len(out))
         out[start:stop] = rows = view[start:stop]

@@ -1,7 +1,6 @@
 """From files to masks."""
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskjax._core import checks, trees
-from maskjax._core.packed import WORD, PackedMask
+from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax.bank import MaskBank
 from maskjax.storage import _disk
 from maskjax.storage._disk import StrPath
@@ -115,7 +114,7 @@ def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
     rebuild = _rebuilder(path, header, like, fn)
     shapes = header.shapes
     bits = {
-        i: _disk.aligned(rows, PackedMask.words(shape)) for i, shape in shapes.items()
+        i: _disk.aligned((rows, *layout(shape).words)) for i, shape in shapes.items()
     }
     start = 0
     for name, one in zip(files, headers, strict=True):
@@ -177,9 +176,13 @@ def _rebuilder(
 
 def _counts(words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """How many masks keep each entry. NumPy, so that loading compiles nothing."""
-    total = np.zeros((words.shape[1], WORD), np.int32)
+    how = layout(shape)
+    total = np.zeros((*how.words, WORD), np.int32)
     for start in range(0, len(words), 64):  # sums of at most 64 fit into a byte
-        octets = words[start : start + 64].astype("<u4").view(np.uint8)
-        bits = np.unpackbits(octets, axis=1, bitorder="little")
-        total += bits.sum(0, dtype=np.uint8).reshape(total.shape)
-    return total.T.ravel()[: math.prod(shape)].reshape(shape)
+        octets = words[start : start + 64].astype("<u4")[..., None].view(np.uint8)
+        bits = np.unpackbits(octets, axis=-1, bitorder="little")
+        total += bits.sum(0, dtype=np.uint8)
+    padded = list(how.view)
+    padded[how.axis] = WORD * how.words[how.axis]
+    total = np.moveaxis(total, -1, how.axis + 1).reshape(padded)
+    return total.take(range(how.view[how.axis]), how.axis).reshape(shape)

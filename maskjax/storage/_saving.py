@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
@@ -45,7 +46,8 @@ def save(
 
     Raises:
         TypeError: If a leaf is no mask or is traced, or the metadata are not JSON.
-        ValueError: If bits do not fit their shapes.
+        ValueError: If bits do not fit their shapes, or other processes hold a part of
+            the mask. `multihost_utils.process_allgather` gathers it.
         StorageError: If the file can't be written.
 
     Example:
@@ -83,8 +85,9 @@ def append(
 
     Raises:
         TypeError: If a leaf is no mask or is traced, or the metadata are not JSON.
-        ValueError: If bits do not fit their shapes, no leaf carries a mask, or `mask`
-            is a bank and the folder already holds one.
+        ValueError: If bits do not fit their shapes, no leaf carries a mask, other
+            processes hold a part of it, or `mask` is a bank and the folder already
+            holds one.
         StorageError: If the mask does not fit those in the folder, the folder's last
             file can't be read, or the new one can't be written.
 
@@ -131,7 +134,7 @@ def append(
 def _content(
     mask: Mask | MaskBank, metadata: Mapping[str, Any] | None, fn: str
 ) -> tuple[Header, dict[int, np.ndarray]]:
-    """A mask's header, and the words [members, W] of its leaves by their numbers."""
+    """A mask's header, and the words [members, ...] of its leaves by their numbers."""
     masks = mask.masks if isinstance(mask, MaskBank) else mask
     checks.boolean(masks, fn=fn)
     checks.raise_all(
@@ -143,6 +146,7 @@ def _content(
         f"`{fn}` needs masks with values, and can't be in `jit`",
         TypeError,
     )
+    _require_here(mask, fn)
     leaves, _ = trees.mask_leaves(packing.pack(masks))
     packed = {i: leaf for i, (_, leaf) in enumerate(leaves) if leaf is not None}
     found = jsonable(metadata, fn)
@@ -166,6 +170,26 @@ def _content(
     return header._replace(leaves=described), bits
 
 
+def _require_here(mask: Mask | MaskBank, fn: str) -> None:
+    """Raise if other processes hold a part of a mask, before anything waits for it."""
+
+    def elsewhere(leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+
+    checks.raise_all(
+        (
+            f"{path}: {checks.kind_of(leaf)}, {leaf.sharding}"
+            for path, leaf in trees.named_leaves(mask)
+            if elsewhere(leaf)
+        ),
+        f"`{fn}` needs masks that this process holds as a whole. Let every process "
+        "call `jax.experimental.multihost_utils.process_allgather(mask, tiled=True)`, "
+        "and one of them save what it returns. Other processes hold parts",
+    )
+
+
 def _counted(header: Header, mask: Mask | MaskBank, fn: str) -> Header:
     """The header with the kind and number of masks, if all leaves agree on it."""
     masks = mask.masks if isinstance(mask, MaskBank) else mask
@@ -174,12 +198,12 @@ def _counted(header: Header, mask: Mask | MaskBank, fn: str) -> Header:
         for path, leaf in trees.mask_leaves(masks)[0]
         if isinstance(leaf, packing.PackedMask)
     ]
-    if isinstance(mask, MaskBank) or any(leaf.bits.ndim > 1 for _, leaf in packed):
+    if isinstance(mask, MaskBank) or any(leaf.lead for _, leaf in packed):
         checks.packed_stack(masks, fn=fn)
         header = header._replace(kind="stack", members=checks.members(masks, fn=fn))
     checks.packed(masks, fn=fn, stacked=None)
     checks.raise_all(
-        (f"{p}: {checks.kind_of(m.bits)}" for p, m in packed if m.bits.ndim > 2),
+        (f"{p}: {checks.kind_of(m.bits)}" for p, m in packed if len(m.lead) > 1),
         f"`{fn}` needs the bits of one mask or of one stack",
     )
     if isinstance(mask, MaskBank):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import masking, packing, stacking
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax._core.trees import Array, Mask, Params, SoftMask
 from maskjax.bank import MaskBank, capacity, is_used, mean
 from maskjax.bank._bank import require_bank
@@ -207,27 +207,26 @@ def binary(
     _ready(bank, params, fn)
     # The first mean comes from the bank's counts: no pass over the masks.
     gradients = _at_mean(objective, params, bank, data)
-    most = -(-capacity(bank) // base)
-    # Sorted and cut by rank, so that ties do not change how many are kept.
-    order = jnp.lexsort((gradients, ~is_used(bank))).astype(jnp.int32)
+    left = -(-bank.learned // base)
+    alive = _lowest_of(gradients, is_used(bank), left)
 
     def again(carry: tuple[Array, Array], _: None) -> tuple[Any, None]:
-        rows, left = carry
-        alive = jnp.arange(rows.shape[0], dtype=jnp.int32) < left
+        alive, left = carry
         share = alive.astype(jnp.float32) / jnp.maximum(left, 1).astype(jnp.float32)
         mixed = trees.map_mask(
-            lambda m: packing.mix_leaf(m, share, rows=rows, used=left), bank.masks
+            lambda m: packing.mix_leaf(m, share, alive=alive), bank.masks
         )
         by_mask = _by_mask(objective, params, mixed, data)
-        gradients = _dots(bank, by_mask, rows=rows, used=left)
-        rows = rows[jnp.lexsort((rows, gradients, ~alive))]
-        return (rows, -(-left // base)), None
+        gradients = _dots(bank, by_mask, alive=alive)
+        left = -(-left // base)
+        return (_lowest_of(gradients, alive, left), left), None
 
-    rows, rounds = order[:most], 0
+    most, rounds = -(-capacity(bank) // base), 0
     while most > 1:
         rounds, most = rounds + 1, -(-most // base)
-    (rows, _), _ = lax.scan(again, (rows, -(-bank.learned // base)), length=rounds)
-    return jnp.where(bank.learned > 0, rows[0], -1).astype(jnp.int32)
+    (alive, _), _ = lax.scan(again, (alive, left), length=rounds)
+    last = jnp.argmax(alive).astype(jnp.int32)
+    return jnp.where(bank.learned > 0, last, -1).astype(jnp.int32)
 
 
 def exhaustive(
@@ -298,7 +297,19 @@ def _by_mask(
 
 
 @jax.jit
+def _lowest_of(values: Array, alive: Array, many: Array) -> Array:
+    """Which of those alive have the lowest values, exactly so many: [K], boolean.
+
+    Ranks decide, so that ties do not change how many are kept.
+    """
+    values = placement.gathered(values, 0)
+    rank = jnp.argsort(jnp.lexsort((values, ~alive))).astype(jnp.int32)
+    return rank < many
+
+
+@jax.jit
 def _lowest(bank: MaskBank, values: Array) -> Array:
+    values = placement.gathered(values, 0)
     comparable = is_used(bank) & ~jnp.isnan(values)
     best = jnp.argmin(jnp.where(comparable, values, jnp.inf))
     return jnp.where(bank.learned > 0, best, -1).astype(jnp.int32)

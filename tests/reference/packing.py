@@ -1,14 +1,31 @@
-"""Bits, one entry at a time: bit j of word w is entry j * W + w."""
+"""Bits, one entry at a time: bit j of word w of an axis is entry 32 w + j of it."""
+
+import math
 
 import numpy as np
 
 
+def packed_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis that is packed, or `None` if all entries are packed as one run."""
+    entries, run = math.prod(shape), math.ceil(math.prod(shape) / 32)
+    if not entries:
+        return None
+    words = {a: entries // n * math.ceil(n / 32) for a, n in enumerate(shape)}
+    fewest = [a for a in words if words[a] == min(words.values())]
+    longest = [a for a in fewest if shape[a] == max(shape[b] for b in fewest)]
+    return longest[0] if longest and run >= words[longest[0]] * 8 / 9 else None
+
+
 def pack(mask: np.ndarray) -> np.ndarray:
-    """A flattened boolean array as words of 32 bits."""
-    flat = np.asarray(mask).ravel()
-    words = (flat.size + 31) // 32
-    bits = [0] * words
-    for position, kept in enumerate(flat):
-        if kept:
-            bits[position % words] |= 1 << (position // words)
-    return np.array(bits, np.uint32)
+    """A boolean array as words of 32 bits."""
+    mask = np.asarray(mask)
+    axis = packed_axis(mask.shape)
+    view, axis = (mask.ravel(), 0) if axis is None else (mask, axis)
+    shape = list(view.shape)
+    shape[axis] = math.ceil(shape[axis] / 32)
+    bits = np.zeros(shape, np.uint32)
+    for place in np.argwhere(view):
+        word = list(place)
+        word[axis], j = divmod(int(place[axis]), 32)
+        bits[tuple(word)] |= np.uint32(1 << j)
+    return bits

@@ -316,15 +316,15 @@ def _check_bits(
         if not isinstance(leaf, PackedMask):
             return None
         bits, words = leaf.bits, PackedMask.words(leaf.shape)
-        if bits.dtype != jnp.uint32 or not bits.ndim or bits.shape[-1] != words:
+        if bits.dtype != jnp.uint32 or bits.shape[len(leaf.lead) :] != words:
             return (
                 f"{kind_of(bits)} for shape {leaf.shape}, which takes {words} words of "
                 "uint32"
             )
-        if stacked and bits.ndim < 2:
+        if stacked and not leaf.lead:
             return "one mask, not a stack (`jax.vmap(packing.pack)(stack)`)"
-        if stacked is False and bits.ndim > 1:
-            return f"a stack of masks, {bits.shape[:-1]}"
+        if stacked is False and leaf.lead:
+            return f"a stack of masks, {leaf.lead}"
         return None
 
     needs = f"`{fn}` needs packed masks whose bits fit their shapes"
@@ -355,7 +355,7 @@ def members(stack: trees.Mask, *, fn: str) -> int:
         return None if leaf is None or shaped(leaf) else kind_of(leaf)
 
     def length(leaf: Any) -> int | None:
-        axes = leaf.bits.shape[:-1] if isinstance(leaf, PackedMask) else leaf.shape
+        axes = leaf.lead if isinstance(leaf, PackedMask) else leaf.shape
         return axes[0] if axes else None
 
     needs = f"`{fn}` needs every leaf of `stack` to be an array or None"

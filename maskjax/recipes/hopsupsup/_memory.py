@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import packing
-from maskjax._core import checks
+from maskjax._core import checks, placement, rows
+from maskjax._core.packed import PackedMask
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, SoftMask, map_mask
 
@@ -48,8 +49,13 @@ def init(mask: Mask) -> Memory:
     checks.boolean(mask, fn=fn)
     if not jax.tree.leaves(mask):
         raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")
-    psi = map_mask(lambda m: jnp.zeros((m.size, m.size), jnp.float32), mask)
-    sums = map_mask(lambda m: jnp.zeros(m.shape, jnp.int32), mask)
+
+    def zeros(m: Array, shape: tuple[int, ...], dtype: str) -> Array:
+        like = m.bits if isinstance(m, PackedMask) else m
+        return placement.zeros(shape, dtype, like, spec=(None,) * len(shape))
+
+    psi = map_mask(lambda m: zeros(m, (m.size, m.size), "float32"), mask)
+    sums = map_mask(lambda m: zeros(m, m.shape, "int32"), mask)
     return Memory(psi, sums, jnp.zeros((), jnp.int32))
 
 
@@ -113,7 +119,13 @@ def _check(memory: Memory, mask: Any, fn: str) -> None:
 
 
 def _signs(mask: Any) -> Any:
-    return map_mask(lambda m: 2 * packing.unpack_leaf(m).astype(jnp.float32) - 1, mask)
+    """+-1 for each entry, whole on every device, as every entry of psi needs two."""
+
+    def signs(m: Any) -> Array:
+        z = 2 * packing.unpack_leaf(m).astype(jnp.float32) - 1
+        return placement.gathered(z, *range(z.ndim))
+
+    return map_mask(signs, mask)
 
 
 @functools.partial(jax.jit, static_argnames="rule")
@@ -121,7 +133,7 @@ def _stored(memory: Memory, mask: Mask, *, rule: str) -> Memory:
     def learned(z: Array, psi: Array) -> Array:  # 2.
         new = jnp.outer(z, z)
         if rule == "storkey":
-            cross = jnp.outer(z, jnp.matmul(psi, z, precision="highest"))
+            cross = jnp.outer(z, rows.times(psi, z))
             # In this order psi is symmetric bit for bit.
             new -= jnp.eye(z.size, dtype=z.dtype) + (cross + cross.T)
         return psi + new / z.size
@@ -136,5 +148,5 @@ def _stored(memory: Memory, mask: Mask, *, rule: str) -> Memory:
 def _energy(memory: Memory, mask: Mask | SoftMask) -> Array:
     signs = jax.tree.leaves(_signs(mask))
     pairs = zip(map(jnp.ravel, signs), jax.tree.leaves(memory.psi), strict=True)
-    sums = [jnp.vdot(s, jnp.matmul(psi, s, precision="highest")) for s, psi in pairs]
+    sums = [jnp.vdot(s, rows.times(psi, s)) for s, psi in pairs]
     return -jnp.stack(sums).sum() / 2

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import bank, initializer, superposition
-from maskjax._core import blame, checks
+from maskjax._core import blame, checks, placement, rows
 from maskjax._core.trees import Array, Params, Predicate, Scores
 from maskjax.recipes.supsup_stream._state import (
     StreamState,
@@ -93,7 +93,7 @@ def _decided(
     *,
     start: Start,
 ) -> StreamState:
-    size = slopes.size
+    size, slopes = slopes.size, placement.gathered(slopes, 0)
     nu = jax.nn.softmax(jnp.where(_first(k, size), -slopes, -jnp.inf))  # 1.
     nu = jnp.where(_first(state.learned, size), nu, 0)  # never an untrained mask
     best = jnp.argmax(nu).astype(jnp.int32)
@@ -123,7 +123,7 @@ def _begun(start: Start, state: StreamState, nearest: Scores, mean: Scores) -> S
         used = bank.is_used(tasks_of(state)).astype(jnp.float32)
         share = used / jnp.maximum(state.learned, 1).astype(jnp.float32)
         scores = jax.tree.map(
-            lambda s: jnp.tensordot(share.astype(s.dtype), s, 1), state.stored
+            lambda s: rows.mixed(s, share.astype(s.dtype)), state.stored
         )
     return _where(state.learned > 0, scores, drawn)
 

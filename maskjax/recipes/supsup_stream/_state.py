@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import bank, estimator, initializer, packing, select
-from maskjax._core import blame, checks, trees
+from maskjax._core import blame, checks, rows, trees
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Scores
 from maskjax.where import kernels
@@ -131,7 +131,7 @@ def tasks_of(state: StreamState) -> bank.MaskBank:
 
 def member(stack: Any, i: Any) -> Any:
     """One member of a stack of arrays; indices are clipped."""
-    return jax.tree.map(lambda s: s.at[i].get(mode="clip"), stack)
+    return jax.tree.map(lambda s: rows.read(s, i), stack)
 
 
 @jax.jit
@@ -140,7 +140,7 @@ def _committed(state: StreamState) -> StreamState:
     size = jax.tree.leaves(old)[0].shape[0]
     at = jnp.where(state.current < 0, size, state.current)  # past the end: dropped
     new = state.scores, _packed(state.scores)
-    stacks = jax.tree.map(lambda s, one: s.at[at].set(one, mode="drop"), old, new)
+    stacks = jax.tree.map(lambda s, one: rows.inserted(s, one[None], at), old, new)
     return state._replace(stored=stacks[0], packed=stacks[1])
 
 

@@ -1,0 +1,161 @@
+"""Where arrays are: how constants, loops and reads follow the data they are for.
+
+On a mesh of Explicit axes an array's type says how it is sharded. Inside `shard_map` it
+says over which axes its values vary. Elsewhere a type says nothing, and the compiler
+shards; there these functions change nothing.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+
+from maskjax._core.trees import Array
+
+Names = str | tuple[str, ...] | None  # of the mesh axes that one axis is sharded over
+
+
+def vary_like(x: Any, *others: Any) -> Any:
+    """The same tree of arrays, which inside `shard_map` varies wherever `others` do.
+
+    The carry of a loop has to have one type from the first round on.
+    """
+    wanted = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(others)))
+
+    def cast(leaf: Any) -> Any:
+        missing = wanted - _varying(leaf)
+        return lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
+
+    return jax.tree.map(cast, x) if wanted else x
+
+
+def _varying(x: Any) -> frozenset[str]:
+    kind = jax.typeof(x)
+    if hasattr(kind, "vma"):
+        return kind.vma
+    return getattr(getattr(kind, "mat", None), "varying", frozenset())
+
+
+def explicit(x: Any) -> bool:
+    """Whether the type of an array says how it is sharded."""
+    return AxisType.Explicit in sharding(x).mesh.axis_types
+
+
+def spec_of(x: Any) -> tuple[Names, ...]:
+    """The mesh axes that each axis is sharded over, as far as the type says so."""
+    spec = tuple(sharding(x).spec) if explicit(x) else ()
+    return (*spec, *[None] * (jax.typeof(x).ndim - len(spec)))
+
+
+def names_of(parts: Any) -> tuple[str, ...]:
+    """The mesh axes in a part of a spec, one after another."""
+    listed = [p if isinstance(p, tuple) else (p,) for p in parts if p is not None]
+    return tuple(name for part in listed for name in part)
+
+
+def shards(x: Any, axis: int) -> int:
+    """How many parts an axis is cut into, as far as that is known."""
+    names = names_of(known_spec(x)[axis : axis + 1])
+    sizes = known(x).mesh.shape if names else {}  # type: ignore[union-attr]
+    return math.prod(sizes[name] for name in names)
+
+
+def tells(*leaves: Any) -> bool:
+    """Whether it is known how arrays are sharded: types say so, or all have values."""
+    values = not any(isinstance(leaf, Tracer) for leaf in leaves)
+    return values or any(explicit(leaf) for leaf in leaves)
+
+
+def groups(*leaves: Any) -> int:
+    """Into how many equal groups of rows every even sharding of the rows falls.
+
+    Where it is known how arrays are sharded, that is the number of shards. Elsewhere
+    the rows may be on as many devices as there are.
+    """
+    if tells(*leaves):
+        return max(shards(leaf, 0) for leaf in leaves)
+    mesh = sharding(leaves[0]).mesh
+    devices = jax.device_count()
+    if not mesh.empty:
+        kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+        devices = math.prod(size for size, kind in kinds if kind == AxisType.Auto)
+    return math.gcd(leaves[0].shape[0], devices)
+
+
+def place(x: Array, spec: Any, *, like: Any = None) -> Array:
+    """The array with another spec, on its own mesh or on that of another array.
+
+    Where types say nothing about shardings it is returned as it is.
+    """
+    like = x if like is None else like
+    if not explicit(like) or explicit(x) and spec_of(x) == tuple(spec):
+        return x
+    values = not isinstance(x, Tracer) and not isinstance(like, Tracer)
+    mesh = like.sharding.mesh if values else sharding(like).mesh
+    move = jax.device_put if values else jax.sharding.reshard
+    return move(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def alike(x: Array, like: Array) -> Array:
+    """The array broadcast to another one and sharded as that is, if types say so."""
+    if not explicit(like) or spec_of(x) == spec_of(like):
+        return x
+    return place(jnp.broadcast_to(x, like.shape), spec_of(like), like=like)
+
+
+def gathered(x: Array, *axes: int) -> Array:
+    """The array with some axes whole on every device, as far as types say so."""
+    spec = [None if a in axes else part for a, part in enumerate(spec_of(x))]
+    return place(x, spec)
+
+
+def lead(x: Array, like: Array) -> Array:
+    """[K] with axes of 1 behind it, up to the rank of another array."""
+    return x.reshape(x.shape + (1,) * (jax.typeof(like).ndim - x.ndim))
+
+
+def zeros(shape: Any, dtype: Any, like: Any, *, spec: Any = None) -> Array:
+    """Zeros on the devices of another array, if it is known where that is.
+
+    Args:
+        shape: The shape of the result.
+        dtype: Its dtype.
+        like: The other array.
+        spec: How to shard the result over its mesh; `None` for its own spec.
+    """
+    where = known(like)
+    if isinstance(where, NamedSharding) and spec is not None:
+        where = NamedSharding(where.mesh, PartitionSpec(*spec))
+    if isinstance(like, Tracer):
+        if isinstance(where, NamedSharding) and not names_of(where.spec):
+            where = None  # the type of any constant
+        return jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
+    return jnp.zeros(shape, dtype, device=where)
+
+
+def known(x: Any) -> Sharding | None:
+    """How an array is sharded, if its type says so, or if it was put somewhere."""
+    if isinstance(x, Tracer):
+        return sharding(x) if explicit(x) else None
+    return x.sharding if getattr(x, "committed", False) else None
+
+
+def known_spec(x: Any) -> tuple[Names, ...]:
+    """The spec in `known`."""
+    where = known(x)
+    spec = tuple(where.spec) if isinstance(where, NamedSharding) else ()
+    return (*spec, *[None] * (len(x.shape) - len(spec)))
+
+
+def sharding(x: Any) -> Any:
+    """The sharding in an array's type."""
+    return jax.typeof(x).sharding
+
+
+def mesh_of(x: Any) -> Any:
+    """The mesh in an array's type."""
+    return sharding(x).mesh

@@ -1,0 +1,70 @@
+"""Rows of an array, read and written wherever their shards are."""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maskjax._core import placement
+from maskjax._core.trees import Array
+
+
+def read(x: Array, row: Array) -> Array:
+    """One row of [C, ...], or several; rows are clipped to [0, C).
+
+    If rows are on many devices, those that are read travel to all of them.
+    """
+    members, *rest = placement.spec_of(x)
+    if members is None:
+        return jnp.take(x, row, axis=0, mode="clip")
+    # The type of a sharded axis on an Explicit mesh lets no row be sliced.
+    where = NamedSharding(placement.sharding(x).mesh, PartitionSpec(None, *rest))
+    found = x.at[jnp.ravel(row)].get(mode="clip", out_sharding=where)
+    return found.reshape(*jnp.shape(row), *x.shape[1:])
+
+
+def written(x: Array, new: Array, row: Array) -> Array:
+    """[C, ...] with one row replaced, where it is."""
+    members, *words = placement.spec_of(x)
+    new = placement.place(new, words, like=x)
+    if members is None:
+        return lax.dynamic_update_index_in_dim(x, new, row, 0)
+    chosen = placement.lead(_numbers(x) == row, x)
+    return jnp.where(chosen, new[None], x)
+
+
+def inserted(x: Array, new: Array, start: Array) -> Array:
+    """[C, ...] with [K, ...] from a row on; what does not fit in is dropped."""
+    spec = placement.spec_of(x)
+    new = placement.place(new, (None, *spec[1:]), like=x)
+    if spec[0] is None:
+        rows = start + jnp.arange(new.shape[0], dtype=jnp.int32)
+        return x.at[rows].set(new, mode="drop")
+    place = _numbers(x) - start
+    moved = new.at[place].get(mode="clip", out_sharding=placement.sharding(x))
+    fits = placement.lead((place >= 0) & (place < new.shape[0]), x)
+    return jnp.where(fits, moved, x)
+
+
+def mixed(x: Array, coefficients: Array) -> Array:
+    """The weighted sum of rows, for coefficients [C] in the dtype of [C, ...]."""
+    if not placement.explicit(x):
+        return jnp.tensordot(coefficients, x, 1)
+    members, *rest = placement.spec_of(x)
+    coefficients = placement.place(coefficients, (members,), like=x)
+    where = NamedSharding(placement.sharding(x).mesh, PartitionSpec(*rest))
+    return jnp.tensordot(coefficients, x, 1, out_sharding=where)
+
+
+def times(matrix: Array, vector: Array) -> Array:
+    """A matrix times a vector, in full precision and whole on every device."""
+    if not placement.explicit(matrix):
+        return jnp.matmul(matrix, vector, precision="highest")
+    row, column = placement.spec_of(matrix)
+    vector = placement.place(vector, (column,), like=matrix)
+    where = NamedSharding(placement.sharding(matrix).mesh, PartitionSpec(row))
+    product = jnp.matmul(matrix, vector, precision="highest", out_sharding=where)
+    return placement.gathered(product, 0)
+
+
+def _numbers(x: Array) -> Array:
+    return jnp.arange(x.shape[0], dtype=jnp.int32)
