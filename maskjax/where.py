@@ -21,10 +21,12 @@ Roles are asked for where a result depends on them: fan-in, `structure`, `scope=
 and `"output"`, `allocation.erk`. Where they are needed and not known, the error says
 which leaf it is and how to tell. `a & b` and `a | b` believe the stronger of two
 sources: what was told, then what was traced, then names. Two of equal strength that
-disagree leave the axes unknown.
+disagree leave the axes unknown. A predicate that was traced has no say on leaves that
+it was not traced with.
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -65,6 +67,12 @@ class _Where:
         default=_axes.convention, compare=False
     )
 
+    # Whether it knows a path; `None` if it answers for every path without knowing it.
+    knows: Callable[[str, Any], bool | None] = dataclasses.field(
+        default=lambda path, leaf: None, compare=False
+    )
+    traces: bool = dataclasses.field(default=False, compare=False)  # a part of it does
+
     def __post_init__(self) -> None:
         # So that `help(where.kernels)` says which leaves it chooses.
         doc = self.doc or f"The leaves that `{self.name}` chooses."
@@ -78,23 +86,24 @@ class _Where:
         return self.tell(path, leaf)
 
     def __and__(self, other: Predicate) -> "_Where":
-        return _both(self, other)
+        return _combined(self, other, "&", stop=False)
 
     def __rand__(self, other: Predicate) -> "_Where":
-        return _both(other, self)
+        return _combined(other, self, "&", stop=False)
 
     def __or__(self, other: Predicate) -> "_Where":
-        return _either(self, other)
+        return _combined(self, other, "|", stop=True)
 
     def __ror__(self, other: Predicate) -> "_Where":
-        return _either(other, self)
+        return _combined(other, self, "|", stop=True)
 
     def __invert__(self) -> "_Where":
         def test(path: str, leaf: Any) -> bool:
             answer = self(path, leaf)
             return not answer if _is_bool(answer) else answer
 
-        return _Where(f"~{self!r}", test, "", self.tell)
+        name = f"~{self!r}"
+        return _Where(name, test, "", self.tell, self.knows, self.traces)
 
     def __repr__(self) -> str:
         return self.name
@@ -116,7 +125,7 @@ class _Traced(_Where):
 def _line(answer: "walk.Answer") -> str:
     kernel, told = answer
     if isinstance(told, str):
-        return f"({told})"
+        return f"unknown  ({told})" if kernel else f"({told})"
     if told.lookup:
         return f"{told}  (looked up)"
     if not told.rank:
@@ -124,36 +133,47 @@ def _line(answer: "walk.Answer") -> str:
     return str(told) if kernel else f"{told}  (no kernel)"
 
 
-def _both(a: Predicate, b: Predicate) -> _Where:
-    return _Where(f"({a!r} & {b!r})", _joined(a, b, stop=False), "", _strongest(a, b))
-
-
-def _either(a: Predicate, b: Predicate) -> _Where:
-    return _Where(f"({a!r} | {b!r})", _joined(a, b, stop=True), "", _strongest(a, b))
-
-
-def _joined(a: Predicate, b: Predicate, *, stop: bool) -> Predicate:
-    """`a and b`, or `a or b` that stops at true.
+def _combined(a: Predicate, b: Predicate, sign: str, *, stop: bool) -> _Where:
+    """`a & b`, or `a | b` that stops at true; a predicate has no say on strange paths.
 
     What is neither True nor False is handed on, for the function that is called to
     complain about: it knows its own name, and every path.
     """
+    traces = any(isinstance(each, _Where) and each.traces for each in (a, b))
 
-    def answer(path: str, leaf: Any) -> bool:
-        first = a(path, leaf)
-        return b(path, leaf) if _is_bool(first) and bool(first) is not stop else first
+    def sides(path: str, leaf: Any) -> list[Predicate]:
+        known = [_knows(each, path, leaf) for each in (a, b)] if traces else []
+        if False not in known:
+            return [a, b]
+        strange, other = (a, b) if known[0] is False else (b, a)
+        # If nobody knows the path, the error is that of the stranger, asked last.
+        return [other] if True in known else [other, strange]
 
-    return answer
+    def test(path: str, leaf: Any) -> bool:
+        answer = not stop
+        for each in sides(path, leaf):
+            answer = each(path, leaf)
+            if not _is_bool(answer) or bool(answer) is stop:
+                break
+        return answer
+
+    def tell(path: str, leaf: Any) -> Told:
+        told = (_axes.of(each, path, leaf) for each in sides(path, leaf))
+        return functools.reduce(_axes.strongest, told)
+
+    def knows(path: str, leaf: Any) -> bool | None:
+        known = {_knows(each, path, leaf) for each in (a, b)}
+        return True in known or (False if False in known else None)
+
+    return _Where(f"({a!r} {sign} {b!r})", test, "", tell, knows, traces)
+
+
+def _knows(where: Predicate, path: str, leaf: Any) -> bool | None:
+    return where.knows(path, leaf) if isinstance(where, _Where) else None
 
 
 def _is_bool(answer: Any) -> bool:
     return isinstance(answer, bool | np.bool_)
-
-
-def _strongest(a: Predicate, b: Predicate) -> Callable[[str, Any], Told]:
-    return lambda path, leaf: _axes.strongest(
-        _axes.of(a, path, leaf), _axes.of(b, path, leaf)
-    )
 
 
 kernels: Predicate = _Where(
@@ -167,12 +187,14 @@ kernels: Predicate = _Where(
     "and Flax's attention. `weight` is chosen too, but its axes are unknown: Equinox "
     "and PyTorch have (out, in). Complex and integer kernels are chosen, so that "
     "functions can say that they cannot mask them.",
+    knows=lambda path, leaf: True,
 )
 
 embeddings: Predicate = _Where(
     "where.embeddings",
     _axes.is_embedding,
     "Tables whose rows are looked up, by their names: fan-in 1.",
+    knows=lambda path, leaf: True,
 )
 
 everything: Predicate = _Where(
@@ -192,6 +214,7 @@ statistics: Predicate = _Where(
     lambda path, _: re.search("(^|/)(batch_stats/|mean$|var$)", path) is not None,
     "Running statistics of normalization, by Flax's names: the collection "
     "`batch_stats` in Linen, `mean` and `var` in NNX.",
+    knows=lambda path, leaf: True,
 )
 
 
@@ -221,12 +244,17 @@ def traced(
         with data, but no embeddings, whose rows are looked up. It is hashable, and
         `print` shows a line for each leaf. An axis is `stack` if a loop or a batched
         product goes over it. The axes of a leaf in two contradictory roles (as w and
-        its transpose) are unknown.
+        its transpose) are unknown. So are those of a leaf that meets other parameters
+        or constants first, and data after that: `k @ (tokens @ w).T` may be a kernel w
+        of learned tokens, or a kernel of two factors. Such a leaf is chosen only if
+        its name says so, as `kernel` and `weight` do; for Flax's `kernel` the name
+        tells the axes too. With `| where.kernels`, names decide on all of them.
 
     Raises:
-        ValueError: If there are no inputs, a leaf called `kernel` meets no data in a
-            contraction, or a leaf has fewer than `stack` axes. The predicate itself
-            raises one for a path that was not traced.
+        ValueError: If there are no inputs, a leaf called `kernel` is in no contraction,
+            or meets constants in all of them as all other leaves do, or a leaf has
+            fewer than `stack` axes. The predicate itself raises one for a path that was
+            not traced, unless another one that it is combined with knows the path.
 
     Example:
         >>> model = {"w": jnp.ones((5, 3)), "b": jnp.ones(5)}
@@ -264,7 +292,9 @@ def traced(
         lambda path, _: of(path).kernel,
         "",
         lambda path, _: of(path).told,
-        found,
+        lambda path, _: path in known,
+        traces=True,
+        found=found,
     )
 
 
@@ -322,8 +352,9 @@ def matching(regex: str, *, axes: str | None = None) -> Predicate:
             f"`{fn}` needs a regular expression, got {regex!r} ({error})."
         ) from error
     test = lambda path, _: re.search(regex, path) is not None  # noqa: E731
+    knows = lambda path, leaf: test(path, leaf) or None  # noqa: E731
     if axes is None:
-        return _Where(f"where.matching({regex!r})", test)
+        return _Where(f"where.matching({regex!r})", test, knows=knows)
     if not isinstance(axes, str):
         raise TypeError(
             f"`{fn}` needs `axes` as a string with a word for each axis, such as "
@@ -341,6 +372,7 @@ def matching(regex: str, *, axes: str | None = None) -> Predicate:
         test,
         "",
         lambda path, leaf: told if test(path, leaf) else _axes.convention(path, leaf),
+        knows,
     )
 
 

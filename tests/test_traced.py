@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas
 
 from maskjax import masking, where
+from maskjax._core import trees
 
 
 @pytest.fixture(autouse=True)
@@ -427,6 +428,154 @@ def test_learned_queries_do_not_turn_their_kernel_around():
         assert not found(f"{name}/bias", kernel["bias"])
 
 
+def factors(p):
+    return p["w"] + p["a"] @ p["b"]
+
+
+def convolution_of_factors(p, x):
+    kernel = p["w"] + (p["a"] @ p["b"]).reshape(p["w"].shape)
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def test_factors_of_stacked_kernels_and_convolutions_have_their_roles():
+    layer = lambda x, p: (x @ factors(p), None)  # noqa: E731
+    layers = lambda p, x: lax.scan(layer, x, p)[0]  # noqa: E731
+    params = {"w": shape(3, 6, 6), "a": shape(3, 6, 2), "b": shape(3, 2, 6)}
+    assert set(roles_of(layers, params, X).values()) == {"stack inputs outputs"}
+    params = {"w": shape(3, 2, 4, 8), "a": shape(6, 4, 2), "b": shape(2, 8)}
+    assert roles_of(convolution_of_factors, params, shape(5, 9, 9, 4)) == {
+        "a": "window inputs outputs",
+        "b": "inputs outputs",
+        "w": "window window inputs outputs",
+    }
+
+
+OPEN = (
+    "(it meets other parameters or constants before data, so that tracing can't tell "
+    "inputs from outputs)"
+)
+
+
+def test_where_structure_does_not_tell_tokens_from_factors_names_do():
+    """`k @ (tokens @ w).T` and `k @ (a @ b).T` are one program."""
+
+    def perceiver(p, x):
+        query = jax.nn.gelu(p["latents"] @ p["up"]) @ p["wq"]
+        values = jax.nn.softmax(query @ (x @ p["wk"]).T) @ (x @ p["wv"])
+        return values @ p["wo"]
+
+    sizes = {"up": (5, 9), "wq": (9, 7), "wk": (6, 7), "wv": (6, 8), "wo": (8, 3)}
+    params = {"latents": shape(4, 5)} | {k: shape(*v) for k, v in sizes.items()}
+    traced = where.traced(perceiver, params, X)
+    told = {"wk", "wv", "wo"}
+    assert {path for path, leaf in params.items() if traced(path, leaf)} == told
+    for path, leaf in params.items():
+        axes = traced.axes(path, leaf)
+        assert str(axes) == "inputs outputs" if path in told else f"({axes})" == OPEN
+        names = traced | where.kernels
+        assert names(path, leaf) is (path != "latents")
+        if path != "latents":
+            assert str(names.axes(path, leaf)) == "inputs outputs"
+    low_rank = lambda p, x: x @ (p["a"] @ p["b"])  # noqa: E731
+    params = {"a": shape(6, 2), "b": shape(2, 8)}
+    assert roles_of(low_rank, params, X) == {"a": OPEN, "b": OPEN}
+
+
+def test_what_is_added_to_tokens_is_no_factor_of_theirs():
+    """Though tokens that meet data as they are look like a kernel."""
+    residual = lambda p, x: x @ (p["rows"] + jnp.tanh(p["rows"] @ p["v"])).T  # noqa: E731
+    params = {"rows": shape(4, 6), "v": shape(6, 6)}
+    assert roles_of(residual, params, X) == {"rows": "outputs inputs", "v": OPEN}
+
+
+def test_a_kernel_of_constants_that_meets_data_is_chosen():
+    """As in Transformer-XL, where keys are made of positions."""
+    constants = np.ones((4, 7), "float32")
+    relative = lambda p, x: (x @ p["wq"]) @ (constants @ p["wr"]).T  # noqa: E731
+    params = {"wq": shape(6, 5), "wr": shape(7, 5)}
+    assert roles_of(relative, params, X) == {
+        "wq": "inputs outputs",
+        "wr": f"unknown  {OPEN}",
+    }
+    # The other way around, a kernel is followed by a constant.
+    followed = lambda p, x: x @ (p["wr"] @ constants.T)  # noqa: E731
+    assert roles_of(followed, {"wr": shape(6, 7)}, X) == {"wr": f"unknown  {OPEN}"}
+
+
+def test_a_kernel_that_meets_data_as_it_is_is_told_by_that():
+    def shared(p, x):
+        return (p["tokens"] @ p["w"]) @ (x @ p["w"]).T
+
+    params = {"tokens": shape(4, 6), "w": shape(6, 5)}
+    assert roles_of(shared, params, X) == {"tokens": OPEN, "w": "inputs outputs"}
+
+
+class Decoder(nn.Module):
+    """Learned queries meet each other, a layer, and then data."""
+
+    count: int
+
+    @nn.compact
+    def __call__(self, x):
+        queries = self.param("queries", nn.initializers.normal(), (self.count, 6))
+        attention = lambda: nn.MultiHeadDotProductAttention(3, qkv_features=12)  # noqa: E731
+        h = jnp.broadcast_to(queries, (x.shape[0], self.count, 6))
+        h = h + attention()(nn.LayerNorm()(h))
+        h = h + nn.Dense(6)(nn.gelu(nn.Dense(7)(h)))
+        return nn.Dense(2)(h + attention()(h, x))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_flax_kernels_of_learned_queries_have_their_roles(count, batch):
+    model, x = Decoder(count), shape(batch, 5, 6)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    found = roles_of(model.apply, params, x)
+    kernel = {"out": "inputs inputs outputs"}
+    kernel |= dict.fromkeys(("query", "key", "value"), "inputs outputs outputs")
+    traced = where.traced(model.apply, params, x)
+    for path in found:
+        parent, name = path.split("/")[-2:]
+        assert traced(path, None) is (name == "kernel"), path
+        if name == "kernel":
+            assert found[path] == kernel.get(parent, "inputs outputs"), path
+
+
+def test_a_kernel_that_may_lie_either_way_is_not_told_by_its_name():
+    """GPT-2's, which one library has as (out, in)."""
+    apply = lambda p, x: x @ (p["rows"] @ p["c_fc"]["kernel"].T).T  # noqa: E731
+    params = {"rows": shape(4, 8), "c_fc": {"kernel": shape(6, 8)}}
+    assert roles_of(apply, params, X)["c_fc/kernel"] == f"unknown  {OPEN}"
+
+
+def test_equinox_probes_are_not_chosen():
+    keys = jax.random.split(jax.random.key(0), 2)
+    model = eqx.filter_eval_shape(
+        lambda: (
+            jnp.ones((4, 6)),
+            eqx.nn.Linear(6, 6, key=keys[0]),
+            eqx.nn.MultiheadAttention(2, 6, key=keys[1]),
+        )
+    )
+
+    def apply(model, x):
+        probe, linear, attention = model
+        return attention(jax.vmap(linear)(probe), x, x)
+
+    found = roles_of(apply, model, X)
+    assert {path: line for path, line in found.items() if "dropout" not in path} == {
+        "0": OPEN,
+        "1/bias": "(it meets data only as a part of other parameters)",
+        "1/weight": f"unknown  {OPEN}",
+        "2/key_proj/weight": "outputs inputs",
+        "2/output_proj/weight": "outputs inputs",
+        "2/query_proj/weight": f"unknown  {OPEN}",
+        "2/value_proj/weight": "outputs inputs",
+    }
+
+
 # What can't be told.
 
 
@@ -472,6 +621,21 @@ def test_axes_may_be_lost():
     mean = lambda p, x: x @ p["w"].mean(0)  # noqa: E731
     assert unknown(in_pallas, (6, 8), X) == "it goes into pallas_call"
     assert unknown(mean, (3, 6, 8), X) == "its axis 0 is gone before it meets data"
+
+
+def test_learned_queries_that_go_into_pallas_are_not_chosen():
+    def apply(p, x):
+        query = jnp.einsum("nd,dhk->nhk", p["latents"], p["query"]["kernel"])
+        query = (query + p["query"]["bias"]).reshape(8, 6)
+        return in_pallas({"w": query.T}, x)
+
+    query = {"bias": shape(2, 3), "kernel": shape(4, 2, 3)}
+    params = {"latents": shape(8, 4), "query": query}
+    assert roles_of(apply, params, X) == {
+        "latents": OPEN,
+        "query/bias": "(it goes into pallas_call)",
+        "query/kernel": "inputs outputs outputs",
+    }
 
 
 @pytest.mark.parametrize("batch", [1, 5, 600])
@@ -756,6 +920,56 @@ def test_predicates_refuse_what_was_not_traced():
         found.axes("params/out", shape(2, 2))
 
 
+HEAD = {"head": shape(4, 3), "bias": shape(3)}
+HALVES = NETWORK | HEAD
+
+
+def head(p, x):
+    return x @ p["head"] + p["bias"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_path_that_one_predicate_does_not_know_is_left_to_the_other(turned):
+    found, other = where.traced(network, NETWORK, X), where.traced(head, HEAD, shape(4))
+    told = where.matching("^head$", axes="outputs inputs")
+
+    def pair(combined, one, two):
+        return combined(two, one) if turned else combined(one, two)
+
+    halves = pair(lambda a, b: a | b, found, other)
+    kernels = {"dense/kernel", "out", "head"}
+    for predicate in (halves, halves & ~where.matching("^bias$"), ~~halves):
+        named = trees.named_leaves(HALVES)
+        assert {path for path, leaf in named if predicate(path, leaf)} == kernels
+    assert str(halves.axes("head", HEAD["head"])) == "inputs outputs"
+    assert str(halves.axes("out", NETWORK["out"])) == ROLES["out"]
+    for combined in (lambda a, b: a | b, lambda a, b: a & b):
+        both = pair(combined, told, found)
+        assert both("head", HEAD["head"])
+        assert str(both.axes("head", HEAD["head"])) == "outputs inputs"
+        names = pair(combined, where.kernels, found)
+        assert names("head", HEAD["head"])
+        assert not names("bias", HEAD["bias"])
+        assert str(names.axes("head", HEAD["head"])) == "inputs outputs"
+
+
+EVERY = {
+    "everything": where.everything & where.traced(network, NETWORK, X),
+    "not bias": where.traced(network, NETWORK, X) & ~where.matching("^bias"),
+    "told": where.matching("^head$") | where.traced(network, NETWORK, X),
+    "function": (lambda path, leaf: path == "head") | where.traced(network, NETWORK, X),
+    "twice": where.traced(network, NETWORK, X) | where.traced(head, HEAD, shape(4)),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_path_that_no_predicate_knows_is_refused(name):
+    needs = "`maskjax.where.traced` needs the paths of the `params` that were traced"
+    for ask in (EVERY[name], ~EVERY[name], EVERY[name].axes, (~EVERY[name]).axes):
+        with pytest.raises(ValueError, match=f"{needs}, got 'params/out'"):
+            ask("params/out", shape(4, 2, 8))
+
+
 def test_kernels_have_to_meet_data():
     def apply(p, x, mask):
         x = x @ (p["masked"]["kernel"] * mask)
@@ -772,11 +986,44 @@ def test_kernels_have_to_meet_data():
         r"`inputs` in a dot product or convolution, got:\n"
         r"  added/kernel: meets data in add only\n"
         rf"  by_hand/kernel: {hint}.*\n"
-        r"  constant/kernel: never meets data .*\n"
+        r"  constant/kernel: meets constants only .*\n"
         rf"  masked/kernel: {hint}.*\n"
         r"  unused/kernel: never meets data",
     ):
         where.traced(apply, params, X, shape(6, 6))
+
+
+CONSTANT = "it is contracted with constants and other parameters only"
+
+
+def test_kernels_that_meet_constants_only_are_left_out_and_say_so():
+    class Network(nn.Module):
+        """The biases of SwinV2, the image of StyleGAN, the first step of a cell."""
+
+        @nn.compact
+        def __call__(self, x):
+            places = np.ones((5, 2), "float32")
+            x = x + nn.Dense(6, name="outer")(
+                nn.relu(nn.Dense(3, name="inner")(places))
+            )
+            image = self.param("image", nn.initializers.ones, (1, 4, 4, 6))
+            image = nn.Conv(6, (3, 3), name="conv")(image) * x.mean(0)
+            state = nn.Dense(6, name="state")(np.zeros((5, 6), "float32"))
+            return nn.Dense(2, name="out")(jnp.tanh(x + state)), image
+
+    model = Network()
+    params = jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+    apply = lambda params, x: model.apply({"params": params}, x)  # noqa: E731
+    found = where.traced(apply, params, X)
+    lines = roles_of(apply, params, X)
+    for name in ("inner", "outer", "conv", "state"):
+        assert lines[f"{name}/kernel"] == f"({CONSTANT})"
+    chosen = [path for path in lines if found(path, None)]
+    assert chosen == ["out/kernel"]
+    assert found.axes("inner/kernel", None) == CONSTANT
+    names = found | where.kernels
+    assert names("inner/kernel", params["inner"]["kernel"])
+    assert str(names.axes("inner/kernel", shape(2, 3))) == "inputs outputs"
 
 
 def test_inputs_are_needed():

@@ -22,6 +22,7 @@ QUESTIONS = (
     "ensemble_predict",
     "ensemble_training",
     "subset_sum",
+    "traced",
     "import_time",
 )
 ELSEWHERE = ("tpu_compile",)  # asked by a command of its own

@@ -213,15 +213,20 @@ def resolved(
 _EITHER_WAY = "are (in, out) in one framework and (out, in) in another"
 
 
+def is_called_kernel(path: str) -> bool:
+    """Whether a leaf has a name that only kernels have."""
+    _, name = names.last_two(path)
+    return name in ("kernel", "w") or names.says_weight(name)
+
+
 def is_kernel(path: str, leaf: Any) -> bool:
     """Whether a leaf is a kernel by its name, rank and dtype."""
     if not checks.shaped(leaf) or len(leaf.shape) < 2:
         return False
     if names.kind_of(path, leaf.shape) not in ("layer", ""):
         return False
-    _, name = names.last_two(path)
-    named = name in ("kernel", "w") or names.says_weight(name)
-    return checks.is_inexact(leaf) or named and checks.is_integer(leaf)
+    named = checks.is_integer(leaf) and is_called_kernel(path)
+    return checks.is_inexact(leaf) or named
 
 
 def is_embedding(path: str, leaf: Any) -> bool:

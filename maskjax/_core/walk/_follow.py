@@ -135,7 +135,7 @@ def _made_of(equation: Any, ins: list[Value], walk: Walk, i: int) -> dict[int, T
             return {}
         if data:  # a kernel of Pallas, say
             found.meetings.update(
-                Meeting(leaf, frozenset(), trail.gone, end)
+                Meeting(leaf, frozenset(), trail.gone, end, trail.partial)
                 for _, leaf, trail in entering
                 if len(walk.shapes[leaf]) > 1
             )

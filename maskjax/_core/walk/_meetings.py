@@ -1,7 +1,7 @@
 """Contractions: what the parameters in each operand meet, and in which roles."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +9,15 @@ import jax.numpy as jnp
 
 from maskjax._core.trees import Array
 from maskjax._core.walk import _squares
-from maskjax._core.walk._trails import STRANGE, Label, Trail, merged, strange
-from maskjax._core.walk._values import Meeting, Value, Walk
+from maskjax._core.walk._trails import (
+    STRANGE,
+    Factor,
+    Label,
+    Trail,
+    merged,
+    strange,
+)
+from maskjax._core.walk._values import Found, Meeting, Value, Walk
 
 # For each axis of an operand its role; a list has one for each factor of the axis.
 Roles = list[str] | list[str | list[str]]
@@ -42,7 +49,8 @@ def dot(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
             else:
                 met = _by_group(equation, own, ins, walk)
         unknown = ambiguous(equation, len(shapes[own])) if ins[other].data else None
-        _note(ins[own], ins[other], roles, met, flops, unknown, walk)
+        each = dict.fromkeys(ins[own].leaves, roles)
+        _note(ins[own], ins[other], each, met, flops, unknown, walk)
     if len(ins) > 2 or walk.mode == "squares":
         return {}
     return _product(ins, contracted, batch, shapes)
@@ -80,14 +88,16 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
     roles: list[Any] = ["window"] * len(numbers.rhs_spec)
     roles[inputs], roles[outputs] = "inputs", "outputs"
     groups = equation.params["feature_group_count"]
+    each = {leaf: list(roles) for leaf in kernel.leaves}
     for leaf, trail in kernel.leaves.items():
         if trail.axes is not None:
-            roles[outputs] = _groups(trail.axes[outputs], groups, walk.shapes[leaf])
-        own = kernel._replace(leaves={leaf: trail})
-        _note(own, image, roles, met, flops, None, walk)
+            out = _groups(trail.axes[outputs], groups, walk.shapes[leaf])
+            each[leaf][outputs] = out
+    _note(kernel, image, each, met, flops, None, walk)
     why = "is the image of a convolution"
     met = why if walk.mode == "squares" and kernel.data else None
-    _note(image, kernel, [], met, flops, why, walk)
+    none = dict.fromkeys(image.leaves, [])
+    _note(image, kernel, none, met, flops, why, walk)
     if walk.mode == "squares":
         return {}
     return {
@@ -222,7 +232,7 @@ def _measured(
 def _note(
     value: Value,
     other: Value,
-    roles: Sequence[Any],
+    roles: Mapping[int, Sequence[Any]],
     met: Array | str | None,
     flops: int,
     unknown: str | None,
@@ -232,19 +242,14 @@ def _note(
     found = walk.found
     if met is not None and not isinstance(met, str):
         _squares.add(value, met, walk)
+    if walk.mode == "roles":
+        _met(value, other, roles, unknown, found)
+        return
     for leaf, trail in value.leaves.items():
         if walk.mode == "flops" and not trail.product:
             if walk.inside:
                 found.obstacles[leaf] = f"goes into {walk.inside}"
             found.flops[leaf] = found.flops.get(leaf, 0) + walk.times * flops
-        elif walk.mode == "roles" and other.data and _scales(trail, roles):
-            found.touched.add((leaf, trail, "broadcast_in_dim"))
-        elif walk.mode == "roles" and other.data:
-            meeting = _meeting(leaf, trail, roles, unknown)
-            # Rows that data chooses are kernels where they are contracted and have
-            # outputs, as experts do, and data elsewhere.
-            if not value.data or {"inputs", "outputs"} <= {r for _, r in meeting.roles}:
-                found.meetings.add(meeting)
         elif walk.mode == "squares":
             if met is None:
                 found.ends[leaf] = "meets no data"
@@ -252,28 +257,76 @@ def _note(
                 found.obstacles[leaf] = met
 
 
-def _scales(trail: Trail, roles: Sequence[Any]) -> bool:
-    """Whether all outputs share the entries: a scale or bias of what comes in."""
-    if trail.axes is None or trail.product:
-        return False
-    free = [
+def _met(
+    value: Value,
+    other: Value,
+    roles: Mapping[int, Sequence[Any]],
+    unknown: str | None,
+    found: Found,
+) -> None:
+    """Note the roles that the parameters in an operand have in a contraction."""
+    partial = any(trail.partial for trail in value.leaves.values())
+    whole = frozenset(
+        leaf for leaf, trail in value.leaves.items() if _is_whole(trail, roles[leaf])
+    )
+    for leaf, trail in value.leaves.items():
+        if _scales(trail, roles[leaf], partial=partial):
+            if other.data:
+                found.touched.add((leaf, trail, "broadcast_in_dim"))
+            continue
+        meeting = _meeting(leaf, trail, roles[leaf], unknown, whole)
+        if not other.data:
+            if not value.data:
+                found.products.add((meeting, bool(other.leaves)))
+        # Rows that data chooses are kernels where they are contracted and have
+        # outputs, as experts do, and data elsewhere.
+        elif not value.data or {"inputs", "outputs"} <= {r for _, r in meeting.roles}:
+            found.meetings.add(meeting)
+
+
+def _free(trail: Trail, roles: Sequence[Any]) -> list[Factor]:
+    """The factors of the axes that go out."""
+    return [
         factor
-        for label, role in zip(trail.axes, roles, strict=False)
+        for label, role in zip(trail.axes or (), roles, strict=False)
         for factor in label
         if "outputs" in role
     ]
-    return bool(free) and all(factor.axis == STRANGE for factor in free)
+
+
+def _is_whole(trail: Trail, roles: Sequence[Any]) -> bool:
+    """Whether a parameter is there as it is, along all that goes out."""
+    if trail.axes is None or trail.product:
+        return False
+    every = [factor for label in trail.axes for factor in label]
+    return bool(_free(trail, roles)) and all(f.axis != STRANGE for f in every)
+
+
+def _scales(trail: Trail, roles: Sequence[Any], *, partial: bool) -> bool:
+    """Whether all outputs share the entries: a scale or bias of what comes in.
+
+    Beside a product with other parameters it also is one if there is a single output.
+    """
+    if trail.axes is None or trail.product:
+        return False
+    free = _free(trail, roles)
+    return bool(free or partial) and all(factor.axis == STRANGE for factor in free)
 
 
 def _meeting(
-    leaf: int, trail: Trail, roles: Sequence[Any], unknown: str | None
+    leaf: int,
+    trail: Trail,
+    roles: Sequence[Any],
+    unknown: str | None,
+    whole: frozenset[int],
 ) -> Meeting:
+    partial, beside = trail.partial, whole - {leaf}
     if unknown or trail.axes is None:
         why = unknown or f"loses its axes in {trail.lost}"
-        return Meeting(leaf, frozenset(), trail.gone, why)
+        return Meeting(leaf, frozenset(), trail.gone, why, partial, beside)
     pairs = []
     for label, role in zip(trail.axes, roles, strict=True):
         each = [role] * len(label) if isinstance(role, str) else role
         pairs += [(f.axis, r) for f, r in zip(label, each, strict=True)]
     own = frozenset(pair for pair in pairs if pair[0] != STRANGE)
-    return Meeting(leaf, own, trail.gone)
+    return Meeting(leaf, own, trail.gone, None, partial, beside)

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 from maskjax._core import axes as _axes
 from maskjax._core import checks
 from maskjax._core.axes import ROLES, Axes, Told
+from maskjax._core.walk._trails import Trail
 from maskjax._core.walk._values import Found, Meeting
 
+_COMES_IN = ("inputs", "window")
+_PART = "it meets data only as a part of other parameters"
 _MULTIPLICATIONS = ("mul", "select_n", "and", "div")
 
 
@@ -18,28 +21,40 @@ class Answer(NamedTuple):
     told: Told
 
 
+class _Notes(NamedTuple):
+    """What was found about one leaf; as in `Found`."""
+
+    meetings: list[Meeting]
+    products: list[tuple[Meeting, bool]]
+    touched: list[tuple[Trail, str]]
+
+
 def answers(found: Found, named: Sequence[tuple[str, Any]], *, fn: str) -> list[Answer]:
     """The answer for each leaf.
 
     Raises:
-        ValueError: If a leaf that is called `kernel` meets no data in a contraction.
+        ValueError: If a leaf that is called `kernel` is in no contraction, or all that
+            are in one meet constants there.
     """
-    meetings: dict[int, list[Meeting]] = {}
+    notes = [_Notes([], [], []) for _ in named]
     for meeting in found.meetings:
-        meetings.setdefault(meeting.leaf, []).append(meeting)
-    touched: dict[int, list[Any]] = {}
-    for leaf, trail, name in found.touched:
-        touched.setdefault(leaf, []).append((trail, name))
+        notes[meeting.leaf].meetings.append(meeting)
+    for product in found.products:
+        notes[product[0].leaf].products.append(product)
+    for i, trail, name in found.touched:
+        notes[i].touched.append((trail, name))
+    kernels = {i for i, (path, leaf) in enumerate(named) if _axes.is_kernel(path, leaf)}
     out, lines = [], []
-    for i, (path, leaf) in enumerate(named):
+    for (path, leaf), own in zip(named, notes, strict=True):
         if not checks.shaped(leaf):
             out.append(Answer(False, "it is no array"))
-        elif i in meetings:
-            out.append(_contracted(path, leaf, meetings[i], touched.get(i, ())))
+        elif own.meetings:
+            out.append(_contracted(path, leaf, own, kernels))
         else:
-            out.append(Answer(False, _touched(leaf, touched.get(i, ()))))
-            if path.split("/")[-1] == "kernel":
-                lines.append(f"{path}: {_absence(touched.get(i, ()))}")
+            out.append(Answer(False, _touched(leaf, own)))
+            wrong = not (own.products and found.meetings)
+            if wrong and path.split("/")[-1] == "kernel":
+                lines.append(f"{path}: {_absence(own)}")
     if lines:
         raise checks.listing(
             lines,
@@ -49,11 +64,13 @@ def answers(found: Found, named: Sequence[tuple[str, Any]], *, fn: str) -> list[
     return out
 
 
-def _absence(touched: Sequence[Any]) -> str:
+def _absence(own: _Notes) -> str:
     """Why a kernel is in no contraction with data."""
-    if not touched:
+    if own.products:
+        return "meets constants only (pass all that it meets in `inputs`)"
+    if not own.touched:
         return "never meets data (pass all that it meets in `inputs`)"
-    names = sorted({name for _, name in touched})
+    names = sorted({name for _, name in own.touched})
     if any(name in _MULTIPLICATIONS for name in names):
         return (
             "meets an input by multiplication only (pass masks and keys by closure, "
@@ -62,17 +79,19 @@ def _absence(touched: Sequence[Any]) -> str:
     return f"meets data in {', '.join(names)} only"
 
 
-def _touched(leaf: Any, touched: Sequence[Any]) -> Told:
+def _touched(leaf: Any, own: _Notes) -> Told:
     """The axes of a leaf that meets data, but not in a contraction."""
-    rank = len(leaf.shape)
+    touched, rank = own.touched, len(leaf.shape)
     looked = {axis for t, n in touched if n == "lookup" for axis in _gone(t, "lookup")}
     stack = {axis for t, _ in touched for axis in _gone(t, "stack")} - looked
     rest = tuple(axis for axis in range(rank) if axis not in (looked | stack))
     if looked:
         roles = {"stack": tuple(sorted(stack)), "inputs": tuple(sorted(looked))}
         return Axes(**roles, outputs=rest, lookup=True, source="traced")
-    if touched and (len(rest) == 1 or not rest):
+    if touched and len(rest) < 2:
         return Axes(stack=tuple(sorted(stack)), outputs=rest, source="traced")
+    if own.products:
+        return "it is contracted with constants and other parameters only"
     return "it meets data in no contraction" if touched else "it never meets data"
 
 
@@ -80,36 +99,60 @@ def _gone(trail: Any, how: str) -> set[int]:
     return {axis for role, axis in trail.gone if role == how and axis >= 0}
 
 
-def _contracted(
-    path: str, leaf: Any, meetings: Sequence[Meeting], touched: Sequence[Any]
-) -> Answer:
+def _contracted(path: str, leaf: Any, own: _Notes, kernels: set[int]) -> Answer:
     """The axes of a leaf that meets data in contractions."""
-    looked = {
-        axis for t, name in touched if name == "lookup" for axis in _gone(t, "lookup")
-    }
-    chosen = any(how == "lookup" for m in meetings for how, _ in m.gone)
+    looked = any(name == "lookup" and _gone(trail, name) for trail, name in own.touched)
+    chosen = any(how == "lookup" for m in own.meetings for how, _ in m.gone)
     if looked and not chosen:  # an embedding, which is a kernel elsewhere (tied)
-        return Answer(False, _touched(leaf, touched))
+        return Answer(False, _touched(leaf, own))
     maskable = checks.is_inexact(leaf) or _axes.is_kernel(path, leaf)
-    unknown = sorted({m.unknown for m in meetings if m.unknown})
-    if unknown:
-        return Answer(maskable and len(leaf.shape) > 1, f"it {unknown[0]}")
-    roles = _collected(leaf, meetings)
-    kernel = any(role in ("inputs", "window") for each in roles for role in each)
-    products = {axis for m in meetings for how, axis in m.gone if how == "product"}
-    dangling = {axis for axis in products if axis >= 0 and not roles[axis]}
-    if dangling:
-        told = _axes.convention(path, leaf)
-        # The trace can't tell which of two parameters is the kernel; this name does.
-        if path.split("/")[-1] == "kernel" and isinstance(told, Axes):
-            return Answer(maskable, _axes.parsed(str(told), source="traced"))
-        if not any(each - {"stack"} for each in roles):
-            return Answer(False, "it meets data only as a part of other parameters")
-        kernel = True
-    told = _told(leaf, roles, dangling)
-    if isinstance(told, Axes) and not told.inputs:
-        kernel = False
-    return Answer(kernel and maskable, told)
+    whole = [meeting for meeting in own.meetings if not meeting.partial]
+    if not whole:
+        kernel, told = _factor(path, leaf, own, kernels)
+        return Answer(kernel and maskable, told)
+    unknown = sorted({m.unknown for m in whole if m.unknown})
+    if unknown:  # nor is it known whether it is a bias there: its name decides
+        return Answer(_axes.is_kernel(path, leaf), f"it {unknown[0]}")
+    told = _told(leaf, whole)
+    roles = [role for m in whole for _, role in m.roles]
+    kernel = bool(told.inputs) if isinstance(told, Axes) else {*roles} & {*_COMES_IN}
+    return Answer(bool(kernel) and maskable, told)
+
+
+def _factor(path: str, leaf: Any, own: _Notes, kernels: set[int]) -> Answer:
+    """The axes of a leaf that meets data only after other parameters or constants.
+
+    In `k @ (tokens @ w).T` tokens are what comes in, and w is the kernel. In
+    `x @ (a @ b).T` both are factors of a kernel. The trace is the same.
+    """
+    # What is added to a kernel is one, as in x @ (w + a @ b).
+    added = [meeting for meeting in own.meetings if meeting.beside & kernels]
+    told = _told(leaf, added)
+    if added and isinstance(told, Axes):
+        return Answer(bool(told.inputs), told)
+    by_name = len(leaf.shape) > 2 or isinstance(_axes.convention(path, leaf), Axes)
+    if by_name and path.split("/")[-1] == "kernel":  # Flax's: inputs before outputs
+        first = [meeting for meeting, _ in own.products if not meeting.partial]
+        both = {_told(leaf, first), _told(leaf, own.meetings)}
+        orders = [t for t in both if isinstance(t, Axes) and _is_in_order(t)]
+        if len(orders) == 1:
+            return Answer(True, orders[0])
+    if not own.products:  # a bias of tokens, say
+        return Answer(False, _PART)
+    # Where constants are all that it meets before, it is no token that is learned.
+    tokens = any(parameters for _, parameters in own.products)
+    named = _axes.is_called_kernel(path) or not tokens
+    return Answer(
+        named and _axes.is_kernel(path, leaf),
+        "it meets other parameters or constants before data, so that tracing can't "
+        "tell inputs from outputs",
+    )
+
+
+def _is_in_order(axes: Axes) -> bool:
+    """Whether stacks come first, then windows, inputs and outputs."""
+    words = str(axes).split()
+    return {"inputs", "outputs"} <= {*words} and words == sorted(words, key=ROLES.index)
 
 
 def _collected(leaf: Any, meetings: Sequence[Meeting]) -> list[set[str]]:
@@ -130,16 +173,21 @@ def _collected(leaf: Any, meetings: Sequence[Meeting]) -> list[set[str]]:
     return roles
 
 
-def _told(leaf: Any, roles: Sequence[set[str]], dangling: set[int]) -> Told:
+def _told(leaf: Any, meetings: Sequence[Meeting]) -> Told:
     """The axes, if each has one role."""
+    roles = _collected(leaf, meetings)
     mixed = [axis for axis, each in enumerate(roles) if len(each) > 1]
     if mixed:
         words = " and as ".join(sorted(roles[mixed[0]]))
         return f"its axis {mixed[0]} is used as {words}"
     known = [next(iter(each), None) for each in roles]
-    comes_in = any(role in ("inputs", "window") for role in known)
-    for axis in dangling:
-        known[axis] = "outputs" if comes_in else "inputs"
+    products = {axis for m in meetings for how, axis in m.gone if how == "product"}
+    if products and not {*known} - {"stack", None}:
+        return _PART
+    # Of a factor that comes out as a part of a kernel's outputs, the rest comes in.
+    comes_in = {*known} & {*_COMES_IN}
+    for axis in products:
+        known[axis] = known[axis] or ("outputs" if comes_in else "inputs")
     for axis, length in enumerate(leaf.shape):
         if known[axis] is None and length == 1:
             # One index was taken of it, as of a stack of one, or a reshape lost it.

@@ -46,6 +46,13 @@ class Trail(NamedTuple):
     lost: str | None = None
     product: bool = False
 
+    @property
+    def partial(self) -> bool:
+        """Whether some of the parameter's axes are contracted already."""
+        return self.product and (
+            self.axes is None or any(how == "product" for how, _ in self.gone)
+        )
+
 
 def whole(shape: Sequence[int]) -> Trail:
     """The trail of a parameter itself."""

@@ -26,19 +26,23 @@ class Value(NamedTuple):
 
 
 class Meeting(NamedTuple):
-    """A contraction of a parameter with data.
+    """A contraction of a parameter.
 
     Attributes:
         leaf: The parameter's number.
         roles: Pairs of an axis of the parameter and a role that it has here.
         gone: As in `Trail`.
         unknown: Why the roles are not known, if so.
+        partial: Whether it is here as a part of a product with something else.
+        beside: Other parameters that are here as they are, added to it, say.
     """
 
     leaf: int
     roles: frozenset[tuple[int, str]]
     gone: frozenset[tuple[str, int]]
     unknown: str | None = None
+    partial: bool = False
+    beside: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass
@@ -53,6 +57,8 @@ class Found:
         ends: Where it was lost without meeting data in a contraction.
         misfits: The shape of data that row weights do not fit.
         meetings: Its contractions with data.
+        products: Its contractions with parameters and constants, and whether the other
+            operand has parameters in it.
         touched: What else it met data as, with the names of the primitives.
     """
 
@@ -62,6 +68,7 @@ class Found:
     ends: dict[int, str] = dataclasses.field(default_factory=dict)
     misfits: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     meetings: set[Meeting] = dataclasses.field(default_factory=set)
+    products: set[tuple[Meeting, bool]] = dataclasses.field(default_factory=set)
     touched: set[tuple[int, Trail, str]] = dataclasses.field(default_factory=set)
 
     def absorb(self, other: "Found") -> None:
@@ -71,6 +78,7 @@ class Found:
         self.obstacles.update(other.obstacles)
         self.ends.update(other.ends)
         self.meetings |= other.meetings
+        self.products |= other.products
         self.touched |= other.touched
 
     def clear(self) -> None:
