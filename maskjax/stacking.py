@@ -162,7 +162,9 @@ def predict(
         stack: A stack of K masks, packed or not.
         *inputs: Passed on to `apply`, the same for every mask.
         batch_size: How many masks to run at a time with `jax.lax.map`, which limits the
-            memory. `None` runs all of them at once.
+            memory. `None` runs all of them at once. Masks on several devices run there,
+            one at a time at least; under `jit` on an Auto mesh, fewer at a time than
+            there are devices are gathered.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -207,7 +209,8 @@ def map(
         stack: A stack of K: a tree of arrays [K, ...], of keys too, or packed masks.
         *inputs: Passed on to `function`, the same for every member.
         batch_size: How many members to run at a time with `jax.lax.map`, which limits
-            the memory. `None` runs all of them at once.
+            the memory. `None` runs all of them at once. Members on several devices run
+            where they are, as in `predict`.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -254,7 +257,8 @@ def predict_each(
     """The outputs of a network for samples that each have their own mask.
 
     Samples are sorted by mask and run in groups that share one, so a mask is applied
-    once for a group and not for each sample.
+    once for a group and not for each sample. Samples on several devices are gathered;
+    inside `shard_map` every device runs its own.
 
     Args:
         apply: `(params, *inputs) -> output`. The output for a sample must not depend on
@@ -286,9 +290,8 @@ def predict_each(
     checks.at_least(group, 1, fn=fn, name="group")
     last = checks.members(stack, fn=fn) - 1
     size = _samples(members, inputs, fn)
-    whole = lambda x: placement.gathered(jnp.asarray(x), 0)  # noqa: E731
-    members, inputs = jax.tree.map(whole, (members, inputs))
-    members, places, groups = _grouped(members, last, group)
+    members, inputs = placement.whole((members, inputs))
+    members, places, groups = _grouped(jnp.asarray(members), last, group)
 
     def of_group(row: Array) -> Any:
         mask = take(stack, members[row[0]])
@@ -296,11 +299,10 @@ def predict_each(
         return apply(masking.apply(params, mask), *chosen)
 
     def run(i: Array, outputs: Any) -> Any:
-        found = jax.tree.map(
-            lambda new: placement.gathered(new, *range(new.ndim)), of_group(places[i])
-        )
         return jax.tree.map(
-            lambda old, new: old.at[places[i]].set(new, mode="drop"), outputs, found
+            lambda old, new: old.at[places[i]].set(new, mode="drop"),
+            outputs,
+            placement.whole(of_group(places[i])),
         )
 
     outputs = jax.eval_shape(lambda places: of_group(places[0]), places)
@@ -337,6 +339,9 @@ def _grouped(members: Array, last: int, group: int) -> tuple[Array, Array, Array
 def mix(stack: Mask, coefficients: Array) -> SoftMask:
     """The weighted sum of a stack's masks: sum(coefficients[k] * m_k).
 
+    Masks on several devices are read there, and a sum of one mask's shape travels. On
+    an Auto mesh, bits of fewer than 32 masks a device are gathered instead.
+
     Args:
         stack: A stack of K masks. Packed leaves are never unpacked as a whole.
         coefficients: [K], floating.
@@ -366,12 +371,7 @@ def mix(stack: Mask, coefficients: Array) -> SoftMask:
 def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
     if isinstance(leaf, PackedMask):
         return packing.mix_leaf(leaf, coefficients)
-    return _tensordot(leaf, coefficients)
-
-
-@jax.jit
-def _tensordot(leaf: Array, coefficients: Array) -> Array:
-    return rows.mixed(leaf.astype(coefficients.dtype), coefficients)
+    return rows.mixed(leaf, coefficients)
 
 
 def _samples(members: Array, inputs: Any, fn: str) -> int:

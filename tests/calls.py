@@ -195,10 +195,19 @@ _params = tree_of(**_SHAPES, bias=(8,))
 _mask = masks_of(**_SHAPES, bias=None)
 _other = masks_of(**_SHAPES, bias=None)
 _stack = masks_of(_K, **_SHAPES, bias=None)
-_packed = made(lambda m: packing.pack(m), _mask)
-_packed_stack = made(lambda s: jax.vmap(packing.pack)(s), _stack)
+
+# For bits: a device has 32 entries of the packed axis, and 32 masks of a stack.
+_LONG = {"a": (128, 8), "b": (8, 128), "c": (256, 2)}
+_MANY = 256
+_long = tree_of(**_LONG, bias=(8,))
+_long_mask = masks_of(**_LONG, bias=None)
+_packed = made(lambda m: packing.pack(m), _long_mask)
+_packed_stack = made(
+    lambda s: jax.vmap(packing.pack)(s), masks_of(_MANY, **_LONG, bias=None)
+)
+_few = made(lambda s: jax.vmap(packing.pack)(s), _stack)
 _bank = made(
-    lambda s: bank.from_stack(s, capacity=8), masks_of(6, **_SHAPES, bias=None)
+    lambda s: bank.from_stack(s, capacity=_MANY), masks_of(200, **_LONG, bias=None)
 )
 
 
@@ -261,20 +270,28 @@ call(
 )
 
 call("masking.apply", maskjax.apply, _params, _mask)
-call("masking.apply: packed", maskjax.apply, _params, _packed, specs="xy x")
+call("masking.apply: packed", maskjax.apply, _long, _packed)
 call("masking.apply: fill", maskjax.apply, _params, _mask, _params)
 call("masking.everything", masking.everything, _params, follows=True)
 call("masking.rescale", masking.rescale, _params, _mask)
 
-call("packing.pack", packing.pack, _mask)
-call("packing.unpack", packing.unpack, _packed, specs="x")
-call("packing.dot", packing.dot, _packed_stack, _scores, specs="x xy")
-call("packing.dot: words", packing.dot, _packed_stack, _scores, specs="-x xy")
+call("packing.pack", packing.pack, _long_mask)
+call("packing.pack: a run", packing.pack, _mask, moves="gather")
+call("packing.unpack", packing.unpack, _packed)
+call("packing.unpack: a stack", packing.unpack, _packed_stack, specs="x")
+_long_scores = tree_of(**_LONG, bias=None)
+call("packing.dot", packing.dot, _packed_stack, _long_scores, specs="x -")
+call("packing.dot: words", packing.dot, _packed_stack, _long_scores, specs="-xy xy")
+call("packing.dot: both", packing.dot, _packed_stack, _long_scores, specs="x-y -y")
 
 # --- stacking, bank, superposition --------------------------------------------------
 
 call("stacking.map", lambda s: stacking.map(algebra.count, s), _stack, specs="-xy")
-call("stacking.mix", stacking.mix, _packed_stack, of(_K), specs="x")
+call("stacking.mix", stacking.mix, _packed_stack, of(_MANY), specs="x")
+call("stacking.mix: words", stacking.mix, _packed_stack, of(_MANY), specs="-xy -")
+call(
+    "stacking.mix: few", stacking.mix, _few, of(_K), specs="x", moves="gather exchange"
+)
 call("stacking.mix: unpacked", stacking.mix, _stack, of(_K), specs="-xy -")
 call(
     "stacking.predict",
@@ -292,72 +309,87 @@ call(
     of(16, dtype="int32"),
     _x,
     specs="- - x x",
+    moves="gather",
 )
 call("stacking.stack", lambda a, b: stacking.stack([a, b]), _mask, _other)
 call("stacking.take", lambda s: stacking.take(s, -1), _stack, specs="-xy")
 call("stacking.unstack", stacking.unstack, _stack, specs="-xy")
 
-call("bank.append", bank.append, _bank, _mask, specs="x xy")
 call("bank.empty", lambda p: bank.empty(p, capacity=8), _params, follows=True)
+
+
+def _change(name: str, change: Callable[..., Any], new: Any, lead: str = "") -> None:
+    """A change of a bank that is sharded by tasks, and of one sharded by words."""
+
+    def run(masks: Any, counts: Any, new: Any) -> Any:
+        return change(bank.MaskBank(masks, counts, jnp.int32(200), jnp.int32(0)), new)
+
+    parts = [made(lambda b, i=i: b[i], _bank) for i in (0, 1)]
+    call(name, run, *parts, new, specs="x -")
+    call(f"{name}: words", run, *parts, new, specs=f"-xy xy {lead}xy")
+
+
+_change("bank.append", bank.append, _long_mask)
+_change("bank.extend", bank.extend, masks_of(2, **_LONG, bias=None), "-")
+_change("bank.put", lambda b, m: bank.put(b, 3, m), _long_mask)
 call(
-    "bank.extend", bank.extend, _bank, masks_of(2, **_SHAPES, bias=None), specs="x -xy"
+    "bank.extend: many",
+    bank.extend,
+    _bank,
+    made(lambda s: jax.tree.map(lambda bits: bits[:8], s), _packed_stack),
+    specs="x",
+    moves="gather exchange",
 )
-call("bank.from_stack", bank.from_stack, _stack, specs="x")
-call("bank.grow", lambda b: bank.grow(b, 16), _bank, specs="x")
+call("bank.from_stack", bank.from_stack, _packed_stack, specs="x")
+call("bank.grow", lambda b: bank.grow(b, 264), _bank, specs="x", moves="exchange")
 call("bank.is_used", bank.is_used, _bank, specs="x")
 call("bank.mean", bank.mean, _bank, specs="x")
-call(
-    "bank.put",
-    lambda b, i, m: bank.put(b, i, m),
-    _bank,
-    lambda rng: 3,
-    _mask,
-    specs="x - xy",
-)
-call("bank.take", bank.take, _bank, lambda rng: 3, specs="x")
+call("bank.take", lambda b: bank.take(b, 3), _bank, specs="x")
+call("bank.take: words", lambda b: bank.take(b, 3), _bank, specs="-xy")
 
-call(
-    "superposition.binary",
-    lambda p, b, x: superposition.binary(_energy, p, b, x),
-    _net,
-    _net_bank,
-    _x,
-    specs="- x x",
+# Where data are whole, so that only the bank's collectives are seen.
+_wide_net = tree_of(w=(128, 8), bias=(8,))
+_wide_bank = made(
+    lambda s: bank.from_stack(s, capacity=_MANY), masks_of(250, w=(128, 8), bias=None)
 )
+_wide_x = of(3, 128)
+for _way in ("binary", "one_shot"):
+    call(
+        f"superposition.{_way}",
+        lambda p, b, x, ask=getattr(superposition, _way): ask(_energy, p, b, x),
+        _wide_net,
+        _wide_bank,
+        _wide_x,
+        specs="- x -",
+        moves="gather",  # K numbers
+    )
 call(
     "superposition.exhaustive",
-    lambda p, b, x: superposition.exhaustive(_energy, p, b, x),
-    _net,
-    _net_bank,
-    _x,
-    specs="- - x",
+    lambda p, b, x: superposition.exhaustive(_energy, p, b, x, batch_size=8),
+    _wide_net,
+    _wide_bank,
+    _wide_x,
+    specs="- x -",
+    moves="gather",  # K numbers
 )
 call(
     "superposition.gradient",
     lambda p, b, c, x: superposition.gradient(_energy, p, b.masks, c, x),
-    _net,
-    _net_bank,
-    of(_K),
-    _x,
-    specs="- x x x",
+    _wide_net,
+    _wide_bank,
+    of(_MANY),
+    _wide_x,
+    specs="- x x -",
 )
 call(
     "superposition.infer",
-    lambda p, b, x: superposition.infer(_forward, p, b, x),
+    lambda p, b, x: superposition.infer(_forward, p, b, x, batch_size=8),
     _net,
     _net_bank,
     _x,
     specs="- - x",
 )
 call("superposition.logit_entropy", superposition.logit_entropy, _y, specs="x")
-call(
-    "superposition.one_shot",
-    lambda p, b, x: superposition.one_shot(_energy, p, b, x),
-    _net,
-    _net_bank,
-    _x,
-    specs="- x x",
-)
 call(
     "superposition.superfluous",
     lambda x: superposition.superfluous(x, labels=12),
@@ -815,7 +847,14 @@ def _popped(scores: Any, weights: Any, x: Any, y: Any) -> Any:
 
 _patterns = masks_of(a=(8,), b=(4, 2))
 _memory = made(lambda m: hopsupsup.store(hopsupsup.init(m), m), _patterns)
-call("recipes.hopsupsup.energy", hopsupsup.energy, _memory, _patterns, specs="x")
+call(
+    "recipes.hopsupsup.energy",
+    hopsupsup.energy,
+    _memory,
+    _patterns,
+    specs="x",
+    moves="gather exchange",
+)
 call("recipes.hopsupsup.init", hopsupsup.init, _patterns, specs="x")
 call(
     "recipes.hopsupsup.recover",
@@ -831,7 +870,14 @@ call(
     of(3, 8, 4),
     specs="- - -x",
 )
-call("recipes.hopsupsup.store", hopsupsup.store, _memory, _patterns, specs="x")
+call(
+    "recipes.hopsupsup.store",
+    hopsupsup.store,
+    _memory,
+    _patterns,
+    specs="x",
+    moves="gather exchange",
+)
 
 call(
     "recipes.iterand.redraw",
@@ -1038,6 +1084,7 @@ call(
     ),
     _stack,
     specs="x",
+    moves="gather exchange",  # of bits
 )
 call("recipes.supsup.mask", supsup.mask, _scores)
 call("recipes.supsup.soft_mask", supsup.soft_mask, _scores)
@@ -1064,7 +1111,13 @@ call(
     lambda p: supsup_stream.init(p, capacity=4, key=key()),
     _params,
 )
-call("recipes.supsup_stream.masks", supsup_stream.masks, _stream, specs="x")
+call(
+    "recipes.supsup_stream.masks",
+    supsup_stream.masks,
+    _stream,
+    specs="x",
+    moves="gather exchange",  # of bits
+)
 call("recipes.supsup_stream.soft_mask", supsup_stream.soft_mask, _scores)
 
 # --- theory -------------------------------------------------------------------------

@@ -113,6 +113,11 @@ def gathered(x: Array, *axes: int) -> Array:
     return place(x, spec)
 
 
+def whole(x: Any) -> Any:
+    """A tree of arrays, whole on every device, as far as types say so."""
+    return jax.tree.map(lambda leaf: place(leaf, (None,) * jnp.ndim(leaf)), x)
+
+
 def lead(x: Array, like: Array) -> Array:
     """[K] with axes of 1 behind it, up to the rank of another array."""
     return x.reshape(x.shape + (1,) * (jax.typeof(like).ndim - x.ndim))

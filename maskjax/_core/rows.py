@@ -1,5 +1,6 @@
 """Rows of an array, read and written wherever their shards are."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -45,8 +46,10 @@ def inserted(x: Array, new: Array, start: Array) -> Array:
     return jnp.where(fits, moved, x)
 
 
+@jax.jit
 def mixed(x: Array, coefficients: Array) -> Array:
-    """The weighted sum of rows, for coefficients [C] in the dtype of [C, ...]."""
+    """The weighted sum of rows of [C, ...] in the dtype of the coefficients, [C]."""
+    x = x.astype(coefficients.dtype)
     if not placement.explicit(x):
         return jnp.tensordot(coefficients, x, 1)
     members, *rest = placement.spec_of(x)

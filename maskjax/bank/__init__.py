@@ -7,6 +7,10 @@
 
 A bank is a pytree of fixed shapes, so it passes through `jit` and the carry of a scan,
 and appending compiles once. Donate a large bank, and appending writes in place.
+
+Masks and counts of `empty` are sharded as the parameters are. For thousands of tasks of
+a small network shard `masks` by their first axis, the tasks, and replicate the rest:
+questions to such a bank are answered where the masks are, and K numbers travel.
 """
 
 from maskjax.bank._bank import (

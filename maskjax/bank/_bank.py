@@ -37,7 +37,7 @@ def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskB
     """A bank without a mask.
 
     Args:
-        params: Tree of arrays; only their shapes are used.
+        params: Tree of arrays; only their shapes are used, and where they are.
         capacity: C, the number of slots: how many tasks can be learned.
         where: Which leaves carry a mask.
 
@@ -75,6 +75,9 @@ def from_stack(
     stack: Mask, *, capacity: int | None = None, learned: Array | None = None
 ) -> MaskBank:
     """A bank that starts with the masks of a stack.
+
+    The bank is sharded as `packing.pack` shards the stack. Counts are sums as in
+    `stacking.mix`, and more slots than K move masks as in `grow`.
 
     Args:
         stack: A stack of K masks, packed or not.
@@ -126,6 +129,8 @@ def _from_stack(packed: Mask, used: Array, size: int, *, clear: bool) -> MaskBan
 
 def grow(bank: MaskBank, capacity: int) -> MaskBank:
     """The bank with more slots.
+
+    If tasks are on several devices, masks move between them.
 
     Args:
         bank: The bank.

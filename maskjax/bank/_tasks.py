@@ -22,6 +22,8 @@ from maskjax.bank._bank import (
 def append(bank: MaskBank, mask: Mask) -> MaskBank:
     """The bank with one more mask.
 
+    If tasks are on several devices, the new mask's bits go to all of them.
+
     Args:
         bank: The bank.
         mask: The new task's mask, packed or not, in the bank's shapes.
@@ -47,6 +49,8 @@ def append(bank: MaskBank, mask: Mask) -> MaskBank:
 
 def extend(bank: MaskBank, stack: Mask) -> MaskBank:
     """The bank with the masks of a stack appended, in order.
+
+    If tasks are on several devices, the new masks' bits are gathered there.
 
     Args:
         bank: The bank.
@@ -79,6 +83,8 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
 def put(bank: MaskBank, task: ArrayLike, mask: Mask) -> MaskBank:
     """The bank with a learned task's mask replaced.
 
+    If tasks are on several devices, the old and the new mask's bits go to all of them.
+
     Args:
         bank: The bank.
         task: The task's index, an integer; negative ones count from the last learned.
@@ -105,6 +111,8 @@ def put(bank: MaskBank, task: ArrayLike, mask: Mask) -> MaskBank:
 
 def take(bank: MaskBank, task: ArrayLike) -> Mask:
     """The mask of a learned task.
+
+    If tasks are on several devices, its bits go to all of them.
 
     Args:
         bank: The bank.

@@ -34,6 +34,9 @@ __all__ = ["PackedMask", "dot", "pack", "unpack"]
 def pack(mask: Mask) -> Mask:
     """Store a mask with one bit an entry.
 
+    The bits are sharded as the mask is (`PackedMask` says how they lie). If a device
+    has no multiple of 32 entries of the packed axis, that axis is gathered.
+
     Args:
         mask: Tree of boolean or packed leaves, or `None`. Packed leaves are returned as
             they are. For a stack use `jax.vmap(packing.pack)`.
@@ -55,6 +58,9 @@ def pack(mask: Mask) -> Mask:
 
 def unpack(mask: Mask) -> Mask:
     """Undo `pack`.
+
+    Masks are sharded as their bits are. If the packed axis has no multiple of 32
+    entries, or the mask is packed as one run, sharded bits are gathered.
 
     Args:
         mask: Tree of `PackedMask`, boolean leaves or `None`. The leaves of a packed
@@ -82,7 +88,9 @@ def dot(stack: Mask, tree: trees.Params) -> Array:
     """The inner product of each mask of a stack with a tree: sum(m_k * tree).
 
     If `tree` holds weights times their gradients at a mixed mask (`stacking.mix`), the
-    result is the gradient of the loss with respect to the mixing coefficients.
+    result is the gradient of the loss with respect to the mixing coefficients. Every
+    device reads the masks, or the entries, that it has; K numbers are added up. `tree`
+    is gathered where `pack` would gather a mask of its shapes.
 
     Args:
         stack: A packed stack of K masks.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from maskjax._core import dtypes, placement
 from maskjax._core.packed import WORD, PackedMask
@@ -127,26 +127,27 @@ def _on_shards(
         return function(bits, planes, coefficients, chosen)
     members, *words = placement.spec_of(bits)
     of_mask, of_planes = PartitionSpec(members), PartitionSpec(None, *words)
-    names = placement.names_of([members])
+    names, over_words = placement.names_of([members]), placement.names_of(words)
+    if not names and not over_words:
+        return function(bits, planes, coefficients, chosen)
 
     def local(bits: Array, planes: Any, coefficients: Any, chosen: _Chosen) -> Array:
         if chosen.used is not None and names:
             before = lax.axis_index(names) * bits.shape[0]
             chosen = chosen._replace(used=chosen.used - before)
         sums = function(bits, planes, coefficients, chosen)
-        over = names if over_members else placement.names_of(words)
+        over = names if over_members else over_words
         return lax.psum(sums, over) if over else sums
 
     def placed(x: Array | None, spec: PartitionSpec) -> Array | None:
         return None if x is None else placement.place(x, tuple(spec), like=bits)
 
     mesh = placement.sharding(bits).mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     specs = PartitionSpec(members, *words), of_planes, of_mask
     return jax.shard_map(
         local,
         mesh=mesh,
-        axis_names={name for name, kind in kinds if kind == AxisType.Explicit},
+        axis_names={*names, *over_words},
         in_specs=(*specs, _Chosen(of_mask, PartitionSpec())),  # type: ignore[arg-type]
         out_specs=of_planes if over_members else of_mask,
     )(

@@ -138,9 +138,11 @@ def learn(
         train: `(task, *, key) -> (mask, metrics)`, one task's whole training, pure.
             Statistics of normalization belong to a task: return them in the metrics.
         bank: The bank to append to.
-        tasks: Tree of arrays [K, ...]; `train` gets one entry of each.
+        tasks: Tree of arrays [K, ...]; `train` gets one entry of each. Tasks on several
+            devices are trained there; only their masks' bits travel, to the bank.
         batch_size: How many tasks are trained at once. Memory for scores grows with it.
-            More fill an accelerator; on a CPU, 1 is as fast or faster.
+            More fill an accelerator; on a CPU, 1 is as fast or faster. Under `jit` on
+            an Auto mesh, fewer than there are devices gather the tasks.
         key: A typed key. A task's own key depends on the number that it will have in
             the bank, not on the other tasks of the call.
 

@@ -7,6 +7,9 @@ right mask: `logit_entropy`, `superfluous`, or a function of your own.
 Use `infer` for images that may each be of another task. `one_shot` (one gradient),
 `binary` (a few) and `exhaustive` (every mask tried) answer for one batch of one task.
 
+If the masks of a bank are on several devices, each device asks its own. K numbers are
+gathered; `binary` and `gradient` also mix masks, as in `stacking.mix`.
+
     >>> params = {"w": jnp.array([[9.0, 0.0], [9.0, 9.0]])}
     >>> stack = {"w": jnp.array([[[True], [False]], [[False], [True]]])}  # rows of w
     >>> def objective(params, x):

@@ -86,7 +86,9 @@ def infer(
         per: "image" decides for each image. "batch" decides once, for images that are
             all of one task.
         batch_size: How many images are decided at once. Memory grows with it, by one
-            network's gradient an image.
+            network's gradient an image. Images on several devices are decided there,
+            under `jit` on an Auto mesh only if as many at once as there are devices;
+            otherwise images are gathered.
 
     Returns:
         int32, [B] or a scalar: the task. Ties go to the lowest number; -1 if no task is
@@ -117,7 +119,8 @@ def infer(
             f"{jnp.shape(images)}."
         )
     _ready(bank, params, fn)
-    outputs = jax.eval_shape(apply, params, images[:1]).shape[-1]
+    image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    outputs = jax.eval_shape(apply, params, image).shape[-1]
     if labels is not None and labels == outputs:
         raise ValueError(
             f"`{fn}` needs fewer `labels` than outputs, got {labels} of {outputs}. If "
@@ -243,7 +246,8 @@ def exhaustive(
         params: Tree of arrays, the same for all tasks.
         bank: The masks to choose from.
         *data: Passed on to `objective`: one image, or several of one task.
-        batch_size: How many masks are tried at once. Memory grows with it.
+        batch_size: How many masks are tried at once, as in `stacking.predict`. Memory
+            grows with it.
 
     Returns:
         A scalar, int32: the task. Ties go to the lowest number; -1 if no task is

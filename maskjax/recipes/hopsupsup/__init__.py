@@ -11,6 +11,7 @@ Algorithm (numbers match the comments below):
      (1 - t / T) * objective + strength * t / T * energy, energy = sum of -s' psi s / 2.
 The paper's text stores by Hebb's rule; its code, by a rule like Storkey's, our default.
 A psi takes 4 d^2 bytes and holds fewer than d masks, so a `bank` is always smaller.
+A psi may be sharded by either axis; masks, of d entries, are gathered.
 
     >>> from maskjax.recipes import hopsupsup
     >>> mask = {"scale": jnp.array([True, False])}

@@ -120,12 +120,9 @@ def _check(memory: Memory, mask: Any, fn: str) -> None:
 
 def _signs(mask: Any) -> Any:
     """+-1 for each entry, whole on every device, as every entry of psi needs two."""
-
-    def signs(m: Any) -> Array:
-        z = 2 * packing.unpack_leaf(m).astype(jnp.float32) - 1
-        return placement.gathered(z, *range(z.ndim))
-
-    return map_mask(signs, mask)
+    return placement.whole(
+        map_mask(lambda m: 2 * packing.unpack_leaf(m).astype(jnp.float32) - 1, mask)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="rule")

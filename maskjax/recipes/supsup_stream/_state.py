@@ -100,6 +100,8 @@ def soft_mask(scores: Scores) -> trees.SoftMask:
 def masks(state: StreamState) -> bank.MaskBank:
     """The masks of all tasks so far, to infer tasks from and predict with.
 
+    If tasks are on several devices, bits move as in `packing.pack` and `bank.append`.
+
     Args:
         state: The state, with the scores that were trained.
 

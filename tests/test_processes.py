@@ -1,0 +1,79 @@
+"""The program of docs/devices.md, as two processes of four devices and as one of eight.
+
+They write the same files, byte for byte, and nothing waits for ever.
+"""
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import time
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "devices.md"
+# What the page says of masks that are not gathered.
+REFUSED = """
+for sharded in (masks, learned):
+    for write in (storage.save, storage.append):
+        try:
+            write(f"{folder}/refused", sharded)
+        except ValueError as error:
+            print("refused" if "process_allgather" in str(error) else error)
+"""
+
+
+def begin(folder, processes, tail=""):
+    """Starts the program, once for each process."""
+    folder.mkdir()
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={8 // processes}"
+    flags += " --xla_cpu_use_fusion_emitters=false"  # compiles faster
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(PAGE.parent.parent),
+    }
+    command = [sys.executable, "-c", program + tail, address, str(processes)]
+    return [
+        subprocess.Popen(
+            [*command, str(process), "."],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+
+
+def ended(started):
+    """What each process printed, if all end well within a minute."""
+    end, printed = time.monotonic() + 60, []
+    try:
+        for process in started:
+            left = max(0.1, end - time.monotonic())
+            out, errors = process.communicate(timeout=left)
+            assert process.returncode == 0, errors
+            printed.append([line for line in out.splitlines() if "Gloo" not in line])
+    finally:
+        for process in started:
+            process.kill()
+    return printed
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    started = [*begin(one, 1), *begin(two, 2, REFUSED)]
+    alone, *both = ended(started)
+    assert alone == ["loss 0.922, tasks [0, 9]"]
+    assert both == [alone + 4 * ["refused"]] * 2
+    for name in ("masks.safetensors", "bank.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert not (two / "refused").exists()
