@@ -50,9 +50,8 @@ def shaped(shape: Any, dtype: Any = "float32") -> jax.ShapeDtypeStruct:
 
 def stacked_layers(layers: int, d: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The kernels of a scanned transformer, [layers, in, out]."""
-    kernels = dict.fromkeys("qkvo", shaped((layers, d, d)))
-    ends = {"up": shaped((layers, d, 4 * d)), "down": shaped((layers, 4 * d, d))}
-    return kernels | ends
+    ends = {"qkv": (d, 3 * d), "o": (d, d), "up": (d, 4 * d), "down": (4 * d, d)}
+    return {name: shaped((layers, *shape)) for name, shape in ends.items()}
 
 
 def chosen(scores: Any, scopes: Sequence[Any]) -> list[Contestant]:
@@ -94,9 +93,9 @@ def training(kinds: Sequence[str]) -> list[Contestant]:
     return [*ours, Contestant("Adam", *_step(plain, adam, params), donate=(0,))]
 
 
-def arithmetic(k: int) -> list[Contestant]:
+def arithmetic(k: int, shapes: Sequence[Any]) -> list[Contestant]:
     """Sums over K packed masks; the least is to read their bits once."""
-    tree = [shaped(shape) for shape in packing.NETWORK]
+    tree = list(map(shaped, shapes))
     stack = _stack(tree, k)
     return [
         Contestant("dot", bits.dot, (stack, tree)),
@@ -133,7 +132,14 @@ CASES: dict[str, tuple[Callable[[], list[Contestant]], Sequence[str]]] = {
         ["one", "auto"],
     ),
     f"step {_case.named(WIDTHS)}": (lambda: training(STEPS), ["one", "auto"]),
-    f"{TASKS} packed masks": (lambda: arithmetic(TASKS), ["one"]),
+    "256 packed masks, d 1024": (
+        lambda: arithmetic(256, [(1024, 1024)] * 3),
+        ["one"],
+    ),
+    f"{TASKS} packed masks, 784-300-100-100": (
+        lambda: arithmetic(TASKS, packing.NETWORK),
+        ["one"],
+    ),
     f"an image's task of {TASKS}": (lambda: inference(TASKS), ["one"]),
 }
 QUICK = {
