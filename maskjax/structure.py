@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import dtypes
+from maskjax._core import dtypes, placement
 from maskjax._core.axes import ROLES
 from maskjax._core.trees import Array
 
@@ -130,7 +130,7 @@ class NofM:
     def group(self, x: Array) -> Array:
         """The leaf as [..., groups, m], the axis moved last."""
         x = jnp.moveaxis(x, _number(self.axis), -1)
-        return x.reshape(*x.shape[:-1], x.shape[-1] // self.m, self.m)
+        return placement.cut(x, x.ndim - 1, self.m)
 
     def ungroup(self, x: Array) -> Array:
         """The inverse of `group`."""
@@ -204,25 +204,16 @@ class Block:
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
         """The mean score of each tile; both axes are shorter."""
         sizes = self._sizes(scores.ndim)
-        tiled = [
-            part
-            for length, size in zip(scores.shape, sizes, strict=True)
-            for part in ((length // size, size) if size else (length,))
-        ]
-        inner, place = [], 0
-        for size in sizes:
-            place += 2 if size else 1
-            if size:
-                inner.append(place - 1)
-        tiles = scores.reshape(tiled)
-        return _mean(
-            tiles, None if alive is None else alive.reshape(tiled), tuple(inner)
+        inner = tuple(
+            i + sum(map(bool, sizes[:i])) + 1 for i, s in enumerate(sizes) if s
         )
+        alive = None if alive is None else _tiled(alive, sizes)
+        return _mean(_tiled(scores, sizes), alive, inner)
 
     def spread(self, decisions: Array) -> Array:
         """Every decision repeated over its tile."""
         for axis, size in enumerate(self._sizes(decisions.ndim)):
-            decisions = jnp.repeat(decisions, size, axis=axis) if size else decisions
+            decisions = placement.repeated(decisions, axis, size) if size else decisions
         return decisions
 
     def _sizes(self, rank: int) -> list[int]:
@@ -288,6 +279,13 @@ class Units:
     def _numbers(self) -> list[int]:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         return [_number(axis) for axis in axes]
+
+
+def _tiled(x: Array, sizes: list[int]) -> Array:
+    """Each axis that has a size, cut into parts of that size, the last axis first."""
+    for axis in reversed(range(x.ndim)):
+        x = placement.cut(x, axis, sizes[axis]) if sizes[axis] else x
+    return x
 
 
 def _check_axis(axis: Any, name: str, argument: str = "axis") -> None:
