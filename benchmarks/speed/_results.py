@@ -134,7 +134,7 @@ def _compiled(case: Sequence[Line]) -> list[tuple[str, ...]]:
             f"{line['contestant']}{_role(line)}",
             *(_scaled(line[name]) for name in ("code", "arguments", "temporary")),
             *(_scaled(line[name]) for name in ("bytes", "flops")),
-            _duration(line["compile_s"]),
+            _duration(line["compile_cpu_s"]),
             f"{told} of at most {largest:,}" if told else "",
         )
 

@@ -199,7 +199,7 @@ def _facts(program: _chips.Program) -> _results.Line:
     facts["largest_collective"] = max(
         (max(sizes) for _, sizes in program.collectives), default=0
     )
-    facts["compile_s"] = round(facts["compile_s"], 2)
+    facts["compile_cpu_s"] = round(facts["compile_cpu_s"], 2)
     del facts["calls"]
     return facts
 
