@@ -26,9 +26,11 @@ In NNX write `graph, masks, rest = nnx.split(model, layers.Mask, ...)`, and `run
 `lambda masks, x: nnx.merge(graph, masks, rest)(x)`. Soft masks multiply: dropout masks,
 of 0 and 1 / (1 - rate), can take the place of `masks`.
 
-Importing this module also lets `flax.serialization` store packed masks.
+Importing this module also lets `flax.serialization` store packed masks, and banks and
+states that have them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +41,7 @@ from flax import nnx, serialization
 
 from maskjax import masking, packing, stacking
 from maskjax._core import checks, slots, trees
-from maskjax._core.packed import PackedMask
+from maskjax._core.stored import on_each
 from maskjax._core.trees import Array
 
 __all__ = ["LinenFeatureMask", "Mask", "NNXFeatureMask", "assign"]
@@ -246,14 +248,24 @@ def _name(module: nn.Module) -> str:
     return "/".join(module.path) or type(module).__name__
 
 
-def _to_state(mask: PackedMask) -> dict[str, Any]:
-    return {"bits": mask.bits}
+def _restorable(cls: type) -> None:
+    """Let `flax.serialization` store a dataclass: its arrays, not its static fields."""
+    names = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if not field.metadata.get("static")
+    ]
+
+    def to_state(value: Any) -> dict[str, Any]:
+        return {n: serialization.to_state_dict(getattr(value, n)) for n in names}
+
+    def from_state(value: Any, state: dict[str, Any]) -> Any:
+        each = (
+            serialization.from_state_dict(getattr(value, n), state[n], n) for n in names
+        )
+        return dataclasses.replace(value, **dict(zip(names, each, strict=True)))
+
+    serialization.register_serialization_state(cls, to_state, from_state, override=True)
 
 
-def _from_state(mask: PackedMask, state: dict[str, Any]) -> PackedMask:
-    return PackedMask(state["bits"], mask.shape)
-
-
-serialization.register_serialization_state(
-    PackedMask, _to_state, _from_state, override=True
-)
+on_each(_restorable)

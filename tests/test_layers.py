@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization
 
-from maskjax import layers, packing, stacking
+from maskjax import bank, layers, packing, stacking
+from maskjax.packing import PackedMask
 from maskjax.recipes import masksembles, mc_dropout
 from tests import trees
 
@@ -286,6 +287,19 @@ def test_packed_masks_run_and_are_part_of_checkpoints():
     empty = jax.tree.map(np.zeros_like, packed)
     back = serialization.from_bytes(empty, serialization.to_bytes(packed))
     trees.assert_same(jax.tree.map(jnp.asarray, back), packed)
+
+
+def test_banks_and_thin_members_are_part_of_checkpoints():
+    """Their types are told to Flax whether they were imported before or after."""
+    stack = {"b": np.array([[True, True, False], [False, True, True]])}
+    bits = {"b": PackedMask(np.uint32([[3], [6]]), (3,))}
+    counts = {"b": np.int32([1, 2, 1])}
+    tasks = bank.MaskBank(bits, counts, np.int32(2), np.int32(0))
+    thin = masksembles.Thin({"b": np.ones((2, 2, 1))}, np.int32([[0, 1], [1, 2]]), 3)
+    for full in (tasks, thin, {"stack": stack, "deep": [tasks]}):
+        empty = jax.tree.map(np.zeros_like, full)
+        back = serialization.from_bytes(empty, serialization.to_bytes(full))
+        trees.assert_same(back, full)
 
 
 def test_memory_is_for_as_many_members_as_run_at_a_time():

@@ -26,6 +26,7 @@ QUESTIONS = (
     "traced",
     "import_time",
 )
+ELSEWHERE = ("tpu_compile",)  # asked by a command of its own
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.table:
         root = options.out or RESULTS
-        tables = _results.markdown(root, _first_lines())
+        tables = _results.markdown(root, _first_lines(QUESTIONS + ELSEWHERE))
         print(tables)
         readme = root.parent / "README.md"
         if readme.exists() and _results.BEGIN in readme.read_text():
@@ -72,8 +73,9 @@ def _ask(
         print(f"{_results.table(found)}\n", flush=True)
 
 
-def _first_lines() -> dict[str, str]:
-    modules = {q: importlib.import_module(f"benchmarks.speed.{q}") for q in QUESTIONS}
+def _first_lines(questions: Sequence[str] | None = None) -> dict[str, str]:
+    names = QUESTIONS if questions is None else questions
+    modules = {q: importlib.import_module(f"benchmarks.speed.{q}") for q in names}
     return {q: (m.__doc__ or "").splitlines()[0] for q, m in modules.items()}
 
 

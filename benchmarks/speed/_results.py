@@ -17,6 +17,15 @@ from benchmarks.speed._case import Case
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
 COLUMNS = ("median", "IQR", "x ours", "x limit", "compile", "repeats", "bytes")
+COMPILED = (
+    "code",
+    "arguments",
+    "temporary",
+    "bytes",
+    "FLOPs",
+    "compile",
+    "collectives",
+)
 
 UNITS = (1, "s"), (1e3, "ms"), (1e6, "us")
 Line = dict[str, Any]
@@ -87,8 +96,10 @@ def last_run(path: pathlib.Path) -> list[list[Line]]:
 
 def table(case: Sequence[Line]) -> str:
     """A case in Markdown, a row for each contestant."""
-    rows = [(f"**{case[0]['case']}**", *COLUMNS), *_rows(case)]
-    rows.insert(1, ("---", *["---:"] * len(COLUMNS)))
+    compiled = "code" in case[0]  # for chips that are not there: nothing was timed
+    columns, found = (COMPILED, _compiled) if compiled else (COLUMNS, _rows)
+    rows = [(f"**{case[0]['case']}**", *columns), *found(case)]
+    rows.insert(1, ("---", *["---:"] * len(columns)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -114,13 +125,40 @@ def into_readme(path: pathlib.Path, tables: str) -> None:
     path.write_text(f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}")
 
 
+def _compiled(case: Sequence[Line]) -> list[tuple[str, ...]]:
+    def row(line: Line) -> tuple[str, ...]:
+        kinds = line["collectives"].items()
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        largest = line["largest_collective"]
+        return (
+            f"{line['contestant']}{_role(line)}",
+            *(_scaled(line[name]) for name in ("code", "arguments", "temporary")),
+            *(_scaled(line[name]) for name in ("bytes", "flops")),
+            _duration(line["compile_cpu_s"]),
+            f"{told} of at most {largest:,}" if told else "",
+        )
+
+    return list(map(row, case))
+
+
+def _scaled(number: float) -> str:
+    fits = (
+        each for each in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if number >= each[0]
+    )
+    scale, unit = next(fits, (1, ""))
+    return f"{number / scale:.3g}{unit}"
+
+
+def _role(line: Line) -> str:
+    return "" if line["role"] == "baseline" else f" ({line['role']})"
+
+
 def _rows(case: Sequence[Line]) -> list[tuple[str, ...]]:
     seconds = {line["role"]: line["median_s"] for line in case}
 
     def row(line: Line) -> tuple[str, ...]:
-        role = "" if line["role"] == "baseline" else f" ({line['role']})"
         return (
-            f"{line['contestant']}{role}",
+            f"{line['contestant']}{_role(line)}",
             _duration(line["median_s"]),
             _duration(line["iqr_s"]),
             f"{line['median_s'] / seconds['ours']:.2f}",

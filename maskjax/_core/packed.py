@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskjax._core.stored import stored
+
 #: How many entries a word holds.
 WORD = 32
 
@@ -42,7 +44,7 @@ def layout(shape: tuple[int, ...]) -> Layout:
     return Layout((run,), 0, (most,))
 
 
-@jax.tree_util.register_dataclass
+@stored("maskjax.packing.PackedMask")
 @dataclasses.dataclass(frozen=True)
 class PackedMask:
     """One leaf of a mask, one bit an entry; a pytree with one array in it.

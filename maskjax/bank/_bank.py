@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from maskjax import packing
 from maskjax._core import checks, placement, slots, trees
 from maskjax._core.packed import PackedMask
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
 from maskjax.where import kernels
 
 
+@stored("maskjax.bank.MaskBank")
 class MaskBank(NamedTuple):
     """The masks of the tasks learned so far; a pytree.
 

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax._core import checks, placement
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
 from maskjax.select._keys import order_key
@@ -18,6 +19,7 @@ Binning = Literal["equal-width", "equal-mass"]
 Of = Literal["top-label", "class-wise"]
 
 
+@stored("maskjax.metrics.Reliability")
 class Reliability(NamedTuple):
     """Samples in bins by their confidence, for a reliability diagram; a pytree.
 

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax._core import checks, dtypes, placement
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
 from maskjax.select._keys import order_key
@@ -17,6 +18,7 @@ from maskjax.select._keys import order_key
 _PARTS = 40_000  # its square fits into 32 bits
 
 
+@stored("maskjax.metrics.RiskCoverage")
 class RiskCoverage(NamedTuple):
     """A risk-coverage curve; a pytree.
 

@@ -6,9 +6,11 @@ import jax
 import optax
 
 from maskjax._core import checks, trees
+from maskjax._core.stored import stored
 from maskjax._core.trees import Mask, Params
 
 
+@stored("maskjax.optim.MaskState")
 class MaskState(NamedTuple):
     """The state of a transformation of `maskjax.optim`; a pytree.
 

@@ -42,6 +42,7 @@ from jax.core import Tracer
 
 from maskjax import masking
 from maskjax._core import checks, dtypes
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.theory import _networks, _wide, gadget
 from maskjax.theory._wide import dense, forward, init
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 
+@stored("maskjax.theory.strong_ticket.Report")
 class Report(NamedTuple):
     """What pruning found, for each layer of the target; arrays are NumPy's.
 
@@ -80,7 +82,7 @@ class Report(NamedTuple):
     bound: tuple[float, ...]
 
 
-@jax.tree_util.register_dataclass
+@stored("maskjax.theory.strong_ticket.Ticket")
 @dataclasses.dataclass(frozen=True)
 class Ticket:
     """A wide network and the mask that makes it the target; a pytree.

@@ -23,6 +23,7 @@ from jax import lax
 from jax.core import Tracer
 
 from maskjax._core import checks, placement
+from maskjax._core.stored import stored
 from maskjax.theory import _halves
 
 __all__ = ["Subsets", "greedy", "nearest", "smallest"]
@@ -35,6 +36,7 @@ _LEAST = -(2**15)  # below the exponents of all floats
 _Some = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
+@stored("maskjax.theory.subset_sum.Subsets")
 class Subsets(NamedTuple):
     """A subset for each target; a pytree.
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import _timing
+from benchmarks import _chips, _timing
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import _case, _results, packing, selection
+from benchmarks.speed import _case, _results, packing, selection, tpu_compile
 
 pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures("loose")]
 
@@ -98,6 +98,38 @@ def test_nothing_is_timed_when_results_disagree(wrong, toy, tmp_path):
     with pytest.raises(AssertionError, match="not equal"):
         speed.main(["--quick", "--only", "toy", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_programs_for_chips_that_are_not_there_have_a_table_of_their_own(tmp_path):
+    shared = dict.fromkeys(("run", "device", "cores", "jax", "maskjax", "commit"), "x")
+    facts = {"code": 1_090_000, "arguments": 512, "temporary": 0, "bytes": 85e6}
+    facts |= {"flops": 2e9, "compile_cpu_s": 0.5, "largest_collective": 1}
+    line = {"case": "top_k, 4 chips", "contestant": "leaf", "role": "ours"}
+    line |= {**shared, **facts, "collectives": {"all-reduce": 4}}
+    _results.append(tmp_path / tpu_compile.FOLDER / "tpu_compile.jsonl", [line])
+    assert speed.main(["--table", "--out", str(tmp_path)]) == 0
+    row = _results.table([line]).splitlines()[-1]
+    assert row == (
+        "| leaf (ours) | 1.09 M | 512 | 0 | 85 M | 2 G | 500 ms "
+        "| 4 all-reduce of at most 1 |"
+    )
+    assert row in _results.markdown(tmp_path, {"tpu_compile": "What?"})
+
+
+def test_without_libtpu_nothing_is_compiled(monkeypatch, capsys):
+    monkeypatch.setattr(_chips, "installed", lambda: False)
+    assert tpu_compile.main([]) == 1
+    assert "pip install -e '.[tpu]'" in capsys.readouterr().out
+
+
+def test_collectives_are_read_off_a_program():
+    text = """
+      %all-reduce.1 = (s32[]{:T(128)}, f32[4,2]{1,0}) all-reduce(%a, %b), channel_id=1
+      %ag = u32[8,16]{1,0:T(8,128)} all-gather-start(%c), dimensions={0}
+      %fusion = f32[7] fusion(%all-reduce.1), calls=%all-gather
+    """
+    found = [("all-reduce", [1, 8]), ("all-gather", [128])]
+    assert _chips.collectives(text) == found
 
 
 @pytest.mark.slow

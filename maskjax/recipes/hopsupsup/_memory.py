@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from maskjax import packing
 from maskjax._core import checks, placement, rows
 from maskjax._core.packed import PackedMask
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, SoftMask, map_mask
 
 
+@stored("maskjax.recipes.hopsupsup.Memory")
 class Memory(NamedTuple):
     """Stored masks, in space that does not depend on their number; a pytree.
 

@@ -9,10 +9,12 @@ import optax
 
 from maskjax import estimator, masking, select
 from maskjax._core import checks
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Scores, map_mask
 from maskjax.recipes.hopsupsup._memory import Memory, energy
 
 
+@stored("maskjax.recipes.hopsupsup.Recovery")
 class Recovery(NamedTuple):
     """The mask after the last step, and how it was found; a pytree.
 

@@ -33,6 +33,7 @@ from jax import lax
 
 from maskjax import score, select
 from maskjax._core import blame, checks
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.recipes.lottery_ticket._controls import (
     Train,
@@ -47,6 +48,7 @@ from maskjax.where import kernels
 __all__ = ["Trace", "random_masks", "retrain", "search"]
 
 
+@stored("maskjax.recipes.lottery_ticket.Trace")
 class Trace(NamedTuple):
     """The result of a search; a pytree. R rounds of pruning take R + 1 trainings.
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from maskjax._core import checks
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 from maskjax.recipes.masksembles._family import Family, family
 from maskjax.recipes.masksembles._shuffle import shuffled
@@ -14,6 +15,7 @@ from maskjax.recipes.masksembles._shuffle import shuffled
 _FN = "maskjax.recipes.masksembles."
 
 
+@stored("maskjax.recipes.masksembles.Plan")
 class Plan(NamedTuple):
     """What masks will be like with any key; Python numbers.
 

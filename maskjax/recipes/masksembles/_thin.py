@@ -12,12 +12,13 @@ from jax.core import Tracer
 
 from maskjax import packing, stacking
 from maskjax._core import checks, trees
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Path
 
 _FN = "maskjax.recipes.masksembles"
 
 
-@jax.tree_util.register_dataclass
+@stored("maskjax.recipes.masksembles.Thin")
 @dataclasses.dataclass(frozen=True)
 class Thin:
     """Members as thinner networks; a pytree.
@@ -146,10 +147,9 @@ def predict(
     if batch_size is None:
         # Flat indices: for a matrix of them XLA gathers transposed, slow on a CPU.
         picked = jnp.take(x, thin.inputs.ravel(), axis=-1, mode="clip")
-        picked = picked.reshape(*picked.shape[:-1], *thin.inputs.shape)
-        picked = jnp.moveaxis(picked, -2, 0)
-        each = lambda member, *rest: apply(member[0], member[1], *rest)  # noqa: E731
-        return stacking.map(each, (thin.params, picked), *rest)
+        apart = picked.reshape(*picked.shape[:-1], *thin.inputs.shape)
+        members = thin.params, jnp.moveaxis(apart, -2, 0)
+        return stacking.map(lambda m, *rest: apply(*m, *rest), members, *rest)
 
     def one(member: tuple, x: Array, *rest: Any) -> Any:
         picked = jnp.take(x, member[1], axis=-1, mode="clip")

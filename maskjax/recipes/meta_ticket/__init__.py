@@ -42,6 +42,7 @@ import jax.numpy as jnp
 
 from maskjax import estimator, initializer
 from maskjax._core import blame, checks, trees
+from maskjax._core.stored import stored
 from maskjax._core.trees import (
     Array,
     Density,
@@ -65,6 +66,7 @@ _SPARED: Any = matching(  # a classifier by its name
 )
 
 
+@stored("maskjax.recipes.meta_ticket.MetaTicketState")
 class MetaTicketState(NamedTuple):
     """Scores to train, and thresholds that never change; a pytree.
 

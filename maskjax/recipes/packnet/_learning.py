@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from maskjax import select
 from maskjax._core import blame, checks, slots
+from maskjax._core.stored import stored
 from maskjax._core.trees import Density, Mask, Params, Predicate, Scores
 from maskjax.recipes._phases import emptied, in_phase, kept_by_leaf, require_own
 from maskjax.recipes.packnet import _programs
@@ -15,6 +16,7 @@ _FN = "maskjax.recipes.packnet."
 _ORDER = "For each task call `begin`, `prune` and `commit`"
 
 
+@stored("maskjax.recipes.packnet.Training")
 class Training(NamedTuple):
     """A task that has begun; a pytree.
 
@@ -29,6 +31,7 @@ class Training(NamedTuple):
     state: PackNetState
 
 
+@stored("maskjax.recipes.packnet.Pruned")
 class Pruned(Training):
     """A task that was pruned and may train what it kept; a pytree like `Training`."""
 

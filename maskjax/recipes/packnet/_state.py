@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from maskjax._core import checks, placement, rows, slots
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate, map_mask
 from maskjax.recipes._phases import roles
 from maskjax.where import kernels
@@ -16,6 +17,7 @@ from maskjax.where import statistics as _statistics
 _FN = "maskjax.recipes.packnet."
 
 
+@stored("maskjax.recipes.packnet.PackNetState")
 class PackNetState(NamedTuple):
     """The network between two tasks; a pytree of fixed shapes.
 

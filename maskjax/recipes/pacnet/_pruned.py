@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from maskjax import masking, select
 from maskjax._core import blame
+from maskjax._core.stored import stored
 from maskjax._core.trees import (
     Density,
     Mask,
@@ -22,6 +23,7 @@ from maskjax.where import kernels
 from maskjax.where import statistics as _statistics
 
 
+@stored("maskjax.recipes.pacnet.Pruned")
 class Pruned(NamedTuple):
     """The pruned network, to be trained on the source; a pytree.
 
@@ -39,6 +41,15 @@ class Pruned(NamedTuple):
     kept: Mask
     own: Params
     anchor: Params
+
+
+@stored("maskjax.recipes.pacnet.Allocated")
+class Allocated(Pruned):
+    """The network, to be trained on the target; a pytree with the fields of `Pruned`.
+
+    Here `anchor` has the frozen entries as the source left them, and for the weights
+    that train the source's values before `prune`, even if they start at 0.
+    """
 
 
 def prune(

@@ -8,22 +8,16 @@ import jax.numpy as jnp
 
 from maskjax import masking
 from maskjax._core import checks
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, map_mask
 from maskjax.recipes._phases import in_phase, require_own, whole
-from maskjax.recipes.pacnet._pruned import Pruned
+from maskjax.recipes.pacnet._pruned import Allocated, Pruned
 
 _FN = "maskjax.recipes.pacnet."
 _ORDER = "Call `prune`, `allocate` and `calibrate`"
 
 
-class Allocated(Pruned):
-    """The network, to be trained on the target; a pytree with the fields of `Pruned`.
-
-    Here `anchor` has the frozen entries as the source left them, and for the weights
-    that train the source's values before `prune`, even if they start at 0.
-    """
-
-
+@stored("maskjax.recipes.pacnet.Calibrated")
 class Calibrated(NamedTuple):
     """The network of both tasks; a pytree.
 

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from maskjax import bank, estimator, initializer, packing, select
 from maskjax._core import blame, checks, rows, trees
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Scores
 from maskjax.where import kernels
 
 
+@stored("maskjax.recipes.supsup_stream.StreamState")
 class StreamState(NamedTuple):
     """The scores of all tasks, and which of them are trained; a pytree.
 

@@ -1,0 +1,1 @@
+"""Programs for chips that are not there."""
