@@ -87,7 +87,7 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
         {'b': None, 'w': Array([[ True,  True]], dtype=bool)}
     """
     leaves = checks.chosen_leaves(params, where, fn="maskjax.masking.everything")
-    return trees.map_mask(lambda leaf: jnp.ones(leaf.shape, bool), leaves)
+    return trees.map_mask(placement.ones, leaves)
 
 
 def rescale(

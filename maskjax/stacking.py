@@ -242,7 +242,7 @@ def _map(
         return function(each, *inputs)
 
     if batch_size is None:
-        return jax.vmap(member)(stack)
+        return jax.vmap(member)(turns.aligned(stack))
     return turns.run(member, stack, min(batch_size, members))
 
 

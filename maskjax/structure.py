@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import dtypes
+from maskjax._core import dtypes, placement
 from maskjax._core.axes import ROLES
 from maskjax._core.trees import Array
 
@@ -72,7 +72,8 @@ class NofM:
     Only the n best of each group can be kept. A density of n / m, or more, keeps all of
     them: exactly n of every m. A smaller density removes more, within the pattern.
     Several axes of inputs count as one, row-major. Groups never cross outputs, places
-    of a window, or layers of a stack.
+    of a window, or layers of a stack. A leaf whose shards do not hold whole groups is
+    gathered.
 
     Attributes:
         n: The most entries to keep in a group, 0 <= n <= m.
@@ -130,7 +131,7 @@ class NofM:
     def group(self, x: Array) -> Array:
         """The leaf as [..., groups, m], the axis moved last."""
         x = jnp.moveaxis(x, _number(self.axis), -1)
-        return x.reshape(*x.shape[:-1], x.shape[-1] // self.m, self.m)
+        return placement.cut(x, x.ndim - 1, self.m)
 
     def ungroup(self, x: Array) -> Array:
         """The inverse of `group`."""
@@ -141,6 +142,8 @@ class NofM:
 @dataclasses.dataclass(frozen=True)
 class Block:
     """Tiles of inputs by outputs, kept or removed by the mean of their scores.
+
+    A leaf whose shards do not hold whole tiles is gathered.
 
     Attributes:
         shape: Height and width of a tile. They must divide the numbers of inputs and
@@ -204,25 +207,16 @@ class Block:
     def pool(self, scores: Array, alive: Array | None = None) -> Array:
         """The mean score of each tile; both axes are shorter."""
         sizes = self._sizes(scores.ndim)
-        tiled = [
-            part
-            for length, size in zip(scores.shape, sizes, strict=True)
-            for part in ((length // size, size) if size else (length,))
-        ]
-        inner, place = [], 0
-        for size in sizes:
-            place += 2 if size else 1
-            if size:
-                inner.append(place - 1)
-        tiles = scores.reshape(tiled)
-        return _mean(
-            tiles, None if alive is None else alive.reshape(tiled), tuple(inner)
+        inner = tuple(
+            i + sum(map(bool, sizes[:i])) + 1 for i, s in enumerate(sizes) if s
         )
+        alive = None if alive is None else _tiled(alive, sizes)
+        return _mean(_tiled(scores, sizes), alive, inner)
 
     def spread(self, decisions: Array) -> Array:
         """Every decision repeated over its tile."""
         for axis, size in enumerate(self._sizes(decisions.ndim)):
-            decisions = jnp.repeat(decisions, size, axis=axis) if size else decisions
+            decisions = placement.repeated(decisions, axis, size) if size else decisions
         return decisions
 
     def _sizes(self, rank: int) -> list[int]:
@@ -300,6 +294,13 @@ class Units:
     def _numbers(self) -> list[int]:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         return [_number(axis) for axis in axes]
+
+
+def _tiled(x: Array, sizes: list[int]) -> Array:
+    """Each axis that has a size, cut into parts of that size, the last axis first."""
+    for axis in reversed(range(x.ndim)):
+        x = placement.cut(x, axis, sizes[axis]) if sizes[axis] else x
+    return x
 
 
 def _check_axis(axis: Any, name: str, argument: str = "axis") -> None:

@@ -447,6 +447,19 @@ call("initializer.scores_of", initializer.scores_of, _params, _mask)
 call("initializer.signed_constant", _redraw(initializer.signed_constant(0.5)), _params)
 call("initializer.signed_deviation", initializer.signed_deviation, _params)
 call(
+    "initializer.signed_deviation: layers",
+    lambda p: initializer.signed_deviation(p, where=_LAYERED),
+    _layers,
+    specs="-xy",
+)
+call(
+    "initializer.signed_deviation: layers, sharded by layers",
+    lambda p: initializer.signed_deviation(p, where=_LAYERED),
+    _layers,
+    specs="xy",
+    moves="gather exchange",
+)
+call(
     "initializer.signed_log_uniform",
     _redraw(initializer.signed_log_uniform(0.1)),
     _params,
@@ -465,7 +478,7 @@ call(
 
 call(
     "score.fisher",
-    lambda *a: score.fisher(_loss, *a, batch_size=4),
+    lambda *a: score.fisher(_loss, *a, batch_size=8),
     _net,
     _x,
     _y,
@@ -499,6 +512,15 @@ call(
     "select.iterative_top_k",
     lambda p: select.iterative_top_k(score.magnitude, p, density=0.2, rounds=3),
     _params,
+    follows=True,
+)
+call(
+    "select.iterative_top_k: units",
+    lambda p: select.iterative_top_k(
+        score.magnitude, p, density=0.4, rounds=3, structure=Units()
+    ),
+    _params,
+    follows=True,
 )
 call(
     "select.iterative_top_k: synflow",
@@ -554,6 +576,55 @@ _top_k(": N:M", _twins, structure=NofM(2, 4))
 _top_k(": N:M across shards", _twins, structure=NofM(4, 8), moves="gather exchange")
 _top_k(": N:M along outputs", _twins, structure=NofM(2, 4, axis="outputs"))
 
+_HEADS = where.matching("out", axes="inputs inputs outputs")
+_heads = tree_of(out=(8, 4, 16))
+_top_k(": N:M of heads", _heads, structure=NofM(2, 4), where=_HEADS, specs="x-y")
+_top_k(
+    ": N:M of heads, sharded within heads",
+    _heads,
+    structure=NofM(4, 8),
+    where=_HEADS,
+    specs="yx-",
+    moves="gather exchange",
+)
+_top_k(": outputs of heads", _heads, scope="output", where=_HEADS, specs="xy-")
+_top_k(": outputs, sharded", _twins, scope="output", specs="-x")
+
+
+def _kept(structure: Any) -> Callable[..., Any]:
+    """Parameters under a mask, which is where they are."""
+
+    def run(params: Any, density: Any) -> Any:
+        mask = select.top_k(params, density=density, structure=structure)
+        return maskjax.apply(params, mask)
+
+    return run
+
+
+call("select.top_k: blocks, applied", _kept(Block((2, 2))), _twins, _density)
+call(
+    "select.top_k: blocks across shards, applied",
+    _kept(Block((8, 8))),
+    _twins,
+    _density,
+    moves="gather exchange",
+)
+call(
+    "select.top_k: N:M across shards, applied",
+    _kept(NofM(4, 8)),
+    _twins,
+    _density,
+    moves="gather exchange",
+)
+
+call(
+    "select.drop: blocks across shards",
+    lambda s, m: select.drop(s, m, rate=0.3, structure=Block((8, 8))),
+    _twins,
+    masks_of(a=(16, 8), b=(16, 8)),
+    moves="gather exchange",
+)
+
 # --- optim --------------------------------------------------------------------------
 
 
@@ -565,6 +636,17 @@ def _step(make: Callable[[Any], Any]) -> Callable[..., Any]:
         return optimizer.update(gradients, optimizer.init(params), params)
 
     return run
+
+
+def _steps(optimizer: Any, params: Any, gradients: Any) -> Any:
+    """Three steps in a `lax.scan`, which keeps the type of the state."""
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=3)[0]
 
 
 _REWIRE = {"rate": 0.3, "every": 1}
@@ -624,6 +706,49 @@ call(
     _params,
 )
 
+call(
+    "optim.rigl: units",
+    _step(
+        lambda: optim.with_gradients(
+            optim.rigl(0.4, **_REWIRE, structure=Units(), key=key())
+        )
+    ),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.prune: units",
+    _step(lambda: optim.prune(0.4, structure=Units())),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.prune: in a scan",
+    lambda p, g: _steps(optim.prune(0.4, every=2), p, g),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.rigl: in a scan",
+    lambda p, g: _steps(
+        optim.with_gradients(optim.rigl(0.4, rate=0.3, every=2, key=key())), p, g
+    ),
+    _params,
+    _params,
+    follows=True,
+)
+
+call(
+    "optim.prune: blocks across shards, in a scan",
+    lambda p, g: _steps(optim.prune(0.4, every=2, structure=Block((8, 8))), p, g),
+    _twins,
+    _twins,
+    moves="gather exchange",
+)
+
 # --- metrics ------------------------------------------------------------------------
 
 _labels = of(16, dtype="int32")
@@ -659,7 +784,13 @@ _SORTED = "gather exchange"
 call("metrics.accuracy", metrics.accuracy, _probs, _labels, specs="x")
 call("metrics.aurc", metrics.aurc, _unit, _both, specs="x", moves=_SORTED)
 call("metrics.auroc", metrics.auroc, _unit, _both, specs="x", moves=_SORTED)
-call("metrics.average_accuracy", metrics.average_accuracy, _accuracies, specs="x")
+call(
+    "metrics.average_accuracy",
+    metrics.average_accuracy,
+    _accuracies,
+    specs="x",
+    moves=_SORTED,
+)
 call(
     "metrics.average_precision",
     metrics.average_precision,
@@ -668,7 +799,13 @@ call(
     specs="x",
     moves=_SORTED,
 )
-call("metrics.backward_transfer", metrics.backward_transfer, _accuracies, specs="x")
+call(
+    "metrics.backward_transfer",
+    metrics.backward_transfer,
+    _accuracies,
+    specs="x",
+    moves=_SORTED,
+)
 call("metrics.brier_score", metrics.brier_score, _probs, _labels, specs="x")
 call("metrics.disagreement", metrics.disagreement, _member_probs, specs="-x")
 call("metrics.entropy", metrics.entropy, _probs, specs="x")
@@ -688,9 +825,14 @@ call(
     moves=_SORTED,
 )
 call("metrics.expected_entropy", metrics.expected_entropy, _member_probs, specs="-x")
-call("metrics.forgetting", metrics.forgetting, _accuracies, specs="x")
+call("metrics.forgetting", metrics.forgetting, _accuracies, specs="x", moves=_SORTED)
 call(
-    "metrics.forward_transfer", metrics.forward_transfer, _accuracies, of(4), specs="x"
+    "metrics.forward_transfer",
+    metrics.forward_transfer,
+    _accuracies,
+    of(4),
+    specs="x",
+    moves="gather exchange",
 )
 call("metrics.fpr_at_tpr", metrics.fpr_at_tpr, _unit, _both, specs="x", moves=_SORTED)
 call("metrics.gaussian_crps", metrics.gaussian_crps, of(16), _unit, of(16), specs="x")
@@ -796,13 +938,13 @@ call(
 
 
 def _descend(params: Any, x: Any, y: Any, *, key: Any) -> Any:
-    steps = deep_ensemble.order(16, size=4, key=key)
+    coins = jax.random.bernoulli(key, 0.5, (3, 16))
 
-    def step(params: Any, at: Any) -> tuple[Any, None]:
-        slopes = jax.grad(_loss)(params, x[at], y[at])
+    def step(params: Any, coin: Any) -> tuple[Any, None]:
+        slopes = jax.grad(_loss)(params, x * coin[:, None].astype(x.dtype), y)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, slopes), None
 
-    return jax.lax.scan(step, params, steps)[0]
+    return jax.lax.scan(step, params, coins)[0]
 
 
 call(
@@ -820,7 +962,12 @@ call(
     specs="x - -",
 )
 
-call("recipes.edge_popup.init", lambda p: edge_popup.init(p, key=key()), _params)
+call(
+    "recipes.edge_popup.init",
+    lambda p: edge_popup.init(p, key=key()),
+    _params,
+    follows=True,
+)
 call("recipes.edge_popup.mask", lambda s: edge_popup.mask(s, density=0.3), _scores)
 call(
     "recipes.edge_popup.soft_mask",
@@ -909,6 +1056,15 @@ call(
 call(
     "recipes.lottery_ticket.search",
     lambda p: lottery_ticket.search(_train, p, rounds=2, rate=0.3, key=key()),
+    _params,
+    follows=True,
+)
+
+call(
+    "recipes.lottery_ticket.search: units",
+    lambda p: lottery_ticket.search(
+        _train, p, rounds=2, rate=0.3, structure=Units(), key=key()
+    ),
     _params,
 )
 
@@ -1010,30 +1166,46 @@ call(
 call("recipes.meta_ticket.soft_mask", meta_ticket.soft_mask, _scores, _thresholds)
 
 _HEAD = where.matching("c")
-_packnet = made(lambda p: packnet.init(p, capacity=4, head=_HEAD), _params)
-_learned = made(lambda s, p: packnet.commit(packnet.begin(s), p), _packnet, _params)
+
+
+def _packnet(params: Any) -> Any:
+    return packnet.init(params, capacity=4, head=_HEAD)
+
+
+def _learned(params: Any) -> Any:
+    return packnet.commit(packnet.begin(_packnet(params)), params)
+
+
 call(
     "recipes.packnet.allotment",
-    lambda s: packnet.allotment(s, rates=(0.5, 0.75, 0.5)),
-    _packnet,
+    lambda p: packnet.allotment(_packnet(p), rates=(0.5, 0.75, 0.5)),
+    _params,
 )
-call("recipes.packnet.begin", lambda s, f: packnet.begin(s, f), _learned, _params)
+call(
+    "recipes.packnet.begin",
+    lambda p, f: packnet.begin(_learned(p), f),
+    _params,
+    _params,
+    follows=True,
+)
 call(
     "recipes.packnet.commit",
-    lambda s, f, p: packnet.commit(packnet.begin(s, f), p),
-    _learned,
+    lambda p, f, q: packnet.commit(packnet.begin(_learned(p), f), q),
     _params,
     _params,
+    _params,
+    follows=True,
 )
-call("recipes.packnet.init", lambda p: packnet.init(p, capacity=4, head=_HEAD), _params)
-call("recipes.packnet.mask", lambda s: packnet.mask(s, 0), _learned)
-call("recipes.packnet.params_of", lambda s: packnet.params_of(s, 0), _learned)
+call("recipes.packnet.init", _packnet, _params, follows=True)
+call("recipes.packnet.mask", lambda p: packnet.mask(_learned(p), 0), _params)
+call("recipes.packnet.params_of", lambda p: packnet.params_of(_learned(p), 0), _params)
 call(
     "recipes.packnet.prune",
-    lambda s, f, p: packnet.prune(packnet.begin(s, f), p, rate=0.5),
-    _packnet,
+    lambda p, f, q: packnet.prune(packnet.begin(_packnet(p), f), q, rate=0.5),
     _params,
     _params,
+    _params,
+    follows=True,
 )
 
 _pruned = made(lambda p: pacnet.prune(p, density=0.5), _params)
@@ -1067,7 +1239,7 @@ call(
 )
 
 call("recipes.supermask.density", supermask.density, _scores, _params)
-call("recipes.supermask.init", supermask.init, _params)
+call("recipes.supermask.init", supermask.init, _params, follows=True)
 call("recipes.supermask.mask", lambda s: supermask.mask(s, key=key()), _scores)
 call(
     "recipes.supermask.soft_mask", lambda s: supermask.soft_mask(s, key=key()), _scores
@@ -1129,6 +1301,7 @@ call(
     of(8, 16, 4),
     of(8, 4),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.error",
@@ -1137,6 +1310,7 @@ call(
     of(16, 8),
     of(16),
     specs="- x x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.greedy",
@@ -1144,6 +1318,7 @@ call(
     of(16, 8),
     of(16),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.learned",
@@ -1153,6 +1328,7 @@ call(
     of(16, 8),
     of(16),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.ridge",
@@ -1160,6 +1336,7 @@ call(
     of(16, 8),
     of(16),
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.neuron.scale",
@@ -1168,6 +1345,7 @@ call(
     of(16, 8),
     of(16),
     specs="- x x",
+    moves="gather exchange",
 )
 
 
@@ -1180,6 +1358,7 @@ call(
     lambda wide: strong_ticket.dense(wide, masking.everything(wide), key=key()),
     _wide,
     specs="x",
+    moves="gather exchange",
 )
 call(
     "theory.strong_ticket.forward",
@@ -1194,6 +1373,7 @@ call(
     of(8, 4),
     of(8, 16),
     specs="x",
+    moves="gather exchange",
 )
 
 # --- what is no function of arrays --------------------------------------------------

@@ -159,9 +159,14 @@ def _eager(call: Call) -> str:
     """Without `jit`: where the results are."""
     if not call.follows:
         return ""
-    spread = _spread(call, AxisType.Auto)
-    out = call.run(*spread)
-    return _strays(call, spread, out) or _differences(out, _alone(call, [0])[0])
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        spread = _spread(call, kind)
+        out = call.run(*spread)
+        problem = _strays(call, spread, out)
+        problem = problem or _differences(out, _alone(call, [0])[0])
+        if problem:
+            return f"{kind}: {problem}"
+    return ""
 
 
 def _strays(call: Call, arguments: Any, out: Any) -> str:

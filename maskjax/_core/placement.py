@@ -5,14 +5,17 @@ says over which axes its values vary. Elsewhere a type says nothing, and the com
 shards; there these functions change nothing.
 """
 
+import functools
+import itertools
 import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskjax._core.trees import Array
 
@@ -60,7 +63,7 @@ def names_of(parts: Any) -> tuple[str, ...]:
 def shards(x: Any, axis: int) -> int:
     """How many parts an axis is cut into, as far as that is known."""
     names = names_of(known_spec(x)[axis : axis + 1])
-    sizes = known(x).mesh.shape if names else {}  # type: ignore[union-attr]
+    sizes = known(x).mesh.shape if names else {}
     return math.prod(sizes[name] for name in names)
 
 
@@ -109,8 +112,80 @@ def alike(x: Array, like: Array) -> Array:
 
 def gathered(x: Array, *axes: int) -> Array:
     """The array with some axes whole on every device, as far as types say so."""
-    spec = [None if a in axes else part for a, part in enumerate(spec_of(x))]
+    every = {axis % jnp.ndim(x) for axis in axes}
+    spec = [None if a in every else part for a, part in enumerate(spec_of(x))]
     return place(x, spec)
+
+
+def cut(x: Array, axis: int, size: int) -> Array:
+    """The array with an axis cut into [parts, size]."""
+    shapes = [(n,) for n in x.shape]
+    return split(x, *shapes[:axis], (x.shape[axis] // size, size), *shapes[axis + 1 :])
+
+
+def split(x: Array, *shapes: Sequence[int]) -> Array:
+    """The array with a shape in place of each axis.
+
+    If types say how it is sharded, an axis stays so where its shards hold whole parts,
+    and is gathered where they do not.
+    """
+    shape = [n for part in shapes for n in part]
+    if not explicit(x):
+        return x.reshape(shape)
+    spec: list[Names] = []
+    for axis, part in enumerate(shapes):
+        first = next((i for i, n in enumerate(part) if n > 1), 0)
+        if len(part) != 1 and (not part or part[first] % shards(x, axis)):
+            x = gathered(x, axis)
+        names = spec_of(x)[axis]
+        spec += [names if i == first else None for i in range(len(part))]
+    return _reshaped(x, shape, spec)
+
+
+def merge(x: Array, *counts: int) -> Array:
+    """The array with so many of its axes at a time as one, row-major; 0 adds an axis.
+
+    If types say how it is sharded, the first of those axes stays so, and the others are
+    gathered.
+    """
+    ends = list(itertools.accumulate(counts, initial=0))
+    parts = [range(*pair) for pair in itertools.pairwise(ends)]
+    shape = [math.prod(x.shape[i] for i in part) for part in parts]
+    if not explicit(x):
+        return x.reshape(shape)
+    firsts = [next((i for i in part if x.shape[i] > 1), part[-1:]) for part in parts]
+    x = gathered(x, *(i for i in range(x.ndim) if i not in firsts))
+    names = spec_of(x)
+    return _reshaped(
+        x, shape, [names[i] if isinstance(i, int) else None for i in firsts]
+    )
+
+
+def _reshaped(x: Array, shape: Sequence[int], spec: Sequence[Names]) -> Array:
+    where = NamedSharding(sharding(x).mesh, PartitionSpec(*spec))
+    return jnp.reshape(x, shape, out_sharding=where)
+
+
+def repeated(x: Array, axis: int, size: int) -> Array:
+    """The array with each entry along an axis repeated, where it is."""
+    where = None
+    if explicit(x):
+        where = NamedSharding(sharding(x).mesh, PartitionSpec(*spec_of(x)))
+    return jnp.repeat(x, size, axis, out_sharding=where)
+
+
+def clear_of(x: Array, others: Any) -> Array:
+    """The array with whole rows, if others are sharded over the mesh axes of its rows.
+
+    One mesh axis can't hold rows of both where every row meets all of the others.
+    """
+    taken = {n for leaf in jax.tree.leaves(others) for n in names_of(known_spec(leaf))}
+    if taken.isdisjoint(names_of(known_spec(x)[:1])):
+        return x
+    spec = (None, *known_spec(x)[1:])
+    if isinstance(x, Tracer):
+        return place(x, spec)
+    return jax.device_put(x, NamedSharding(known(x).mesh, PartitionSpec(*spec)))
 
 
 def whole(x: Any) -> Any:
@@ -138,11 +213,58 @@ def zeros(shape: Any, dtype: Any, like: Any, *, spec: Any = None) -> Array:
     if isinstance(like, Tracer):
         if isinstance(where, NamedSharding) and not names_of(where.spec):
             where = None  # the type of any constant
-        return jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
+        made = jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
+        return vary_like(made, like)
     return jnp.zeros(shape, dtype, device=where)
 
 
-def known(x: Any) -> Sharding | None:
+def made(
+    function: Callable[..., Array], like: Any, *args: Any, static: tuple[Any, ...] = ()
+) -> Array:
+    """What a function makes, on the devices of an array of the same shape.
+
+    Every device makes its own part: nothing is whole anywhere.
+
+    Args:
+        function: `(*args, *static) -> array`. It computes the same wherever it runs, as
+            random draws do.
+        like: The other array.
+        *args: Keys and other small arrays.
+        static: Values that are not arrays, preferably hashable.
+    """
+    where: Any = known(like)
+    if where and not isinstance(like, Tracer):
+        hashable = all(isinstance(value, Hashable) for value in static)
+        program = _program if hashable else _program.__wrapped__
+        return program(function, static, where)(*args)
+    if not where or not names_of(where.spec):
+        return vary_like(function(*args, *static), like)
+    spread = jax.sharding.auto_axes(
+        lambda *args: function(*args, *static), out_sharding=where
+    )
+    return spread(*args)  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=256)
+def _program(
+    function: Callable[..., Array], static: tuple[Any, ...], where: Any
+) -> Any:
+    return jax.jit(lambda *args: function(*args, *static), out_shardings=where)
+
+
+def uniform(key: Array, like: Any) -> Array:
+    """A draw in [0, 1) for each entry of an array, float32 and sharded as that is."""
+    return made(jax.random.uniform, like, key, static=(tuple(like.shape), jnp.float32))
+
+
+def ones(like: Any) -> Array:
+    """True for each entry of an array, sharded as that is."""
+    if isinstance(like, jax.Array):  # follows its sharding, and varies as it does
+        return jnp.ones_like(like, dtype=bool)
+    return jnp.ones(like.shape, bool)
+
+
+def known(x: Any) -> Any:
     """How an array is sharded, if its type says so, or if it was put somewhere."""
     if isinstance(x, Tracer):
         return sharding(x) if explicit(x) else None
@@ -151,7 +273,7 @@ def known(x: Any) -> Sharding | None:
 
 def known_spec(x: Any) -> tuple[Names, ...]:
     """The spec in `known`."""
-    where: Any = known(x)
+    where = known(x)
     spec = tuple(where.spec) if isinstance(where, NamedSharding) else ()
     return (*spec, *[None] * (len(x.shape) - len(spec)))
 
@@ -159,18 +281,3 @@ def known_spec(x: Any) -> tuple[Names, ...]:
 def sharding(x: Any) -> Any:
     """The sharding in an array's type."""
     return jax.typeof(x).sharding
-
-
-def clear_of(x: Array, others: Any) -> Array:
-    """The array with whole rows, if others are sharded over the mesh axes of its rows.
-
-    One mesh axis can't hold rows of both where every row meets all of the others.
-    """
-    taken = {n for leaf in jax.tree.leaves(others) for n in names_of(known_spec(leaf))}
-    if taken.isdisjoint(names_of(known_spec(x)[:1])):
-        return x
-    spec = (None, *known_spec(x)[1:])
-    if isinstance(x, Tracer):
-        return place(x, spec)
-    where: Any = known(x)
-    return jax.device_put(x, NamedSharding(where.mesh, PartitionSpec(*spec)))

@@ -15,10 +15,20 @@ def read(x: Array, row: Array) -> Array:
     If rows are on many devices, those that are read travel to all of them.
     """
     members, *rest = placement.spec_of(x)
-    if members is None:
+    if members is None and not placement.names_of(placement.spec_of(row)):
         return jnp.take(x, row, axis=0, mode="clip")
-    # The type of a sharded axis on an Explicit mesh lets no row be sliced.
-    where = NamedSharding(placement.sharding(x).mesh, PartitionSpec(None, *rest))
+    # On an Explicit mesh no row of a sharded axis can be sliced.
+    mesh = placement.sharding(x).mesh
+    if members is None:  # which rows to read is sharded
+        like = row if mesh.empty else x
+        if set(placement.names_of(placement.spec_of(row))) & set(
+            placement.names_of(rest)
+        ):
+            row = placement.whole(row)
+        spec = PartitionSpec(*placement.spec_of(row), *rest)
+        where = NamedSharding(placement.sharding(like).mesh, spec)
+        return x.at[row].get(mode="clip", out_sharding=where)
+    where = NamedSharding(mesh, PartitionSpec(None, *rest))
     found = x.at[jnp.ravel(row)].get(mode="clip", out_sharding=where)
     return found.reshape(*jnp.shape(row), *x.shape[1:])
 

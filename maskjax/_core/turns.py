@@ -27,9 +27,7 @@ def run(function: Callable[[Any], Any], stack: Any, batch_size: int) -> Any:
     size = each if each > 1 else None
     if groups == 1:
         return lax.map(function, stack, batch_size=size)
-    many = members // groups
-    most = max(leaves, key=lambda leaf: placement.shards(leaf, 0))
-    stack = jax.tree.map(lambda x: _by_rows(x, most), stack)
+    many, stack = members // groups, aligned(stack)
     stack = jax.tree.map(lambda x: x.reshape(groups, many, *x.shape[1:]), stack)
 
     def turn(i: Array) -> Any:
@@ -44,7 +42,43 @@ def run(function: Callable[[Any], Any], stack: Any, batch_size: int) -> Any:
     )
 
 
-def _by_rows(x: Array, like: Array) -> Array:
-    """The array with rows sharded as those of another one, if types say how."""
-    rows = placement.spec_of(like)[:1]
-    return placement.place(x, (*rows, *placement.spec_of(x)[1:]), like=like)
+def batches(data: Any, batch_size: int) -> tuple[Any, Any]:
+    """Rows in batches [N, B, ...], and the rows that are left, [R, ...], or `None`.
+
+    As in `run`, a batch takes as many rows from each device. Rows that are known to be
+    on more devices than B come in larger batches, with one row of each device.
+    """
+    leaves = jax.tree.leaves(data)
+    groups = placement.groups(*leaves)
+    if groups > batch_size and not placement.tells(*leaves):
+        groups = 1
+    rows = leaves[0].shape[0] // groups
+    each = min(max(1, batch_size // groups), rows)
+    many = rows // each
+
+    def grouped(x: Array) -> Array:
+        return x.reshape(groups, rows, *x.shape[1:])
+
+    def full(x: Array) -> Array:
+        x = grouped(x)[:, : many * each].reshape(groups, many, each, *x.shape[1:])
+        return jnp.swapaxes(x, 0, 1).reshape(many, groups * each, *x.shape[3:])
+
+    def rest(x: Array) -> Array:
+        return grouped(x)[:, many * each :].reshape(-1, *x.shape[1:])
+
+    left = rows > many * each
+    return jax.tree.map(full, data), jax.tree.map(rest, data) if left else None
+
+
+def aligned(stack: Any) -> Any:
+    """A tree with the rows of all arrays where those of the most sharded one are.
+
+    That is as far as types say where rows are.
+    """
+    most = max(jax.tree.leaves(stack), key=lambda leaf: placement.shards(leaf, 0))
+    row = placement.spec_of(most)[:1]
+
+    def of_leaf(x: Array) -> Array:
+        return placement.place(x, (*row, *placement.spec_of(x)[1:]), like=most)
+
+    return jax.tree.map(of_leaf, stack)

@@ -12,7 +12,7 @@ from jax import lax
 from jax.nn.initializers import variance_scaling
 
 from maskjax import packing
-from maskjax._core import checks, dtypes, layout, trees
+from maskjax._core import checks, dtypes, layout, placement, trees
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Mask, Params, Predicate, Scores
 from maskjax.initializer._draws import Elementwise, Initializer, check_draw
@@ -157,7 +157,8 @@ def scores_of(
 def signed_deviation(params: Params, *, where: Predicate = kernels) -> Params:
     """The same parameters, some of them plus or minus their standard deviation.
 
-    The deviation is that of the leaf, or of each index of its stack by itself.
+    The deviation is that of the leaf, or of each index of its stack by itself. A leaf
+    that is sharded over its stack is gathered.
 
     Args:
         params: Tree of arrays, already drawn. Signs stay; 0.0 counts as positive, -0.0
@@ -201,7 +202,7 @@ def _deviations(leaf: Array, axes: Axes | None) -> Array:
     if axes is None or not axes.stack:
         return _deviation(leaf)
     stack, others = tuple(sorted(axes.stack)), layout.of_one(axes)
-    layers = jnp.transpose(leaf, (*stack, *others))
+    layers = jnp.transpose(placement.gathered(leaf, *stack), (*stack, *others))
     layers = layers.reshape(-1, *layers.shape[len(stack) :])
     each = lax.map(_deviation, layers)
     return each.reshape([n if i in stack else 1 for i, n in enumerate(leaf.shape)])
@@ -209,8 +210,8 @@ def _deviations(leaf: Array, axes: Axes | None) -> Array:
 
 def _deviation(layer: Array) -> Array:
     # Sums are rounded alike in a stack and without: layers come one after another, and
-    # are flat, and nothing is fused with the sum.
-    return jnp.std(lax.optimization_barrier(layer.reshape(-1)))
+    # nothing is fused with the sum.
+    return jnp.std(lax.optimization_barrier(layer))
 
 
 def _centered(leaf: Any, gain: float, fan_in: int, dtype: Any) -> Array:
@@ -251,23 +252,29 @@ def _drawn(
 
 
 def _of_leaf(draw: Initializer, key: Array, leaf: Any, axes: Axes | None) -> Array:
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-    if not math.prod(leaf.shape):  # fans of 0 would divide by 0
-        return jnp.zeros(leaf.shape, dtype)
+    shape, dtype = tuple(leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return placement.made(_of_shape, leaf, key, static=(draw, shape, dtype, axes))
+
+
+def _of_shape(
+    key: Array, draw: Initializer, whole: tuple[int, ...], dtype: Any, axes: Axes | None
+) -> Array:
+    if not math.prod(whole):  # fans of 0 would divide by 0
+        return jnp.zeros(whole, dtype)
     if axes is None:
-        return _asked(draw, key, leaf.shape, dtype)
+        return _asked(draw, key, whole, dtype)
     if axes.lookup:
         stack = (*axes.stack, *axes.inputs)
         axes = dataclasses.replace(axes, stack=stack, inputs=(), lookup=False)
-    shape = layout.canonical(axes, leaf.shape)
+    shape = layout.canonical(axes, whole)
     of_one = lambda key: _asked(draw, key, shape, dtype)  # noqa: E731
     if axes.stack:
-        size = math.prod(leaf.shape[axis] for axis in axes.stack)
+        size = math.prod(whole[axis] for axis in axes.stack)
         fold = jax.vmap(jax.random.fold_in, (None, 0))
         new = jax.vmap(of_one)(fold(key, jnp.arange(size, dtype=jnp.uint32)))
     else:
         new = of_one(key)
-    return layout.restored(new, axes, leaf.shape)
+    return layout.restored(new, axes, whole)
 
 
 def _asked(draw: Initializer, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -6,7 +6,9 @@ ensemble, pass the members' mean. Metrics that compare members take [M, ..., C].
 
 All are JAX functions that run under `jit` and `vmap`. Values that break a promise (a
 label outside the classes, probabilities that don't sum to 1) are an error outside of
-`jit`, and make the result nan inside.
+`jit`, and make the result nan inside. Samples may be on several devices. Metrics that
+sort them gather one number for each sample: those of detection (`auroc`, `aurc`, ...)
+and bins of equal mass. Metrics of an accuracy matrix gather the matrix.
 
 >>> probs = jnp.array([[[0.75, 0.25], [0.5, 0.5]], [[0.25, 0.75], [0.0, 1.0]]])
 >>> labels = jnp.array([0, 1])

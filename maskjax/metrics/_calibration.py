@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
 from maskjax.select._keys import order_key
@@ -197,6 +197,7 @@ def _temperature(logits: Array, labels: Array, ok: Array) -> Array:
     dtype = logits.dtype
     low, high = (jnp.full(ok.shape[:-1], 2.0**power, dtype) for power in (-64, 64))
     steps = jnp.finfo(dtype).nmant + 7  # 2**7 >= log2(2**64 / 2**-64)
+    low, high = placement.vary_like((low, high), logits, labels)
     ends = lax.fori_loop(0, steps, halve, (low, high))
     best = jnp.where(slope(high) > 0, jnp.sqrt(ends[0]) * jnp.sqrt(ends[1]), high)
     fitted = jnp.where(slope(jnp.zeros_like(low)) < 0, 1 / best, jnp.inf)
@@ -238,6 +239,7 @@ def _in_bins(
     place, ends = sure, np.arange(bins + 1) / bins
     ends[0], ends[-1] = -np.inf, np.inf
     if binning == "equal-mass":
+        sure, right = placement.gathered(sure, -1), placement.gathered(right, -1)
         keys = order_key(sure, None)
         keys, sure, right = lax.sort((keys, sure, right), num_keys=1)
         place, _ = _predicted.ties(keys)  # how many samples are less

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from maskjax._core import checks, dtypes, trees
+from maskjax._core import checks, dtypes, placement, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array
 
@@ -174,23 +174,27 @@ def bits_per_task(tree: Any, *, tasks: int, levels: int | None = None) -> float:
 
 @jax.jit
 def _average_accuracy(matrix: Array) -> Array:
-    return matrix[..., -1, :].mean(-1)
+    return placement.gathered(matrix, -2, -1)[..., -1, :].mean(-1)
 
 
 @jax.jit
 def _backward_transfer(matrix: Array) -> Array:
+    matrix = placement.gathered(matrix, -2, -1)
     learned = jnp.diagonal(matrix, axis1=-2, axis2=-1)
     return (matrix[..., -1, :-1] - learned[..., :-1]).mean(-1)
 
 
 @jax.jit
 def _forward_transfer(matrix: Array, untrained: Array) -> Array:
+    matrix = placement.gathered(matrix, -2, -1)
+    untrained = placement.gathered(untrained, -1)
     before = jnp.diagonal(matrix, offset=1, axis1=-2, axis2=-1)
     return before.mean(-1) - untrained[..., 1:].mean(-1)
 
 
 @jax.jit
 def _forgetting(matrix: Array) -> Array:
+    matrix = placement.gathered(matrix, -2, -1)
     learned = np.tri(matrix.shape[-1], dtype=bool)[:-1, :-1]
     best = matrix[..., :-1, :-1].max(-2, where=learned, initial=-jnp.inf)
     return (best - matrix[..., -1, :-1]).mean(-1)

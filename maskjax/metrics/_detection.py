@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax._core import checks, dtypes
+from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
 from maskjax.select._keys import order_key
@@ -249,6 +249,7 @@ def _scored(scores: ArrayLike, labels: ArrayLike, *, fn: str) -> tuple[Array, Ar
 
 
 def _rank(array: Array, positive: Array) -> _Ranked:
+    array, positive = placement.gathered(array, -1), placement.gathered(positive, -1)
     ordered, positive = lax.sort((order_key(array, None), positive), num_keys=1)
     begin, _ = _predicted.ties(ordered)
     count = _predicted.count(positive)
@@ -289,6 +290,7 @@ def _lost(confidence: ArrayLike, losses: ArrayLike, *, fn: str) -> tuple[Array, 
 @jax.jit
 def _curve(array: Array, lost: Array) -> RiskCoverage:
     dtype = _predicted.whole() if lost.dtype == jnp.bool_ else lost.dtype
+    array, lost = placement.gathered(array, -1), placement.gathered(lost, -1)
     ordered, lost = lax.sort((-order_key(array, None), lost), num_keys=1)
     begin, end = _predicted.ties(ordered)
     sums = _predicted.before(lost, dtype)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, trees, turns
 from maskjax._core.trees import Array, Params, Predicate, Scores
 from maskjax.score._objective import Objective, objective, sensitivities, total, wide
 from maskjax.where import kernels
@@ -132,7 +132,9 @@ def fisher(
         params: Tree of arrays.
         *data: Arrays, or trees of them, whose leading axis counts N examples.
         batch_size: How many examples to differentiate together. Each of them takes the
-            memory of a gradient. 1 is fastest for dense layers on CPU.
+            memory of a gradient. 1 is fastest for dense layers on CPU. If the examples
+            are on several devices, use a multiple of the number of devices: with fewer
+            they are gathered.
         where: Which leaves are scored.
 
     Returns:
@@ -220,25 +222,22 @@ def _mean_squares(
     checks.at_least(batch_size, 1, fn=fn, name="batch_size")
     data = jax.tree.map(jnp.asarray, data)
     examples = _examples(data, fn=fn)
-    batch_size = min(batch_size, examples)
 
     def summed(batch: Any) -> list[Array]:
-        """From examples [B, 1, ...] to sums over B."""
+        """From examples [B, ...] to sums over B."""
         gradient = jax.grad(f.value)
+        batch = jax.tree.map(lambda x: x[:, None], batch)  # each a batch of its own
         each = jax.vmap(lambda example: gradient(f.chosen, *example))(batch)
         return [jnp.sum(jnp.square(wide(g)), axis=0) for g in each]
 
     def add(total: list[Array], batch: Any) -> tuple[list[Array], None]:
         return [a + b for a, b in zip(total, summed(batch), strict=True)], None
 
-    whole = examples // batch_size * batch_size
-    batches = jax.tree.map(
-        lambda x: x[:whole].reshape(-1, batch_size, 1, *x.shape[1:]), data
-    )
+    batches, rest = turns.batches(data, batch_size)
     sums = [jnp.zeros_like(wide(w)) for w in f.chosen]
     sums, _ = lax.scan(add, sums, batches)
-    if whole < examples:
-        sums, _ = add(sums, jax.tree.map(lambda x: x[whole:, None], data))
+    if rest is not None:
+        sums, _ = add(sums, rest)
     return [square / examples for square in sums]
 
 

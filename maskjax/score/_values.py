@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax._core.trees import Array, Params, Predicate, Scores
 from maskjax.where import kernels
 
@@ -91,9 +91,7 @@ def random(params: Params, *, where: Predicate = kernels, key: Array) -> Scores:
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
         [
-            jax.random.uniform(jax.random.fold_in(key, i), w.shape, jnp.float32)
-            if pick
-            else None
+            placement.uniform(jax.random.fold_in(key, i), w) if pick else None
             for i, (w, pick) in enumerate(zip(leaves, picks, strict=True))
         ]
     )

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import dtypes
+from maskjax._core import dtypes, placement
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _search
 from maskjax.select._count import tally
@@ -95,11 +95,11 @@ def full(
     leaves = Leaves(scores, scope, structure, where, fn=fn)
 
     def of_leaf(x: Array, plan: Plan) -> Array:
-        shape = jax.eval_shape(lambda x: plan.spread(plan.pool(plan.laid(x))), x).shape
-        if shape == x.shape and isinstance(x, jax.Array):
-            # Sharded as the leaf is, and in a `shard_map` varying as it does.
-            return jnp.ones_like(x, dtype=bool)
-        return jnp.ones(shape, bool)
+        one = jax.eval_shape(lambda x: plan.spread(plan.pool(plan.laid(x))), x)
+        if one.shape == x.shape:
+            return placement.ones(x)
+        none = placement.zeros(one.shape, bool, x, spec=placement.spec_of(one))
+        return ~placement.vary_like(none, x)
 
     pairs = zip(leaves.scores, leaves.plans, strict=True)
     return leaves.whole([of_leaf(*pair) for pair in pairs])
@@ -135,7 +135,9 @@ def _masks(
 ) -> tuple[Mask, Scores]:
     """The mask, and the tree of scores at which each search cut."""
     how = {"plans": tuple(leaves.plans), "joint": leaves.joint, "kinds": leaves.kinds()}
-    masks, cuts = _chosen(leaves.scores, keeps, held, quotas, guesses, **how)
+    others = keeps, held, quotas, guesses
+    scores = placement.vary_like(leaves.scores, leaves.scores, others)
+    masks, cuts = _chosen(scores, *others, **how)
     return leaves.whole(masks), leaves.whole(cuts)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from maskjax._core import placement
 from maskjax._core.axes import ROLES, Axes
 from maskjax._core.trees import Array
 from maskjax.structure import Block, Entries, NofM, Structure, Units
@@ -56,19 +57,20 @@ class Plan:
         """An array of the leaf's shape, laid out."""
         if not self.moved:
             return x
-        return x.transpose([i for part in self.parts for i in part]).reshape(self._laid)
+        x = x.transpose([i for part in self.parts for i in part])
+        return placement.merge(x, *map(len, self.parts))
 
     def back(self, x: Array) -> Array:
         """From the layout, where axes may have length 1, to the leaf's own axes."""
         if not self.moved:
             return x
-        shape: list[int] = []
+        shapes = []
         for length, part in zip(x.shape, self.parts, strict=True):
             own = self._lengths(part)
-            shape += own if length == math.prod(own) else [1] * len(own)
+            shapes.append(own if length == math.prod(own) else [1] * len(own))
         order = [axis for part in self.parts for axis in part]
         places = sorted(range(len(order)), key=order.__getitem__)
-        return x.reshape(shape).transpose(places)
+        return placement.split(x, *shapes).transpose(places)
 
     def each(self, function: Callable[..., Array]) -> Callable[..., Array]:
         """A function of one search's part of the leaf, for all of the layout."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import algebra, packing
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.score import random as random_scores
 from maskjax.select._choice import choose, choose_count
@@ -14,7 +14,6 @@ from maskjax.select._leaves import Leaves, Scope
 from maskjax.select._plan import Plan
 from maskjax.select._quota import Keep
 from maskjax.structure import Entries
-from maskjax.where import everything as every_leaf
 from maskjax.where import kernels
 
 
@@ -50,9 +49,7 @@ def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
 
 @jax.jit
 def _sampled(probabilities: Array, key: Array, leaf: int) -> Array:
-    draws = jax.random.uniform(
-        jax.random.fold_in(key, leaf), probabilities.shape, jnp.float32
-    )
+    draws = placement.uniform(jax.random.fold_in(key, leaf), probabilities)
     return draws < probabilities.astype(jnp.float32)
 
 
@@ -139,13 +136,15 @@ def random_like(
     alive = packing.unpack(mask)
     shapes = trees.map_mask(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), alive)
     checks.floating_scores(shapes, fn=fn, name="mask")
-    leaves = Leaves(shapes, scope, Entries(), where, fn=fn)
+    checked = Leaves(shapes, scope, Entries(), where, fn=fn)
     if scope == "global":
         counts = [algebra.count(alive)]
     else:
-        pairs = zip(jax.tree.leaves(alive), leaves.plans, strict=True)
+        pairs = zip(jax.tree.leaves(alive), checked.plans, strict=True)
         counts = [_count(m, plan) for m, plan in pairs]
-    scores = random_scores(shapes, where=every_leaf, key=key)
+    leaves, treedef = jax.tree.flatten(alive)
+    keys = (jax.random.fold_in(key, i) for i in range(len(leaves)))
+    scores = treedef.unflatten(map(placement.uniform, keys, leaves))
     return choose_count(scores, counts, scope, where, fn=fn)
 
 

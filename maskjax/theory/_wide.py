@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import initializer, packing
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.theory import _networks
 
@@ -176,6 +176,7 @@ def dense(
 @jax.jit
 def _dense(layer: Params, kept: Mask, drawn: Array) -> tuple[Any, Any]:
     """The two kernels of a pair, and their masks; the constant's row is the last."""
+    layer, kept = placement.whole((layer, kept))
     kept = {
         name: jnp.broadcast_to(True if kept[name] is None else kept[name], w.shape)
         for name, w in layer.items()

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from maskjax._core import checks, dtypes
+from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array
 from maskjax.theory import subset_sum
 
@@ -250,6 +250,7 @@ def _choose(
     signs: tuple[int, ...],
 ) -> Array:
     """The mask of a construction other than "subset_sum"."""
+    inner, outer, target = placement.whole((inner, outer, target))
     u, w = outer.astype(inner.dtype), target.astype(inner.dtype)
 
     def walk(sign: int) -> Array:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import estimator, initializer
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import Array
 
 __all__ = ["error", "greedy", "learned", "ridge", "scale"]
@@ -181,18 +181,21 @@ def ridge(outputs: Array, y: Array, *, penalty: float) -> Array:
 
 @jax.jit
 def _scale(mask: Array, outputs: Array, y: Array) -> Array:
+    mask, outputs, y = placement.whole((mask, outputs, y))
     total = outputs @ mask.astype(outputs.dtype)
     return _ratio(total @ y, total @ total)
 
 
 @jax.jit
 def _error(mask: Array, outputs: Array, y: Array) -> Array:
+    mask, outputs, y = placement.whole((mask, outputs, y))
     total = outputs @ mask.astype(outputs.dtype)
     return 1 - _ratio((total @ y) ** 2, (total @ total) * (y @ y))
 
 
 @functools.partial(jax.jit, static_argnames="budget")
 def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
+    outputs, y = placement.whole((outputs, y))
     sizes, fits = jnp.sum(outputs**2, axis=0), y @ outputs
     n = len(sizes)
 
@@ -205,7 +208,7 @@ def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
         best = jnp.argmax(gain)
         return (left.at[best].set(False), total + outputs[:, best]), (best, gain[best])
 
-    start = jnp.ones(n, bool), jnp.zeros_like(y)
+    start = placement.vary_like((jnp.ones(n, bool), jnp.zeros_like(y)), outputs, y)
     _, (order, gains) = lax.scan(step, start, length=min(budget, n))
     return jnp.zeros(n, bool).at[order].set(jnp.arange(len(gains)) <= gains.argmax())
 
@@ -214,6 +217,7 @@ def _greedy(outputs: Array, y: Array, *, budget: int) -> Array:
 def _learned(
     scores: Array, outputs: Array, y: Array, *, budget: int, optimizer: Any, steps: int
 ) -> Array:
+    outputs, y = placement.whole((outputs, y))
     n = outputs.shape[1]
 
     def loss(scores: Array) -> tuple[Array, Array]:
@@ -228,12 +232,14 @@ def _learned(
         return (scores + updates, state, best, kept), None
 
     start = scores, optimizer.init(scores), jnp.full((), jnp.inf, y.dtype)
-    carry, _ = lax.scan(step, (*start, jnp.zeros(n, bool)), length=steps + 1)
+    start = placement.vary_like((*start, jnp.zeros(n, bool)), scores, outputs, y)
+    carry, _ = lax.scan(step, start, length=steps + 1)
     return carry[-1]
 
 
 @jax.jit
 def _ridge(outputs: Array, y: Array, penalty: Any) -> Array:
+    outputs, y = placement.whole((outputs, y))
     n, h = outputs.shape
     if h <= n:
         square = outputs.T @ outputs + n * penalty * jnp.eye(h, dtype=outputs.dtype)

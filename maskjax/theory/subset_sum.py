@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax.theory import _halves
 
 __all__ = ["Subsets", "greedy", "nearest", "smallest"]
@@ -194,6 +194,7 @@ def greedy(targets: Any, coefficients: Any, *, bins: int = 14) -> Subsets:
 
 @functools.partial(jax.jit, static_argnames="bins")
 def _walk(t: jax.Array, c: jax.Array, *, bins: int) -> Subsets:
+    t, c = placement.whole((t, c))
     (rows, many), n = t.shape, c.shape[1]
     # 2**(exponent - 1) <= |c| < 2**exponent, exactly. `frexp` gives 0 the exponent 0,
     # but 0 must not be the largest of its row.
@@ -225,7 +226,7 @@ def _by_bins(t: jax.Array, c: jax.Array, place: jax.Array, bins: int) -> _Some:
             return jnp.where(joins, rest, left), mask.at[h].set(mask[h] | joins)
 
         start = t.ravel()[lane], jnp.zeros(terms.shape, bool)
-        left, mask = lax.fori_loop(0, bins * n, step, start)
+        left, mask = lax.fori_loop(0, bins * n, step, placement.vary_like(start, t, c))
         return mask.T, left
 
     return some
@@ -246,7 +247,8 @@ def _in_order(t: jax.Array, c: jax.Array, place: jax.Array) -> _Some:
             joins = jnp.abs(rest) < jnp.abs(left)
             return jnp.where(joins, rest, left), joins
 
-        left, mask = lax.scan(step, t.ravel()[lane], terms[lane // many].T)
+        start = placement.vary_like(t.ravel()[lane], c)
+        left, mask = lax.scan(step, start, terms[lane // many].T)
         return jnp.take_along_axis(mask.T, back[lane // many], 1), left
 
     return some

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.recipes.deconstructing._criteria import masked
 
@@ -91,7 +91,8 @@ def _restarted(
 
 def _value(w: Array, m: Array, kept: str, sign: str, key: Array) -> Array:
     order, coin = jax.random.split(key)
-    value, signs = w, jax.random.rademacher(coin, w.shape, w.dtype)
+    static = tuple(w.shape), w.dtype
+    value, signs = w, placement.made(jax.random.rademacher, w, coin, static=static)
     if kept == "constant":
         value = jnp.full_like(w, jnp.std(w))
     elif kept != "rewind":
@@ -110,9 +111,13 @@ def _zero(shrank: Array, m: Array, removed: str, key: Array) -> Array:
 
 def _permuted(x: Array, among: Array, key: Array) -> Array:
     """The entries of a set, permuted at random; the other entries are arbitrary."""
-    flat, others = x.ravel(), ~among.ravel()
+    spec = placement.spec_of(x)
+    whole, among = placement.whole((x, among))
+    flat, others = whole.ravel(), ~among.ravel()
     # Both sorts put the set first, in its order and at random: its size is not known
     # while tracing.
     into = jnp.argsort(others)
     source = jnp.lexsort((jax.random.bits(key, others.shape), others))
-    return flat.at[into].set(flat[source]).reshape(x.shape)
+    return placement.place(
+        flat.at[into].set(flat[source]).reshape(x.shape), spec, like=x
+    )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import masking, packing, score
-from maskjax._core import checks, dtypes
+from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array, Mask, Params, Scores, map_mask
 from maskjax.where import floating
 
@@ -95,10 +95,13 @@ def _lower_rank(x: Array, y: Array, alive: Array) -> Array:
 
     Ranks themselves would be inexact in float32 past 2**24.
     """
+    spec, like = placement.spec_of(x), x
+    x, y, alive = placement.whole((x, y, alive))
     x, y = (jnp.where(alive, a, -jnp.inf).ravel() for a in (x, y))
     order = jnp.argsort(y, descending=True)
     y_as_x = x.at[order].set(jnp.sort(x, descending=True))
-    return jnp.minimum(x, y_as_x).reshape(alive.shape)
+    lower = jnp.minimum(x, y_as_x).reshape(alive.shape)
+    return placement.place(lower, spec, like=like)
 
 
 def masked(

@@ -111,7 +111,8 @@ def order(samples: int, *, size: int, epochs: int = 1, key: Array) -> Array:
     steps = samples // size
 
     def epoch(key: Array) -> Array:
-        return jax.random.permutation(key, samples)[: steps * size]
+        chosen = jax.random.permutation(key, samples)[: steps * size]
+        return chosen.reshape(steps, size)
 
     drawn = jax.vmap(epoch)(jax.random.split(key, epochs))
     return drawn.reshape(epochs * steps, size).astype(jnp.int32)

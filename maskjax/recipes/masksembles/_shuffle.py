@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from maskjax._core import placement
 from maskjax._core.trees import Array
 from maskjax.recipes.masksembles._family import TRADES
 
@@ -49,7 +50,7 @@ def shuffled(rows: ArrayLike, distinct: ArrayLike, key: Array) -> Array:
         new = jnp.concatenate(new)
         return jnp.where(_distinct(new) >= distinct, new, rows), None
 
-    return lax.scan(trade, rows, (order, draw))[0]
+    return lax.scan(trade, placement.vary_like(rows, draw), (order, draw))[0]
 
 
 def _lowest(draw: Array, among: Array, count: Array) -> Array:

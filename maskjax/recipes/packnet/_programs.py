@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import algebra
+from maskjax._core import rows
 from maskjax._core.trees import Array, Mask, Params, Scores, map_mask
 from maskjax.recipes._phases import whole
 from maskjax.recipes.packnet._state import PackNetState
@@ -77,7 +78,7 @@ def committed(state: PackNetState, mine: Mask, params: Params) -> PackNetState:
         return jnp.where(mask, (task + 1).astype(owner.dtype), owner)
 
     def put(slot: Array, new: Array) -> Array:
-        return slot.at[task].set(new, mode="drop")  # without room, nowhere
+        return rows.inserted(slot, new[None], task)  # without room, nowhere
 
     def shared(start: Array, new: Array, slot: Array | None) -> Array:
         return new if slot is None else jnp.copy(start)

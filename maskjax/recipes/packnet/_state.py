@@ -1,6 +1,5 @@
 """The network between two tasks: who owns which weight."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from maskjax._core import checks, slots
+from maskjax._core import checks, placement, rows, slots
 from maskjax._core.trees import Array, Mask, Params, Predicate, map_mask
 from maskjax.recipes._phases import roles
 from maskjax.where import kernels
@@ -135,15 +134,19 @@ def _last_owner(state: PackNetState, task: ArrayLike, *, fn: str) -> Array:
     return jnp.where(exists, index + 1, 0)
 
 
-@functools.partial(jax.jit, static_argnames="capacity")
 def _empty(params: Params, weights: Params, own: Params, capacity: int) -> PackNetState:
     dtype = np.min_scalar_type(capacity)
+
+    def slots_of(leaf: Array) -> Array:
+        spec = None, *placement.known_spec(leaf)
+        return placement.zeros((capacity, *leaf.shape), leaf.dtype, leaf, spec=spec)
+
     counts, learned, overflowed = (jnp.zeros(n, int) for n in (capacity, (), ()))
     return PackNetState(
         # Copies: a loop that donates the state must not take your parameters along.
         jax.tree.map(jnp.copy, params),
-        map_mask(lambda w: jnp.zeros(w.shape, dtype), weights),
-        map_mask(lambda w: jnp.zeros((capacity, *w.shape), w.dtype), own),
+        map_mask(lambda w: placement.zeros(w.shape, dtype, w), weights),
+        map_mask(slots_of, own),
         counts,
         learned,
         overflowed,
@@ -162,7 +165,7 @@ def _params_of(state: PackNetState, last: Array) -> Params:
             return jnp.where(kept, w, jnp.zeros_like(w))
         if slot is None:
             return jnp.copy(w)
-        own = jnp.take(slot, last - 1, axis=0, mode="clip")
+        own = rows.read(slot, last - 1)
         return jnp.where(last > 0, own, jnp.zeros_like(own))
 
     return jax.tree.map(leaf, state.params, _mask(state.owner, last), state.slots)
