@@ -1287,8 +1287,7 @@ call(
 call(
     "recipes.supsup_stream.init",
     lambda p: supsup_stream.init(p, capacity=4, key=key()),
-    _params,
-    moves="gather exchange",
+    _long,
 )
 call(
     "recipes.supsup_stream.masks",
