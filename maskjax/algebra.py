@@ -144,7 +144,15 @@ def count(m: Mask, params: Params | None = None) -> Array:
         >>> print(algebra.count(units, {"w": jnp.ones((5, 2))}))
         5
     """
-    return _count_and_size(m, params, fn="maskjax.algebra.count")[0]
+    fn = "maskjax.algebra.count"
+    *counted, size = _counted(m, params, fn=fn)
+    wide = dtypes.wide_integers()
+    if size >= 2**31 and not wide:
+        raise ValueError(
+            f"`{fn}` needs 64-bit integers to count {size} entries. Set "
+            "`jax_enable_x64`."
+        )
+    return _total(*counted, jnp.dtype("int64" if wide else "int32"))
 
 
 def density(m: Mask, params: Params | None = None) -> Array:
@@ -160,15 +168,16 @@ def density(m: Mask, params: Params | None = None) -> Array:
 
     Raises:
         TypeError: If a leaf is neither boolean nor packed.
-        ValueError: If the mask does not fit `params`, or there are 2**31 entries or
-            more and `jax_enable_x64` is off.
+        ValueError: If the mask does not fit `params`.
 
     Example:
         >>> print(algebra.density({"w": jnp.array([True, False]), "b": None}))
         0.5
     """
-    kept, size = _count_and_size(m, params, fn="maskjax.algebra.density")
-    return kept.astype(jnp.float32) / size if size else jnp.float32(jnp.nan)
+    *counted, size = _counted(m, params, fn="maskjax.algebra.density")
+    with dtypes.counting(size):
+        share = _total(*counted, dtypes.counts(size)).astype(jnp.float32) / size
+    return share if size else jnp.float32(jnp.nan)
 
 
 def overlap(a: Mask, b: Mask) -> Array:
@@ -192,9 +201,11 @@ def overlap(a: Mask, b: Mask) -> Array:
         0.33333334
     """
     fn = "maskjax.algebra.overlap"
-    both = count(_combine(operator.and_, (a, b), fn=fn))
-    either = count(_combine(operator.or_, (a, b), fn=fn))
-    return _jaccard(both, either)
+    each = [_combine(op, (a, b), fn=fn) for op in (operator.and_, operator.or_)]
+    (*both, size), (*either, _) = (_counted(m, None, fn=fn) for m in each)
+    with dtypes.counting(size):
+        dtype = dtypes.counts(size)
+        return _jaccard(_total(*both, dtype), _total(*either, dtype))
 
 
 def _check(mask: Mask, *, fn: str, name: str = "mask") -> None:
@@ -231,7 +242,10 @@ def _flip(leaf: Array | PackedMask) -> Array | PackedMask:
     return ~jnp.asarray(leaf)
 
 
-def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Array, int]:
+def _counted(
+    mask: Mask, params: Params | None, *, fn: str
+) -> tuple[list[Any], tuple[int, ...], int]:
+    """The leaves, how many entries share each of their decisions, and all entries."""
     _check(mask, fn=fn)
     if params is None:
         found = checks.rows(mask, fn=fn, is_leaf=trees.is_mask_leaf)
@@ -240,25 +254,23 @@ def _count_and_size(mask: Mask, params: Params | None, *, fn: str) -> tuple[Arra
         pairs = checks.shaped_like(params, mask, fn=fn, names=("params", "mask"))
         leaves = [(m, np.shape(p)) for p, m in pairs if m is not None]
     size = sum(math.prod(shape) for _, shape in leaves)
-    wide = dtypes.wide_integers()
-    if size >= 2**31 and not wide:
-        raise ValueError(
-            f"`{fn}` needs 64-bit integers to count {size} entries. Set "
-            "`jax_enable_x64`."
-        )
     shared = tuple(
         math.prod(shape) // max(math.prod(_unpacked_shape(m)), 1) for m, shape in leaves
     )
-    return _total([m for m, _ in leaves], shared, "int64" if wide else "int32"), size
+    return [m for m, _ in leaves], shared, size
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _total(leaves: list[Any], shared: tuple[int, ...], dtype: str) -> Array:
+def _total(leaves: list[Any], shared: tuple[int, ...], dtype: Any) -> Array:
     """The entries kept in all leaves, where each decision is shared by so many."""
     total = jnp.zeros((), dtype)
     for leaf, times in zip(leaves, shared, strict=True):
-        kept = packing.population(leaf) if isinstance(leaf, PackedMask) else leaf
-        total += jnp.sum(kept, dtype=dtype) * times
+        packed = isinstance(leaf, PackedMask)
+        kept = packing.population(leaf) if packed else leaf
+        most = kept.shape + (32,) * packed
+        inner = tuple(range(dtypes.blocks(most), kept.ndim))
+        blocks = jnp.sum(kept, axis=inner, dtype=jnp.int32).astype(dtype)
+        total += jnp.sum(blocks, dtype=dtype) * times
     return total
 
 

@@ -72,7 +72,8 @@ class NofM:
     Only the n best of each group can be kept. A density of n / m, or more, keeps all of
     them: exactly n of every m. A smaller density removes more, within the pattern.
     Several axes of inputs count as one, row-major. Groups never cross outputs, places
-    of a window, or layers of a stack.
+    of a window, or layers of a stack. A leaf whose shards do not hold whole groups is
+    gathered.
 
     Attributes:
         n: The most entries to keep in a group, 0 <= n <= m.
@@ -141,6 +142,8 @@ class NofM:
 @dataclasses.dataclass(frozen=True)
 class Block:
     """Tiles of inputs by outputs, kept or removed by the mean of their scores.
+
+    A leaf whose shards do not hold whole tiles is gathered.
 
     Attributes:
         shape: Height and width of a tile. They must divide the numbers of inputs and
@@ -229,7 +232,13 @@ class Units:
     """Whole neurons or channels, kept or removed by the mean of their scores.
 
     The mask has length 1 on every axis but those that count units, so a unit costs one
-    bit. By role, each layer of a stack has units of its own.
+    bit. By role, each layer of a stack has units of its own. They are ranked together,
+    and a layer with small weights may lose all of them: `scope="layer"` keeps the same
+    fraction of each layer.
+
+    Biases carry no mask by default. To remove those of the units too, give them the
+    decisions of the kernel, as below. The units of the last layer are the outputs of
+    the network: leave it out, `where=where.kernels & ~where.matching("head")`.
 
     Attributes:
         axis: What counts units: a role, or the number of an axis, or a tuple of them.
@@ -247,6 +256,12 @@ class Units:
         ...     structure=structure.Units(),
         ... )
         {'w': Array([[False,  True]], dtype=bool)}
+        >>> params = {"w": jnp.array([[1.0, 5.0], [2.0, 0.0]]), "b": jnp.ones(2)}
+        >>> scores = score.magnitude(params)
+        >>> mask = select.top_k(scores, density=0.5, structure=structure.Units())
+        >>> mask["b"] = mask["w"].reshape(params["b"].shape)
+        >>> maskjax.apply(params, mask)["b"]
+        Array([0., 1.], dtype=float32)
 
     References:
         Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017.

@@ -36,7 +36,7 @@ import jax
 import numpy as np
 
 from maskjax._core import axes as _axes
-from maskjax._core import checks
+from maskjax._core import checks, trees
 from maskjax._core.axes import Axes, Told
 from maskjax._core.trees import Params, Predicate
 
@@ -193,7 +193,10 @@ kernels: Predicate = _Where(
 embeddings: Predicate = _Where(
     "where.embeddings",
     _axes.is_embedding,
-    "Tables whose rows are looked up, by their names: fan-in 1.",
+    "Tables of embeddings, by their names.\n\n"
+    "Rows of tables of rank 2 are looked up, so that the fan-in is 1. Tables of "
+    "positions are chosen too, but their axes are unknown, because some are added as "
+    "they are.",
     knows=lambda path, leaf: True,
 )
 
@@ -279,9 +282,11 @@ def traced(
 
     def of(path: str) -> "walk.Answer":
         if path not in known:
+            near = trees.nearest(path, known)
+            near = "" if near is None else f"; what was traced has {near!r}"
             raise ValueError(
                 f"`{fn}` needs the paths of the `params` that were traced, got "
-                f"{path!r}."
+                f"{path!r}. Trace the tree that carries masks{near}."
             )
         return known[path]
 

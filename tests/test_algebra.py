@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maskjax import algebra, packing, stacking
+from maskjax._core import dtypes
 
 A = np.array([[True, True, False, False], [True, False, True, False]])
 B = np.array([[True, False, True, False], [True, True, False, False]])
@@ -85,6 +86,18 @@ def test_density_weighs_leaves_by_their_entries():
 def test_the_density_of_nothing_is_nan(mask):
     assert np.isnan(algebra.density(mask))
     assert algebra.count(mask) == 0
+
+
+def test_densities_of_more_entries_than_31_bits_count(monkeypatch):
+    rng = np.random.default_rng(0)
+    first, other = ({"w": rng.random((5, 7, 33)) < p} for p in (0.3, 0.6))
+    monkeypatch.setattr(dtypes, "_MOST", 40)
+    both, either = first["w"] & other["w"], first["w"] | other["w"]
+    for masks in ((first, other), (packing.pack(first), packing.pack(other))):
+        assert algebra.density(masks[0]) == np.float32(first["w"].mean())
+        assert algebra.overlap(*masks) == np.float32(both.sum() / either.sum())
+    huge = {"w": jax.ShapeDtypeStruct((2**16, 2**15), "bool")}
+    assert jax.eval_shape(algebra.density, huge).dtype == jnp.float32
 
 
 def test_count_is_of_64_bits_where_those_are_enabled(x64):

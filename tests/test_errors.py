@@ -184,7 +184,11 @@ def test_a_tree_of_densities_fits_the_scores():
         select.top_k(SCORES, density={"a": 0.5, "b": None, "c": None})
     with raises(ValueError, rf"{fn} needs `density\[b\]` in \[0, 1\], got 1.5"):
         select.top_k(SCORES, density={"a": 0.5, "b": 1.5, "c": None})
-    with raises(ValueError, rf"{fn} needs one `density` for scope=.global."):
+    with raises(
+        ValueError,
+        rf"{fn} needs one `density` for scope=.global.*Use scope=.leaf., or "
+        "scope=.layer. for a number for each layer",
+    ):
         select.top_k(SCORES, density={"a": 0.5, "b": 0.5, "c": None}, scope="global")
 
 
@@ -498,7 +502,7 @@ def test_the_bits_of_a_packed_mask_fit_its_shape(fn, call, bits):
     with raises(
         ValueError,
         rf"`{fn}` needs packed masks whose bits fit their shapes.*net/w: {bits.dtype} "
-        r"array of shape .* for shape \(5, 7\), which takes 2 words of uint32",
+        r"array of shape .* for shape \(5, 7\), which takes uint32 of shape \(2,\)",
     ):
         call({"net": {"w": packing.PackedMask(bits, (5, 7))}})
 

@@ -13,6 +13,7 @@ from tests.reference import packing as reference
 pytestmark = pytest.mark.optimized
 
 SHAPES = [(), (0,), (1,), (31,), (32,), (33,), (3, 5, 7), (2, 0), (64, 3)]
+SHAPES += [(3, 63), (64, 64), (2, 95, 3), (32, 33)]  # the axis that is packed differs
 MEMBERS = [1, 15, 16, 17, 40]
 
 pack_stack = jax.jit(jax.vmap(packing.pack))

@@ -164,6 +164,36 @@ def test_layers_that_are_equal_or_not_known_need_no_column():
         report.table(mask, params, where="w")
 
 
+def test_layers_that_cannot_be_shown_are_named():
+    params = {"b": np.ones((3, 4)), "v": np.ones((3, 2, 4)), "w": np.ones((3, 2, 4))}
+    mask = {name: np.ones(leaf.shape, bool) for name, leaf in params.items()}
+    rows = report.table(mask, params, layers=True).splitlines()
+    assert len(rows) == 6
+    assert rows[-1] == (
+        "The axes of v, w are unknown, and may stack layers. Pass "
+        "`where=where.traced(apply, params, *inputs)`."
+    )
+    told = where.matching("v", axes="stack inputs outputs")
+    told |= where.matching("w", axes="stack outputs")  # does not fit
+    assert "The axes of w are" in report.table(mask, params, where=told, layers=True)
+    for how in ({}, {"where": where.matching("[vw]", axes="inputs " * 3)}):
+        layers = bool(how)
+        assert "axes" not in report.table(mask, params, layers=layers, **how)
+    assert "axes" not in report.table(
+        mask | {"v": None, "w": None}, params, layers=True
+    )
+
+
+def test_a_table_by_a_trace_needs_the_paths_that_were_traced():
+    params = {"w": np.ones((3, 4)), "v": np.ones((2, 3, 4))}
+    mask = {"w": np.ones((3, 4), bool), "v": None}
+    traced = where.traced(lambda p, x: x @ p["w"], {"w": params["w"]}, np.ones((1, 3)))
+    with pytest.raises(ValueError, match="where.traced` needs the paths .* got 'v'"):
+        report.table(mask, params, where=traced)
+    text = report.table(mask, params, where=traced | where.kernels)
+    assert "2 x 3 x 4" in text
+
+
 # Pictures.
 
 

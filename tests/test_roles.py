@@ -532,6 +532,26 @@ def test_a_leaf_that_is_no_stack_is_one_layer():
         select.top_k(scores, density=shares, scope="layer")
 
 
+@pytest.mark.parametrize("scope", ["layer", "output"])
+def test_densities_of_layers_are_leaves_of_a_tree(scope):
+    scores, how = {"w": drawn((3, 8, 4))}, {"scope": scope}
+    shares, where = np.array([0.25, 0.5, 0.75], "f4"), told("stack inputs outputs")
+    hint = "For a number for each layer pass a tree, with an array for each stack"
+    for call in (
+        lambda given: select.top_k(scores, density=given, where=where, **how),
+        lambda given: optim.prune(given, where=where, **how),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"`density` as a scalar, got .* \(3,\)\. {hint}"
+        ):
+            call(shares)
+    with pytest.raises(
+        TypeError,
+        match=r"`density\[w\]` as a number in \[0, 1\], or an array of them, got list",
+    ):
+        select.top_k(scores, density={"w": [0.1, 0.2, 0.3]}, where=where, **how)
+
+
 def test_a_leaf_of_two_axes_that_is_no_kernel_may_be_a_stack():
     """Of scales for each layer; and a leaf told to be a stack is one."""
     scores = {"kernel": drawn((4, 6)), "ln": {"scale": drawn((3, 8))}}
@@ -582,10 +602,30 @@ def test_unknown_axes_are_named_with_both_remedies(how, why):
     assert "`maskjax.select.top_k`" in text
     assert why in text
     assert "where.traced(apply, params, *inputs)" in text
-    assert 'where.matching(regex, axes="stack inputs outputs")' in text
+    told = 'where.matching(regex, axes="stack inputs outputs") | where.kernels'
+    assert f"`where={told}`, got:" in text
     assert "layers/kernel: shape (3, 8, 4), 3 axes could" in text
     line = "weight: shape (4, 4), weights are (in, out) in one"
     assert (line in text) == (how != {"scope": "layer"})
+
+
+def test_an_expression_that_finds_none_of_the_leaves_is_named():
+    params = {"mix": np.ones((4, 8, 6), "f4"), "head": np.ones((6, 3), "f4")}
+    for regex, missed in (("mxi", True), ("mix", False)):
+        words = "stack inputs outputs" if missed else "inputs outputs"
+        by_hand = where.matching(regex, axes=words)
+        match = r"needs to know the axes.* \| where\.kernels`"
+        if missed:
+            match += rf" \(where\.matching\('{regex}', .*\) chooses none of them\)"
+        with pytest.raises(ValueError, match=match + ", got:\n  mix"):
+            select.top_k(params, density=0.5, scope="layer", where=by_hand)
+
+
+def test_the_remedies_by_hand_keep_the_other_kernels():
+    params = {"mix": np.ones((4, 8, 6), "f4"), "head": np.ones((6, 3), "f4")}
+    by_hand = where.matching("mix", axes="stack inputs outputs") | where.kernels
+    state = jax.eval_shape(optim.prune(0.5, scope="layer", where=by_hand).init, params)
+    assert jax.tree.structure(state.mask) == jax.tree.structure(params)
 
 
 def test_entries_never_ask_for_axes():
@@ -609,8 +649,22 @@ def test_entries_never_ask_for_axes():
             "ranks each alone",
         ),
         ("stack inputs", {"structure": Units(0), "scope": "layer"}, "index of axis 0"),
-        ("outputs inputs", {"structure": NofM(1, 4)}, "axis -2 of length 6 is not div"),
-        ("inputs outputs stack", {"scope": "layer"}, "told as 'inputs outputs stack'"),
+        (
+            "outputs inputs",
+            {"structure": NofM(1, 4)},
+            ": 6 inputs are not divisible by 4",
+        ),
+        ("outputs inputs", {"structure": Block((2, 3))}, ": 4 outputs are not div"),
+        (
+            "outputs inputs",
+            {"structure": NofM(1, 4), "scope": "output"},
+            "is 'outputs inputs': 6 inputs are not divisible by 4",
+        ),
+        (
+            "inputs outputs stack",
+            {"scope": "layer"},
+            "told as 'inputs outputs stack', 3 words for 2 axes",
+        ),
     ],
 )
 def test_what_a_leaf_has_not_is_refused(words, how, got):

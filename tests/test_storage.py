@@ -21,7 +21,7 @@ from maskjax.storage import StorageError, _disk, _header, _loading
 from tests import trees
 from tests.reference import packing as reference
 
-SHAPES = [(), (0,), (1,), (31,), (33,), (0, 3), (64, 3), (5, 7, 2)]
+SHAPES = [(), (0,), (1,), (31,), (33,), (0, 3), (64, 3), (5, 7, 2), (3, 63), (95, 2)]
 
 
 def random_bool(shape, *, seed=0):
@@ -730,6 +730,9 @@ def test_a_newer_format_says_so(path):
     storage.load(path)
     rewritten(path, unchanged, version="3")
     with raises(f"{path} has format version 3, and this maskjax reads 2"):
+        storage.load(path)
+    rewritten(path, unchanged, version="1")
+    with raises(f"{path} has format version 1, .* 2: an older one may read it"):
         storage.load(path)
     rewritten(path, unchanged, version="one")
     with raises(f"{path} is damaged: its header is not what was saved"):

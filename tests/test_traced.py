@@ -914,10 +914,33 @@ def test_it_chooses_for_functions_that_take_a_predicate():
 def test_predicates_refuse_what_was_not_traced():
     found = where.traced(network, NETWORK, X)
     needs = "`maskjax.where.traced` needs the paths of the `params` that were traced"
-    with pytest.raises(ValueError, match=f"{needs}, got 'head/kernel'"):
+    nearby = "Trace the tree that carries masks; what was traced has"
+    asked = f"{needs}, got 'head/kernel'. {nearby} 'dense/kernel'"
+    with pytest.raises(ValueError, match=asked):
         found("head/kernel", shape(2, 2))
-    with pytest.raises(ValueError, match=f"{needs}, got 'params/out'"):
+    with pytest.raises(ValueError, match=f"{needs}, got 'params/out'. {nearby} 'out'"):
         found.axes("params/out", shape(2, 2))
+    empty = where.traced(lambda p, x: x, {}, X)
+    with pytest.raises(ValueError, match=f"{needs}, got 'w'. Trace .* masks\\.$"):
+        empty("w", shape(2, 2))
+
+
+def test_what_a_trace_chooses_none_of_can_be_printed():
+    factors = {"a": np.ones((4, 2), "f4"), "b": np.ones((2, 4), "f4")}
+    base = np.ones((4, 4), "f4")
+    found = where.traced(
+        lambda p, x: x @ (base + p["a"] @ p["b"]), factors, shape(1, 4)
+    )
+    for predicate in (found, found & where.kernels):
+        with pytest.raises(
+            ValueError, match="chooses none of: a, b. Print what `where.traced` ret"
+        ):
+            masking.everything(factors, where=predicate)
+    apart = where.traced(
+        lambda p, x: x @ base + x @ p["a"] @ p["b"], factors, shape(1, 4)
+    )
+    assert all(apart(name, leaf) for name, leaf in factors.items())
+    assert "can't tell inputs from outputs" in str(found)
 
 
 HEAD = {"head": shape(4, 3), "bias": shape(3)}

@@ -22,6 +22,7 @@ QUESTIONS = (
     "ensemble_predict",
     "ensemble_training",
     "subset_sum",
+    "compile_selection",
     "traced",
     "import_time",
 )

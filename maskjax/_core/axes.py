@@ -140,6 +140,9 @@ def _strength(told: Told) -> int:
     return _STRENGTH.index(told.source) if known else -1
 
 
+_MISSED = " ({!r} chooses none of them)"
+
+
 def asked(
     where: Predicate,
     named: Sequence[tuple[Path, Any]],
@@ -192,19 +195,21 @@ def resolved(
             every such leaf is named, with its shape, the reason and the remedies.
     """
     told = asked(where, named, needed, fn=fn)
-    lines = []
+    lines, missed = [], True  # whether `where` chooses none of them, as by a typo
     for (path, leaf), axes in zip(named, told, strict=True):
         if isinstance(axes, Axes) and axes.rank != len(leaf.shape):
-            axes = f"its axes were {axes.source} as '{axes}'"
+            count = f"{axes.rank} words for {len(leaf.shape)} axes"
+            axes = f"its axes were {axes.source} as '{axes}', {count}"
         if isinstance(axes, str):
             lines.append(f"{path}: shape {tuple(leaf.shape)}, {axes}")
+            missed = missed and not where(path, leaf)
     if lines:
         raise checks.listing(
             lines,
             f"`{fn}` needs to know the axes of these leaves {why}. Pass "
-            "`where=where.traced(apply, params, *inputs)`, or say it by hand: "
-            '`where.matching(regex, axes="stack inputs outputs")` has a word for each '
-            "axis",
+            "`where=where.traced(apply, params, *inputs)`, or say it by hand, with a "
+            'word for each axis: `where=where.matching(regex, axes="stack inputs '
+            f'outputs") | where.kernels`{_MISSED.format(where) if missed else ""}',
         )
     return told  # type: ignore[return-value]
 
@@ -216,7 +221,7 @@ _EITHER_WAY = "are (in, out) in one framework and (out, in) in another"
 def is_called_kernel(path: str) -> bool:
     """Whether a leaf has a name that only kernels have."""
     _, name = names.last_two(path)
-    return name in ("kernel", "w") or names.says_weight(name)
+    return names.is_called_kernel(name)
 
 
 def is_kernel(path: str, leaf: Any) -> bool:

@@ -1,6 +1,8 @@
 """Which dtypes numbers are counted and summed in, and arrays made of what is given."""
 
 import contextlib
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +30,16 @@ def counting(most: int) -> contextlib.AbstractContextManager[Any]:
     outside of it JAX would cut such arrays to 32 bits.
     """
     return contextlib.nullcontext() if most < _MOST else jax.enable_x64(True)
+
+
+def blocks(shape: Sequence[int], lead: int = 0) -> int:
+    """How many axes after the first `lead` have to be blocks of fewer than 2^31.
+
+    Each index of these axes is a block, which can be counted with 32 bits. A 64-bit
+    number of each entry would take memory on TPU.
+    """
+    sizes = (math.prod(shape[end:]) for end in range(lead, len(shape) + 1))
+    return next(n for n, size in enumerate(sizes) if counts(size) == jnp.int32)
 
 
 def at_least_float32(dtype: Any) -> Any:

@@ -19,10 +19,6 @@ def _some(words: str) -> frozenset[str]:
 
 
 _COLLECTIONS = re.compile(r"(^|/)(batch_stats|cache)/")
-# Factors, and what lies in one; `lora_dense/kernel` is no factor.
-_LORA = re.compile(
-    r"(^|/)lora(_?[ab]|_down|_up|_embedding_[ab])?(/|$)|(^|[/_])lora_[^/]*$", re.I
-)
 # Biases beside `w1`, `w_up` and `wq`, and the first state of a recurrent cell.
 _LETTERS = re.compile(r"b(\d+|[qkvo]|_\w+)|[hc]_?0|init(ial)?_(state|carry|[hc])")
 _IN_A_LAYER = re.compile(r"(?!w)(\w+_)?b|D")
@@ -45,6 +41,9 @@ _TABLES = _some(
     "embed embedding embedder emb wte wpe pe pos relpos position positional"
 )
 _POSITIONS = _some("pos position positional pe wpe time temporal rel relpos relative")
+# After `lora`, the names of its factors.
+_LORA = _some("lora")
+_FACTORS = _some("a b up down embedding")
 # What is embedded by a kernel, because it is a vector or a number.
 _VECTORS = _some("patch time timestep sigma")
 
@@ -52,6 +51,7 @@ _VECTORS = _some("patch time timestep sigma")
 @functools.cache
 def _words(name: str) -> tuple[str, ...]:
     """The words of a name in lower case, without numbers."""
+    name = name.replace("LoRA", "Lora")
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
     return tuple(word.lower() for word in words)
 
@@ -81,6 +81,27 @@ def _said(name: str, others: frozenset[str], vectors: frozenset[str]) -> Kind:
     return ""
 
 
+def _is_factor(path: str) -> bool:
+    """Whether a leaf is a factor of LoRA, by the word `lora` and where it is.
+
+    `q_lora/kernel` and `LoRADense_0/kernel` are none: they are kernels that have
+    factors beside them.
+    """
+    parent, name = last_two(path)
+    if _has(_words(name), _LORA):
+        return True
+    for part in path.split("/")[:-1]:  # whatever is in `lora`, `lora_A`, `LoRA_0`
+        words = _words(part)
+        if _has(words[:1], _LORA) and {*words[1:]} <= _FACTORS:
+            return True
+    words = _words(parent)
+    while words and words[-1] in _FACTORS:
+        words = words[:-1]
+    if words != _words(parent) and _has(words[-1:], _LORA):  # `q_lora_a`
+        return True
+    return _has(words, _LORA) and not is_called_kernel(name)
+
+
 # What others ask.
 
 
@@ -106,6 +127,11 @@ def says_weight(name: str) -> bool:
     return _has(_words(name), _some("weight"))
 
 
+def is_called_kernel(name: str) -> bool:
+    """Whether a leaf has a name that only kernels have."""
+    return name in ("kernel", "w") or says_weight(name)
+
+
 def is_convolution(name: str) -> bool:
     """Whether a part of a path is a convolution, and not one that is transposed."""
     words = _words(name)
@@ -127,7 +153,7 @@ def is_position(path: str) -> bool:
 def kind_of(path: str, shape: Sequence[int]) -> Kind:
     """What a leaf of 1 axis or more is, by its names and shape."""
     parent, name = last_two(path)
-    if _COLLECTIONS.search(path) or _LORA.search(path) or _LETTERS.fullmatch(name):
+    if _COLLECTIONS.search(path) or _is_factor(path) or _LETTERS.fullmatch(name):
         return "other"
     # `b` is a bias beside `w` in a layer; {"a": ..., "b": ...} are two leaves.
     if "/" in path and _IN_A_LAYER.fullmatch(name):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskjax._core.trees import Array
 
@@ -63,7 +63,7 @@ def names_of(parts: Any) -> tuple[str, ...]:
 def shards(x: Any, axis: int) -> int:
     """How many parts an axis is cut into, as far as that is known."""
     names = names_of(known_spec(x)[axis : axis + 1])
-    sizes = known(x).mesh.shape if names else {}  # type: ignore[union-attr]
+    sizes = known(x).mesh.shape if names else {}
     return math.prod(sizes[name] for name in names)
 
 
@@ -174,6 +174,20 @@ def repeated(x: Array, axis: int, size: int) -> Array:
     return jnp.repeat(x, size, axis, out_sharding=where)
 
 
+def clear_of(x: Array, others: Any) -> Array:
+    """The array with whole rows, if others are sharded over the mesh axes of its rows.
+
+    One mesh axis can't hold rows of both where every row meets all of the others.
+    """
+    taken = {n for leaf in jax.tree.leaves(others) for n in names_of(known_spec(leaf))}
+    if taken.isdisjoint(names_of(known_spec(x)[:1])):
+        return x
+    spec = (None, *known_spec(x)[1:])
+    if isinstance(x, Tracer):
+        return place(x, spec)
+    return jax.device_put(x, NamedSharding(known(x).mesh, PartitionSpec(*spec)))
+
+
 def whole(x: Any) -> Any:
     """A tree of arrays, whole on every device, as far as types say so."""
     return jax.tree.map(lambda leaf: place(leaf, (None,) * jnp.ndim(leaf)), x)
@@ -233,7 +247,7 @@ def made(
 
 @functools.lru_cache(maxsize=256)
 def _program(
-    function: Callable[..., Array], static: tuple[Any, ...], where: Sharding
+    function: Callable[..., Array], static: tuple[Any, ...], where: Any
 ) -> Any:
     return jax.jit(lambda *args: function(*args, *static), out_shardings=where)
 
@@ -250,7 +264,7 @@ def ones(like: Any) -> Array:
     return jnp.ones(like.shape, bool)
 
 
-def known(x: Any) -> Sharding | None:
+def known(x: Any) -> Any:
     """How an array is sharded, if its type says so, or if it was put somewhere."""
     if isinstance(x, Tracer):
         return sharding(x) if explicit(x) else None

@@ -1,6 +1,7 @@
 """Walking trees of parameters and masks together, with paths a person can read."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +36,17 @@ def named_leaves(params: Params) -> list[tuple[Path, Any]]:
     """The leaves of a tree of parameters with their paths."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return [(path_string(path), leaf) for path, leaf in leaves]
+
+
+def nearest(path: Path, others: Iterable[Path]) -> Path | None:
+    """The first of those paths that end most like one; `None` if there are none."""
+    own = path.split("/")[::-1]
+
+    def alike(other: Path) -> int:
+        pairs = zip(own, other.split("/")[::-1], strict=False)
+        return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
+
+    return max(others, key=alike, default=None)
 
 
 def is_mask_leaf(x: Any) -> bool:

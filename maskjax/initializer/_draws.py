@@ -61,8 +61,10 @@ def signed_constant(density: float = 1.0) -> Initializer:
             density. May be traced.
 
     Returns:
-        A function `(key, shape, dtype=float32) -> array`. Its fan-in is the product of
-        all axes but the last, as of Flax's dense and convolution kernels.
+        A function `(key, shape, dtype=float32) -> array`. Called by itself, its fan-in
+        is the product of all axes but the last, as of Flax's dense and convolution
+        kernels. For other layouts, and whole networks, pass it as `draw` to `redraw` or
+        `scores`: they know the fan-in of each leaf by `where`.
 
     Raises:
         ValueError: If density is not in (0, 1], or the shape has fewer than 2 axes.

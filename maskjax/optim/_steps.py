@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Density, Params, Predicate, Scores
-from maskjax.select._leaves import SCOPES, is_tree
+from maskjax.select._leaves import BY_LAYER, BY_SCOPE, SCOPES, is_tree
 
 Schedule = Callable[[Array], Array]
 Score = Callable[..., Scores]
@@ -123,11 +123,11 @@ def check_fractions(
     if not is_function(value):
         leaves = jax.tree.leaves(value)
         if trees.is_single(value) or not leaves:
-            checks.unit_interval(value, fn=fn, name=name)
-        hint = 'For a number for each layer use scope="layer".'
+            hint = BY_LAYER if apart else checks.BY_VMAP
+            checks.unit_interval(value, fn=fn, name=name, hint=hint)
         for path, one in trees.named_leaves(value):
             label = f"{name}[{path}]" if path else name
-            several = {"several": apart, "hint": hint}
+            several = {"several": apart, "hint": BY_SCOPE}
             checks.unit_interval(one, fn=fn, name=label, **several)
         if any(isinstance(one, jax.Array) for one in leaves):
             return None

@@ -87,10 +87,10 @@ def table(
         params: The parameters it is for.
         flops: From `flops`: a tree like `params` of integers, `None` where unknown.
         where: Which axes stack layers: the shape of 12 layers is `12 x (64 x 256)`. It
-            chooses no parameters, and those that it does not know are shown as they
-            are.
+            chooses no parameters. Those whose axes are unknown are shown as they are.
         layers: Whether each layer of a stack gets a row of its own, `path[index]`,
-            instead of one for all.
+            instead of one for all. A line below the table names the masked parameters
+            that may be stacks, but whose axes are unknown.
 
     Returns:
         A table with a row for each parameter: path, shape, entries kept, entries in
@@ -104,7 +104,8 @@ def table(
         ImportError: If rich is not installed.
         TypeError: If the mask is traced, a leaf is neither boolean nor packed, or
             `where` is not a function.
-        ValueError: If the mask or `flops` does not fit `params`.
+        ValueError: If the mask or `flops` does not fit `params`, or `where` was traced
+            without some of their paths (`| where.kernels` lets names tell those).
 
     Example:
         >>> units = {"w": jnp.array([[True, False]])}
@@ -147,7 +148,14 @@ def table(
     shown = {"flops kept": flops is not None, "flops": flops is not None}
     shown["layers"] = not layers and any(spans)
     at = [i for i, title in enumerate(titles) if shown.get(title, True)]
-    return _text([titles[i] for i in at], [[row[i] for i in at] for row in rows])
+    text = _text([titles[i] for i in at], [[row[i] for i in at] for row in rows])
+    unknown = _unknown(mask, params, where, fn=fn) if layers else []
+    if not unknown:
+        return text
+    return (
+        f"{text}\nThe axes of {', '.join(unknown)} are unknown, and may stack layers. "
+        "Pass `where=where.traced(apply, params, *inputs)`."
+    )
 
 
 def _times(shape: Iterable[Any]) -> str:
@@ -176,6 +184,22 @@ def _stacks(
     return [
         None if a is None else _stack(a, shapes[i], masks[i], kept.get(i))
         for i, a in enumerate(known)
+    ]
+
+
+def _unknown(mask: Mask, params: Params, where: Predicate, *, fn: str) -> list[str]:
+    """The paths of masked parameters that may be stacks, as their axes are unknown."""
+    named = trees.named_leaves(params)
+    masks = jax.tree.structure(params).flatten_up_to(mask)
+    needed = [
+        each is not None and layout.may_stack(where, *one)
+        for each, one in zip(masks, named, strict=True)
+    ]
+    every = _axes.asked(where, named, needed, fn=fn)
+    return [
+        path
+        for (path, leaf), told, need in zip(named, every, needed, strict=True)
+        if need and not (isinstance(told, Axes) and told.rank == len(leaf.shape))
     ]
 
 

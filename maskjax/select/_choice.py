@@ -134,14 +134,14 @@ def _masks(
     guesses: list[Array] | None,
 ) -> tuple[Mask, Scores]:
     """The mask, and the tree of scores at which each search cut."""
-    how = {"plans": tuple(leaves.plans), "joint": leaves.joint}
+    how = {"plans": tuple(leaves.plans), "joint": leaves.joint, "kinds": leaves.kinds()}
     others = keeps, held, quotas, guesses
     scores = placement.vary_like(leaves.scores, leaves.scores, others)
     masks, cuts = _chosen(scores, *others, **how)
     return leaves.whole(masks), leaves.whole(cuts)
 
 
-@functools.partial(jax.jit, static_argnames=("plans", "joint"))
+@functools.partial(jax.jit, static_argnames=("plans", "joint", "kinds"))
 def _chosen(
     scores: list[Array],
     keeps: list[Array | None],
@@ -151,6 +151,7 @@ def _chosen(
     *,
     plans: tuple[Plan, ...],
     joint: bool,
+    kinds: tuple[int, ...],
 ) -> tuple[list[Array], list[Array]]:
     """The search over decisions, spread over entries."""
     alive = [
@@ -177,7 +178,7 @@ def _chosen(
         ]
     rows = [plan.rows for plan in plans]
     flags, cuts = _search.top_k(
-        pooled, candidates, quotas, joint=joint, guess=guesses, rows=rows
+        pooled, candidates, quotas, kinds, joint=joint, guess=guesses, rows=rows
     )
     masks = [plan.spread(flag) for flag, plan in zip(flags, plans, strict=True)]
     masks = [m if k is None else m & k for m, k in zip(masks, keeps, strict=True)]

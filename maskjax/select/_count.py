@@ -42,26 +42,37 @@ def fold(
     )
 
 
-def tally(flags: Sequence[Array], dtype: jnp.dtype, lead: int = 1) -> list[Array]:
+def tally(
+    flags: Sequence[Array],
+    dtype: jnp.dtype,
+    lead: int = 1,
+    *,
+    lowest_of: Array | None = None,
+) -> list[Array]:
     """The number of True entries in each row, for each of several flags [R..., ...].
 
     64-bit numbers of each entry would take memory on TPU, so the entries of each block
     are counted in 32 bits, and only those counts are added up in `dtype`.
+
+    Args:
+        flags: Boolean arrays of one shape.
+        dtype: Of the counts.
+        lead: How many axes count rows.
+        lowest_of: Integers of the same shape. The lowest of each row is returned too.
     """
     kinds: list[Kind] = ["sum"] * len(flags)
-    end = lead + blocks(flags[0].shape, lead)
-    counts = fold([flag.astype(jnp.int32) for flag in flags], kinds, end)
-    axes = tuple(range(lead, end))
-    return [jnp.sum(n.astype(dtype), axis=axes, dtype=dtype) for n in counts]
-
-
-def blocks(shape: Sequence[int], lead: int) -> int:
-    """How many axes after the first `lead` have to be blocks of fewer than 2^31.
-
-    Each index of these axes is a block, which can be counted with 32 bits.
-    """
-    sizes = (math.prod(shape[end:]) for end in range(lead, len(shape) + 1))
-    return next(n for n, size in enumerate(sizes) if dtypes.counts(size) == jnp.int32)
+    end = lead + dtypes.blocks(flags[0].shape, lead)
+    operands, axes = [flag.astype(jnp.int32) for flag in flags], tuple(range(lead, end))
+    if lowest_of is not None:
+        operands.append(lowest_of)
+        kinds.append("min")
+    found = fold(operands, kinds, end)
+    return [
+        jnp.sum(n.astype(dtype), axis=axes, dtype=dtype)
+        if kind == "sum"
+        else jnp.min(n, axis=axes)
+        for n, kind in zip(found, kinds, strict=True)
+    ]
 
 
 def _fold_plainly(

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from maskjax._core import dtypes
 from maskjax._core.trees import Array
-from maskjax.select._count import blocks, fold, tally
+from maskjax.select._count import fold, tally
 from maskjax.select._keys import (
     from_order_key,
     from_unsigned,
@@ -24,8 +24,9 @@ from maskjax.select._keys import (
 )
 from maskjax.select._narrow import Interval
 
-# Larger leaves are not stacked, because stacking copies.
-_SMALL = 2**20
+# Leaves of one kind are one program if they are stacked, but stacking copies them. So
+# larger leaves are stacked only if there are many of them, and huge ones never.
+_SMALL, _HUGE, _MANY = 2**20, 2**22, 8
 
 
 class Cut(NamedTuple):
@@ -45,9 +46,9 @@ class Cut(NamedTuple):
 class Data:
     """The leaves, which search each belongs to, and what one pass over them answers.
 
-    Leaves of one kind are stacked, so that they cost one program: a stack is an array
-    [R, ...] of R leaves. Numbers of each search are vectors, in the order of the
-    stacks. One leaf with rows is a stack by itself; numbers of each search have the
+    Leaves of one kind and type are stacked, so that they cost one program: a stack is
+    an array [R, ...] of R leaves. Numbers of each search are vectors, in the order of
+    the stacks. One leaf with rows is a stack by itself; numbers of each search have the
     shape of its rows. Positions of a search's entries count down to 1 at the end, so
     that earlier entries are higher.
 
@@ -65,6 +66,7 @@ class Data:
         leaves: Sequence[Array],
         alive: Sequence[Array | None],
         *,
+        kinds: Sequence[int],
         joint: bool,
         rows: int,
     ):
@@ -75,11 +77,7 @@ class Data:
         self.rowed = rows > 0
         self.lead = rows or 1
         self.dtypes = [x.dtype for x in leaves]
-        kinds: dict[Any, list[int]] = {}
-        for i, (x, a) in enumerate(zip(leaves, alive, strict=True)):
-            kind = (*(y is not None and jax.typeof(y) for y in (x, a)),)
-            kinds.setdefault(i if x.size > _SMALL else kind, []).append(i)
-        self.order = list(kinds.values())
+        self.order = _order(leaves, alive, kinds)
         self.stacks = tuple(self.stacked(leaves, ids) for ids in self.order)
         self.alive = [
             None if alive[ids[0]] is None else self.stacked(alive, ids)
@@ -144,10 +142,22 @@ class Data:
         )
         return interval, sizes
 
-    def reaching(self, pivots: list[Array]) -> list[Array]:
-        """How many keys reach each pivot."""
-        order, below = self.keys_at([from_unsigned(p, self.key) - 1 for p in pivots])
-        return self.counts(lambda i: [order(i) > self.of(b, i) for b in below])
+    def reaching(self, pivots: list[Array], low: Array) -> tuple[list[Array], Array]:
+        """How many keys reach each pivot, and the lowest key that reaches `low`."""
+        order, low, below = self.keys_at(
+            from_unsigned(low, self.key),
+            [from_unsigned(p, self.key) - 1 for p in pivots],
+        )
+        highest = jnp.iinfo(self.key).max
+        stacks = []
+        for i in range(len(self.stacks)):
+            key = order(i)
+            above = jnp.where(key >= self.of(low, i), key, highest)
+            flags = [key > self.of(b, i) for b in below]
+            stacks.append(tally(flags, self.count_dtype, self.lead, lowest_of=above))
+        *counts, lows = zip(*stacks, strict=True)
+        lowest = self.merged(jnp.min, list(lows))
+        return [self.totals(list(kind)) for kind in counts], to_unsigned(lowest)
 
     def positions(self, found: Interval) -> Interval:
         """The interval of all positions, with counts of the entries that tie."""
@@ -175,7 +185,7 @@ class Data:
             | ((order(i) == self.of(last, i)) & self.within(room, i))
             for i in range(len(self.stacks))
         ]
-        index = _opaque(max(map(len, self.order)), position)
+        index = _opaque(max(map(len, self.order)), cut.missing)
         found: list[Any] = [None] * len(self.dtypes)
         for ids, stack in zip(self.order, flags, strict=True):
             split = [stack] if self.rowed else _unstacked(stack, index)
@@ -214,7 +224,7 @@ class Data:
     def within(self, rooms: Array, stack: int) -> Array:
         """Whether each entry of a stack is one of the first so many of its row."""
         shape = self.stacks[stack].shape
-        left, end = self.rows(rooms, stack), self.lead + blocks(shape, self.lead)
+        left, end = self.rows(rooms, stack), self.lead + dtypes.blocks(shape, self.lead)
         left = _left(left, shape, range(self.lead, end))
         left = jnp.clip(left, 0, math.prod(shape[end:])).astype(jnp.int32)
         return _left(left, shape, range(end, len(shape))) > 0
@@ -256,6 +266,22 @@ class Data:
         """Numbers of each row, merged for each search."""
         rows = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
         return merge(rows)[None] if self.joint else rows
+
+
+def _order(
+    leaves: Sequence[Array], alive: Sequence[Array | None], kinds: Sequence[int]
+) -> list[list[int]]:
+    """The leaves of each stack."""
+    alike: dict[Any, list[int]] = {}
+    for i, (*pair, kind) in enumerate(zip(leaves, alive, kinds, strict=True)):
+        types = (*(x is not None and jax.typeof(x) for x in pair), kind)
+        alike.setdefault(types, []).append(i)
+    order = []
+    for ids in alike.values():
+        size = leaves[ids[0]].size
+        stacked = size <= _SMALL or size <= _HUGE and len(ids) >= _MANY
+        order += [ids] if stacked else [[i] for i in ids]
+    return order
 
 
 def _unstacked(stack: Array, index: Sequence[Array]) -> list[Array]:

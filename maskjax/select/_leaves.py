@@ -1,5 +1,7 @@
 """The arguments of a selection, checked once and matched leaf by leaf."""
 
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -18,6 +20,9 @@ from maskjax.structure import Structure
 
 Scope = Literal["leaf", "global", "layer", "output"]
 SCOPES = get_args(Scope)
+# Hints for those who gave an array where a number is needed.
+BY_SCOPE = 'For a number for each layer use scope="layer".'
+BY_LAYER = "For a number for each layer pass a tree, with an array for each stack."
 
 
 class Leaves:
@@ -102,6 +107,15 @@ class Leaves:
         paths = trees.paths(self.tree, trees.is_mask_leaf)
         return [paths[i] for i in self.scored]
 
+    def kinds(self) -> tuple[int, ...]:
+        """A number for each leaf, the same for those of the same names in each layer.
+
+        On many devices these are sharded alike, as `layers_0/query` is and
+        `layers_1/query`, but `layers_0/out` may not be.
+        """
+        every = _kinds(self.treedef)
+        return tuple(every[i] for i in self.scored)
+
     def names(self) -> list[str]:
         """What each search is called in a message."""
         return ["all leaves"] if self.joint else self.paths()
@@ -109,12 +123,13 @@ class Leaves:
     def shares(self, share: Density | Scores, *, name: str) -> list[Density]:
         """The density, or rate, of each search."""
         if trees.is_single(share):
-            checks.unit_interval(share, fn=self.fn, name=name)
+            hint = BY_LAYER if self.apart else checks.BY_VMAP
+            checks.unit_interval(share, fn=self.fn, name=name, hint=hint)
             return [share] * len(self.sizes)
         if self.joint:
             raise ValueError(
                 f'`{self.fn}` needs one `{name}` for scope="global", got a tree of '
-                'them. Use scope="leaf".'
+                'them. Use scope="leaf", or scope="layer" for a number for each layer.'
             )
         shares = self._matched(share, name=name)
         none = ["None" if one is None else None for one in shares]
@@ -134,7 +149,7 @@ class Leaves:
         self, plan: Plan, stack: tuple[int, ...], share: Any, label: str
     ) -> Density:
         """The share of each search, from one for all, or one for each layer."""
-        hint = 'For a number for each layer use scope="layer".'
+        hint = BY_SCOPE
         if self.apart:
             hint = "This leaf is no stack of layers."
         several = {"several": bool(stack), "hint": hint}
@@ -208,6 +223,15 @@ class Leaves:
             lines = zip(self.paths(), complaints, strict=True)
             found = (f"{path}: {line}" for path, line in lines if line)
             checks.raise_all(found, f"`{self.fn}` needs {needs}")
+
+
+@functools.lru_cache(maxsize=256)
+def _kinds(treedef: Any) -> tuple[int, ...]:
+    """For each leaf, the first one whose path is the same but for digits."""
+    whole = treedef.unflatten(range(treedef.num_leaves))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(whole)]
+    names = [re.sub(r"\d+", "", jax.tree_util.keystr(path)) for path in paths]
+    return tuple(map(names.index, names))
 
 
 def is_tree(structure: Any) -> bool:

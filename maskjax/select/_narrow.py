@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 
 def narrow(
-    count: Callable[[list[Array]], list[Array]],
+    count: Callable[[list[Array], Array], tuple[list[Array], Array]],
     interval: Interval,
     k: Array,
     first: list[Array] | None = None,
@@ -30,15 +30,17 @@ def narrow(
     """Shrink an interval until the count at one end is k, or one integer is left.
 
     Args:
-        count: From pivots to how many entries reach each; all shaped like `k`.
+        count: From pivots and the low end to how many entries reach each pivot, and the
+            lowest entry that reaches the low end, or less; all shaped like `k`.
         interval: Where to look.
         k: The wanted counts, one for each independent search.
         first: Pivots to begin with.
 
     Returns:
-        The final interval. Each pass leaves at most a quarter of it, so 32-bit keys
-        take at most 17 passes; smooth data take about eight, because the counts at both
-        ends tell where to look next.
+        The final interval. Each pass leaves at most half of it, so 32-bit keys take at
+        most 33 passes; smooth data take about eight, because the counts at both ends
+        tell where to look next, and many equal entries about five, because the low end
+        moves up to an entry.
     """
 
     def unfinished(state: Interval) -> Array:
@@ -46,12 +48,14 @@ def narrow(
 
     def update(state: Interval, pivots: list[Array]) -> Interval:
         low, high, at_low, at_high = state
-        for pivot, reached in zip(pivots, count(pivots), strict=True):
+        counts, lowest = count(pivots, low)
+        for pivot, reached in zip(pivots, counts, strict=True):
             enough = reached >= k
             low = jnp.where(enough, jnp.maximum(low, pivot), low)
             high = jnp.where(enough, high, jnp.minimum(high, pivot))
             at_low = jnp.where(enough, jnp.minimum(at_low, reached), at_low)
             at_high = jnp.where(enough, at_high, jnp.maximum(at_high, reached))
+        low = jnp.maximum(low, jnp.minimum(lowest, high - 1))
         return Interval(low, high, at_low, at_high)
 
     if first is not None:
@@ -65,18 +69,19 @@ def narrow(
 
 
 def _pivots(interval: Interval, k: Array) -> list[Array]:
-    """Three that quarter the interval, and two around the place where k should be.
+    """Two that cut off quarters, two around the place where k should be, and low + 1.
 
     The two lie one standard deviation to either side of the interpolated rank, as if
-    the entries were a uniform sample. Five comparisons take hardly longer than one,
-    because a pass is bound by memory; measured, more pivots cost more than they save.
+    the entries were a uniform sample. The last tells whether k falls among entries that
+    equal the low end. Five comparisons take hardly longer than one, because a pass is
+    bound by memory; measured, more pivots cost more than they save.
     """
     low, high, at_low, at_high = interval
     span = high - low
     inside = (at_low - at_high).astype(jnp.float32)
     rank = ((at_low - k).astype(jnp.float32) + 0.5) / (inside + 1)
     spread = jnp.sqrt(rank * (1 - rank) / jnp.maximum(inside, 1)) + 1 / (inside + 1)
-    offsets = [span // 4, span // 2, span - span // 4]
+    offsets = [span // 4, span - span // 4, jnp.ones_like(span)]
     for fraction in (rank - spread, rank + spread):
         fraction = jnp.clip(fraction, 0.0, 0.999)
         offsets.append((fraction * span.astype(jnp.float32)).astype(span.dtype))

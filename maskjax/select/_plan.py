@@ -164,7 +164,10 @@ def plan(
     lengths = tuple(math.prod(shape[i] for i in part) for part in own)
     problem = structure.complaint(lengths)
     if problem and roles and axes is not None:
-        problem = f"shape {shape} is '{axes}', laid out as {lengths}: {problem}"
+        for role, length in zip(ROLES[::-1], lengths[::-1], strict=False):
+            axis = f"axis {_PLACE[role]} of length {length} is"
+            problem = problem.replace(axis, f"{length} {role} are")
+        problem = f"shape {shape} is '{axes}': {problem}"
     return problem or made
 
 

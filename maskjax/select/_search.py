@@ -30,6 +30,7 @@ def top_k(
     leaves: Sequence[Array],
     alive: Sequence[Array | None],
     quotas: Sequence[Quota],
+    kinds: Sequence[int],
     *,
     joint: bool,
     guess: Sequence[Array] | None = None,
@@ -42,6 +43,7 @@ def top_k(
         alive: For each leaf, a boolean array of its shape, True for the entries that
             count, or None if all of them do.
         quotas: For each search, how many of the entries that count it keeps.
+        kinds: For each leaf, a number; those of one number are sharded alike.
         joint: True for one search over all leaves in order, False for one per leaf.
         guess: For each search, a scalar close to its last kept score.
         rows: For each leaf, how many of its first axes count searches: each index of
@@ -62,6 +64,7 @@ def top_k(
         data = Data(
             [leaves[i] for i in ids],
             [alive[i] for i in ids],
+            kinds=[kinds[i] for i in ids],
             joint=joint,
             rows=rows[ids[0]],
         )
@@ -87,7 +90,7 @@ def _top_k(
     found = narrow(data.reaching, whole, k, first)  # 3.
     cut = _cut(found, k, data.key)
     run = narrow(  # 4.
-        lambda positions: data.early(cut.last, positions),
+        lambda positions, low: (data.early(cut.last, positions), low),
         data.positions(found),
         cut.missing,
     )

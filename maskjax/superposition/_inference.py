@@ -86,9 +86,9 @@ def infer(
         per: "image" decides for each image. "batch" decides once, for images that are
             all of one task.
         batch_size: How many images are decided at once. Memory grows with it, by one
-            network's gradient an image. Images on several devices are decided there,
-            under `jit` on an Auto mesh only if as many at once as there are devices;
-            otherwise images are gathered.
+            network's gradient an image. Images on several devices are decided there, if
+            masks are not sharded over the same mesh axis; under `jit` on an Auto mesh,
+            only if as many at once as there are devices. Otherwise images are gathered.
 
     Returns:
         int32, [B] or a scalar: the task. Ties go to the lowest number; -1 if no task is
@@ -138,7 +138,7 @@ def infer(
 
     if per == "batch":
         return one(images)
-    each = jnp.asarray(images)[:, None]
+    each = placement.clear_of(jnp.asarray(images), bank.masks)[:, None]
     return stacking.map(one, each, batch_size=batch_size)
 
 

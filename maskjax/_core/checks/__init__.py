@@ -38,6 +38,7 @@ from maskjax._core.checks._leaves import (
     shaped_like,
 )
 from maskjax._core.checks._values import (
+    BY_VMAP,
     at_least,
     counter,
     floating,
@@ -53,6 +54,7 @@ from maskjax._core.checks._values import (
 )
 
 __all__ = [
+    "BY_VMAP",
     "alike",
     "at_least",
     "boolean",

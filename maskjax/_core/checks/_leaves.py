@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskjax._core import trees
+from maskjax._core.checks._devices import apart
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
@@ -32,7 +33,8 @@ def rows(
     """The leaves of trees of one structure, matched; others may hold None at leaves.
 
     Raises:
-        ValueError: If the structures differ, naming the paths that are in one only.
+        ValueError: If the structures differ, naming the paths that are in one only, or
+            if leaves at one place were put on different devices.
     """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
     columns = [leaves]
@@ -50,7 +52,13 @@ def rows(
                 lines or [str(error)],
                 f"`{fn}` needs `{names[0]}` and `{name}` of the same structure",
             ) from error
-    return list(zip(*columns, strict=True))
+    found = list(zip(*columns, strict=True))
+    if others:
+        needs = f"`{fn}` needs leaves that meet on the same devices (`jax.device_put`)"
+        every(
+            lambda *row: apart(row, tuple(names)), found, tree, needs, is_leaf=is_leaf
+        )
+    return found
 
 
 def every(
@@ -95,8 +103,12 @@ def chosen(
         raise ValueError(
             f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
             f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
+            + (_PRINT if getattr(where, "traces", False) else "")
         )
     return picks
+
+
+_PRINT = " Print what `where.traced` returned: it has the reason for each leaf."
 
 
 def _check_answers(
@@ -318,8 +330,8 @@ def _check_bits(
         bits, words = leaf.bits, PackedMask.words(leaf.shape)
         if bits.dtype != jnp.uint32 or bits.shape[len(leaf.lead) :] != words:
             return (
-                f"{kind_of(bits)} for shape {leaf.shape}, which takes {words} words of "
-                "uint32"
+                f"{kind_of(bits)} for shape {leaf.shape}, which takes uint32 of shape "
+                f"{words}"
             )
         if stacked and not leaf.lead:
             return "one mask, not a stack (`jax.vmap(packing.pack)(stack)`)"

@@ -35,13 +35,16 @@ def of_shape(array: Any, shape: tuple[int, ...], *, fn: str, name: str) -> None:
         raise ValueError(f"`{fn}` needs `{name}` of shape {shape}, got {array.shape}.")
 
 
+BY_VMAP = "Map over it with `jax.vmap`."
+
+
 def unit_interval(
     value: Any,
     *,
     fn: str,
     name: str,
     several: bool = False,
-    hint: str = "Map over it with `jax.vmap`.",
+    hint: str = BY_VMAP,
 ) -> None:
     """A real number in [0, 1]; JAX's arrays are not looked at.
 
@@ -61,8 +64,10 @@ def unit_interval(
         return
     for number in np.ravel(value).tolist() if shape else [value]:
         if not is_number(number):
+            also = ", or an array of them" if several else ""
             raise TypeError(
-                f"`{fn}` needs `{name}` as a number in [0, 1], got {kind_of(value)}."
+                f"`{fn}` needs `{name}` as a number in [0, 1]{also}, got "
+                f"{kind_of(value)}."
             )
         if math.isnan(number) or not 0.0 <= float(number) <= 1.0:
             raise ValueError(f"`{fn}` needs `{name}` in [0, 1], got {number}.")

@@ -10,6 +10,8 @@ Algorithm (numbers match the comments below):
   5. train what is kept of `maskjax.apply(params, mask, fill=start)`; go to 1
 Initial weights under the mask of step 2, never trained, are a supermask.
 
+On several devices, leaves that are permuted or ranked twice are gathered.
+
 Departures from the paper:
   * counts are exact; the reference code's are approximate for criteria that rank twice
   * mask-1 actions do not change removed weights; the reference code permutes them too

@@ -91,7 +91,8 @@ def _restarted(
 
 def _value(w: Array, m: Array, kept: str, sign: str, key: Array) -> Array:
     order, coin = jax.random.split(key)
-    value, signs = w, jax.random.rademacher(coin, w.shape, w.dtype)
+    static = tuple(w.shape), w.dtype
+    value, signs = w, placement.made(jax.random.rademacher, w, coin, static=static)
     if kept == "constant":
         value = jnp.full_like(w, jnp.std(w))
     elif kept != "rewind":
