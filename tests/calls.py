@@ -1281,7 +1281,7 @@ call(
 call(
     "recipes.supsup_stream.init",
     lambda p: supsup_stream.init(p, capacity=4, key=key()),
-    _params,
+    _long,
 )
 call(
     "recipes.supsup_stream.masks",

@@ -281,8 +281,3 @@ def known_spec(x: Any) -> tuple[Names, ...]:
 def sharding(x: Any) -> Any:
     """The sharding in an array's type."""
     return jax.typeof(x).sharding
-
-
-def mesh_of(x: Any) -> Any:
-    """The mesh in an array's type."""
-    return sharding(x).mesh

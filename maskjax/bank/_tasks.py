@@ -183,9 +183,8 @@ def _append(bank: MaskBank, packed: Mask) -> MaskBank:
     room = capacity(bank) - bank.learned
 
     def counted(count: Array, new: PackedMask) -> Array:
-        return count + jnp.where(
-            room > 0, packing.unpack_leaf(new).astype(jnp.int32), 0
-        )
+        gain = packing.unpack_leaf(new).astype(jnp.int32)
+        return count + jnp.where(room > 0, gain, 0)
 
     counts = trees.map_mask(counted, bank.counts, packed)
     return _inserted(bank, jax.tree.map(lambda bits: bits[None], packed), counts)
@@ -203,7 +202,7 @@ def _extend(bank: MaskBank, packed: Mask) -> MaskBank:
 
 def _inserted(bank: MaskBank, packed: Mask, counts: Any) -> MaskBank:
     """The bank with new masks behind those learned, as far as there is room."""
-    many = checks.members(packed, fn="")
+    many = jax.tree.leaves(packed)[0].shape[0]
     fitting = jnp.clip(capacity(bank) - bank.learned, 0, many)
 
     def bits(leaf: PackedMask, new: PackedMask) -> PackedMask:

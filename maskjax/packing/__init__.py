@@ -5,7 +5,7 @@
     {'w': Array([[ True, False],
            [False,  True]], dtype=bool)}
 
-2,500 masks over 266,200 weights take 83 MB packed, 665 MB as booleans and 2.7 GB as
+2,500 masks over 266,200 weights take 85 MB packed, 665 MB as booleans and 2.7 GB as
 float32. Pack a stack with `jax.vmap(packing.pack)(stack)`. Sums over many packed masks
 (`dot`, `stacking.mix`, `superposition`) read the bits and never unpack a whole stack.
 """

@@ -185,6 +185,8 @@ def _by_group(
     def of_group(bits: Array, coefficients: Any, rows: Any) -> Array:
         return function(bits, planes, coefficients, rows, rounds, size)
 
+    if groups == 1:  # compiles faster
+        return of_group(bits, coefficients, None if rows is None else rows[0])[None]
     return jax.vmap(of_group)(cut(bits), jax.tree.map(cut, coefficients), rows)
 
 
