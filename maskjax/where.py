@@ -247,17 +247,19 @@ def traced(
         with data, but no embeddings, whose rows are looked up. It is hashable, and
         `print` shows a line for each leaf. An axis is `stack` if a loop or a batched
         product goes over it. The axes of a leaf in two contradictory roles (as w and
-        its transpose) are unknown. So are those of a leaf that meets other parameters
-        or constants first, and data after that: `k @ (tokens @ w).T` may be a kernel w
-        of learned tokens, or a kernel of two factors. Such a leaf is chosen only if
-        its name says so, as `kernel` and `weight` do; for Flax's `kernel` the name
-        tells the axes too. With `| where.kernels`, names decide on all of them.
+        its transpose) are unknown, whatever its name is. So are those of a leaf that
+        meets other parameters or constants first, and data after that:
+        `k @ (tokens @ w).T` may be a kernel w of learned tokens, or a kernel of two
+        factors. Such a leaf is chosen only if its name says so, as `kernel` and
+        `weight` do; for Flax's `kernel` the name tells the axes too. With
+        `| where.kernels`, names decide on all of these.
 
     Raises:
+        TypeError: If `stack` is not a whole number.
         ValueError: If there are no inputs, a leaf called `kernel` is in no contraction,
-            or meets constants in all of them as all other leaves do, or a leaf has
-            fewer than `stack` axes. The predicate itself raises one for a path that was
-            not traced, unless another one that it is combined with knows the path.
+            or meets constants in all of them as all other leaves do, or `stack` is
+            negative or more than a leaf has. The predicate itself raises one for a path
+            that was not traced, unless another that it is combined with knows it.
 
     Example:
         >>> model = {"w": jnp.ones((5, 3)), "b": jnp.ones(5)}
@@ -270,12 +272,10 @@ def traced(
     from maskjax._core import walk
 
     fn = "maskjax.where.traced"
-    if stack:
-        params = _unstacked(params, stack, fn)
+    checks.at_least(stack, 0, fn=fn, name="stack")
+    params = _unstacked(params, stack, fn) if stack else params
     found = tuple(
-        (path, answer._replace(told=answer.told.stacked(stack)))
-        if isinstance(answer.told, Axes)
-        else (path, answer)
+        (path, answer._replace(told=_axes.of_members(answer.told, stack)))
         for path, answer in walk.roles(apply, params, inputs, fn=fn)
     )
     known = dict(found)
@@ -315,14 +315,12 @@ def _unstacked(params: Params, stack: int, fn: str) -> Params:
         params,
         f"`{fn}` needs every leaf to have the axes that `stack` ({stack}) counts",
     )
-    return jax.tree.map(
-        lambda leaf: (
-            jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype)
-            if checks.shaped(leaf)
-            else leaf
-        ),
-        params,
-    )
+
+    def own(leaf: Any) -> Any:
+        shaped = checks.shaped(leaf)
+        return jax.ShapeDtypeStruct(leaf.shape[stack:], leaf.dtype) if shaped else leaf
+
+    return jax.tree.map(own, params)
 
 
 def matching(regex: str, *, axes: str | None = None) -> Predicate:
@@ -365,8 +363,7 @@ def matching(regex: str, *, axes: str | None = None) -> Predicate:
             f"`{fn}` needs `axes` as a string with a word for each axis, such as "
             f"'stack inputs outputs', got {checks.kind_of(axes)}."
         )
-    strange = [word for word in axes.split() if word not in _axes.ROLES]
-    if strange or not axes.split():
+    if not axes.split() or {*axes.split()} - {*_axes.ROLES}:
         raise ValueError(
             f"`{fn}` needs `axes` with one of the words {', '.join(_axes.ROLES)} for "
             f"each axis, got {axes!r}."

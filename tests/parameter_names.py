@@ -171,6 +171,28 @@ input_blocks/1/in_layers/norm/scale L,8 no
 down_blocks_0/resnets_0/conv1/kernel 3,3,4,8 wwio
 up/conv_transpose/kernel 3,3,4,8 ?
 up/deconv/kernel 3,3,4,8 ?
+up/up_conv/kernel 3,3,4,8 ?
+up/conv_up/kernel 3,3,4,8 ?
+up/upsample_conv/kernel 3,3,4,8 ?
+up/transposed_conv/kernel 3,3,4,8 ?
+up/conv_trans/kernel 3,3,4,8 ?
+up/conv_tr/kernel 3,3,4,8 ?
+up/ConvT_0/kernel 3,3,4,8 ?
+up/Conv2DT_0/kernel 3,3,4,8 ?
+up/conv_t/kernel 3,3,4,8 ?
+# Networks of graphs
+layers/GCNConv_0/kernel L,8,8 ?
+layers/GCNConv_0/kernel L,L,8,8 ?
+layers/GraphConv_0/kernel L,L,8,8 ?
+layers/SAGEConv_0/kernel L,L,8,8 ?
+layers/EdgeConv_0/kernel L,L,8,8 ?
+layers/edge_conv/kernel L,8,8 ?
+layers/graph_convolution/kernel L,L,8,8 ?
+layers/conv/kernel L,8,8 ?
+layers/conv1/kernel L,8,8 ?
+layers/MyConv_0/kernel L,8,8 ?
+layers/GCNConv_0/kernel 8,8 io
+params/Conv_0/kernel 3,4,8 wio
 # Mamba, S4, LRU, recurrent cells
 layers/mixer/A_log L,8,4 no
 layers/mixer/D L,8 no
@@ -186,6 +208,18 @@ rnn/h0 L,8 no
 rnn/c0 L,8 no
 time_mixing/time_decay L,8 no
 time_mixing/time_mix_k 1,1,8 no
+time_mixing/time_mix_k L,8 no
+time_mixing/time_maa_r L,8 no
+time_mixing/time_maa_w1 8,16 io
+time_mixing/time_first L,8 no
+time_mixing/time_faaaa L,8 no
+time_mix/kernel 4,8 io
+cell/state L,8 no
+cell/initial_state L,8 no
+cell/carry L,8 no
+state/kernel 4,8 io
+state_transition 8,8 io
+input_to_state 4,8 io
 ssm/Lambda_re L,8 no
 # AlphaFold, T5X, MaxText, Transformer Engine, Keras
 evoformer/attention/query_w 8,2,4 ?
@@ -211,6 +245,13 @@ queries 4,8 no
 slots_mu 1,1,8 no
 slots_log_sigma 1,1,8 no
 soft_prompt 4,8 no
+memory 4,8 no
+memory_proj/kernel 4,8 io
+prefix L,4,8 no
+learned_prefix 4,8 no
+reg 1,4,8 no
+reg 4,8 io
+reg_head/kernel 4,8 io
 image_encoder/blocks/0/attn/rel_pos_h 9,4 position
 image_encoder/pos_embed 1,4,4,8 position
 prompt_encoder/point_embeddings/0/weight 1,8 table
@@ -227,12 +268,28 @@ bn1/running_mean L,8 no
 layer/weight_g 8,1 no
 layer/weight_v 8,4 ?
 layer/weight_mask 8,4 no
+layer/weight_u L,8 no
+parametrizations/weight/original0 8,1 no
+parametrizations/weight/original0 8,1,1 no
+parametrizations/weight/original1 8,4 ?
+parametrizations/weight/0/_u L,8 no
+# Norms of kernels, weights of branches, heads
+SpectralNorm_0/Dense_0/kernel/u 1,8 no
+SpectralNorm_0/Dense_0/kernel/u L,1,8 no
+SpectralNorm_0/Dense_0/kernel/sigma L,4 no
+SpectralNorm_0/Dense_0/kernel 4,8 io
+resweight L,1 no
+residual_weight L,1 no
+lm_head/weight 9,8 ?
+mask_head/kernel 4,8 io
+head_scale L,8 no
 # LoRA
 q_proj/lora_A/default/weight 2,8 no
 q_proj/lora_B/weight 8,2 no
 q_proj/lora_up/kernel 2,8 no
 q_lora_a 4,2 no
 kernel_lora_b 2,4 no
+kernel_lora 8,2 no
 my_lora/A 4,2 no
 LoRA_0/a 4,2 no
 QLoRA_0/A 4,2 no

@@ -195,7 +195,8 @@ def test_a_kernel_is_followed_through_what_leaves_it_in_place():
     def apply(p, x):
         return [x @ change(p[name]) for name, change in IN_PLACE.items()]
 
-    norms = norms_of(apply, dict.fromkeys(IN_PLACE, W), X)
+    params = dict.fromkeys(IN_PLACE, W)  # some are called a norm
+    norms = norms_of(apply, params, X, where=where.everything)
     for name in IN_PLACE:
         np.testing.assert_allclose(norms[name], NORMS[:, None], rtol=1e-6, err_msg=name)
 

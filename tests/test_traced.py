@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 from jax.experimental import pallas
 
-from maskjax import masking, where
+from maskjax import masking, select, where
 from maskjax._core import trees
 
 
@@ -368,6 +368,53 @@ def test_a_tied_embedding_is_an_embedding():
         }
 
 
+def test_a_head_whose_columns_labels_choose_too_is_a_kernel():
+    """The program is that of a tied embedding: names decide between the two."""
+
+    def apply(p, x, labels):
+        logits = x @ p["body"]["kernel"]
+        row = p["head"]["kernel"].T[labels]
+        return (logits @ p["head"]["kernel"]).sum() + (logits * row).sum()
+
+    params = {"body": {"kernel": shape(6, 8)}, "head": {"kernel": shape(8, 9)}}
+    found = where.traced(apply, params, X, TOKENS)
+    assert found("head/kernel", params["head"]["kernel"])
+    assert set(str(found).split("\n")) == {
+        "body/kernel  inputs outputs",
+        "head/kernel  inputs outputs",
+    }
+    other = lambda p, *inputs: apply({**p, "head": {"kernel": p["embed"]}}, *inputs)  # noqa: E731
+    tied = {"body": params["body"], "embed": shape(8, 9)}
+    assert roles_of(other, tied, X, TOKENS)["embed"] == "outputs inputs  (looked up)"
+
+
+ROWS = np.arange(9).reshape(3, 3) % 5
+RELATIVE = {
+    # Shaw et al. 2018: a row for each pair, which is a conflict of roles too.
+    "pairs": lambda table, q: jnp.einsum("id,ijd->ij", q, table[ROWS]),
+    "keys": lambda table, q: q @ table[ROWS[0]].T,
+    "take": lambda table, q: q @ jnp.take(table, ROWS[0], axis=0).T,
+}
+
+
+@pytest.mark.parametrize("how", RELATIVE)
+def test_tables_whose_rows_constants_choose_are_no_kernels(how):
+    def apply(p, x):
+        (table,) = (leaf for name, leaf in p.items() if name != "wq")
+        return RELATIVE[how](table, x @ p["wq"])
+
+    for name in ("rel_emb", "relative_position_embeddings", "embeddings_table"):
+        params = {"wq": shape(6, 8), name: shape(5, 8)}
+        assert roles_of(apply, params, shape(3, 6)) == {
+            name: "(by its name it is a table, and constants choose its rows)",
+            "wq": "inputs outputs",
+        }
+    # All of a table is a kernel where it is contracted: here, of coordinates.
+    places = lambda p, x: x @ p["pos_embed"]["weight"].T  # noqa: E731
+    params = {"pos_embed": {"weight": shape(8, 6)}}
+    assert roles_of(places, params, X) == {"pos_embed/weight": "outputs inputs"}
+
+
 def test_embeddings_that_meet_each_other_are_looked_up():
     def apply(p, i, j):
         return jnp.einsum("bd,bd->b", p["users"][i], p["items"][j])
@@ -391,6 +438,55 @@ def test_dtypes_are_chosen_as_by_name():
 
 
 # Parameters that meet parameters.
+
+
+def folded(p, x):
+    return x @ (p["norm"]["scale"][:, None] * p["w"])
+
+
+def folded_layers(p, x):
+    return lax.scan(lambda x, p: (x + folded(p, x), None), x, p)[0]
+
+
+def folded_into_a_vector(p, x):
+    return x @ (p["norm"]["scale"] * p["w"])
+
+
+FOLDED = {
+    "one output": (folded, (6,), (6, 1), "outputs", "inputs outputs"),
+    "layers": (folded_layers, (3, 6), (3, 6, 1), "stack outputs", None),
+    "a vector": (folded_into_a_vector, (6,), (6,), "outputs", "inputs"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_a_scale_that_is_folded_into_a_kernel_is_none(name):
+    """With one output both factors look alike, and their names decide."""
+    apply, scale, kernel, roles, known = FOLDED[name]
+    params = {"norm": {"scale": shape(*scale)}, "w": shape(*kernel)}
+    assert roles_of(apply, params, X) == {
+        "norm/scale": f"{roles}  (no kernel)",
+        "w": known or "stack inputs outputs",
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_scales_of_blocks_are_no_kernels(dtype):
+    def apply(p, x):
+        blocks = p["kernel"].reshape(2, 3, 8) * p["scale"][:, None]
+        return x @ blocks.reshape(6, 8)
+
+    params = {"kernel": shape(6, 8, dtype=dtype), "scale": shape(2, 8)}
+    assert roles_of(apply, params, X) == {
+        "kernel": "inputs outputs",
+        "scale": "(it is a scale or bias of a kernel)",
+    }
+
+
+def test_factors_that_are_called_lora_are_traced_like_others():
+    apply = lambda p, x: x @ (p["kernel"] + p["lora_a"] @ p["lora_b"])  # noqa: E731
+    params = {"kernel": shape(6, 8), "lora_a": shape(6, 2), "lora_b": shape(2, 8)}
+    assert set(roles_of(apply, params, X).values()) == {"inputs outputs"}
 
 
 def test_factors_of_a_kernel_have_their_roles():
@@ -603,6 +699,23 @@ def test_two_roles_of_one_axis_are_a_conflict():
     assert unknown(flat, (48,), X) == "its axis 0 is used as inputs and as outputs"
 
 
+def test_names_do_not_settle_what_one_trace_contradicts():
+    both = lambda p, x: (x @ p["w"]) @ p["w"].T  # noqa: E731
+    leaf, why = shape(6, 8), "its axis 0 is used as inputs and as outputs"
+    traced = where.traced(both, {"w": leaf}, X)
+    for predicate in (traced | where.kernels, where.kernels & traced, ~~traced):
+        assert predicate("w", leaf)
+        assert predicate.axes("w", leaf) == why
+    told = traced | where.matching("w", axes="inputs outputs")
+    assert str(told.axes("w", leaf)) == "inputs outputs"
+    # Neither way is it a stack.
+    scores = {"w": jax.device_put(np.arange(48.0, dtype="f4").reshape(6, 8))}
+    mask = select.top_k(scores, density=0.5, scope="layer", where=traced)
+    assert int(np.sum(mask["w"])) == 24
+    with pytest.raises(ValueError, match=rf"w: shape \(6, 8\), {why}"):
+        select.top_k(scores, density=0.5, scope="output", where=traced | where.kernels)
+
+
 def in_pallas(p, x):
     """The walk does not go into Pallas."""
 
@@ -656,6 +769,13 @@ def test_a_stack_whose_members_share_their_input_is_told():
     assert roles_of(members, stacked, X)["second"] == "stack inputs outputs"
     for path, roles in roles_of(one, own, X).items():
         assert roles_of(one, stacked, X, stack=1)[path] == f"stack {roles}"
+
+
+def test_an_axis_of_a_member_is_not_counted_from_the_stack():
+    both = lambda p, x: (x @ p["w"]) @ p["w"].T  # noqa: E731
+    traced = where.traced(both, {"w": shape(3, 6, 8)}, X, stack=1)
+    why = "in one member, its axis 0 is used as inputs and as outputs"
+    assert (traced | where.kernels).axes("w", shape(3, 6, 8)) == why
 
 
 # The same under everything that computes the same.
@@ -1052,6 +1172,19 @@ def test_kernels_that_meet_constants_only_are_left_out_and_say_so():
 def test_inputs_are_needed():
     with pytest.raises(ValueError, match="where.traced` needs `inputs`, .* got none"):
         where.traced(lambda p: network(p, jnp.ones((5, 6))), NETWORK)
+
+
+@pytest.mark.parametrize("stack", [1.0, "1", True, None])
+def test_a_stack_is_a_count(stack):
+    match = "`maskjax.where.traced` needs `stack` as a whole number, got "
+    with pytest.raises(TypeError, match=match):
+        where.traced(network, NETWORK, X, stack=stack)
+
+
+def test_a_stack_is_not_negative():
+    match = "`maskjax.where.traced` needs `stack` of at least 0, got -1"
+    with pytest.raises(ValueError, match=match):
+        where.traced(network, NETWORK, X, stack=-1)
 
 
 def test_stacks_need_their_axes():

@@ -271,6 +271,12 @@ def test_a_quantized_kernel_is_not_passed_over():
     assert not where.kernels("tokens", np.ones((2, 2), jnp.int4))
 
 
+@pytest.mark.parametrize("leaf", [1.0, None, "text"])
+def test_what_is_no_array_has_no_axes(leaf):
+    for predicate in (where.kernels, where.embeddings, where.everything):
+        assert predicate.axes("kernel", leaf) == "it is no array"
+
+
 def test_what_was_told_is_believed_before_names():
     leaf = np.ones((4, 3))
     equinox = where.matching("weight$", axes="outputs inputs")

@@ -7,7 +7,6 @@ and shapes alone; it answers only where they leave no doubt.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -105,14 +104,19 @@ Told = Axes | str  # the axes, or why they are unknown
 
 
 class Clash(str):
-    """Why axes are unknown: two sources of equal strength disagree. No weaker helps."""
+    """Why axes are unknown: a source contradicts itself or an equal. No weaker helps.
+
+    Attributes:
+        source: Who contradicts whom.
+        stacks: Whether one of the answers is that an axis stacks.
+    """
 
     source: Source
+    stacks: bool
 
-    def __new__(cls, one: Axes, other: Axes) -> "Clash":
-        words = f"its axes were {one.source} as '{one}' and as '{other}'"
-        clash = super().__new__(cls, words)
-        clash.source = one.source
+    def __new__(cls, why: str, source: Source, *, stacks: bool) -> "Clash":
+        clash = super().__new__(cls, why)
+        clash.source, clash.stacks = source, stacks
         return clash
 
 
@@ -120,6 +124,15 @@ def of(where: Predicate, path: str, leaf: Any) -> Told:
     """What a predicate knows of a leaf's axes; plain functions know the convention."""
     asked: Callable[[str, Any], Told] = getattr(where, "axes", convention)
     return asked(path, leaf)
+
+
+def of_members(told: Told, n: int) -> Told:
+    """What is known of a leaf with n more axes in front, from what is of one member."""
+    if isinstance(told, Axes):
+        return told.stacked(n)
+    if n and isinstance(told, Clash):
+        return Clash(f"in one member, {told}", told.source, stacks=True)
+    return f"in one member, {told}" if n else told
 
 
 def strongest(one: Told, other: Told) -> Told:
@@ -131,7 +144,8 @@ def strongest(one: Told, other: Told) -> Told:
     if mine != its or one == other:
         return one if mine >= its else other
     if isinstance(one, Axes) and isinstance(other, Axes):
-        return Clash(one, other)
+        why = f"its axes were {one.source} as '{one}' and as '{other}'"
+        return Clash(why, one.source, stacks=bool(one.stack or other.stack))
     return other if isinstance(other, Clash) else one
 
 
@@ -242,6 +256,8 @@ def is_embedding(path: str, leaf: Any) -> bool:
 
 def convention(path: str, leaf: Any) -> Told:
     """The axes by name and shape, where they leave no doubt, else why they do."""
+    if not checks.shaped(leaf):
+        return "it is no array"
     shape, (parent, name) = tuple(leaf.shape), names.last_two(path)
     rank = len(shape)
     if rank < 2:
@@ -255,7 +271,7 @@ def convention(path: str, leaf: Any) -> Told:
         if rank == 2:
             return Axes(inputs=(0,), outputs=(1,), lookup=True, source="convention")
         return f"embeddings with {rank} axes may be stacked"
-    if names.says_weight(name):
+    if names.says_weight(name) or parent == "weight":
         return f"weights {_EITHER_WAY}"
     if parent in ("c_attn", "c_fc", "c_proj", "q_attn"):
         return f"kernels of GPT-2 {_EITHER_WAY}"
@@ -271,11 +287,13 @@ def convention(path: str, leaf: Any) -> Told:
 def _window(parent: str, name: str, shape: tuple[int, ...]) -> Axes | None:
     """The axes of a convolution whose window has one axis, or two in a square."""
     rank = len(shape)
-    own = name if names.is_convolution(name) else parent
-    dims = re.search(r"([123])_?d(?![a-z])", own.lower())
-    if not names.is_convolution(own) or dims and rank != int(dims[1]) + 2:
+    own = parent if names.window_axes(name) is None else name
+    dims = names.window_axes(own)
+    if dims is None or dims and rank != dims + 2:
         return None
-    if rank == 3 or rank == 4 and shape[0] == shape[1]:
+    # What has 3 axes and is only called a convolution may be stacked layers of a graph.
+    one = rank == 3 and (dims or names.is_linen_convolution(own))
+    if one or rank == 4 and shape[0] == shape[1]:
         window = tuple(range(rank - 2))
         return Axes((), window, (rank - 2,), (rank - 1,), source="convention")
     return None

@@ -93,7 +93,9 @@ def may_stack(where: Predicate, path: Path, leaf: Any) -> bool:
     if rank > 2 or rank == 2 and not _axes.is_kernel(path, leaf):
         return True
     told = _axes.of(where, path, leaf)
-    return isinstance(told, _axes.Clash) or not isinstance(told, str)
+    if isinstance(told, _axes.Clash):
+        return told.stacks
+    return not isinstance(told, str)
 
 
 # Shapes.

@@ -19,10 +19,25 @@ def _some(words: str) -> frozenset[str]:
 
 
 _COLLECTIONS = re.compile(r"(^|/)(batch_stats|cache)/")
-# Biases beside `w1`, `w_up` and `wq`, and the first state of a recurrent cell.
-_LETTERS = re.compile(r"b(\d+|[qkvo]|_\w+)|[hc]_?0|init(ial)?_(state|carry|[hc])")
+# Biases beside `w1`, `w_up` and `wq`; first states of recurrent cells, and what else is
+# learned in place of data; RWKV's shares of two steps; ReZero's weights of branches.
+_LETTERS = re.compile(
+    r"b(\d+|[qkvo]|_\w+)|[hc]_?0|init(ial)?_[hc]"
+    r"|((init|initial|hidden|cell|learned|persistent)_)?(state|carry|memory|prefix)s?"
+    r"|time_(first|faaaa|(mix|maa)_[kvrgwx])|res(idual)?_?weight"
+)
 _IN_A_LAYER = re.compile(r"(?!w)(\w+_)?b|D")
-_LAYERS = _some("kernel linear dense proj projection modulation conv dwconv fc einsum")
+# What spectral normalization keeps beside a kernel: a singular value and its vectors.
+_SPECTRAL = re.compile(r"(^|/)(kernel|weight)/sigma$|weight_u$|/_[uv]$")
+_LAYERS = _some(
+    "kernel linear dense proj projection modulation conv dwconv fc einsum head "
+    "classifier"
+)
+# Convolutions that are transposed, share no weights, or are layers of graphs.
+_NO_WINDOW = _some(
+    "transpose transposed trans tr t up upsample upsampling inverse local lstm gru "
+    "graph dt gcn gat gin sage edge cheb sg tag node message hetero relational rgcn"
+)
 _NORMS = _some(
     "norm layernorm batchnorm groupnorm instancenorm rmsnorm normalization ln bn gn rms"
 )
@@ -132,12 +147,23 @@ def is_called_kernel(name: str) -> bool:
     return name in ("kernel", "w") or says_weight(name)
 
 
-def is_convolution(name: str) -> bool:
-    """Whether a part of a path is a convolution, and not one that is transposed."""
+def window_axes(name: str) -> int | None:
+    """How many axes the window of a convolution has, by a part of its path.
+
+    0 if its rank has to tell, and `None` if it is none, or one that may swap its inputs
+    and outputs because it is transposed. Layers of graphs are called convolutions too.
+    """
     words = _words(name)
     layers = [word for word in words if word != "kernel" and _has([word], _LAYERS)]
-    plain = not _has(words, _some("transpose local"))
-    return plain and _has(layers[-1:], _some("conv dwconv"))
+    if not _has(layers[-1:], _some("conv dwconv")) or _has(words, _NO_WINDOW):
+        return None
+    said = re.search(r"([123])_?d(?![a-z])", name.lower())
+    return int(said[1]) if said else 0
+
+
+def is_linen_convolution(name: str) -> bool:
+    """Whether a part of a path is the name that Linen gives to `nn.Conv`."""
+    return re.fullmatch(r"Conv_\d+", name) is not None
 
 
 def is_attention(name: str) -> bool:
@@ -153,13 +179,17 @@ def is_position(path: str) -> bool:
 def kind_of(path: str, shape: Sequence[int]) -> Kind:
     """What a leaf of 1 axis or more is, by its names and shape."""
     parent, name = last_two(path)
-    if _COLLECTIONS.search(path) or _is_factor(path) or _LETTERS.fullmatch(name):
+    if _COLLECTIONS.search(path) or _is_factor(path) or _SPECTRAL.search(path):
+        return "other"
+    if _LETTERS.fullmatch(name) or name == "reg" and len(shape) > 2:
+        return "other"
+    if parent in ("kernel", "weight") and name == "u" and shape[-2:-1] == (1,):
         return "other"
     # `b` is a bias beside `w` in a layer; {"a": ..., "b": ...} are two leaves.
     if "/" in path and _IN_A_LAYER.fullmatch(name):
         return "other"
     # Lengths of weight norm, in Equinox and PyTorch: one for each output.
-    if name in ("g", "weight_g") and shape[-1] == 1:
+    if name in ("g", "weight_g", "original0") and shape[-1:] == (1,):
         return "other"
     weight = _has(_words(name)[-1:], _some("w weight"))
     vectors = _VECTORS if weight else _some("patch")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from maskjax._core.trees import Array
 
@@ -63,7 +63,7 @@ def names_of(parts: Any) -> tuple[str, ...]:
 def shards(x: Any, axis: int) -> int:
     """How many parts an axis is cut into, as far as that is known."""
     names = names_of(known_spec(x)[axis : axis + 1])
-    sizes = known(x).mesh.shape if names else {}
+    sizes = known(x).mesh.shape if names else {}  # type: ignore[union-attr]
     return math.prod(sizes[name] for name in names)
 
 
@@ -174,20 +174,6 @@ def repeated(x: Array, axis: int, size: int) -> Array:
     return jnp.repeat(x, size, axis, out_sharding=where)
 
 
-def clear_of(x: Array, others: Any) -> Array:
-    """The array with whole rows, if others are sharded over the mesh axes of its rows.
-
-    One mesh axis can't hold rows of both where every row meets all of the others.
-    """
-    taken = {n for leaf in jax.tree.leaves(others) for n in names_of(known_spec(leaf))}
-    if taken.isdisjoint(names_of(known_spec(x)[:1])):
-        return x
-    spec = (None, *known_spec(x)[1:])
-    if isinstance(x, Tracer):
-        return place(x, spec)
-    return jax.device_put(x, NamedSharding(known(x).mesh, PartitionSpec(*spec)))
-
-
 def whole(x: Any) -> Any:
     """A tree of arrays, whole on every device, as far as types say so."""
     return jax.tree.map(lambda leaf: place(leaf, (None,) * jnp.ndim(leaf)), x)
@@ -264,7 +250,7 @@ def ones(like: Any) -> Array:
     return jnp.ones(like.shape, bool)
 
 
-def known(x: Any) -> Any:
+def known(x: Any) -> Sharding | None:
     """How an array is sharded, if its type says so, or if it was put somewhere."""
     if isinstance(x, Tracer):
         return sharding(x) if explicit(x) else None
@@ -273,7 +259,7 @@ def known(x: Any) -> Any:
 
 def known_spec(x: Any) -> tuple[Names, ...]:
     """The spec in `known`."""
-    where = known(x)
+    where: Any = known(x)
     spec = tuple(where.spec) if isinstance(where, NamedSharding) else ()
     return (*spec, *[None] * (len(x.shape) - len(spec)))
 
@@ -281,3 +267,18 @@ def known_spec(x: Any) -> tuple[Names, ...]:
 def sharding(x: Any) -> Any:
     """The sharding in an array's type."""
     return jax.typeof(x).sharding
+
+
+def clear_of(x: Array, others: Any) -> Array:
+    """The array with whole rows, if others are sharded over the mesh axes of its rows.
+
+    One mesh axis can't hold rows of both where every row meets all of the others.
+    """
+    taken = {n for leaf in jax.tree.leaves(others) for n in names_of(known_spec(leaf))}
+    if taken.isdisjoint(names_of(known_spec(x)[:1])):
+        return x
+    spec = (None, *known_spec(x)[1:])
+    if isinstance(x, Tracer):
+        return place(x, spec)
+    where: Any = known(x)
+    return jax.device_put(x, NamedSharding(where.mesh, PartitionSpec(*spec)))

@@ -98,15 +98,13 @@ def chosen(
         TypeError,
     )
     if not any(picks):
+        hint = " Print what `where.traced` returned: it has the reason for each leaf."
         raise ValueError(
             f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
             f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
-            + (_PRINT if getattr(where, "traces", False) else "")
+            f"{hint if getattr(where, 'traces', False) else ''}"
         )
     return picks
-
-
-_PRINT = " Print what `where.traced` returned: it has the reason for each leaf."
 
 
 def _check_answers(

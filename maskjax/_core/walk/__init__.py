@@ -52,8 +52,8 @@ def squares(
         ends,
         params,
         f"`{fn}` needs `where` to choose kernels, which meet the inputs in dot "
-        "products or convolutions (`& ~where.matching('bias')`, say, leaves others "
-        "alone)",
+        "products or convolutions (parts of a leaf are followed in `jax.lax.scan`, but "
+        "not by index; `& ~where.matching('bias')`, say, leaves others alone)",
     )
     if weights is not None:
         shape = tuple(weights.shape)

@@ -267,7 +267,9 @@ def _met(
     """Note the roles that the parameters in an operand have in a contraction."""
     partial = any(trail.partial for trail in value.leaves.values())
     whole = frozenset(
-        leaf for leaf, trail in value.leaves.items() if _is_whole(trail, roles[leaf])
+        leaf
+        for leaf, trail in value.leaves.items()
+        if _is_whole(trail, roles[leaf], partial=partial)
     )
     for leaf, trail in value.leaves.items():
         if _scales(trail, roles[leaf], partial=partial):
@@ -294,12 +296,21 @@ def _free(trail: Trail, roles: Sequence[Any]) -> list[Factor]:
     ]
 
 
-def _is_whole(trail: Trail, roles: Sequence[Any]) -> bool:
-    """Whether a parameter is there as it is, along all that goes out."""
-    if trail.axes is None or trail.product:
+def _is_whole(trail: Trail, roles: Sequence[Any], *, partial: bool) -> bool:
+    """Whether a parameter is there as it is, along all that goes out.
+
+    Of a single output it has no axis, unless a product with other parameters is there.
+    """
+    if trail.axes is None or trail.product or not roles:
         return False
     every = [factor for label in trail.axes for factor in label]
-    return bool(_free(trail, roles)) and all(f.axis != STRANGE for f in every)
+    free = bool(_free(trail, roles)) or not partial and _is_single(trail, roles)
+    return free and all(f.axis != STRANGE for f in every)
+
+
+def _is_single(trail: Trail, roles: Sequence[Any]) -> bool:
+    """Whether nothing goes out but one number."""
+    return all(factor.size == 1 for factor in _free(trail, roles))
 
 
 def _scales(trail: Trail, roles: Sequence[Any], *, partial: bool) -> bool:
@@ -320,13 +331,13 @@ def _meeting(
     unknown: str | None,
     whole: frozenset[int],
 ) -> Meeting:
-    partial, beside = trail.partial, whole - {leaf}
+    partial, beside, rows = trail.partial, whole - {leaf}, trail.lost == "gather"
     if unknown or trail.axes is None:
         why = unknown or f"loses its axes in {trail.lost}"
-        return Meeting(leaf, frozenset(), trail.gone, why, partial, beside)
+        return Meeting(leaf, frozenset(), trail.gone, why, partial, beside, rows)
     pairs = []
     for label, role in zip(trail.axes, roles, strict=True):
         each = [role] * len(label) if isinstance(role, str) else role
         pairs += [(f.axis, r) for f, r in zip(label, each, strict=True)]
     own = frozenset(pair for pair in pairs if pair[0] != STRANGE)
-    return Meeting(leaf, own, trail.gone, None, partial, beside)
+    return Meeting(leaf, own, trail.gone, None, partial, beside, rows)

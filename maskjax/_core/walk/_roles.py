@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from maskjax._core import axes as _axes
-from maskjax._core import checks
-from maskjax._core.axes import ROLES, Axes, Told
+from maskjax._core import checks, names
+from maskjax._core.axes import ROLES, Axes, Clash, Told
 from maskjax._core.walk._trails import Trail
 from maskjax._core.walk._values import Found, Meeting
 
 _COMES_IN = ("inputs", "window")
 _PART = "it meets data only as a part of other parameters"
+_FOLDED = "folded"
 _MULTIPLICATIONS = ("mul", "select_n", "and", "div")
 
 
@@ -44,8 +45,13 @@ def answers(found: Found, named: Sequence[tuple[str, Any]], *, fn: str) -> list[
     for i, trail, name in found.touched:
         notes[i].touched.append((trail, name))
     kernels = {i for i, (path, leaf) in enumerate(named) if _axes.is_kernel(path, leaf)}
+    kinds = [_kind(path, leaf) for path, leaf in named]
+    layers = {i for i, kind in enumerate(kinds) if kind in ("layer", "")}
     out, lines = [], []
-    for (path, leaf), own in zip(named, notes, strict=True):
+    for i, (path, leaf) in enumerate(named):
+        own = notes[i]
+        if kinds[i] == "other" and path.split("/")[-1] != "kernel":
+            own = _without_scalings(own, layers)
         if not checks.shaped(leaf):
             out.append(Answer(False, "it is no array"))
         elif own.meetings:
@@ -79,6 +85,25 @@ def _absence(own: _Notes) -> str:
     return f"meets data in {', '.join(names)} only"
 
 
+def _kind(path: str, leaf: Any) -> names.Kind | None:
+    return names.kind_of(path, leaf.shape) if checks.shaped(leaf) else None
+
+
+def _without_scalings(own: _Notes, layers: set[int]) -> _Notes:
+    """The notes about a scale or bias, without those of kernels that it is folded into.
+
+    In `x @ (scale[:, None] * w)` with one output both factors look alike.
+    """
+    folded = {
+        meeting
+        for meeting in own.meetings
+        if not meeting.partial and meeting.beside & layers
+    }
+    left = [meeting for meeting in own.meetings if meeting not in folded]
+    touched = [(Trail(None, meeting.gone), _FOLDED) for meeting in folded]
+    return own._replace(meetings=left, touched=[*own.touched, *touched])
+
+
 def _touched(leaf: Any, own: _Notes) -> Told:
     """The axes of a leaf that meets data, but not in a contraction."""
     touched, rank = own.touched, len(leaf.shape)
@@ -90,6 +115,8 @@ def _touched(leaf: Any, own: _Notes) -> Told:
         return Axes(**roles, outputs=rest, lookup=True, source="traced")
     if touched and len(rest) < 2:
         return Axes(stack=tuple(sorted(stack)), outputs=rest, source="traced")
+    if any(name == _FOLDED for _, name in touched):
+        return "it is a scale or bias of a kernel"
     if own.products:
         return "it is contracted with constants and other parameters only"
     return "it meets data in no contraction" if touched else "it never meets data"
@@ -103,13 +130,17 @@ def _contracted(path: str, leaf: Any, own: _Notes, kernels: set[int]) -> Answer:
     """The axes of a leaf that meets data in contractions."""
     looked = any(name == "lookup" and _gone(trail, name) for trail, name in own.touched)
     chosen = any(how == "lookup" for m in own.meetings for how, _ in m.gone)
-    if looked and not chosen:  # an embedding, which is a kernel elsewhere (tied)
+    kind = names.kind_of(path, leaf.shape)
+    # A tied embedding is a kernel elsewhere, as the head whose labels choose columns.
+    if looked and not chosen and kind != "layer":
         return Answer(False, _touched(leaf, own))
     maskable = checks.is_inexact(leaf) or _axes.is_kernel(path, leaf)
     whole = [meeting for meeting in own.meetings if not meeting.partial]
     if not whole:
         kernel, told = _factor(path, leaf, own, kernels)
         return Answer(kernel and maskable, told)
+    if kind == "table" and all(meeting.rows for meeting in whole):
+        return Answer(False, "by its name it is a table, and constants choose its rows")
     unknown = sorted({m.unknown for m in whole if m.unknown})
     if unknown:  # nor is it known whether it is a bias there: its name decides
         return Answer(_axes.is_kernel(path, leaf), f"it {unknown[0]}")
@@ -179,7 +210,9 @@ def _told(leaf: Any, meetings: Sequence[Meeting]) -> Told:
     mixed = [axis for axis, each in enumerate(roles) if len(each) > 1]
     if mixed:
         words = " and as ".join(sorted(roles[mixed[0]]))
-        return f"its axis {mixed[0]} is used as {words}"
+        stacks = any("stack" in each for each in roles)
+        why = f"its axis {mixed[0]} is used as {words}"
+        return Clash(why, "traced", stacks=stacks)
     known = [next(iter(each), None) for each in roles]
     products = {axis for m in meetings for how, axis in m.gone if how == "product"}
     if products and not {*known} - {"stack", None}:

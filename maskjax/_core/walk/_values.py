@@ -35,6 +35,7 @@ class Meeting(NamedTuple):
         unknown: Why the roles are not known, if so.
         partial: Whether it is here as a part of a product with something else.
         beside: Other parameters that are here as they are, added to it, say.
+        rows: Whether constants chose rows of it.
     """
 
     leaf: int
@@ -43,6 +44,7 @@ class Meeting(NamedTuple):
     unknown: str | None = None
     partial: bool = False
     beside: frozenset[int] = frozenset()
+    rows: bool = False
 
 
 @dataclasses.dataclass
