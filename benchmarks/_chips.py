@@ -119,7 +119,7 @@ def compiled(
     # A function of its own, for one compiled before would be found in the cache.
     jitted = jax.jit(lambda *args: fn(*args), donate_argnums=donate)
     lowered = jitted.lower(*args)
-    program = lowered.compile()
+    program: Any = lowered.compile()
     seconds = time.process_time() - start
     cost, memory = program.cost_analysis(), program.memory_analysis()
     return Program(

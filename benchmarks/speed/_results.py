@@ -23,7 +23,7 @@ COMPILED = (
     "temporary",
     "bytes",
     "FLOPs",
-    "compile",
+    "CPU to compile",
     "collectives",
 )
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from maskjax._core.trees import Array
 
@@ -63,7 +63,7 @@ def names_of(parts: Any) -> tuple[str, ...]:
 def shards(x: Any, axis: int) -> int:
     """How many parts an axis is cut into, as far as that is known."""
     names = names_of(known_spec(x)[axis : axis + 1])
-    sizes = known(x).mesh.shape if names else {}
+    sizes = known(x).mesh.shape if names else {}  # type: ignore[union-attr]
     return math.prod(sizes[name] for name in names)
 
 
@@ -259,7 +259,7 @@ def known(x: Any) -> Sharding | None:
 
 def known_spec(x: Any) -> tuple[Names, ...]:
     """The spec in `known`."""
-    where = known(x)
+    where: Any = known(x)
     spec = tuple(where.spec) if isinstance(where, NamedSharding) else ()
     return (*spec, *[None] * (len(x.shape) - len(spec)))
 
@@ -267,3 +267,18 @@ def known_spec(x: Any) -> tuple[Names, ...]:
 def sharding(x: Any) -> Any:
     """The sharding in an array's type."""
     return jax.typeof(x).sharding
+
+
+def clear_of(x: Array, others: Any) -> Array:
+    """The array with whole rows, if others are sharded over the mesh axes of its rows.
+
+    One mesh axis can't hold rows of both where every row meets all of the others.
+    """
+    taken = {n for leaf in jax.tree.leaves(others) for n in names_of(known_spec(leaf))}
+    if taken.isdisjoint(names_of(known_spec(x)[:1])):
+        return x
+    spec = (None, *known_spec(x)[1:])
+    if isinstance(x, Tracer):
+        return place(x, spec)
+    where: Any = known(x)
+    return jax.device_put(x, NamedSharding(where.mesh, PartitionSpec(*spec)))

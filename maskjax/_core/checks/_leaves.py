@@ -55,7 +55,9 @@ def rows(
     found = list(zip(*columns, strict=True))
     if others:
         needs = f"`{fn}` needs leaves that meet on the same devices (`jax.device_put`)"
-        every(lambda *row: apart(row, names), found, tree, needs, is_leaf=is_leaf)
+        every(
+            lambda *row: apart(row, tuple(names)), found, tree, needs, is_leaf=is_leaf
+        )
     return found
 
 
