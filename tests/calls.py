@@ -74,7 +74,6 @@ class Call:
         members: Whether it can be mapped over members by `jax.vmap`.
         follows: Whether masks and draws made eagerly are sharded as arguments of the
             same shape are.
-        fails: Ways in which it fails today, each with the reason.
     """
 
     name: str
@@ -84,7 +83,6 @@ class Call:
     moves: frozenset[str] = frozenset()
     members: bool = True
     follows: bool = False
-    fails: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def function(self) -> str:
@@ -1380,27 +1378,6 @@ call(
     of(8, 16),
     specs="x",
     moves="gather exchange",
-)
-
-# --- what fails today -----------------------------------------------------------------
-
-
-def _fails(way: str, reason: str, *names: str) -> None:
-    for name in names:
-        [place] = [i for i, call in enumerate(CALLS) if call.name == name]
-        known = {**CALLS[place].fails, way: reason}
-        CALLS[place] = dataclasses.replace(CALLS[place], fails=known)
-
-
-_fails(
-    "auto",
-    "on CPU, JAX's custom partitioning takes no arrays that are not evenly sharded",
-    "select.random",
-    "select.drop: blocks across shards",
-    "select.top_k: blocks across shards",
-    "select.top_k: blocks across shards, applied",
-    "optim.prune: blocks across shards, in a scan",
-    "recipes.meta_ticket.init",
 )
 
 # --- what is no function of arrays --------------------------------------------------

@@ -2,14 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from maskjax._core import dtypes
 from maskjax._core.trees import Array
@@ -32,7 +31,8 @@ def fold(
     them reduced. On CPU it turns a long reduction of a single operand into windows and
     first writes that operand to memory, which is ten times slower if it is a
     comparison; a reduction of several operands it leaves alone, but gathers their
-    shards. So there each device reduces its own shard here.
+    shards. So on CPU several operands are reduced together, unless the compiler alone
+    knows how they are sharded.
     """
     kinds = tuple(kinds)
     return lax.platform_dependent(
@@ -93,12 +93,10 @@ def _fold_on_cpu(
         raise AssertionError("a fold of one operand takes the slow path")
     sharding = jax.typeof(operands[0]).sharding
     types = sharding.mesh.axis_types
-    # Where nothing can be sharded nothing is asked of the partitioner: programs with a
-    # partitioning of their own are neither exported nor kept in JAX's cache on disk.
     if sharding.mesh.empty and jax.device_count() == 1:
         return _fold_local(operands, kinds, lead)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
-        return _partitioned(kinds, operands[0].ndim, lead)(*operands)
+        return _fold_plainly(operands, kinds, lead)
     if AxisType.Explicit not in types:  # inside a shard_map: the shard is the array
         return _fold_local(operands, kinds, lead)
     by_shard = jax.shard_map(
@@ -108,50 +106,6 @@ def _fold_on_cpu(
         out_specs=(PartitionSpec(*sharding.spec[:lead]),) * len(operands),
     )
     return by_shard(*operands)
-
-
-@functools.cache
-def _partitioned(kinds: tuple[Kind, ...], rank: int, lead: int) -> Callable[..., Any]:
-    def local(*operands: Array) -> tuple[Array, ...]:
-        return _fold_local(operands, kinds, lead)
-
-    def on_mesh(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
-        spec = operands[0].sharding.spec
-
-        def of_shard(*shards: Array) -> tuple[Array, ...]:
-            return _fold_shard(shards, kinds, spec, lead)
-
-        rows = NamedSharding(mesh, PartitionSpec(*spec[:lead]))
-        alike = NamedSharding(mesh, spec)
-        return mesh, of_shard, (rows,) * len(results), (alike,) * len(operands)
-
-    def by_rows(mesh: Any, operands: Any, results: Any) -> tuple[Any, ...]:
-        spec = operands[0].sharding.spec
-        return (NamedSharding(mesh, PartitionSpec(*spec[:lead])),) * len(results)
-
-    axes = [f"axis{i}" for i in range(rank)]
-    inputs = [" ".join(axes)] * len(kinds)
-    outputs = [" ".join(axes[:lead])] * len(kinds)
-    sharded = custom_partitioning(local)
-    sharded.def_partition(
-        partition=on_mesh,
-        infer_sharding_from_operands=by_rows,
-        sharding_rule=f"{', '.join(inputs)} -> {', '.join(outputs)}",
-    )
-
-    @jax.custom_batching.custom_vmap
-    def batchable(*operands: Array) -> tuple[Array, ...]:
-        return sharded(*operands)
-
-    @batchable.def_vmap
-    def _(size: int, batched: list[bool], *operands: Array) -> tuple[Any, Any]:
-        full = [
-            x if mapped else jnp.broadcast_to(x, (size, *x.shape))
-            for x, mapped in zip(operands, batched, strict=True)
-        ]
-        return jax.vmap(local)(*full), (True,) * len(full)
-
-    return batchable
 
 
 def _fold_shard(
