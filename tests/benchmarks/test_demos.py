@@ -150,7 +150,7 @@ def test_tasks_in_superposition_are_kept_and_told_apart(quick):
     assert numbers["task_inference"]["one_shot superfluous"] > 0.95
     assert numbers["gnu"] > 0.85
     assert numbers["gns"] >= numbers["gnu"]
-    assert 1 <= 8 * numbers["bytes_per_task"] / numbers["weights"] < 1.01
+    assert 1 <= 8 * numbers["bytes_per_task"] / numbers["weights"] < 1.04
     assert 1 <= numbers["stream"]["masks"] <= 12
 
 
