@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from maskjax._core import dtypes, placement
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _search
-from maskjax.select._count import tally
+from maskjax.select._count import fold
 from maskjax.select._keys import order_key
 from maskjax.select._leaves import Leaves, Scope
 from maskjax.select._plan import Plan
@@ -98,8 +98,7 @@ def full(
         one = jax.eval_shape(lambda x: plan.spread(plan.pool(plan.laid(x))), x)
         if one.shape == x.shape:
             return placement.ones(x)
-        none = placement.zeros(one.shape, bool, x, spec=placement.spec_of(one))
-        return ~placement.vary_like(none, x)
+        return ~placement.zeros(one.shape, bool, x, spec=placement.spec_of(one))
 
     pairs = zip(leaves.scores, leaves.plans, strict=True)
     return leaves.whole([of_leaf(*pair) for pair in pairs])
@@ -207,8 +206,9 @@ def _of_alive(
             counts.append(math.prod(s.shape[plan.rows :]))
         else:
             most = dtypes.counts(math.prod(a.shape))
-            each = tally([a if plan.rows else a[None]] * 2, most, plan.rows or 1)[0]
-            counts.append(each if plan.rows else each[0])
+            # Twice, because a fold of one operand is slow.
+            each, _ = fold([a, a], ["sum", "sum"], plan.rows, dtype=most)
+            counts.append(each)
     if joint:
         most = dtypes.counts(sum(s.size for s in pooled))
         counts = [

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,13 @@ _LINE_LENGTHS = range(256, 4097)
 
 
 def fold(
-    operands: Sequence[Array], kinds: Sequence[Kind], lead: int = 1
+    operands: Sequence[Array],
+    kinds: Sequence[Kind],
+    lead: int = 1,
+    *,
+    dtype: Any = "int32",
 ) -> tuple[Array, ...]:
-    """Reduce integer arrays of one shape to numbers [R...], in one pass.
-
-    R... are the lengths of the first `lead` axes; the others are reduced.
+    """Reduce arrays of one shape to numbers [R...], in one pass.
 
     XLA fuses plain reductions on GPU and TPU, and adds up over devices what each of
     them reduced. On CPU it turns a long reduction of a single operand into windows and
@@ -33,46 +35,31 @@ def fold(
     comparison; a reduction of several operands it leaves alone, but gathers their
     shards. So on CPU several operands are reduced together, unless the compiler alone
     knows how they are sharded.
-    """
-    kinds = tuple(kinds)
-    return lax.platform_dependent(
-        *operands,
-        cpu=lambda *x: _fold_on_cpu(x, kinds, lead),
-        default=lambda *x: _fold_plainly(x, kinds, lead),
-    )
-
-
-def tally(
-    flags: Sequence[Array],
-    dtype: jnp.dtype,
-    lead: int = 1,
-    *,
-    lowest_of: Array | None = None,
-) -> list[Array]:
-    """The number of True entries in each row, for each of several flags [R..., ...].
-
-    64-bit numbers of each entry would take memory on TPU, so the entries of each block
-    are counted in 32 bits, and only those counts are added up in `dtype`.
 
     Args:
-        flags: Boolean arrays of one shape.
-        dtype: Of the counts.
-        lead: How many axes count rows.
-        lowest_of: Integers of the same shape. The lowest of each row is returned too.
+        operands: Integers, or flags whose sums count them.
+        kinds: How to reduce each.
+        lead: How many of the first axes, [R...], stay. The others are reduced.
+        dtype: Of the sums. 64-bit numbers of each entry would take memory on TPU, so
+            the entries of each block are added up in 32 bits, and the blocks in this.
     """
-    kinds: list[Kind] = ["sum"] * len(flags)
-    end = lead + dtypes.blocks(flags[0].shape, lead)
-    operands, axes = [flag.astype(jnp.int32) for flag in flags], tuple(range(lead, end))
-    if lowest_of is not None:
-        operands.append(lowest_of)
-        kinds.append("min")
-    found = fold(operands, kinds, end)
-    return [
-        jnp.sum(n.astype(dtype), axis=axes, dtype=dtype)
+    kinds, shape = tuple(kinds), operands[0].shape
+    end = lead + dtypes.blocks(shape, lead)
+    found = lax.platform_dependent(
+        *(
+            x.astype(jnp.int32) if kind == "sum" else x
+            for x, kind in zip(operands, kinds, strict=True)
+        ),
+        cpu=lambda *x: _fold_on_cpu(x, kinds, end),
+        default=lambda *x: _fold_plainly(x, kinds, end),
+    )
+    axes = tuple(range(lead, end))
+    return tuple(
+        jnp.sum(x.astype(dtype), axis=axes, dtype=dtype)
         if kind == "sum"
-        else jnp.min(n, axis=axes)
-        for n, kind in zip(found, kinds, strict=True)
-    ]
+        else {"min": jnp.min, "max": jnp.max}[kind](x, axis=axes)
+        for x, kind in zip(found, kinds, strict=True)
+    )
 
 
 def _fold_plainly(

@@ -12,9 +12,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from maskjax._core import dtypes
+from maskjax._core import dtypes, placement
 from maskjax._core.trees import Array
-from maskjax.select._count import fold, tally
+from maskjax.select._count import Kind, fold
 from maskjax.select._keys import (
     from_order_key,
     from_unsigned,
@@ -121,15 +121,14 @@ class Data:
         if read:
             order, _ = self.keys_at(jnp.zeros(()))
             ends = [
-                _extremes(order(i), alive, self.count_dtype, self.lead)
-                for i, alive in enumerate(self.alive)
+                self.extremes(order(i), alive) for i, alive in enumerate(self.alive)
             ]
             low = self.merged(jnp.min, [low for low, _, _ in ends])
             high = self.merged(jnp.max, [high for _, high, _ in ends])
         else:
             low = jnp.full(self.shape, lowest(self.key) + 1, self.key)
             high = jnp.full(self.shape, -lowest(self.key) - 2, self.key)
-        none = _zeros(low, self.count_dtype)
+        none = placement.zeros(low.shape, self.count_dtype, low)
         if read and any(alive is not None for alive in self.alive):
             counted = self.totals([size for *_, size in ends])
             sizes: Sequence[int | Array] = (
@@ -149,12 +148,14 @@ class Data:
             [from_unsigned(p, self.key) - 1 for p in pivots],
         )
         highest = jnp.iinfo(self.key).max
+        kinds: list[Kind] = ["sum"] * len(below)
+        kinds.append("min")
         stacks = []
         for i in range(len(self.stacks)):
             key = order(i)
             above = jnp.where(key >= self.of(low, i), key, highest)
             flags = [key > self.of(b, i) for b in below]
-            stacks.append(tally(flags, self.count_dtype, self.lead, lowest_of=above))
+            stacks.append(self.fold([*flags, above], kinds))
         *counts, lows = zip(*stacks, strict=True)
         lowest = self.merged(jnp.min, list(lows))
         return [self.totals(list(kind)) for kind in counts], to_unsigned(lowest)
@@ -163,9 +164,14 @@ class Data:
         """The interval of all positions, with counts of the entries that tie."""
         equals = found.at_low - found.at_high
         unsigned = jnp.dtype(f"u{self.count_dtype.name}")
-        first = _zeros(equals, unsigned) + 1
+        first = placement.zeros(equals.shape, unsigned, equals) + 1
         last = first * self.vector(self.sizes).astype(unsigned)
-        return Interval(first, last + 1, equals, _zeros(equals, self.count_dtype))
+        return Interval(
+            first,
+            last + 1,
+            equals,
+            placement.zeros(equals.shape, self.count_dtype, equals),
+        )
 
     def early(self, last: Array, positions: list[Array]) -> list[Array]:
         """How many entries that equal `last` reach each position."""
@@ -204,10 +210,9 @@ class Data:
 
     def counts(self, flags: Callable[[int], list[Array]]) -> list[Array]:
         """Flags of each stack to counts of each search, one vector for each flag."""
-        stacks = [
-            tally(flags(i), self.count_dtype, self.lead)
-            for i in range(len(self.stacks))
-        ]
+        each = [flags(i) for i in range(len(self.stacks))]
+        kinds: list[Kind] = ["sum"] * len(each[0])
+        stacks = [self.fold(flags, kinds) for flags in each]
         return [self.totals(list(kind)) for kind in zip(*stacks, strict=True)]
 
     def rooms(self, position: Array) -> Array:
@@ -257,6 +262,23 @@ class Data:
         if self.joint:
             return jnp.stack(numbers)
         return jnp.stack([numbers[i] for ids in self.order for i in ids])
+
+    def fold(
+        self, operands: Sequence[Array], kinds: Sequence[Kind]
+    ) -> tuple[Array, ...]:
+        """Arrays shaped like a stack, reduced to numbers of each row."""
+        return fold(operands, kinds, self.lead, dtype=self.count_dtype)
+
+    def extremes(self, key: Array, alive: Array | None) -> tuple[Array, Array, Array]:
+        """For each row, the lowest and highest key that counts; how many count."""
+        if alive is None:
+            low, high = self.fold([key, key], ["min", "max"])
+            size = math.prod(key.shape[self.lead :])
+            return low, high, jnp.full(low.shape, size, self.count_dtype)
+        lowest_key = jnp.where(alive, key, jnp.iinfo(key.dtype).max)
+        alive = placement.alike(alive, key)
+        low, high, size = self.fold([lowest_key, key, alive], ["min", "max", "sum"])
+        return low, high, size
 
     def totals(self, stacks: list[Array]) -> Array:
         """Counts of each row, added up for each search."""
@@ -311,23 +333,3 @@ def _left(first: Array, shape: tuple[int, ...], axes: Sequence[int]) -> Array:
         place = lax.broadcasted_iota(first.dtype, ones, axis)
         first -= place * math.prod(shape[axis + 1 :])
     return first
-
-
-def _extremes(
-    key: Array, alive: Array | None, dtype: jnp.dtype, lead: int
-) -> tuple[Array, Array, Array]:
-    """For each row, the lowest and highest key that counts, and how many count."""
-    if alive is None:
-        low, high = fold([key, key], ["min", "max"], lead)
-        return low, high, jnp.full(low.shape, math.prod(key.shape[lead:]), dtype)
-    lowest_key = jnp.where(alive, key, jnp.iinfo(key.dtype).max)
-    low, high = fold([lowest_key, key], ["min", "max"], lead)
-    return low, high, tally([alive, alive], dtype, lead)[0]
-
-
-def _zeros(x: Array, dtype: jnp.dtype) -> Array:
-    """Zeros that, in a `shard_map`, vary over the axes that x does.
-
-    A loop's state has to enter it as it leaves it, which depends on the data.
-    """
-    return (x ^ x).astype(dtype)
