@@ -654,7 +654,7 @@ def test_a_table_needs_values_that_fit(monkeypatch):
 
 def test_a_count_of_one_operand_is_our_own_bug():
     with raises(AssertionError, "a fold of one operand takes the slow path"):
-        fold([jnp.ones(3, jnp.int32)], ["sum"])
+        fold([jnp.ones(3, jnp.int32)], lambda x: [x], ["sum"])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from maskjax._core import dtypes
+from maskjax._core import dtypes, placement
 from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
@@ -21,13 +21,14 @@ _LINE_LENGTHS = range(256, 4097)
 
 
 def fold(
-    operands: Sequence[Array],
+    arrays: Sequence[Any],
+    made: Callable[..., Sequence[Array]],
     kinds: Sequence[Kind],
     lead: int = 1,
     *,
     dtype: Any = "int32",
 ) -> tuple[Array, ...]:
-    """Reduce arrays of one shape to numbers [R...], in one pass.
+    """Reduce what is made of each entry of arrays to numbers [R...], in one pass.
 
     XLA fuses plain reductions on GPU and TPU, and adds up over devices what each of
     them reduced. On CPU it turns a long reduction of a single operand into windows and
@@ -37,21 +38,30 @@ def fold(
     knows how they are sharded.
 
     Args:
-        operands: Integers, or flags whose sums count them.
+        arrays: Of one shape, [R..., ...], or `None`; the first is an array.
+        made: From these arrays to integers, or flags whose sums count them, one for
+            each kind. The axes after [R...] and those of `dtypes.blocks` may come in
+            other lengths and numbers, but with the entries in the same order: a place
+            among rows of any length would cost divisions.
         kinds: How to reduce each.
         lead: How many of the first axes, [R...], stay. The others are reduced.
         dtype: Of the sums. 64-bit numbers of each entry would take memory on TPU, so
             the entries of each block are added up in 32 bits, and the blocks in this.
     """
-    kinds, shape = tuple(kinds), operands[0].shape
-    end = lead + dtypes.blocks(shape, lead)
+    kinds = tuple(kinds)
+    end = lead + dtypes.blocks(arrays[0].shape, lead)
+
+    def numbers(*arrays: Array | None) -> list[Array]:
+        found = made(*arrays)
+        return [
+            placement.vary_like(x.astype(jnp.int32) if kind == "sum" else x, found)
+            for x, kind in zip(found, kinds, strict=True)
+        ]
+
     found = lax.platform_dependent(
-        *(
-            x.astype(jnp.int32) if kind == "sum" else x
-            for x, kind in zip(operands, kinds, strict=True)
-        ),
-        cpu=lambda *x: _fold_on_cpu(x, kinds, end),
-        default=lambda *x: _fold_plainly(x, kinds, end),
+        *arrays,
+        cpu=lambda *x: _fold_on_cpu(x, numbers, kinds, end),
+        default=lambda *x: _fold_plainly(numbers(*x), kinds, end),
     )
     axes = tuple(range(lead, end))
     return tuple(
@@ -74,18 +84,25 @@ def _fold_plainly(
 
 
 def _fold_on_cpu(
-    operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int
+    arrays: Sequence[Any],
+    made: Callable[..., Sequence[Array]],
+    kinds: tuple[Kind, ...],
+    lead: int,
 ) -> tuple[Array, ...]:
-    if len(operands) < 2:
+    if len(kinds) < 2:
         raise AssertionError("a fold of one operand takes the slow path")
-    sharding = jax.typeof(operands[0]).sharding
+    sharding = jax.typeof(arrays[0]).sharding
     types = sharding.mesh.axis_types
-    if sharding.mesh.empty and jax.device_count() == 1:
-        return _fold_local(operands, kinds, lead)
+    alone = sharding.mesh.empty and jax.device_count() == 1
+    # Inside a shard_map the shard is the array.
+    manual = bool(types) and set(types) == {AxisType.Manual}
+    if alone or manual:
+        return _fold_local(
+            made(*jax.tree.map(lambda x: _lines(x, lead), arrays)), kinds, lead
+        )
+    operands = made(*arrays)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
         return _fold_plainly(operands, kinds, lead)
-    if AxisType.Explicit not in types:  # inside a shard_map: the shard is the array
-        return _fold_local(operands, kinds, lead)
     by_shard = jax.shard_map(
         lambda *shards: _fold_shard(shards, kinds, sharding.spec, lead),
         mesh=sharding.mesh,
@@ -137,7 +154,8 @@ def _lines(x: Array, lead: int) -> Array:
     rows, size = x.shape[:lead], math.prod(x.shape[lead:])
     if size < _LONG:
         return x.reshape(*rows, size)
-    return x.reshape(*rows, -1, _length(size))
+    length = _length(size)
+    return x.reshape(*rows, size // length, length)
 
 
 @functools.cache
