@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from maskjax._core import dtypes
+from maskjax._core import dtypes, placement
 from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
@@ -44,6 +44,7 @@ def fold(
             the entries of each block are added up in 32 bits, and the blocks in this.
     """
     kinds, shape = tuple(kinds), operands[0].shape
+    operands = placement.vary_like(list(operands), *operands)
     end = lead + dtypes.blocks(shape, lead)
     found = lax.platform_dependent(
         *(
