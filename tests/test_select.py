@@ -187,6 +187,7 @@ def test_counts_that_need_more_than_31_bits(scope, monkeypatch):
         return (
             select.top_k(scores, density=density, **how),
             select.drop(scores, within, rate=0.3, **how),
+            select.random_like(within, key=jax.random.key(0), **how),
             jax.vmap(lambda x: select.top_k(x, density=0.37, **how))(
                 jax.tree.map(lambda x: jnp.stack([x, -x]), scores)
             ),
@@ -204,6 +205,11 @@ def test_leaves_of_more_entries_than_32_bits_count(scope):
     found = jax.eval_shape(
         lambda x: select.top_k(x, density=0.1, scope=scope), {"a": leaf, "b": leaf}
     )
+    assert {x.shape for x in jax.tree.leaves(found)} == {leaf.shape}
+    mask = jax.ShapeDtypeStruct(leaf.shape, bool)
+    like = functools.partial(select.random_like, scope=scope)
+    key = jax.random.key(0)
+    found = jax.eval_shape(lambda m: like({"a": m, "b": m}, key=key), mask)
     assert {x.shape for x in jax.tree.leaves(found)} == {leaf.shape}
 
 
