@@ -208,6 +208,26 @@ def overlap(a: Mask, b: Mask) -> Array:
         return _jaccard(_total(*both, dtype), _total(*either, dtype))
 
 
+def kept_as(mask: Mask, dtype: Any) -> Array:
+    """How many entries a mask of any size keeps, as a float."""
+    *counted, size = _counted(mask, None, fn="maskjax.algebra.count")
+    with dtypes.counting(size):
+        return _total(*counted, dtypes.counts(size)).astype(dtype)
+
+
+def kept_by_leaf(mask: Mask) -> Any:
+    """How many entries each leaf of a mask with values keeps, as NumPy integers."""
+    leaves = jax.tree.leaves(mask, is_leaf=trees.is_mask_leaf)
+    most = max((m.size for m in leaves if m is not None), default=0)
+    with dtypes.counting(most):
+        return jax.device_get(_total_by_leaf(mask, dtypes.counts(most)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _total_by_leaf(mask: Mask, dtype: Any) -> Any:
+    return trees.map_mask(lambda leaf: _total([leaf], (1,), dtype), mask)
+
+
 def _check(mask: Mask, *, fn: str, name: str = "mask") -> None:
     checks.boolean(mask, fn=fn, name=name)
     checks.packed(mask, fn=fn, stacked=None)
@@ -265,11 +285,11 @@ def _total(leaves: list[Any], shared: tuple[int, ...], dtype: Any) -> Array:
     """The entries kept in all leaves, where each decision is shared by so many."""
     total = jnp.zeros((), dtype)
     for leaf, times in zip(leaves, shared, strict=True):
-        packed = isinstance(leaf, PackedMask)
-        kept = packing.population(leaf) if packed else leaf
-        most = kept.shape + (32,) * packed
-        inner = tuple(range(dtypes.blocks(most), kept.ndim))
-        blocks = jnp.sum(kept, axis=inner, dtype=jnp.int32).astype(dtype)
+        if isinstance(leaf, PackedMask):
+            blocks = packing.population(leaf, dtype)
+        else:
+            inner = tuple(range(dtypes.blocks(leaf.shape), leaf.ndim))
+            blocks = jnp.sum(leaf, axis=inner, dtype=jnp.int32).astype(dtype)
         total += jnp.sum(blocks, dtype=dtype) * times
     return total
 

@@ -155,7 +155,8 @@ def commit(training: Training, params: Params) -> PackNetState:
     params, mine = _trained(training, params, fn=fn)
     if type(training) is Training:
         _remark(training.state, mine, mine, fn=fn)
-    return _programs.committed(training.state, mine, params)
+    with blame.instead_of("maskjax.algebra.count", fn):
+        return _programs.committed(training.state, mine, params)
 
 
 def _trained(training: Training, params: Params, *, fn: str) -> tuple[Params, Mask]:
