@@ -143,7 +143,8 @@ def commit(training: Training, params: Params) -> PackNetState:
 
     Raises:
         TypeError: If `training` is neither a `Training` nor a `Pruned`.
-        ValueError: If `params` does not fit the network.
+        ValueError: If `params` does not fit the network, or it has 2**31 weights or
+            more and `jax_enable_x64` is off.
 
     Example:
         >>> state = packnet.init({"w": jnp.ones((1, 4))}, head=None, capacity=1)
