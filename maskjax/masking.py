@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import algebra, packing
+from maskjax import packing
 from maskjax._core import checks, dtypes, placement, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
@@ -158,7 +158,7 @@ def _rescale_leaf(
 ) -> Array:
     dtype = dtypes.at_least_float32(param.dtype)
     if isinstance(mask, PackedMask) or mask.dtype == bool:
-        kept = algebra.kept_as(mask, dtype)
+        kept = packing.kept_as(mask, dtype)
     else:
         kept = jnp.sum(mask.astype(dtype))
         kept = kept if through_count else lax.stop_gradient(kept)

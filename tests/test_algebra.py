@@ -98,7 +98,7 @@ def test_densities_of_more_entries_than_31_bits_count(monkeypatch):
         assert algebra.overlap(*masks) == np.float32(both.sum() / either.sum())
         larger = masking.rescale({"w": np.ones((5, 7, 33), "f4")}, masks[0])["w"]
         assert np.max(larger) == np.float32(first["w"].size / first["w"].sum())
-        assert algebra.kept_by_leaf(masks[0])["w"] == first["w"].sum()
+        assert packing.kept_by_leaf(masks[0])["w"] == first["w"].sum()
 
 
 def _equations(jaxpr):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from maskjax import algebra
+from maskjax import packing
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Mask, Params, Path, Predicate
 
@@ -78,7 +78,7 @@ def kept_by_leaf(mask: Mask) -> dict[Path, int] | None:
     """The number of entries that each leaf of a mask keeps; `None` while traced."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
         return None
-    counts = trees.named_leaves(algebra.kept_by_leaf(mask))
+    counts = trees.named_leaves(packing.kept_by_leaf(mask))
     return {path: int(count) for path, count in counts}
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import algebra, packing
+from maskjax import packing
 from maskjax._core import axes as _axes
 from maskjax._core import checks, dtypes, layout, trees, walk
 from maskjax._core.axes import Axes
@@ -259,7 +259,7 @@ def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
     _drawing.concrete(mask, fn=fn, what="a mask with values")
     names = ("params", "mask")
     pairs = checks.shaped_like(params, mask, fn=fn, names=names)
-    kept = algebra.kept_by_leaf({i: leaf for i, (_, leaf) in enumerate(pairs)})
+    kept = packing.kept_by_leaf({i: leaf for i, (_, leaf) in enumerate(pairs)})
     counts, paths = [], trees.paths(params)
     for i, (param, leaf) in enumerate(pairs):
         shape = np.shape(param)
