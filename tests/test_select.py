@@ -187,6 +187,7 @@ def test_counts_that_need_more_than_31_bits(scope, monkeypatch):
         return (
             select.top_k(scores, density=density, **how),
             select.drop(scores, within, rate=0.3, **how),
+            select.random_like(within, key=jax.random.key(0), **how),
             jax.vmap(lambda x: select.top_k(x, density=0.37, **how))(
                 jax.tree.map(lambda x: jnp.stack([x, -x]), scores)
             ),
@@ -204,6 +205,11 @@ def test_leaves_of_more_entries_than_32_bits_count(scope):
     found = jax.eval_shape(
         lambda x: select.top_k(x, density=0.1, scope=scope), {"a": leaf, "b": leaf}
     )
+    assert {x.shape for x in jax.tree.leaves(found)} == {leaf.shape}
+    mask = jax.ShapeDtypeStruct(leaf.shape, bool)
+    like = functools.partial(select.random_like, scope=scope)
+    key = jax.random.key(0)
+    found = jax.eval_shape(lambda m: like({"a": m, "b": m}, key=key), mask)
     assert {x.shape for x in jax.tree.leaves(found)} == {leaf.shape}
 
 
@@ -445,7 +451,9 @@ def test_a_threshold_is_not_rounded_to_the_format_of_the_scores(at):
     pool = [-math.inf, -448, 0, 1e-45, 2e-42, 0.298828, 0.1, 0.10009, 448, math.inf]
     names = ["float8_e4m3fn", *FLOATS]
     scores = {d: np.array(pool).astype(jnp.dtype(d)) for d in names}
-    for given in (at, np.float32(at)):
+    with np.errstate(over="ignore"):
+        single = np.float32(at)
+    for given in (at, single):
         mask = select.threshold(scores, at=given)
         for name, leaf in scores.items():
             with np.errstate(invalid="ignore"):

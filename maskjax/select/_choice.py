@@ -6,7 +6,7 @@ compiles a new one.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -73,14 +73,46 @@ def choose(
         return _masks(leaves, keeps, held, quotas, guesses)
 
 
-def choose_count(
-    scores: Scores, counts: list[Array], scope: Scope, where: Predicate, *, fn: str
+def choose_counted(
+    scores: Scores,
+    counts: Callable[[Leaves], Sequence[int | Array]],
+    scope: Scope,
+    where: Predicate,
+    *,
+    fn: str,
 ) -> Mask:
-    """Keep the highest scores, a given number in each search."""
+    """Keep the highest scores, a given number in each search.
+
+    Args:
+        scores: As in `choose`.
+        counts: From the leaves to the number of each search. It is called where
+            integers have the bits for it.
+        scope: As in `choose`.
+        where: As in `choose`.
+        fn: As in `choose`.
+    """
     leaves = Leaves(scores, scope, Entries(), where, fn=fn)
     nothing = leaves.mask(None, name="")
     with dtypes.counting(max(leaves.sizes)):
-        return _masks(leaves, nothing, nothing, [Count(n) for n in counts], None)[0]
+        quotas: list[Quota] = [
+            Count(jnp.asarray(count, dtypes.counts(size)))
+            for count, size in zip(counts(leaves), leaves.sizes, strict=True)
+        ]
+        return _masks(leaves, nothing, nothing, quotas, None)[0]
+
+
+def kept(mask: Mask, leaves: Leaves) -> list[Array]:
+    """How many decisions of each search a mask keeps."""
+    masks = leaves.mask(mask, name="mask")
+    return _kept(masks, plans=tuple(leaves.plans), joint=leaves.joint)
+
+
+@functools.partial(jax.jit, static_argnames=("plans", "joint"))
+def _kept(
+    masks: list[Array], *, plans: tuple[Plan, ...], joint: bool
+) -> list[int | Array]:
+    laid = [plan.laid(mask) for mask, plan in zip(masks, plans, strict=True)]
+    return _counts(laid, plans, joint=joint)
 
 
 def full(
@@ -217,21 +249,30 @@ def _of_alive(
     joint: bool,
 ) -> list[Quota]:
     """Counts that are fractions of all that is alive, not of a pattern's candidates."""
-    counts: list[Any] = []
-    for s, a, plan in zip(pooled, alive, plans, strict=True):
-        if a is None:
-            counts.append(math.prod(s.shape[plan.rows :]))
-        else:
-            most = dtypes.counts(math.prod(a.shape[plan.rows :]))
-            # Twice, because a fold of one operand is slow.
-            each, _ = fold([a], lambda a: [a, a], ["sum", "sum"], plan.rows, dtype=most)
-            counts.append(each)
-    if joint:
-        most = dtypes.counts(sum(s.size for s in pooled))
-        counts = [
-            jnp.sum(jnp.stack([jnp.asarray(n, most) for n in counts]), dtype=most)
-        ]
+    candidates = [
+        math.prod(s.shape[plan.rows :]) if a is None else a
+        for s, a, plan in zip(pooled, alive, plans, strict=True)
+    ]
+    counts = _counts(candidates, plans, joint=joint)
     return [Count(q.of(n)) for q, n in zip(quotas, counts, strict=True)]
+
+
+def _counts(
+    alive: Sequence[Array | int], plans: Sequence[Plan], *, joint: bool
+) -> list[int | Array]:
+    """How many candidates each search has, from flags, or from numbers where known."""
+    counts: list[int | Array] = []
+    for a, plan in zip(alive, plans, strict=True):
+        if isinstance(a, int):
+            counts.append(a)
+            continue
+        most = dtypes.counts(math.prod(a.shape[plan.rows :]))
+        counts += fold([a], lambda a: [a], ["sum"], plan.rows, dtype=most)
+    if joint:
+        most = dtypes.counts(sum(a if isinstance(a, int) else a.size for a in alive))
+        every = jnp.stack([jnp.asarray(n, most) for n in counts])
+        counts = [jnp.sum(every, dtype=most)]
+    return counts
 
 
 def _best_of_groups(
