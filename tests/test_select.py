@@ -450,9 +450,9 @@ def test_threshold_keeps_what_reaches_it(every_transform):
 def test_a_threshold_is_not_rounded_to_the_format_of_the_scores(at):
     pool = [-math.inf, -448, 0, 1e-45, 2e-42, 0.298828, 0.1, 0.10009, 448, math.inf]
     names = ["float8_e4m3fn", *FLOATS]
-    scores = {d: np.array(pool).astype(jnp.dtype(d)) for d in names}
     with np.errstate(over="ignore"):
         single = np.float32(at)
+        scores = {d: np.array(pool).astype(jnp.dtype(d)) for d in names}
     for given in (at, single):
         mask = select.threshold(scores, at=given)
         for name, leaf in scores.items():

@@ -38,6 +38,7 @@ def choose(
     holding: Mask | None = None,
     of_all: bool = False,
     guess: Scores | None = None,
+    absolute: bool = False,
 ) -> tuple[Mask, Scores]:
     """Keep the highest scores, and tell where each search cut.
 
@@ -56,6 +57,8 @@ def choose(
         holding: A mask that the result contains; its scores do not matter.
         of_all: True if shares are fractions of all decisions, False if of those within.
         guess: The cutoffs of an earlier call.
+        absolute: Whether entries are ranked by absolute value: of scores in memory that
+            takes no memory, unlike passing their absolute values.
     """
     leaves = Leaves(scores, scope, structure, where, fn=fn)
     keeps = leaves.mask(within, name=mask_name)
@@ -70,7 +73,7 @@ def choose(
         ]
         if of_all:  # a traced share becomes a count here, before `within` is counted
             quotas = [Count(q.of(n)) for q, n in zip(quotas, leaves.sizes, strict=True)]
-        return _masks(leaves, keeps, held, quotas, guesses)
+        return _masks(leaves, keeps, held, quotas, guesses, absolute=absolute)
 
 
 def choose_counted(
@@ -163,16 +166,19 @@ def _masks(
     held: list[Array | None],
     quotas: list[Quota],
     guesses: list[Array] | None,
+    *,
+    absolute: bool = False,
 ) -> tuple[Mask, Scores]:
     """The mask, and the tree of scores at which each search cut."""
     how = {"plans": tuple(leaves.plans), "joint": leaves.joint, "kinds": leaves.kinds()}
+    how["absolute"] = absolute
     others = keeps, held, quotas, guesses
     scores = placement.vary_like(leaves.scores, leaves.scores, others)
     masks, cuts = _chosen(scores, *others, **how)
     return leaves.whole(masks), leaves.whole(cuts)
 
 
-@functools.partial(jax.jit, static_argnames=("plans", "joint", "kinds"))
+@functools.partial(jax.jit, static_argnames=("plans", "joint", "kinds", "absolute"))
 def _chosen(
     scores: list[Array],
     keeps: list[Array | None],
@@ -183,6 +189,7 @@ def _chosen(
     plans: tuple[Plan, ...],
     joint: bool,
     kinds: tuple[int, ...],
+    absolute: bool,
 ) -> tuple[list[Array], list[Array]]:
     """The search over decisions, spread over entries."""
     keeps, held = _like(keeps, scores), _like(held, scores)
@@ -198,10 +205,9 @@ def _chosen(
             _best_of_groups(*each)
             for each in zip(pooled, candidates, holds, plans, strict=True)
         ]
-    rows = [plan.rows for plan in plans]
-    flags, cuts = _search.top_k(
-        pooled, candidates, holds, quotas, kinds, joint=joint, guess=guesses, rows=rows
-    )
+    how: dict[str, Any] = {"joint": joint, "absolute": absolute}
+    how |= {"guess": guesses, "rows": [plan.rows for plan in plans]}
+    flags, cuts = _search.top_k(pooled, candidates, holds, quotas, kinds, **how)
     masks = [plan.spread(flag) for flag, plan in zip(flags, plans, strict=True)]
     masks = [m if k is None else m & k for m, k in zip(masks, keeps, strict=True)]
     masks = [m if h is None else m | h for m, h in zip(masks, held, strict=True)]

@@ -15,6 +15,8 @@ from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
 
+_MERGE = {"sum": lax.add, "min": lax.min, "max": lax.max}
+
 # Longer arrays are cut into lines, which run in parallel and vectorize.
 _LONG = 2**13
 _LINE_LENGTHS = range(256, 4097)
@@ -47,6 +49,7 @@ def fold(
         lead: How many of the first axes, [R...], stay. The others are reduced.
         dtype: Of the sums. 64-bit numbers of each entry would take memory on TPU, so
             the entries of each block are added up in 32 bits, and the blocks in this.
+            Where there is one block its sum is returned in 32 bits.
     """
     kinds = tuple(kinds)
     end = lead + dtypes.blocks(arrays[0].shape, lead)
@@ -64,6 +67,8 @@ def fold(
         default=lambda *x: _fold_plainly(numbers(*x), kinds, end),
     )
     axes = tuple(range(lead, end))
+    if not axes:
+        return found
     return tuple(
         jnp.sum(x.astype(dtype), axis=axes, dtype=dtype)
         if kind == "sum"
@@ -75,10 +80,10 @@ def fold(
 def _fold_plainly(
     operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int
 ) -> tuple[Array, ...]:
-    reduce = {"sum": jnp.sum, "min": jnp.min, "max": jnp.max}
     rest = tuple(range(lead, operands[0].ndim))
+    # Not `jnp.sum`: with 64-bit integers it would add up every entry in these.
     return tuple(
-        reduce[kind](x, axis=rest, initial=_identity(kind, x)).astype(x.dtype)
+        lax.reduce(x, _identity(kind, x), _MERGE[kind], rest)
         for kind, x in zip(kinds, operands, strict=True)
     )
 
@@ -103,7 +108,8 @@ def _fold_on_cpu(
         )
     operands = made(*arrays)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
-        return _fold_plainly(operands, kinds, lead)
+        devices = jax.device_count() if sharding.mesh.empty else sharding.mesh.size
+        return _fold_in_groups(operands, kinds, lead, devices)
     by_shard = jax.shard_map(
         lambda *shards: _fold_shard(shards, kinds, sharding.spec, lead),
         mesh=sharding.mesh,
@@ -133,15 +139,51 @@ def _fold_local(
 ) -> tuple[Array, ...]:
     """The reduction on one device: along lines first, then over the lines' totals."""
     operands = tuple(_lines(x, lead) for x in operands)
+    while operands[0].ndim > lead:
+        operands = _reduced(operands, kinds, operands[0].ndim - 1)
+    return operands
+
+
+def _fold_in_groups(
+    operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int, devices: int
+) -> tuple[Array, ...]:
+    """Groups of entries first that are on one device, together; then what they give.
+
+    The compiler gathers no axis that is whole on each device, so that it takes several
+    operands there. Plain reductions write theirs to memory, each as large as the
+    scores, and take ten times as long.
+    """
+    axis, size = _group(operands[0].shape, lead, devices)
+    if size > 1:
+        operands = tuple(placement.cut(x, axis, size) for x in operands)
+        operands = _reduced(operands, kinds, axis + 1)
+    return _fold_plainly(operands, kinds, lead)
+
+
+def _group(shape: tuple[int, ...], lead: int, devices: int) -> tuple[int, int]:
+    """An axis, and how many neighbors along it are on one device, however it is cut."""
+    sizes = [
+        (_length(n // math.gcd(n, devices)), axis)
+        for axis, n in enumerate(shape)
+        if axis >= lead and n
+    ]
+    if not sizes:
+        return lead, 1
+    size, axis = max((size if size <= _LONG else 1, axis) for size, axis in sizes)
+    last, end = sizes[-1]
+    return (end, last) if 16 <= last <= _LONG else (axis, size)
+
+
+def _reduced(
+    operands: Sequence[Array], kinds: tuple[Kind, ...], axis: int
+) -> tuple[Array, ...]:
+    """Along one axis, in one pass."""
     seeds = tuple(_identity(kind, x) for kind, x in zip(kinds, operands, strict=True))
-    merge = {"sum": jnp.add, "min": jnp.minimum, "max": jnp.maximum}
 
     def combine(a: tuple, b: tuple) -> tuple:
-        return tuple(merge[kind](x, y) for kind, x, y in zip(kinds, a, b, strict=True))
+        return tuple(_MERGE[kind](x, y) for kind, x, y in zip(kinds, a, b, strict=True))
 
-    while operands[0].ndim > lead:
-        operands = lax.reduce(operands, seeds, combine, (operands[0].ndim - 1,))
-    return tuple(operands)
+    return tuple(lax.reduce(tuple(operands), seeds, combine, (axis,)))
 
 
 def _identity(kind: Kind, x: Array) -> Array:

@@ -57,12 +57,13 @@ class Data:
         *,
         kinds: Sequence[int],
         joint: bool,
+        absolute: bool,
         rows: int,
     ):
         wide = any(jnp.finfo(x.dtype).bits == 64 for x in leaves)
         self.real = jnp.dtype("float64" if wide else "float32")
         self.key = jnp.dtype("int64" if wide else "int32")
-        self.joint = joint
+        self.joint, self.absolute = joint, absolute
         self.rowed = rows > 0
         self.lead = rows or 1
         self.dtypes = [x.dtype for x in leaves]
@@ -99,7 +100,8 @@ class Data:
 
     def keys(self, scores: Array, alive: Array | None, held: Array | None) -> Array:
         """Keys in the order of the scores."""
-        return order_key(exactly(scores, self.real), alive, held)  # 1.
+        scores = exactly(scores, self.real)
+        return order_key(scores, alive, held, absolute=self.absolute)  # 1.
 
     def whole(self) -> tuple[Interval, Sequence[int | Array]]:
         """The keys of all that counts, and how many count in each search."""
@@ -231,7 +233,9 @@ class Data:
 
     def cutoffs(self, found: Interval, answer: Array) -> list[Array]:
         """For each leaf, the score at which its search cut."""
-        key = jnp.where(found.ties, found.tied, self.key_of(answer))
+        infinity = int(np.array(np.inf, self.real).view(self.key))
+        key = jnp.clip(self.key_of(answer), -infinity, infinity)
+        key = jnp.where(found.ties, found.tied, key)
         scores = from_order_key(key, self.real)
         each = [scores[0]] * len(self.dtypes) if self.joint else self.parted(scores)
         return [
@@ -299,7 +303,11 @@ class Data:
 
     def totals(self, stacks: list[Array]) -> Array:
         """Counts of each row, added up for each search."""
-        return self.merged(functools.partial(jnp.sum, dtype=self.count_dtype), stacks)
+        # One conversion of all rows, because each is a program on its own.
+        same = len({x.dtype for x in stacks}) == 1
+        stacks = stacks if same else [x.astype(self.count_dtype) for x in stacks]
+        add = functools.partial(jnp.sum, dtype=self.count_dtype)
+        return self.merged(add, stacks).astype(self.count_dtype)
 
     def merged(self, merge: Callable[[Array], Array], stacks: list[Array]) -> Array:
         """Numbers of each row, merged for each search."""

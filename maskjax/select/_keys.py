@@ -10,10 +10,17 @@ from jax import lax
 from maskjax._core.trees import Array
 
 
-def order_key(x: Array, alive: Array | None, held: Array | None = None) -> Array:
+def order_key(
+    x: Array,
+    alive: Array | None,
+    held: Array | None = None,
+    *,
+    absolute: bool = False,
+) -> Array:
     """Integers in the order of the floats: -0.0 ties with 0.0, nan is below -inf.
 
     Entries that are held are above everything, and those not alive below everything.
+    With `absolute` the order is that of the absolute values.
     """
     if jnp.finfo(x.dtype).bits < 32:
         x = exactly(x, jnp.dtype("float32"))
@@ -21,7 +28,7 @@ def order_key(x: Array, alive: Array | None, held: Array | None = None) -> Array
     infinity = int(np.array(np.inf, x.dtype).view(key))
     bits = lax.bitcast_convert_type(x, key)
     magnitude = bits & int(jnp.iinfo(key).max)
-    ordered = jnp.where(bits < 0, -magnitude, magnitude)
+    ordered = magnitude if absolute else jnp.where(bits < 0, -magnitude, magnitude)
     ordered = jnp.where(magnitude > infinity, lowest(key) + 1, ordered)
     if held is not None:
         ordered = jnp.where(held, jnp.iinfo(key).max - 1, ordered)

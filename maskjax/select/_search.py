@@ -30,6 +30,7 @@ def top_k(
     kinds: Sequence[int],
     *,
     joint: bool,
+    absolute: bool = False,
     guess: Sequence[Array] | None = None,
     rows: Sequence[int] | None = None,
 ) -> tuple[list[Array], list[Array]]:
@@ -43,6 +44,7 @@ def top_k(
         quotas: For each search, how many of the entries that count it keeps.
         kinds: For each leaf, a number; those of one number are sharded alike.
         joint: True for one search over all leaves in order, False for one per leaf.
+        absolute: Whether absolute values are ranked.
         guess: For each search, a scalar close to its last kept score.
         rows: For each leaf, how many of its first axes count searches: each index of
             these axes is one. The leaf's quota and guess may have their shape then, and
@@ -65,6 +67,7 @@ def top_k(
             [held[i] for i in ids],
             kinds=[kinds[i] for i in ids],
             joint=joint,
+            absolute=absolute,
             rows=rows[ids[0]],
         )
         flags, cuts = _top_k(

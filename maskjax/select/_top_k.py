@@ -195,7 +195,8 @@ def _fits(scores: Array, level: Any) -> bool:
 def _reaches(s: Array, level: ArrayLike) -> Array:
     wide = dtypes.at_least_float32(s.dtype)
     if not checks.shaped(level):  # a Python number, which may lie between two floats
-        at = np.array(level, wide)
+        with np.errstate(over="ignore"):
+            at = np.array(level, wide)
         level = np.nextafter(at, np.inf, dtype=wide) if at < level else at
     return _reaches_array(s, level)
 
