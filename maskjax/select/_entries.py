@@ -67,7 +67,10 @@ class Data:
         self.rowed = rows > 0
         self.lead = rows or 1
         self.dtypes = [x.dtype for x in leaves]
-        given: list[tuple[Any, ...]] = list(zip(leaves, alive, held, strict=True))
+        given: list[tuple[Any, ...]] = [
+            (x, *(None if flag is None else placement.alike(flag, x) for flag in flags))
+            for x, *flags in zip(leaves, alive, held, strict=True)
+        ]
         self.order = _order(given, kinds)
         stacks = [self.stacked(given, ids) for ids in self.order]
         self.stacks = tuple(x for x, *_ in stacks)

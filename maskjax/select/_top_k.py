@@ -197,7 +197,7 @@ def _reaches(s: Array, level: ArrayLike) -> Array:
     if not checks.shaped(level):  # a Python number, which may lie between two floats
         with np.errstate(over="ignore"):
             at = np.array(level, wide)
-        level = np.nextafter(at, np.inf, dtype=wide) if at < level else at
+        level = np.nextafter(at, np.inf, dtype=wide) if float(at) < level else at
     return _reaches_array(s, level)
 
 
