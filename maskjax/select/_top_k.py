@@ -192,7 +192,7 @@ def _fits(scores: Array, level: Any) -> bool:
     return not shape or checks.fits(shape, scores.shape)
 
 
-def _reaches(s: Array, level: ArrayLike) -> Array:
+def _reaches(s: Array, level: Any) -> Array:
     wide = dtypes.at_least_float32(s.dtype)
     if not checks.shaped(level):  # a Python number, which may lie between two floats
         with np.errstate(over="ignore"):
