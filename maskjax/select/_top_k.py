@@ -63,8 +63,9 @@ def top_k(
 
     Ties go to the lowest index (of the flattened leaf; in scope "global", earlier
     leaves come first), as in a stable descending sort. -0.0 equals 0.0, and a nan ranks
-    below -inf. Selection counts instead of sorting: about eight passes over the data,
-    at most 17 (33 for float64), and only counts travel between devices.
+    below -inf. Selection counts instead of sorting: in about eight passes over the data
+    (at most one for each bit of the scores, and of the places of equal ones), and only
+    counts travel between devices.
 
     Args:
         scores: Tree of floating leaves, `None` where a parameter is left alone. Higher
