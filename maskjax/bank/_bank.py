@@ -62,10 +62,13 @@ def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskB
         like = packing.spec_of_bits(leaf)
         shape = (capacity, *PackedMask.words(leaf.shape))
         words = placement.zeros(shape, jnp.uint32, leaf, spec=(None, *like))
+        if placement.left_to_compiler(leaf):  # elsewhere its spec says it all
+            words = placement.follow(words, packing.laid_as_bits(leaf))
         return PackedMask(words, leaf.shape)
 
     def count(leaf: Array) -> Array:
-        return placement.zeros(leaf.shape, jnp.int32, leaf)
+        none = placement.zeros(leaf.shape, jnp.int32, leaf)
+        return placement.follow(none, leaf)
 
     masks, counts = trees.map_mask(bits, leaves), trees.map_mask(count, leaves)
     return MaskBank(masks, counts, jnp.int32(0), jnp.int32(0))

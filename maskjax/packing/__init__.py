@@ -19,6 +19,7 @@ from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask
 
 # What other modules share, and users should not need.
+from maskjax.packing._bits import laid_as_bits as laid_as_bits
 from maskjax.packing._bits import pack_leaf as pack_leaf
 from maskjax.packing._bits import population as population
 from maskjax.packing._bits import spec_of_bits as spec_of_bits

@@ -94,13 +94,20 @@ def full(
     """A mask that keeps everything, with axes of 1 where a structure's masks have."""
     leaves = Leaves(scores, scope, structure, where, fn=fn)
 
-    def of_leaf(x: Array, plan: Plan) -> Array:
-        one = jax.eval_shape(lambda x: plan.spread(plan.pool(plan.laid(x))), x)
+    def of_leaf(own: Any, x: Array, plan: Plan) -> Array:
+        decided = lambda x: plan.spread(plan.pool(plan.laid(x)))  # noqa: E731
+        one = jax.eval_shape(decided, x)
         if one.shape == x.shape:
-            return placement.ones(x)
-        return ~placement.zeros(one.shape, bool, x, spec=placement.spec_of(one))
+            mask, like = placement.ones(x), lambda x: x
+        else:
+            spec = placement.spec_of(one)
+            mask, like = ~placement.zeros(one.shape, bool, x, spec=spec), decided
+        # What has only a shape is nowhere.
+        follows = placement.left_to_compiler(own)
+        return placement.follow(mask, like(x)) if follows else mask
 
-    pairs = zip(leaves.scores, leaves.plans, strict=True)
+    own = (leaves.leaves[i] for i in leaves.scored)
+    pairs = zip(own, leaves.scores, leaves.plans, strict=True)
     return leaves.whole([of_leaf(*pair) for pair in pairs])
 
 

@@ -297,7 +297,19 @@ def _by_mask(
     objective: Objective, params: Params, mixed: SoftMask, data: Any
 ) -> SoftMask:
     """The objective's gradient by a soft mask: parameters times their gradients."""
+    leaves, treedef = jax.tree.flatten(params)
+    masks = treedef.flatten_up_to(mixed)
+    mixed = treedef.unflatten(map(_cut_as, masks, leaves))
     return jax.grad(lambda m: objective(masking.apply(params, m), *data))(mixed)
+
+
+def _cut_as(mask: Array | None, param: Array) -> Array | None:
+    """A soft mask that is cut where its parameter is, and so is its gradient."""
+    if mask is None:
+        return None
+    pairs = zip(mask.shape, param.shape, placement.spec_of(param), strict=True)
+    spec = [names if a == b else None for a, b, names in pairs]
+    return placement.cut_as(mask, spec, like=param)
 
 
 @jax.jit
