@@ -164,7 +164,8 @@ def predict(
         batch_size: How many masks to run at a time with `jax.lax.map`, which limits the
             memory. `None` runs all of them at once. Masks on several devices run there,
             one at a time at least; under `jit` on an Auto mesh, fewer at a time than
-            there are devices are gathered.
+            there are devices are gathered. Parameters and inputs that are sharded over
+            the same mesh axis as masks are gathered.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -182,6 +183,8 @@ def predict(
         <BLANKLINE>
                [[ 1.]]], dtype=float32)
     """
+    # A mesh axis holds either masks or parts of what all masks meet.
+    params, inputs = placement.clear((params, inputs), stack)
     return _map(
         lambda mask, *inputs: apply(masking.apply(params, mask), *inputs),
         stack,

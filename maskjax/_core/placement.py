@@ -313,6 +313,24 @@ def sharding(x: Any) -> Any:
     return jax.typeof(x).sharding
 
 
+def clear(tree: Any, stack: Any) -> Any:
+    """A tree whose arrays are gathered from mesh axes that hold members of a stack.
+
+    One mesh axis can't hold both, where every member meets the whole tree. That is as
+    far as types tell.
+    """
+    firsts = [spec_of(leaf)[:1] for leaf in jax.tree.leaves(stack)]
+    taken = {name for part in firsts for name in names_of(part)}
+
+    def of_leaf(x: Array) -> Array:
+        if not explicit(x):
+            return x
+        parts = [None if taken & set(names_of([p])) else p for p in spec_of(x)]
+        return place(x, parts)
+
+    return jax.tree.map(of_leaf, tree) if taken else tree
+
+
 def clear_of(x: Array, others: Any) -> Array:
     """The array with whole rows, if others are sharded over the mesh axes of its rows.
 

@@ -194,9 +194,14 @@ def _append(bank: MaskBank, packed: Mask) -> MaskBank:
 def _extend(bank: MaskBank, packed: Mask) -> MaskBank:
     room = capacity(bank) - bank.learned
 
+    def gathered(leaf: PackedMask, new: PackedMask) -> PackedMask:
+        return PackedMask(rows.whole(new.bits, leaf.bits), new.shape)
+
     def counted(count: Array, new: PackedMask) -> Array:
         return count + packing.tally_leaf(new, room)
 
+    # Bits travel as they must; then every device counts by itself.
+    packed = trees.map_mask(gathered, bank.masks, packed)
     return _inserted(bank, packed, trees.map_mask(counted, bank.counts, packed))
 
 

@@ -86,7 +86,8 @@ def infer(
         per: "image" decides for each image. "batch" decides once, for images that are
             all of one task.
         batch_size: How many images are decided at once. Memory grows with it, by one
-            network's gradient an image. Images on several devices are decided there, if
+            network's gradient an image. "exhaustive" tries as many masks at once, too;
+            under `jit` on an Auto mesh fewer than there are devices are gathered. Images on several devices are decided there, if
             masks are not sharded over the same mesh axis; under `jit` on an Auto mesh,
             only if as many at once as there are devices. Otherwise images are gathered.
 
@@ -133,8 +134,10 @@ def infer(
             return logit_entropy(logits)
         return superfluous(logits, labels=labels)
 
+    how = {"batch_size": batch_size} if method == "exhaustive" else {}
+
     def one(images: Array) -> Array:
-        return _METHODS[method](objective, params, bank, images)
+        return _METHODS[method](objective, params, bank, images, **how)
 
     if per == "batch":
         return one(images)
@@ -268,10 +271,7 @@ def exhaustive(
     checks.at_least(batch_size, 1, fn=fn, name="batch_size")
     _ready(bank, params, fn)
     values = stacking.predict(
-        lambda params: objective(params, *data),
-        params,
-        bank.masks,
-        batch_size=min(batch_size, capacity(bank)),
+        objective, params, bank.masks, *data, batch_size=min(batch_size, capacity(bank))
     )
     return _lowest(bank, values)
 
@@ -299,17 +299,17 @@ def _by_mask(
     """The objective's gradient by a soft mask: parameters times their gradients."""
     leaves, treedef = jax.tree.flatten(params)
     masks = treedef.flatten_up_to(mixed)
-    mixed = treedef.unflatten(map(_cut_as, masks, leaves))
+    mixed = treedef.unflatten(map(_placed_as, masks, leaves))
     return jax.grad(lambda m: objective(masking.apply(params, m), *data))(mixed)
 
 
-def _cut_as(mask: Array | None, param: Array) -> Array | None:
-    """A soft mask that is cut where its parameter is, and so is its gradient."""
+def _placed_as(mask: Array | None, param: Array) -> Array | None:
+    """A soft mask where its parameter is, as its gradient is then."""
     if mask is None:
         return None
     pairs = zip(mask.shape, param.shape, placement.spec_of(param), strict=True)
     spec = [names if a == b else None for a, b, names in pairs]
-    return placement.cut_as(mask, spec, like=param)
+    return placement.place(mask, spec, like=param)
 
 
 @jax.jit
