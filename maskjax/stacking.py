@@ -59,6 +59,7 @@ def stack(masks: Sequence[Mask]) -> Mask:
         names = ("mask 0", f"mask {i}")
         checks.same_shapes(masks[0], mask, fn=fn, names=names)
         checks.same_kinds(masks[0], mask, fn=fn, names=names)
+    checks.together(fn=fn, masks=masks)
     return _stack(masks)
 
 
@@ -83,7 +84,9 @@ def unstack(stack: Mask) -> list[Mask]:
         >>> stacking.unstack({"w": jnp.array([[True], [False]])})[1]
         {'w': Array([False], dtype=bool)}
     """
-    k = checks.members(stack, fn="maskjax.stacking.unstack")
+    fn = "maskjax.stacking.unstack"
+    k = checks.members(stack, fn=fn)
+    checks.together(fn=fn, stack=stack)
     return _unstacked(stack, k)
 
 
@@ -114,6 +117,7 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
     """
     fn = "maskjax.stacking.take"
     k = checks.members(stack, fn=fn)
+    checks.together(fn=fn, stack=stack, i=i)
     if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
         raise TypeError(f"`{fn}` needs `i` as an integer, got {checks.kind_of(i)}.")
     slots.in_range(i, k, fn=fn, name="i")
@@ -183,6 +187,9 @@ def predict(
         <BLANKLINE>
                [[ 1.]]], dtype=float32)
     """
+    checks.together(
+        fn="maskjax.stacking.predict", params=params, stack=stack, inputs=inputs
+    )
     # A mesh axis holds either masks or parts of what all masks meet.
     params, inputs = placement.clear((params, inputs), stack)
     return _map(
@@ -238,6 +245,7 @@ def _map(
     fn: str,
 ) -> Any:
     members = checks.members(stack, fn=fn)
+    checks.together(fn=fn, stack=stack, inputs=inputs)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`{fn}` needs `batch_size` of at least 1, got {batch_size}.")
 
@@ -292,6 +300,9 @@ def predict_each(
     fn = "maskjax.stacking.predict_each"
     checks.at_least(group, 1, fn=fn, name="group")
     last = checks.members(stack, fn=fn) - 1
+    checks.together(
+        fn=fn, params=params, stack=stack, members=members, inputs=inputs
+    )
     size = _samples(members, inputs, fn)
     members, inputs = placement.whole((members, inputs))
     members, places, groups = _grouped(jnp.asarray(members), last, group)
@@ -368,6 +379,7 @@ def mix(stack: Mask, coefficients: Array) -> SoftMask:
     checks.boolean(stack, fn=fn, name="stack")
     checks.coefficients(coefficients, stack, fn=fn)
     checks.packed(stack, fn=fn, stacked=True)
+    checks.beside(stack, fn=fn, name="stack", coefficients=coefficients)
     return trees.map_mask(lambda leaf: _mix_leaf(leaf, coefficients), stack)
 
 

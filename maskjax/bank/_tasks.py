@@ -76,6 +76,7 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
     packed = packed_stack(stack)
     checks.packed_stack(packed, fn=fn)
     checks.same_shapes(bank.masks, packed, fn=fn, names=("bank", "mask"))
+    checks.together(fn=fn, bank=bank, stack=packed)
     require_room(bank, members, fn=fn)
     return _extend(bank, packed)
 
@@ -132,6 +133,7 @@ def take(bank: MaskBank, task: ArrayLike) -> Mask:
     """
     fn = "maskjax.bank.take"
     require_bank(bank, fn=fn)
+    checks.together(fn=fn, bank=bank, task=task)
     index, exists = _slot(bank, task, fn)
     return _take(bank.masks, index, exists)
 
@@ -142,6 +144,7 @@ def _fitting(bank: MaskBank, mask: Mask, fn: str) -> Mask:
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
     checks.same_shapes(bank.masks, mask, fn=fn, names=("bank", "mask"))
+    checks.together(fn=fn, bank=bank, mask=mask)
     return packing.pack(mask)
 
 

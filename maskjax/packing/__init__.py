@@ -119,6 +119,8 @@ def dot(stack: Mask, tree: trees.Params) -> Array:
     checks.packed_stack(stack, fn=fn)
     pairs = checks.shaped_like(tree, stack, fn=fn, names=("tree", "stack"))
     checks.floating_where_masked(pairs, tree, fn=fn, name="tree")
+    chosen = [values for values, m in pairs if m is not None]
+    checks.together(fn=fn, stack=stack, tree=chosen)
     sums = [dot_leaf(m, values) for values, m in pairs if m is not None]
     wide = any(s.dtype == jnp.float64 for s in sums)
     dtype = jnp.dtype("float64" if wide else "float32")

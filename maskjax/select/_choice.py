@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import dtypes, placement
+from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _search
 from maskjax.select._count import fold
@@ -62,6 +62,7 @@ def choose(
     held = leaves.mask(holding, name=mask_name)
     shares = leaves.shares(share, name=name)
     guesses = leaves.guesses(guess)
+    checks.together(fn=fn, scores=scores, **{name: share, "guess": guess})
     known = of_all or within is None
     with dtypes.counting(max(leaves.sizes)):
         quotas: list[Quota] = [
@@ -77,6 +78,7 @@ def choose_count(
     scores: Scores, counts: list[Array], scope: Scope, where: Predicate, *, fn: str
 ) -> Mask:
     """Keep the highest scores, a given number in each search."""
+    checks.together(fn=fn, scores=scores)
     leaves = Leaves(scores, scope, Entries(), where, fn=fn)
     nothing = leaves.mask(None, name="")
     with dtypes.counting(max(leaves.sizes)):

@@ -41,6 +41,7 @@ def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
     fn = "maskjax.select.bernoulli"
     checks.typed_key(key, fn=fn)
     checks.floating_scores(probabilities, fn=fn, name="probabilities")
+    checks.beside(probabilities, fn=fn, name="probabilities", key=key)
     leaves, treedef = jax.tree.flatten(probabilities, is_leaf=trees.is_mask_leaf)
     return treedef.unflatten(
         [None if p is None else _sampled(p, key, i) for i, p in enumerate(leaves)]
@@ -94,7 +95,8 @@ def random(
     """
     fn = "maskjax.select.random"
     checks.typed_key(key, fn=fn)
-    checks.chosen(params, where, fn=fn)
+    chosen = checks.chosen_leaves(params, where, fn=fn)
+    checks.together(fn=fn, params=chosen, density=density, key=key)
     scores = random_scores(params, where=where, key=key)
     return choose(scores, Keep, density, scope, Entries(), where, fn=fn)[0]
 
@@ -133,6 +135,7 @@ def random_like(
     checks.typed_key(key, fn=fn)
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
+    checks.together(fn=fn, mask=mask, key=key)
     alive = packing.unpack(mask)
     shapes = trees.map_mask(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), alive)
     checks.floating_scores(shapes, fn=fn, name="mask")

@@ -57,6 +57,8 @@ def gradient(
     checks.packed_stack(stack, fn=fn)
     checks.coefficients(coefficients, stack, fn=fn)
     checks.shaped_like(params, stack, fn=fn, names=("params", "stack"))
+    given = {"params": params, "stack": stack, "coefficients": coefficients}
+    checks.together(fn=fn, **given, data=data)
     mixed = stacking.mix(stack, coefficients)
     return packing.dot(stack, _by_mask(objective, params, mixed, data))
 
@@ -119,7 +121,7 @@ def infer(
             f"`{fn}` needs at least one image, got an array of shape "
             f"{jnp.shape(images)}."
         )
-    _ready(bank, params, fn)
+    _ready(bank, params, images, fn, "images")
     image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     outputs = jax.eval_shape(apply, params, image).shape[-1]
     if labels is not None and labels == outputs:
@@ -171,7 +173,7 @@ def one_shot(objective: Objective, params: Params, bank: MaskBank, *data: Any) -
     References:
         Wortsman et al., arXiv:2006.14769, section 3.3, "One-Shot".
     """
-    _ready(bank, params, "maskjax.superposition.one_shot")
+    _ready(bank, params, data, "maskjax.superposition.one_shot")
     return _lowest(bank, _at_mean(objective, params, bank, data))
 
 
@@ -210,7 +212,7 @@ def binary(
     """
     fn = "maskjax.superposition.binary"
     checks.at_least(base, 2, fn=fn, name="base")
-    _ready(bank, params, fn)
+    _ready(bank, params, data, fn)
     # The first mean comes from the bank's counts: no pass over the masks.
     gradients = _at_mean(objective, params, bank, data)
     left = -(-bank.learned // base)
@@ -269,7 +271,7 @@ def exhaustive(
     """
     fn = "maskjax.superposition.exhaustive"
     checks.at_least(batch_size, 1, fn=fn, name="batch_size")
-    _ready(bank, params, fn)
+    _ready(bank, params, data, fn)
     values = stacking.predict(
         objective, params, bank.masks, *data, batch_size=min(batch_size, capacity(bank))
     )
@@ -331,10 +333,13 @@ def _lowest(bank: MaskBank, values: Array) -> Array:
     return jnp.where(bank.learned > 0, best, -1).astype(jnp.int32)
 
 
-def _ready(bank: MaskBank, params: Params, fn: str) -> None:
+def _ready(
+    bank: MaskBank, params: Params, data: Any, fn: str, name: str = "data"
+) -> None:
     """Raise unless there is a bank, of masks that fit, with a learned task."""
     require_bank(bank, fn=fn)
     checks.packed_stack(bank.masks, fn=fn)
     checks.shaped_like(params, bank.masks, fn=fn, names=("params", "stack"))
+    checks.together(fn=fn, params=params, bank=bank, **{name: data})
     if checks.known(bank.learned) == 0:
         raise ValueError(f"`{fn}` needs a bank with at least one learned task.")

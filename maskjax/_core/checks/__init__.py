@@ -5,6 +5,7 @@ Array values are not read, except counters that are not traced (`known`). Functi
 paths are made into strings only then.
 """
 
+from maskjax._core.checks._devices import beside, together
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
@@ -57,6 +58,7 @@ __all__ = [
     "BY_VMAP",
     "alike",
     "at_least",
+    "beside",
     "boolean",
     "chosen",
     "chosen_leaves",
@@ -93,6 +95,7 @@ __all__ = [
     "shaped",
     "shaped_like",
     "structure",
+    "together",
     "typed_key",
     "unit_interval",
 ]
