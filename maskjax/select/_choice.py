@@ -191,7 +191,21 @@ def _chosen(
     masks = [plan.spread(flag) for flag, plan in zip(flags, plans, strict=True)]
     masks = [m if k is None else m & k for m, k in zip(masks, keeps, strict=True)]
     masks = [m if h is None else m | h for m, h in zip(masks, held, strict=True)]
+    masks = list(map(_cut_back, masks, scores, plans))
     return masks, [plan.numbers(c) for c, plan in zip(cuts, plans, strict=True)]
+
+
+def _cut_back(mask: Array, scores: Array, plan: Plan) -> Array:
+    """A mask sharded as its scores, also where a structure straddles their shards."""
+    if isinstance(plan.structure, Entries):
+        return mask
+    spec = [
+        names if a == b else None
+        for a, b, names in zip(
+            mask.shape, scores.shape, placement.spec_of(scores), strict=True
+        )
+    ]
+    return placement.follow(placement.cut_as(mask, spec, like=scores), scores)
 
 
 def _lifted(scores: Array, hold: Array) -> Array:
