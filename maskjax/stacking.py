@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -187,17 +186,15 @@ def predict(
         <BLANKLINE>
                [[ 1.]]], dtype=float32)
     """
-    checks.together(
-        fn="maskjax.stacking.predict", params=params, stack=stack, inputs=inputs
-    )
     # A mesh axis holds either masks or parts of what all masks meet.
-    params, inputs = placement.clear((params, inputs), stack)
+    whole, inputs = placement.clear((params, inputs), stack)
     return _map(
-        lambda mask, *inputs: apply(masking.apply(params, mask), *inputs),
+        lambda mask, *inputs: apply(masking.apply(whole, mask), *inputs),
         stack,
         *inputs,
         batch_size=batch_size,
         fn="maskjax.stacking.predict",
+        params=params,
     )
 
 
@@ -243,9 +240,10 @@ def _map(
     *inputs: Any,
     batch_size: int | None,
     fn: str,
+    params: Params | None = None,
 ) -> Any:
     members = checks.members(stack, fn=fn)
-    checks.together(fn=fn, stack=stack, inputs=inputs)
+    checks.together(fn=fn, params=params, stack=stack, inputs=inputs)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`{fn}` needs `batch_size` of at least 1, got {batch_size}.")
 
@@ -300,10 +298,8 @@ def predict_each(
     fn = "maskjax.stacking.predict_each"
     checks.at_least(group, 1, fn=fn, name="group")
     last = checks.members(stack, fn=fn) - 1
-    checks.together(
-        fn=fn, params=params, stack=stack, members=members, inputs=inputs
-    )
-    size = _samples(members, inputs, fn)
+    checks.together(fn=fn, params=params, stack=stack, members=members, inputs=inputs)
+    size = checks.samples(members, inputs, fn=fn)
     members, inputs = placement.whole((members, inputs))
     members, places, groups = _grouped(jnp.asarray(members), last, group)
 
@@ -387,28 +383,3 @@ def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
     if isinstance(leaf, PackedMask):
         return packing.mix_leaf(leaf, coefficients)
     return rows.mixed(leaf, coefficients)
-
-
-def _samples(members: Array, inputs: Any, fn: str) -> int:
-    """The number of samples, which every input must have."""
-    if not (
-        checks.shaped(members)
-        and members.ndim == 1
-        and jnp.issubdtype(members.dtype, jnp.integer)
-    ):
-        raise TypeError(
-            f"`{fn}` needs `members` as integers of shape (B,), got "
-            f"{checks.kind_of(members)}."
-        )
-    size = members.shape[0]
-    if not size:
-        raise ValueError(f"`{fn}` needs at least one sample, got none.")
-    checks.raise_all(
-        (
-            f"{path}: {checks.kind_of(leaf)}"
-            for path, leaf in trees.named_leaves(inputs)
-            if np.shape(leaf)[:1] != (size,)
-        ),
-        f"`{fn}` needs every input with a leading axis of {size}, one for each member",
-    )
-    return size

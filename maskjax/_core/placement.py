@@ -117,7 +117,7 @@ def cut_as(x: Array, spec: Sequence[Names], *, like: Array) -> Array:
     """
     if not explicit(like):
         return x
-    new = list(spec_of(x)) if explicit(x) else [None] * jnp.ndim(x)
+    new: list[Names] = list(spec_of(x))
     sizes = sharding(like).mesh.shape
     for axis, part in enumerate(spec):
         names, taken = names_of([part]), names_of(new)

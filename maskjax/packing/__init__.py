@@ -36,7 +36,8 @@ def pack(mask: Mask) -> Mask:
     """Store a mask with one bit an entry.
 
     The bits are sharded as the mask is (`PackedMask` says how they lie). If a device
-    has no multiple of 32 entries of the packed axis, that axis is gathered.
+    has no multiple of 32 entries of the packed axis, that axis is gathered; a mask that
+    is packed as one run is gathered as a whole.
 
     Args:
         mask: Tree of boolean or packed leaves, or `None`. Packed leaves are returned as
@@ -91,7 +92,8 @@ def dot(stack: Mask, tree: trees.Params) -> Array:
     If `tree` holds weights times their gradients at a mixed mask (`stacking.mix`), the
     result is the gradient of the loss with respect to the mixing coefficients. Every
     device reads the masks, or the entries, that it has; K numbers are added up. `tree`
-    is gathered where `pack` would gather a mask of its shapes.
+    is gathered where `pack` would gather a mask of its shapes, and from mesh axes that
+    hold masks.
 
     Args:
         stack: A packed stack of K masks.

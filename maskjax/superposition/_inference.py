@@ -89,9 +89,10 @@ def infer(
             all of one task.
         batch_size: How many images are decided at once. Memory grows with it, by one
             network's gradient an image. "exhaustive" tries as many masks at once, too;
-            under `jit` on an Auto mesh fewer than there are devices are gathered. Images on several devices are decided there, if
-            masks are not sharded over the same mesh axis; under `jit` on an Auto mesh,
-            only if as many at once as there are devices. Otherwise images are gathered.
+            under `jit` on an Auto mesh, fewer than there are devices are gathered.
+            Images on several devices are decided there, if masks are not sharded over
+            the same mesh axis; under `jit` on an Auto mesh, only if as many at once as
+            there are devices. Otherwise images are gathered.
 
     Returns:
         int32, [B] or a scalar: the task. Ties go to the lowest number; -1 if no task is

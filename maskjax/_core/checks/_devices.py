@@ -52,12 +52,14 @@ def beside(tree: Any, *, fn: str, name: str = "params", **given: Any) -> None:
     """
     for other, value in given.items():
         place = _place(value)
+        if not place:
+            continue
         lines = [
             f"{path}: {name} on {_listed(here)}, {other} on {_listed(place)}"
-            for path, leaf in (trees.named_leaves(tree) if place else [])
+            for path, leaf in trees.named_leaves(tree)
             if (here := _place(leaf)) and not _alike([here, place])
         ]
-        if place and lines:
+        if lines:
             raise listing(lines, meeting(fn))
     summed(tree, fn=fn)
 
