@@ -14,6 +14,7 @@ import pytest
 _PROGRAM = '''
 import json
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import maskjax
 from maskjax import (
-    algebra, bank, packing, score, select, stacking, structure, superposition, where
+    algebra, bank, packing, score, select, stacking, storage, structure, superposition,
+    where
 )
 from maskjax.recipes import supsup
 
@@ -203,6 +205,14 @@ for name, call in {
         call()
     except ValueError as error:
         results[name] = str(error)
+with tempfile.TemporaryDirectory() as folder:
+    storage.save(f"{folder}/bank", full)
+    again = storage.load(f"{folder}/bank", capacity=4 * K, like=many)
+results["loaded"] = [
+    same(again, bank.grow(full, 4 * K)),
+    again.masks["a"].bits.sharding == many.masks["a"].bits.sharding,
+    again.counts["a"].sharding == many.counts["a"].sharding,
+]
 leafwise = maskjax.apply(stages, packing.pack(select.threshold(stages, at=0.0)))
 results["leafwise"] = [[d.id for d in x.devices()] for x in leafwise.values()]
 print(json.dumps(results))
@@ -302,3 +312,7 @@ def test_arrays_of_one_program_are_on_the_same_devices(
 
 def test_leaves_by_themselves_stay_where_they_are(results):
     assert results["leafwise"] == [[3], [5]]
+
+
+def test_a_bank_is_loaded_where_another_one_is(results):
+    assert results["loaded"] == [True, True, True]
