@@ -247,6 +247,7 @@ def _counted(
 ) -> tuple[list[Any], tuple[int, ...], int]:
     """The leaves, how many entries share each of their decisions, and all entries."""
     _check(mask, fn=fn)
+    checks.together(fn=fn, mask=mask)
     if params is None:
         found = checks.rows(mask, fn=fn, is_leaf=trees.is_mask_leaf)
         leaves = [(m, _unpacked_shape(m)) for (m,) in found if m is not None]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax.bank import MaskBank
 from maskjax.storage import _disk
@@ -45,7 +45,8 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
         path: The file or folder.
         like: A tree of the structure to return: parameters, a mask, or a bank. `None`:
             dicts, lists and tuples come back as they were; any other container comes
-            back as a dict of its paths' parts.
+            back as a dict of its paths' parts. A packed mask, a packed stack or a bank
+            also says on which devices; otherwise it is the default one.
         capacity: How many tasks the bank has room for. `None`: the capacity of the bank
             that was saved, or the number of tasks if that is larger.
 
@@ -113,7 +114,7 @@ def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
     rows = _rows(path, header, total, capacity, fn)
     rebuild = _rebuilder(path, header, like, fn)
     shapes = header.shapes
-    bits = {
+    bits: dict[int, Any] = {
         i: _disk.aligned((rows, *layout(shape).words)) for i, shape in shapes.items()
     }
     start = 0
@@ -132,12 +133,12 @@ def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
     )
     if header.kind == "mask":
         bits = {i: words[0] for i, words in bits.items()}
-    masks = rebuild({i: PackedMask(jax.device_put(bits[i]), shapes[i]) for i in shapes})
-    if header.kind != "bank":
-        return masks
-    counts = {i: jax.device_put(_counts(bits[i], shapes[i])) for i in shapes}
-    numbers = (jnp.int32(total), jnp.int32(header.overflowed))
-    return MaskBank(masks, rebuild(counts), *numbers)
+    masks = rebuild({i: PackedMask(bits[i], shapes[i]) for i in shapes})
+    if header.kind == "bank":
+        counts = rebuild({i: _counts(bits[i], shapes[i]) for i in shapes})
+        numbers: Any = (np.int32(total), np.int32(header.overflowed))
+        masks = MaskBank(masks, counts, *numbers)
+    return _placed(masks, like)
 
 
 def _rows(
@@ -172,6 +173,22 @@ def _rebuilder(
         "like",
     )
     return lambda leaves: treedef.unflatten([leaves.get(i) for i in numbers])
+
+
+def _placed(loaded: Any, like: Any) -> Any:
+    """What was loaded, put where `like` is, if that is of its kind and on devices."""
+    if jax.tree.structure(loaded) != jax.tree.structure(like):
+        return jax.device_put(loaded)
+
+    def put(x: Any, other: Any) -> jax.Array:
+        where = placement.known(other) if np.ndim(x) == np.ndim(other) else None
+        if not isinstance(where, NamedSharding):
+            return jax.device_put(x, where)
+        # Every process reads the same file: no process has to hear from another.
+        read = np.asarray(x).__getitem__
+        return jax.make_array_from_callback(np.shape(x), where, read)
+
+    return jax.tree.map(put, loaded, like)
 
 
 def _counts(words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskjax._core import trees
-from maskjax._core.checks._devices import apart
+from maskjax._core.checks._devices import apart, meeting, summed
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
@@ -54,10 +54,10 @@ def rows(
             ) from error
     found = list(zip(*columns, strict=True))
     if others:
-        needs = f"`{fn}` needs leaves that meet on the same devices (`jax.device_put`)"
-        every(
-            lambda *row: apart(row, tuple(names)), found, tree, needs, is_leaf=is_leaf
-        )
+        names = tuple(names)
+        every(lambda *row: apart(row, names), found, tree, meeting(fn), is_leaf=is_leaf)
+    for one in (tree, *others):
+        summed(one, fn=fn)
     return found
 
 
@@ -83,6 +83,7 @@ def chosen(
 ) -> list[bool]:
     """Whether `where` chooses each leaf; those must be floating, and at least one."""
     predicate(where, fn=fn, name=name)
+    summed(params, fn=fn)
     named = trees.named_leaves(params)
     picks = [where(path, leaf) for path, leaf in named]
     _check_answers(picks, params, where, fn=fn, name=name)
