@@ -16,11 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
-from flax import nnx
+from flax import nnx, serialization
 
-from maskjax import bank, packing, storage
+from maskjax import bank, packing, stacking, storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
+from maskjax.recipes import packnet, supsup_stream
 from maskjax.storage import StorageError, _disk, _header, _loading, _saving, _writing
 from tests import trees
 from tests.reference import packing as reference
@@ -110,6 +111,27 @@ def test_boolean_masks_are_packed_on_the_way(path):
     # With one more axis it is a mask of three axes, and no stack.
     storage.save(path, {"w": mask["w"][None]})
     assert storage.info(path)[:2] == ("mask", {"w": (1, 5, 7)})
+
+
+def test_masks_of_features_are_a_stack_if_each_is_packed(path):
+    masks = {"features": random_bool((4, 6))}
+    storage.save(path, masks)  # as a mask of two axes, for nothing says it is a stack
+    assert storage.info(path)[:3] == ("mask", {"features": (4, 6)}, 1)
+    one = storage.load(path)
+    trees.assert_same(packing.unpack(one), masks)
+    with raises(
+        r"`maskjax.stacking.map` needs .* same number of members, got:\n"
+        r"  features: one mask\. A stack is packed by `jax.vmap\(packing.pack\)",
+        ValueError,
+    ):
+        stacking.map(lambda mask: mask, one)
+    stack = {"features": packed_stack(masks["features"])}  # jax.vmap(packing.pack)
+    storage.save(path, stack)
+    assert storage.info(path)[:3] == ("stack", {"features": (6,)}, 4)
+    back = storage.load(path)
+    assert stacking.size(back) == 4
+    each = stacking.map(lambda mask: packing.unpack(mask)["features"], back)
+    np.testing.assert_array_equal(each, masks["features"])
 
 
 def for_params(params):
@@ -934,6 +956,8 @@ FORGERIES = {
     "a mask of two": {"kind": "mask"},
     "no members": {"members": -1},
     "members": {"members": 2.0},
+    "a bank of nothing": {"members": 0, "capacity": None},
+    "a stack of nothing": {"kind": "stack", "members": 0},
     "capacity": {"capacity": 1},
     "capacity's type": {"capacity": "5"},
     "metadata": {"metadata": [1]},
@@ -1112,6 +1136,44 @@ def test_orbax_restores_masks(kind, tmp_path):
         checkpointer.save(tmp_path / "mask", saved)
         checkpointer.wait_until_finished()
         trees.assert_same(checkpointer.restore(tmp_path / "mask", like), saved)
+
+
+def test_flax_restores_states_whose_masks_are_then_saved(path, tmp_path):
+    """What comes back has leaves of NumPy."""
+    scores = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
+    tasks = a_bank()
+    stream = supsup_stream.StreamState(
+        {"w": scores[0], "b": None},
+        {"w": scores, "b": None},
+        {"w": packed_stack(scores > 0), "b": None},
+        *np.int32([2, 1, 0]),
+        np.bool_(True),
+    )
+    owner = {"w": np.int16([[0, 1], [2, 1]]), "b": None}
+    network = packnet.PackNetState(
+        {"w": scores[0, :2, :2], "b": scores[0, 0, :2]},
+        owner,
+        {"w": None, "b": scores[:, 0, :2]},
+        np.int32([2, 1]),
+        *np.int32([2, 0]),
+    )
+    trained = packnet.Pruned(network.params, {"w": owner["w"] == 2, "b": None}, network)
+    for state in (tasks, stream, network, trained, [tasks, {"deep": (stream, None)}]):
+        fresh = jax.tree.map(np.zeros_like, state)
+        data = serialization.to_bytes(jax.device_put(state))
+        trees.assert_same(serialization.from_bytes(fresh, data), state)
+    back = serialization.from_bytes(tasks, serialization.to_bytes(tasks))
+    storage.save(path, back)
+    trees.assert_same(storage.load(path, like=back), tasks)
+    assert storage.append(tmp_path / "tasks", back) == 3
+    back = serialization.from_bytes(stream, serialization.to_bytes(stream)).packed
+    assert storage.append(tmp_path / "stream", back) == 2
+    trees.assert_same(storage.load(tmp_path / "stream").masks, stream.packed)
+    mask = serialization.from_bytes(trained, serialization.to_bytes(trained)).mask
+    storage.save(path, mask)
+    trees.assert_same(
+        storage.load(path, like=network.params), {"w": packed(mask["w"]), "b": None}
+    )
 
 
 # While others write.

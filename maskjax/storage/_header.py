@@ -104,6 +104,7 @@ def parsed(facts: str) -> Header:
         or header.kind not in ("mask", "stack", "bank")
         or (header.kind == "mask" and header.members != 1)
         or (header.kind != "mask" and not header.shapes)
+        or not (header.members or (header.kind == "bank" and header.capacity))
         or (header.capacity is not None and header.capacity < header.members)
         or not isinstance(header.metadata, dict)
     ):
