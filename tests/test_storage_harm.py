@@ -225,7 +225,7 @@ def test_forged_headers_are_refused_or_whole(stride, saved, tmp_path):
             assert costs.bytes < MOST_BYTES, forged
             assert costs.seconds < MOST_SECONDS, forged
     assert tried > 1000 / stride
-    print(tried, whole)
+    assert whole >= tried // 20 if stride == 1 else tried > 50
 
 
 # Processes.

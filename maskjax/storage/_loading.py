@@ -21,6 +21,8 @@ from maskjax.storage._header import Header, StorageError, built, order
 _TRIES = 100
 # What a file may ask for beyond what it holds: so many bytes, or so many times its own.
 _ROOM, _TIMES = 2**26, 64
+# Words of a mask that are unpacked together, of 64 masks: 8 MB.
+_BLOCK = 2**12
 
 
 class Info(NamedTuple):
@@ -215,12 +217,17 @@ def _counts(words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     how = layout(shape)
     if not words.size:
         return np.zeros(shape, np.int32)
-    total = np.zeros((*how.words, WORD), np.int32)
-    for start in range(0, len(words), 64):  # sums of at most 64 fit into a byte
-        octets = words[start : start + 64].astype("<u4")[..., None].view(np.uint8)
-        bits = np.unpackbits(octets, axis=-1, bitorder="little")
-        total += bits.sum(0, dtype=np.uint8)
+    flat = words.reshape(len(words), -1)
+    total = np.zeros((flat.shape[1], WORD), np.int32)
+    for first in range(0, len(total), _BLOCK):
+        block = total[first : first + _BLOCK]
+        for start in range(0, len(flat), 64):  # sums of at most 64 fit into a byte
+            some = flat[start : start + 64, first : first + _BLOCK]
+            octets = some.astype("<u4")[..., None].view(np.uint8)
+            bits = np.unpackbits(octets, axis=-1, bitorder="little")
+            block += bits.sum(0, dtype=np.uint8)
     padded = list(how.view)
     padded[how.axis] = WORD * how.words[how.axis]
-    total = np.moveaxis(total, -1, how.axis + 1).reshape(padded)
-    return total.take(range(how.view[how.axis]), how.axis).reshape(shape)
+    total = np.moveaxis(total.reshape(*how.words, WORD), -1, how.axis + 1)
+    ends = [slice(size) for size in how.view]
+    return total.reshape(padded)[tuple(ends)].reshape(shape)
