@@ -388,6 +388,30 @@ FAULTS = (
         "np.uint32(WORD - past + 1)",
         ("test_storage.py",),
     ),
+    Fault(
+        "room-without-end",
+        "storage.load: a small file may ask for all memory.",
+        "storage",
+        "if size > max(_ROOM, _TIMES * total * one):",
+        "if size < 0:",
+        ("test_storage.py",),
+    ),
+    Fault(
+        "lock-of-another",
+        "storage.append: two processes write at a time if one has just finished.",
+        "storage",
+        "if not os.path.samestat(named, os.fstat(held)):",
+        "if named is None:",
+        ("test_storage.py",),
+    ),
+    Fault(
+        "leftovers-stay",
+        "storage.append, storage.save: what a killed process wrote stays for ever.",
+        "storage",
+        "        if left:\n",
+        "        if left and not left:\n",
+        ("test_storage.py",),
+    ),
     # Optimizers
     Fault(
         "removed-weights-come-back",
