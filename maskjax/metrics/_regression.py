@@ -254,9 +254,13 @@ def _mixture_crps(means: Array, variances: Array, targets: Array) -> Array:
 
 
 def _nll(mean: Array, variance: Array, targets: Array) -> Array:
-    deviation = jnp.sqrt(variance)
-    z = (targets - mean) / deviation  # squared: squares of parts reach too far
-    return z * z / 2 + jnp.log(deviation) + float(np.log(2 * np.pi) / 2)
+    deviation, apart = jnp.sqrt(variance), targets - mean
+    # Where the square would overflow. Derivatives there could be 0 times infinity, as
+    # of a member that has no part in a mixture.
+    far = abs(apart) > float(jnp.finfo(mean.dtype).max) ** 0.5 * deviation
+    z = jnp.where(far, 0, apart) / deviation
+    nll = z * z / 2 + jnp.log(deviation) + float(np.log(2 * np.pi) / 2)
+    return jnp.where(far, jnp.inf, nll)
 
 
 def _distance(mean: Array, variance: Array) -> Array:
