@@ -368,20 +368,19 @@ def members(stack: trees.Mask, *, fn: str) -> int:
         axes = leaf.lead if isinstance(leaf, PackedMask) else leaf.shape
         return axes[0] if axes else None
 
+    def count(leaf: Any) -> str | None:
+        if isinstance(leaf, PackedMask) and not leaf.lead:
+            return f"one mask {leaf.shape}; pack a stack by `jax.vmap(packing.pack)`"
+        return None if leaf is None else str(length(leaf))
+
     needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
     every(no_array, found, stack, needs, TypeError, trees.is_mask_leaf)
     lengths = {length(leaf) for (leaf,) in found if leaf is not None}
     if not lengths:
         raise ValueError(f"`{fn}` needs `stack` with at least one leaf, got none.")
     if None in lengths or len(lengths) > 1:
-        every(
-            lambda leaf: None if leaf is None else str(length(leaf)),
-            found,
-            stack,
-            f"`{fn}` needs every leaf of `stack` with the same number of members",
-            ValueError,
-            trees.is_mask_leaf,
-        )
+        needs = f"`{fn}` needs every leaf of `stack` with the same number of members"
+        every(count, found, stack, needs, ValueError, trees.is_mask_leaf)
     (size,) = lengths
     if not size:
         raise ValueError(f"`{fn}` needs `stack` with at least one member, got none.")
