@@ -29,27 +29,39 @@ _BODIES = ("jaxpr", "call_jaxpr", "call")
 
 
 def told_if_mixed(
-    function: Callable[..., Any], data: Sequence[Any], *, fn: str, gives: str, cure: str
+    function: Callable[..., Any],
+    params: Any,
+    data: Sequence[Any],
+    *,
+    fn: str,
+    gives: str,
+    cure: str,
 ) -> None:
     """Warn if a function that will get one sample at a time mixes those of a batch.
 
-    It costs a trace and no computation. A function that can't be traced with a larger
-    batch is left alone.
+    It costs a trace and no computation; JAX keeps the trace of a function that is the
+    same object. A function that can't be traced with a larger batch is left alone.
 
     Args:
-        function: `(*data) -> any tree`.
+        function: `(params, *data) -> any tree`.
+        params: A tree of arrays.
         data: Trees of arrays whose leading axis counts samples.
         fn: The public function that warns.
         gives: What `fn` gives to which argument.
         cure: What to do.
     """
-    many = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((_PRIME, *x.shape[1:]), x.dtype), tuple(data)
-    )
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    def many(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((_PRIME, *x.shape[1:]), x.dtype)
+
     try:
-        traced = jax.make_jaxpr(function)(*many)
+        shapes = jax.tree.map(shape, params), *jax.tree.map(many, tuple(data))
+        traced = jax.make_jaxpr(function)(*shapes)
         mixed = _Walk().run(traced, [False] * len(traced.jaxpr.invars))[1]
-    except Exception:  # a function of one sample may refuse several, in any way
+    except Exception:  # what is made for one sample may refuse several in any way
         return
     if mixed:
         warnings.warn(

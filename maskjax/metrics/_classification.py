@@ -170,5 +170,5 @@ def _brier_score(given: Samples) -> Array:
 
 def _log(probs: Array) -> Array:
     """Logarithms; -inf at 0, where the derivative is 0."""
-    known = _predicted.is_normal(probs) | jnp.isnan(probs)
-    return jnp.where(known, jnp.log(jnp.where(known, probs, 1)), -jnp.inf)
+    tiny = _predicted.is_tiny(probs)
+    return jnp.where(tiny, -jnp.inf, jnp.log(jnp.where(tiny, 1, probs)))

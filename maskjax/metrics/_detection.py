@@ -357,7 +357,7 @@ def _curve(array: Array, lost: Array, where: Array | None = None) -> RiskCoverag
     )
     total = surer.astype(array.dtype) + drawn * rest / equal
     risk = total / number.astype(array.dtype)
-    # Both signs change where a value does, so that XLA divides: see `_predicted.share`.
+    # Both signs change where a value does, so that XLA divides: see `dtypes.ratio`.
     sign = jnp.where(array.reshape(-1, size)[0] < 0, -1, 1).astype(array.dtype)
     coverage = (sign * answered.astype(array.dtype)) / (sign * size)
     return RiskCoverage(

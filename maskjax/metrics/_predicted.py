@@ -201,9 +201,9 @@ def count(flags: Array) -> Array:
     return jnp.sum(flags, axis=-1, dtype=whole())
 
 
-def is_normal(probs: Array) -> Array:
-    """Flags of probabilities above 0, and not so small that CPUs take them for 0."""
-    return probs >= jnp.finfo(probs.dtype).tiny
+def is_tiny(probs: Array) -> Array:
+    """Flags of probabilities that are 0, or so small that CPUs take them for 0."""
+    return probs < jnp.finfo(probs.dtype).tiny
 
 
 def count_where(where: Array | None, size: int) -> Any:
@@ -219,14 +219,8 @@ def mean_where(values: Array, where: Array | None) -> Array:
 
 
 def share(part: Array, whole: Any, ok: Array, dtype: Any) -> Array:
-    """An exact count divided by another one, nan where a flag is False.
-
-    The divisor depends on a flag of each result. XLA would replace the division of many
-    numbers by one, or by a known one, by a product with its reciprocal, which is one
-    unit in the last place off for 35 of 37.
-    """
-    divisor = jnp.where(ok, jnp.asarray(whole, dtype), jnp.nan)
-    return part.astype(dtype) / divisor
+    """A count divided by another one, correctly rounded; nan where a flag is False."""
+    return valid(dtypes.ratio(part, whole, dtype), ok)
 
 
 def keys(values: Array, where: Array | None, *, downwards: bool = False) -> Array:

@@ -150,8 +150,7 @@ def variation_ratio(outputs: ArrayLike) -> Array:
 def _entropy(probs: Array, ok: Array) -> Array:
     # The logarithm of 1 at 0: its derivative there is no infinity, which times the
     # derivative of a softmax, 0, would be nan.
-    known = _predicted.is_normal(probs) | jnp.isnan(probs)
-    log = jnp.log(jnp.where(known, probs, 1))
+    log = jnp.log(jnp.where(_predicted.is_tiny(probs), 1, probs))
     return _predicted.valid((probs * -log).sum(-1), ok)
 
 
@@ -176,7 +175,7 @@ def _by_probs(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     """The derivative by p is log(p / q) / M; that of the terms squares tiny means."""
     ((probs,), (moved,)) = primals, tangents
     mean = probs.mean(0, keepdims=True)
-    known = _predicted.is_normal(probs) & _predicted.is_normal(mean)
+    known = ~(_predicted.is_tiny(probs) | _predicted.is_tiny(mean))
     apart = (probs - mean) / jnp.where(known, mean, 1)
     near = abs(apart) < 0.5
     far = jnp.log(jnp.where(known, probs, 1)) - jnp.log(jnp.where(known, mean, 1))

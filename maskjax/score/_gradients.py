@@ -229,7 +229,8 @@ def _mean_squares(
     data = jax.tree.map(jnp.asarray, data)
     examples = _examples(data, fn=fn)
     batches.told_if_mixed(
-        lambda *data: f.value(f.chosen, *data),
+        f.value,
+        f.chosen,
         data,
         fn=fn,
         gives="`loss` one example at a time",

@@ -165,7 +165,8 @@ def predict_each(
     last = checks.members(stack, fn=fn) - 1
     size = _samples(members, inputs, fn)
     batches.told_if_mixed(
-        lambda *inputs: apply(params, *inputs),
+        apply,
+        params,
         inputs,
         fn=fn,
         gives="`apply` samples in groups that share a mask",

@@ -138,7 +138,8 @@ def infer(
     if per == "batch":
         return one(images)
     batches.told_if_mixed(
-        lambda images: apply(params, images),
+        apply,
+        params,
         [images],
         fn=fn,
         gives="`apply` one image at a time",
