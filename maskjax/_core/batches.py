@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
 
 _PRIME = 8191
 
@@ -82,7 +81,8 @@ class _Walk:
         mixed = False
 
         def read(atom: Any) -> bool:
-            return not isinstance(atom, core.Literal) and known.get(atom, False)
+            literal = hasattr(atom, "val")  # `jax.extend.core` is slow to import
+            return not literal and known.get(atom, False)
 
         for equation in jaxpr.eqns:
             outs, inner = self.step(equation, [read(atom) for atom in equation.invars])
