@@ -152,7 +152,7 @@ def count(m: Mask, params: Params | None = None) -> Array:
             f"`{fn}` needs 64-bit integers to count {size} entries. Set "
             "`jax_enable_x64`."
         )
-    return _total(*counted, jnp.dtype("int64" if wide else "int32"))
+    return packing.total(*counted, jnp.dtype("int64" if wide else "int32"))
 
 
 def density(m: Mask, params: Params | None = None) -> Array:
@@ -176,7 +176,7 @@ def density(m: Mask, params: Params | None = None) -> Array:
     """
     *counted, size = _counted(m, params, fn="maskjax.algebra.density")
     with dtypes.counting(size):
-        kept = _total(*counted, dtypes.counts(size))
+        kept = packing.total(*counted, dtypes.counts(size))
         share = dtypes.ratio(kept, size, "float32")
     return share if size else jnp.float32(jnp.nan)
 
@@ -206,7 +206,7 @@ def overlap(a: Mask, b: Mask) -> Array:
     (*both, size), (*either, _) = (_counted(m, None, fn=fn) for m in each)
     with dtypes.counting(size):
         dtype = dtypes.counts(size)
-        return _jaccard(_total(*both, dtype), _total(*either, dtype))
+        return _jaccard(packing.total(*both, dtype), packing.total(*either, dtype))
 
 
 def _check(mask: Mask, *, fn: str, name: str = "mask") -> None:
@@ -259,20 +259,6 @@ def _counted(
         math.prod(shape) // max(math.prod(_unpacked_shape(m)), 1) for m, shape in leaves
     )
     return [m for m, _ in leaves], shared, size
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _total(leaves: list[Any], shared: tuple[int, ...], dtype: Any) -> Array:
-    """The entries kept in all leaves, where each decision is shared by so many."""
-    total = jnp.zeros((), dtype)
-    for leaf, times in zip(leaves, shared, strict=True):
-        packed = isinstance(leaf, PackedMask)
-        kept = packing.population(leaf) if packed else leaf
-        most = kept.shape + (32,) * packed
-        inner = tuple(range(dtypes.blocks(most), kept.ndim))
-        blocks = jnp.sum(kept, axis=inner, dtype=jnp.int32).astype(dtype)
-        total += jnp.sum(blocks, dtype=dtype) * times
-    return total
 
 
 @jax.jit

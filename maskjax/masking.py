@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax import algebra, packing
+from maskjax import packing
 from maskjax._core import checks, dtypes, placement, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
@@ -158,10 +158,10 @@ def _rescale_leaf(
 ) -> Array:
     dtype = dtypes.at_least_float32(param.dtype)
     if isinstance(mask, PackedMask) or mask.dtype == bool:
-        kept = algebra.count(mask).astype(dtype)
+        kept = packing.kept_as(mask, dtype)
     else:
         kept = jnp.sum(mask.astype(dtype))
         kept = kept if through_count else lax.stop_gradient(kept)
     # Not `maximum`, which passes on half of the gradient where one entry is kept.
-    factor = math.prod(mask.shape) / jnp.where(kept < 1, 1, kept)
+    factor = float(math.prod(mask.shape)) / jnp.where(kept < 1, 1, kept)
     return (_apply_leaf(param, mask, None).astype(dtype) * factor).astype(param.dtype)

@@ -64,7 +64,7 @@ def complaint(call: Call, way: str) -> str:
 
 
 def types(call: Call, way: str) -> str:
-    """The same as far as types tell, for "explicit" and "shard_map", without devices.
+    """The same as far as types tell, without devices.
 
     Shardings on an Explicit mesh, and what varies in a `shard_map`, are parts of types,
     so most of what is wrong shows while tracing.
@@ -108,6 +108,33 @@ def _shard_map_types(call: Call) -> str:
         shaped = _shaped(call, mesh, specs, DEVICES)
         jax.eval_shape(_by_shard(call.run, mesh), *shaped)
     return ""
+
+
+def _one_varies_types(call: Call) -> str:
+    """One argument differs between devices, and all others are the same on them."""
+    mesh, arguments = _abstract(AxisType.Auto), call.arguments()
+    if not call.members or len(arguments) < 2:
+        return ""
+    lines = []
+    for i in range(len(arguments)):
+        specs = [PartitionSpec()] * len(arguments)
+        specs[i] = PartitionSpec(tuple(_SIZES))
+        stacked = list(arguments)
+        stacked[i] = jax.tree.map(lambda x: np.stack([x] * DEVICES), arguments[i])
+
+        def one(*given: Any, i: int = i) -> Any:
+            own = jax.tree.map(lambda x: x[0], given[i])
+            out = call.run(*given[:i], own, *given[i + 1 :])
+            return jax.tree.map(lambda x: jax.numpy.asarray(x)[None], out)
+
+        mapped = jax.shard_map(
+            one, mesh=mesh, in_specs=tuple(specs), out_specs=_MEMBERS
+        )
+        try:
+            jax.eval_shape(mapped, *stacked)
+        except Exception as error:
+            lines.append(f"argument {i}: {error}")
+    return "\n".join(lines)
 
 
 def _spread(call: Call, kind: AxisType) -> tuple[Any, ...]:
@@ -186,6 +213,7 @@ def _strays(call: Call, arguments: Any, out: Any) -> str:
 _TYPES: dict[str, Callable[[Call], str]] = {
     "explicit": _explicit_types,
     "shard_map": _shard_map_types,
+    "one varies": _one_varies_types,
 }
 _RUNS: dict[str, Callable[[Call], str]] = {
     "auto": functools.partial(_sharded, kind=AxisType.Auto),
@@ -198,7 +226,7 @@ _RUNS: dict[str, Callable[[Call], str]] = {
 
 @functools.cache
 def _on_one_device(call: str) -> Callable[..., Any]:
-    return jax.jit(_BY_NAME[call].run)
+    return jax.jit(BY_NAME[call].run)
 
 
 def _alone(call: Call, seeds: Sequence[int]) -> list[Any]:
@@ -247,12 +275,12 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return np.allclose(a, b, rtol=0, atol=1e-6 * scale, equal_nan=True)
 
 
-_BY_NAME = {call.name: call for call in CALLS}
+BY_NAME = {call.name: call for call in CALLS}
 
 
 def _main(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        return {f"{n} {way}": complaint(_BY_NAME[n], way) for n, way in pairs}
+        return {f"{n} {way}": complaint(BY_NAME[n], way) for n, way in pairs}
 
 
 if __name__ == "__main__":

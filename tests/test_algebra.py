@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import algebra, packing, stacking
+from maskjax import algebra, masking, packing, stacking
 from maskjax._core import dtypes
 
 A = np.array([[True, True, False, False], [True, False, True, False]])
@@ -106,8 +106,38 @@ def test_densities_of_more_entries_than_31_bits_count(monkeypatch):
     for masks in ((first, other), (packing.pack(first), packing.pack(other))):
         assert algebra.density(masks[0]) == np.float32(first["w"].mean())
         assert algebra.overlap(*masks) == np.float32(both.sum() / either.sum())
-    huge = {"w": jax.ShapeDtypeStruct((2**16, 2**15), "bool")}
-    assert jax.eval_shape(algebra.density, huge).dtype == jnp.float32
+        larger = masking.rescale({"w": np.ones((5, 7, 33), "f4")}, masks[0])["w"]
+        assert np.max(larger) == np.float32(first["w"].size / first["w"].sum())
+        assert packing.kept_by_leaf(masks[0])["w"] == first["w"].sum()
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_no_sum_of_32_bits_is_of_more_entries_than_they_count(pack):
+    params = {"w": jax.ShapeDtypeStruct((2**16, 2**15), "float32")}
+    mask = {"w": jax.ShapeDtypeStruct((2**16, 2**15), "bool")}
+    mask = jax.eval_shape(packing.pack, mask) if pack else mask
+    for measure, *args in (
+        (algebra.density, mask),
+        (lambda p, m: masking.rescale(p, m), params, mask),
+    ):
+        program = jax.make_jaxpr(measure)(*args)
+        sums = [
+            e for e in _equations(program.jaxpr) if e.primitive.name == "reduce_sum"
+        ]
+        assert {str(e.outvars[0].aval.dtype) for e in sums} == {"int32", "int64"}
+        for each in sums:
+            if each.outvars[0].aval.dtype == "int32":
+                entries = each.invars[0].aval.size // each.outvars[0].aval.size
+                assert entries * 32 < 2**31  # they may be words
 
 
 def test_count_is_of_64_bits_where_those_are_enabled(x64):

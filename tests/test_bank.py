@@ -220,6 +220,17 @@ def test_a_bank_can_be_donated():
         assert append(tasks, mask).learned == before + 1
 
 
+@pytest.mark.parametrize("call", [bank.append, lambda b, m: bank.put(b, -1, m)])
+def test_a_donated_bank_is_changed_in_place(call):
+    """Next to it there is room for one mask, not for all of them."""
+    params = {"w": jax.ShapeDtypeStruct((64, 64), "float32")}
+    mask = {"w": jax.ShapeDtypeStruct((64, 64), "bool")}
+    tasks = jax.eval_shape(lambda p: bank.empty(p, capacity=500), params)
+    program = jax.jit(lambda *args: call(*args), donate_argnums=0)
+    sizes = program.lower(tasks, mask).compile().memory_analysis()
+    assert sizes.temp_size_in_bytes < tasks.masks["w"].nbytes / 10
+
+
 def test_learned_may_be_fewer_than_the_stack_has():
     given = masks(4)
     tasks = jax.jit(lambda s, n: bank.from_stack(s, learned=n))(stacked(given), 2)

@@ -29,6 +29,14 @@ QUICK = [  # one of each kind that was wrong once
     ("metrics.temperature", "shard_map"),
     ("metrics.auroc", "explicit"),
 ]
+# Gradients that vary, of parameters that do not: an error, see `test_optim`.
+ONE_MASK = {
+    "optim.rigl",
+    "optim.rigl: units",
+    "optim.rigl: in a scan",
+    "optim.prune: in a scan",
+    "optim.prune: blocks across shards, in a scan",
+}
 PAIRS = [(call.name, way) for call in CALLS for way in everywhere.WAYS]
 
 
@@ -58,6 +66,21 @@ def test_names_are_unique():
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_types_fit(call, way):
     assert not everywhere.types(call, way)
+
+
+@pytest.mark.parametrize("name", ["select.drop", "recipes.packnet.prune"])
+def test_one_argument_may_vary_and_others_not(name):
+    assert not everywhere.types(everywhere.BY_NAME[name], "one varies")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_any_argument_may_vary_and_others_not(call):
+    found = everywhere.types(call, "one varies")
+    if call.name in ONE_MASK:
+        assert "argument 1: " in found
+    else:
+        assert not found
 
 
 @pytest.mark.parametrize("pair", QUICK, ids=" ".join)

@@ -13,6 +13,7 @@ import optax.contrib
 import pytest
 from flax import nnx
 from flax.training import train_state
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import maskjax
 from maskjax import allocation, optim, packing, score, select
@@ -667,6 +668,41 @@ def test_updates_without_what_they_need_are_refused():
     for tx in (rigl, optim.prune(0.5), keep):
         state = shaped(tx.init, params)
         refusal(ValueError, "needs `params`", tx.update, gradients, state)
+
+
+def _rank_by_gradients(params, gradients):
+    return gradients
+
+
+@pytest.mark.parametrize(
+    ("name", "tx"),
+    [
+        ("rigl", optim.rigl(0.5, rate=0.3, every=10, key=KEY)),
+        ("prune", optim.prune(0.5, score=_rank_by_gradients)),
+        ("set_", optim.set_(0.5, rate=0.3, every=1, score=_rank_by_gradients, key=KEY)),
+    ],
+)
+def test_gradients_that_differ_between_devices_are_refused_for_one_mask(name, tx):
+    params = {"w": jax.ShapeDtypeStruct((8, 4), "float32")}
+    gradients = {"w": jax.ShapeDtypeStruct((2, 8, 4), "float32")}
+    axes = PartitionSpec(), PartitionSpec("x")
+    mesh = AbstractMesh((2,), ("x",), (AxisType.Auto,))
+
+    def step(params, gradients, *, mean):
+        own = jax.tree.map(lambda g: g[0], gradients)
+        own = jax.lax.pmean(own, "x") if mean else own
+        updates = jax.tree.map(jnp.zeros_like, params)
+        return tx.update(updates, tx.init(params), params, gradients=own)
+
+    over = lambda mean: jax.shard_map(  # noqa: E731
+        functools.partial(step, mean=mean),
+        mesh=mesh,
+        in_specs=axes,
+        out_specs=PartitionSpec(),
+    )
+    match = f"`maskjax.optim.{name}` needs gradients(.|\n)*axis 'x', (.|\n)*pmean"
+    refusal(ValueError, match, shaped, over(mean=False), params, gradients)
+    assert shaped(over(mean=True), params, gradients)[0]["w"].shape == (8, 4)
 
 
 @pytest.mark.parametrize("make", [optim.mask_updates, optim.keep_sparse])

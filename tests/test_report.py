@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maskjax import algebra, metrics, report, where
+from maskjax._core import dtypes
 from maskjax.packing import PackedMask
 from tests import trees
 from tests.reference import packing as reference
@@ -42,6 +43,19 @@ def test_a_table_has_a_line_for_each_parameter_and_a_sum(packed):
         ["wide", "1000", "x", "2", "1,000", "2,000", "0.5000", "0.5000"],
         ["all", "masked", "1,004", "2,012", "0.4990", "0.5010"],
     ]
+
+
+def test_counts_that_need_more_than_31_bits(monkeypatch):
+    """As if 31 bits ended at 40."""
+    stack = jax.tree.map(lambda m: np.stack([m, ~m]), MASK)
+    params = {"wide": np.ones((2, 50, 3))}
+    mask = {"wide": np.arange(300).reshape(2, 50, 3) < 170}
+    told = where.matching("wide", axes="stack inputs outputs")
+    how = {"where": told, "layers": True}
+    expected = report.table(mask, params, **how), report.overlaps(stack)
+    monkeypatch.setattr(dtypes, "_MOST", 40)
+    assert report.table(mask, params, **how) == expected[0]
+    np.testing.assert_array_equal(report.overlaps(stack), expected[1])
 
 
 def test_lines_are_aligned_and_have_no_trailing_space():

@@ -27,16 +27,17 @@ def vary_like(x: Any, *others: Any) -> Any:
 
     The carry of a loop has to have one type from the first round on.
     """
-    wanted = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(others)))
+    wanted = frozenset().union(*(varying(leaf) for leaf in jax.tree.leaves(others)))
 
     def cast(leaf: Any) -> Any:
-        missing = wanted - _varying(leaf)
+        missing = wanted - varying(leaf)
         return lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
     return jax.tree.map(cast, x) if wanted else x
 
 
-def _varying(x: Any) -> frozenset[str]:
+def varying(x: Any) -> frozenset[str]:
+    """The mesh axes over which, inside `shard_map`, the values of an array vary."""
     kind = jax.typeof(x)
     if hasattr(kind, "vma"):
         return kind.vma

@@ -171,7 +171,10 @@ def _put(bank: MaskBank, packed: Mask, index: Array, exists: Array) -> MaskBank:
         gain = packing.unpack_leaf(new).astype(jnp.int32) - before
         return count + jnp.where(exists, gain, 0)
 
-    old = trees.map_mask(lambda leaf: rows.read(leaf.bits, index), bank.masks)
+    # Always 1, which XLA can't know. On CPU it repeats a cheap read wherever its value
+    # is used, also after the write, so that it copies the bank. It divides only once.
+    one = jnp.where(bank.learned < 0, jnp.uint32(2), jnp.uint32(1))
+    old = trees.map_mask(lambda leaf: rows.read(leaf.bits, index) // one, bank.masks)
     return bank._replace(
         masks=trees.map_mask(bits, bank.masks, old, packed),
         counts=trees.map_mask(counted, bank.counts, old, packed),

@@ -121,7 +121,7 @@ def prune(
             now = masking.apply(params, state.mask)
             return shrunk(scored(now), state.mask, now, count)
 
-        mask = when(count % every == 0, cut, state.mask)
+        mask = when(count % every == 0, cut, state.mask, fn=fn)
         return zeroing(updates, params, mask, fn=fn), MaskState(mask, count)
 
     return Transformation(init, update)

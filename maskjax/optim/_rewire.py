@@ -260,7 +260,7 @@ def _rewiring(
             return mask, algebra.intersection(mask, state.mask)
 
         old = state.mask, state.mask
-        mask, kept = when(count % every == 0, change, old)
+        mask, kept = when(count % every == 0, change, old, fn=fn)
         updates = zeroing(updates, params, kept, fn=fn)
         return updates, MaskState(mask, count, state.key)
 

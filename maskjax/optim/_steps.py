@@ -11,8 +11,8 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from maskjax._core import checks, trees
-from maskjax._core.trees import Array, Density, Params, Predicate, Scores
+from maskjax._core import checks, placement, trees
+from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.select._leaves import BY_LAYER, BY_SCOPE, SCOPES, is_tree
 
 Schedule = Callable[[Array], Array]
@@ -20,16 +20,31 @@ Score = Callable[..., Scores]
 Transformation = optax.GradientTransformationExtraArgs
 
 
-def when(due: Any, change: Callable[[], Any], otherwise: Any) -> Any:
-    """A change if it is due; in a `vmap` computed only when due for some member."""
+def when(due: Any, change: Callable[[], Any], otherwise: Any, *, fn: str) -> Any:
+    """Masks that change if it is due; in a `vmap` only when due for some member."""
     if not isinstance(due, Tracer):
         # Outside of `jit` a conditional would be compiled anew in every call.
         return change() if due else otherwise
 
     def changed() -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(due, a, b), change(), otherwise)
+        new = change()
+        _check_same_on_devices(new, otherwise, fn=fn)
+        return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, otherwise)
 
     return lax.cond(_any_member(due), changed, lambda: otherwise)
+
+
+def _check_same_on_devices(new: Mask, old: Mask, *, fn: str) -> None:
+    """Raise if, inside `shard_map`, devices that have one mask would get several."""
+    apart: set[str] = set()
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
+        apart |= placement.varying(a) - placement.varying(b)
+    if apart:
+        axes = ", ".join(map(repr, sorted(apart)))
+        raise ValueError(
+            f"`{fn}` needs gradients and scores that are the same along mesh axis "
+            f"{axes}, as its mask is. Average them first: `jax.lax.pmean`."
+        )
 
 
 @jax.custom_batching.custom_vmap

@@ -27,6 +27,9 @@ from maskjax.packing._bits import valid_bits as valid_bits
 from maskjax.packing._sums import dot_leaf as dot_leaf
 from maskjax.packing._sums import mix_leaf as mix_leaf
 from maskjax.packing._sums import tally_leaf as tally_leaf
+from maskjax.packing._totals import kept_as as kept_as
+from maskjax.packing._totals import kept_by_leaf as kept_by_leaf
+from maskjax.packing._totals import total as total
 
 __all__ = ["PackedMask", "dot", "pack", "unpack"]
 

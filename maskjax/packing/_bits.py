@@ -1,11 +1,14 @@
 """One leaf packed and unpacked, wherever its shards are."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from maskjax._core import placement
+from maskjax._core import dtypes, placement
 from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax._core.trees import Array
 
@@ -84,11 +87,14 @@ def joined(planes: Array, shape: tuple[int, ...]) -> Array:
     return values.reshape(*lead, *shape)
 
 
-@jax.jit
-def population(leaf: PackedMask) -> Array:
-    """How many entries each mask of a packed leaf keeps, int32."""
-    kept = lax.population_count(leaf.bits).astype(jnp.int32)
-    return jnp.sum(kept, axis=tuple(range(len(leaf.lead), kept.ndim)))
+@functools.partial(jax.jit, static_argnums=1)
+def population(leaf: PackedMask, dtype: Any = "int32") -> Array:
+    """How many entries each mask of a packed leaf keeps. See `dtypes.counting`."""
+    kept, lead = lax.population_count(leaf.bits).astype(jnp.int32), len(leaf.lead)
+    end = lead + dtypes.blocks((*kept.shape, WORD), lead)
+    blocks = jnp.sum(kept, axis=tuple(range(end, kept.ndim)), dtype=jnp.int32)
+    blocks = blocks.astype(dtype)
+    return jnp.sum(blocks, axis=tuple(range(lead, blocks.ndim)), dtype=dtype)
 
 
 def valid_bits(shape: tuple[int, ...]) -> Array:

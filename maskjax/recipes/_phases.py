@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from maskjax import algebra
+from maskjax import packing
 from maskjax._core import checks, trees
-from maskjax._core.trees import Array, Mask, Params, Path, Predicate, map_mask
+from maskjax._core.trees import Array, Mask, Params, Path, Predicate
 
 
 def roles(
@@ -75,17 +76,13 @@ def whole(leaf: Array, trains: Any) -> Array:
 
 def kept_by_leaf(mask: Mask) -> dict[Path, int] | None:
     """The number of entries that each leaf of a mask keeps; `None` while traced."""
-    counts = trees.named_leaves(_counts(mask))
-    known = {path: checks.known(count) for path, count in counts}
-    return None if None in known.values() else known  # type: ignore[return-value]
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
+        return None
+    counts = trees.named_leaves(packing.kept_by_leaf(mask))
+    return {path: int(count) for path, count in counts}
 
 
 def emptied(mask: Mask) -> list[Path]:
     """Paths of the leaves that have entries and keep none; empty while traced."""
     counts, leaves = kept_by_leaf(mask), trees.named_leaves(mask)
     return [path for path, m in leaves if counts and m.size and not counts[path]]
-
-
-@jax.jit
-def _counts(mask: Mask) -> Any:
-    return map_mask(algebra.count, mask)

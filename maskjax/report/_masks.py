@@ -1,14 +1,15 @@
 """Pictures of masks: how much they keep, and how much they have in common."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax import lax
 
 from maskjax import packing
-from maskjax._core import checks, trees
+from maskjax._core import checks, dtypes, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.report import _drawing
@@ -170,22 +171,27 @@ def _overlaps(stack: Mask, *, fn: str) -> np.ndarray:
     checks.packed(stack, fn=fn, stacked=True)
     checks.members(stack, fn=fn)
     _drawing.concrete(stack, fn=fn, what="a stack with values")
-    both = np.sum([np.asarray(n, np.int64) for n in _shared(stack)], axis=0)
+    leaves, _ = trees.mask_leaves(stack)
+    most = max(leaf.size for _, leaf in leaves if leaf is not None)
+    with dtypes.counting(most):
+        counts = jax.device_get(_shared(stack, dtypes.counts(most)))
+    both = np.sum([np.asarray(n, np.int64) for n in counts], axis=0)
     kept = np.diagonal(both)
     either = kept[:, None] + kept[None] - both
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
 
 
-@jax.jit
-def _shared(stack: Mask) -> list[Array]:
+@functools.partial(jax.jit, static_argnums=1)
+def _shared(stack: Mask, dtype: Any) -> list[Array]:
     """For each leaf, how many entries each mask shares with each other one, [K, K]."""
     packed, _ = trees.mask_leaves(jax.vmap(packing.pack)(stack))
     leaves = [leaf for _, leaf in packed if leaf is not None]
 
+    def shared(leaf: PackedMask, own: PackedMask) -> Array:
+        both = PackedMask(leaf.bits & own.bits[None], leaf.shape)
+        return packing.population(both, dtype)
+
     def with_all(member: list[PackedMask]) -> list[Array]:
-        return [
-            packing.population(PackedMask(leaf.bits & own.bits[None], leaf.shape))
-            for leaf, own in zip(leaves, member, strict=True)
-        ]
+        return list(map(shared, leaves, member))
 
     return lax.map(with_all, leaves)  # memory for K pairs of masks, not for K * K

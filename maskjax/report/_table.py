@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax import algebra, packing
+from maskjax import packing
 from maskjax._core import axes as _axes
-from maskjax._core import checks, layout, trees, walk
+from maskjax._core import checks, dtypes, layout, trees, walk
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Mask, Params, Predicate
 from maskjax.report import _drawing
@@ -179,7 +179,9 @@ def _stacks(
     axes = {i: a for i, a in enumerate(known) if a is not None}
     asked = {i: masks[i] for i in axes if masks[i] is not None}
     over = tuple((i, layout.of_one(axes[i])) for i in asked)
-    kept = jax.device_get(_kept_by_layer(asked, over)) if asked else {}
+    most = max((leaf.size for leaf in asked.values()), default=0)
+    with dtypes.counting(most):
+        kept = jax.device_get(_kept_by_layer(asked, over, dtypes.counts(most)))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(params)]
     return [
         None if a is None else _stack(a, shapes[i], masks[i], kept.get(i))
@@ -215,13 +217,13 @@ def _stack(axes: Axes, shape: tuple[int, ...], leaf: Any, kept: Any) -> Stack:
     return found._replace(kept=np.broadcast_to(each, lengths))
 
 
-@functools.partial(jax.jit, static_argnames="over")
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _kept_by_layer(
-    leaves: dict[int, Any], over: tuple[tuple[int, tuple[int, ...]], ...]
+    leaves: dict[int, Any], over: tuple[tuple[int, tuple[int, ...]], ...], dtype: Any
 ) -> dict[int, Array]:
     """How many decisions of each layer are True."""
     return {
-        i: jnp.sum(packing.unpack_leaf(leaves[i]), axis=axes, dtype=jnp.int32)
+        i: jnp.sum(packing.unpack_leaf(leaves[i]), axis=axes, dtype=dtype)
         for i, axes in over
     }
 
@@ -257,7 +259,7 @@ def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
     _drawing.concrete(mask, fn=fn, what="a mask with values")
     names = ("params", "mask")
     pairs = checks.shaped_like(params, mask, fn=fn, names=names)
-    kept = _kept({i: leaf for i, (_, leaf) in enumerate(pairs)})
+    kept = packing.kept_by_leaf({i: leaf for i, (_, leaf) in enumerate(pairs)})
     counts, paths = [], trees.paths(params)
     for i, (param, leaf) in enumerate(pairs):
         shape = np.shape(param)
@@ -266,12 +268,6 @@ def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
             own = int(kept[i]) * (size // max(leaf.size, 1))
         counts.append(Count(paths[i], shape, size, own))
     return counts
-
-
-@jax.jit
-def _kept(leaves: dict[int, Any]) -> dict[int, Array]:
-    """How many decisions of each leaf are True; one program for a whole mask."""
-    return {i: algebra.count({"": leaf}) for i, leaf in leaves.items()}
 
 
 def density(kept: int, size: int) -> float:

@@ -5,13 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from maskjax import algebra, packing
+from maskjax import packing
 from maskjax._core import checks, placement, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.score import random as random_scores
-from maskjax.select._choice import choose, choose_count
-from maskjax.select._leaves import Leaves, Scope
-from maskjax.select._plan import Plan
+from maskjax.select._choice import choose, choose_counted, kept
+from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep
 from maskjax.structure import Entries
 from maskjax.where import kernels
@@ -134,24 +133,9 @@ def random_like(
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
     alive = packing.unpack(mask)
-    shapes = trees.map_mask(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), alive)
-    checks.floating_scores(shapes, fn=fn, name="mask")
-    checked = Leaves(shapes, scope, Entries(), where, fn=fn)
-    if scope == "global":
-        counts = [algebra.count(alive)]
-    else:
-        pairs = zip(jax.tree.leaves(alive), checked.plans, strict=True)
-        counts = [_count(m, plan) for m, plan in pairs]
     leaves, treedef = jax.tree.flatten(alive)
     keys = (jax.random.fold_in(key, i) for i in range(len(leaves)))
     scores = treedef.unflatten(map(placement.uniform, keys, leaves))
-    return choose_count(scores, counts, scope, where, fn=fn)
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _count(mask: Array, plan: Plan) -> Array:
-    """How many entries each search of a leaf keeps."""
-    if not plan.rows:
-        return algebra.count({"": mask})
-    laid = plan.laid(mask)
-    return jnp.sum(laid, axis=range(plan.rows, laid.ndim), dtype=jnp.int32)
+    checks.floating_scores(scores, fn=fn, name="mask")
+    counts = functools.partial(kept, alive)
+    return choose_counted(scores, counts, scope, where, fn=fn)

@@ -54,7 +54,8 @@ from maskjax._core.trees import (
     map_mask,
 )
 from maskjax.recipes.meta_ticket._tasks import adapt, is_scalar, mean_over_tasks
-from maskjax.select._choice import choose_count
+from maskjax.select._choice import choose_counted
+from maskjax.select._leaves import Leaves
 from maskjax.select._quota import quota
 from maskjax.where import kernels, matching
 
@@ -118,9 +119,11 @@ def init(
     draw = jax.nn.initializers.he_uniform()
     with blame.instead_of("maskjax.initializer.scores", fn):
         scores = initializer.scores(weights, draw=draw, where=where, key=key)
-    sizes = [s.size for s in jax.tree.leaves(scores)]  # 1.
-    counts = [1 + jnp.asarray(quota(density, max(n - 1, 0))) for n in sizes]
-    kept = choose_count(scores, counts, "leaf", where, fn=fn)
+
+    def counts(leaves: Leaves) -> list[int | Array]:  # 1.
+        return [1 + quota(density, max(n - 1, 0)) for n in leaves.sizes]
+
+    kept = choose_counted(scores, counts, "leaf", where, fn=fn)
     least = lambda s, m: jnp.min(s, where=m, initial=jnp.inf)  # noqa: E731
     return MetaTicketState(scores, map_mask(least, scores, kept))
 

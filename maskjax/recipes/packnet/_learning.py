@@ -143,7 +143,8 @@ def commit(training: Training, params: Params) -> PackNetState:
 
     Raises:
         TypeError: If `training` is neither a `Training` nor a `Pruned`.
-        ValueError: If `params` does not fit the network.
+        ValueError: If `params` does not fit the network, or it has 2**31 weights or
+            more and `jax_enable_x64` is off.
 
     Example:
         >>> state = packnet.init({"w": jnp.ones((1, 4))}, head=None, capacity=1)
@@ -155,7 +156,8 @@ def commit(training: Training, params: Params) -> PackNetState:
     params, mine = _trained(training, params, fn=fn)
     if type(training) is Training:
         _remark(training.state, mine, mine, fn=fn)
-    return _programs.committed(training.state, mine, params)
+    with blame.instead_of("maskjax.algebra.count", fn):
+        return _programs.committed(training.state, mine, params)
 
 
 def _trained(training: Training, params: Params, *, fn: str) -> tuple[Params, Mask]:
