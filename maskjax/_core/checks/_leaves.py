@@ -371,7 +371,7 @@ def members(stack: trees.Mask, *, fn: str) -> int:
 
     def said(leaf: Any) -> str | None:
         if isinstance(leaf, PackedMask) and not leaf.lead:
-            return "one mask. A stack is packed by `jax.vmap(packing.pack)(stack)`"
+            return f"one mask {leaf.shape}; pack a stack by `jax.vmap(packing.pack)`"
         return None if leaf is None else str(length(leaf))
 
     needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
