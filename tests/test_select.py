@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.extend import core
 
 from maskjax import packing, select, where
 from maskjax._core import dtypes
@@ -170,10 +171,20 @@ def test_top_k_is_a_stable_descending_sort_in_float64(scope, masked, x64):
             assert_masks_equal(mask, expected)
 
 
-@pytest.mark.parametrize("scope", ["leaf", "global", "layer", "output"])
-def test_counts_that_need_more_than_31_bits(scope, monkeypatch):
+@pytest.mark.parametrize(
+    ("scope", "most"),
+    [
+        *(("leaf", 20), ("global", 20), ("layer", 20), ("output", 20)),
+        *(("leaf", 80), ("global", 80), ("leaf", 10_000)),
+    ],
+)
+def test_counts_that_need_more_than_31_bits(scope, most, monkeypatch):
     """As if 31 bits ended at 20: the same mask, which no number of 64 bits leaves."""
     rng, shapes = np.random.default_rng(0), {"a": (3, 10, 7), "b": (11, 7), "c": (5,)}
+    if most == 80:  # blocks of one and of two axes
+        shapes |= {"a": (5, 3, 4), "b": (3, 10, 7), "c": (7, 2, 3, 4)}
+    if most == 10_000:  # blocks that are cut into lines
+        shapes |= {"a": (3, 32, 128, 2), "b": (3, 9000), "c": (12_000,)}
     scores = {
         k: np.round(rng.normal(size=s), 1).astype("f4") for k, s in shapes.items()
     }
@@ -194,23 +205,31 @@ def test_counts_that_need_more_than_31_bits(scope, monkeypatch):
         )
 
     expected = jax.jit(masks)(scores, within, np.float32(0.4))
-    monkeypatch.setattr(dtypes, "_MOST", 20)
+    monkeypatch.setattr(dtypes, "_MOST", most)
     found = jax.jit(lambda *args: masks(*args))(scores, within, np.float32(0.4))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("scope", ["leaf", "global"])
 def test_leaves_of_more_entries_than_32_bits_count(scope):
-    leaf = jax.ShapeDtypeStruct((80, 8192, 28672), "bfloat16")
-    found = jax.eval_shape(
-        lambda x: select.top_k(x, density=0.1, scope=scope), {"a": leaf, "b": leaf}
-    )
-    assert {x.shape for x in jax.tree.leaves(found)} == {leaf.shape}
-    mask = jax.ShapeDtypeStruct(leaf.shape, bool)
+    shapes = [(80, 8192, 28672), (80, 8192, 28672), (2**16, 2**15), (2**31 + 2,)]
+    shapes.append((64, 8, 4096, 14336))
+    leaves = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes]
+    choose = jax.make_jaxpr(lambda x: select.top_k(x, density=0.1, scope=scope))
+    program = choose(leaves)
+    assert [x.shape for x in program.out_avals] == shapes
+    assert largest(program.jaxpr) == math.prod(shapes[-1])
+    masks = [jax.ShapeDtypeStruct(shape, bool) for shape in shapes]
     like = functools.partial(select.random_like, scope=scope)
-    key = jax.random.key(0)
-    found = jax.eval_shape(lambda m: like({"a": m, "b": m}, key=key), mask)
-    assert {x.shape for x in jax.tree.leaves(found)} == {leaf.shape}
+    found = jax.eval_shape(lambda m, key: like(m, key=key), masks, jax.random.key(0))
+    assert [x.shape for x in found] == shapes
+
+
+def largest(jaxpr):
+    """The size of the largest array in a program."""
+    sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+    subs = [sub for eqn in jaxpr.eqns for sub in core.jaxprs_in_params(eqn.params)]
+    return max([*sizes, *map(largest, subs)], default=0)
 
 
 STRUCTURES = [

@@ -216,8 +216,11 @@ class Data:
     def left(self, rooms: Array, stack: int, ndim: int) -> Array:
         """How many entries of each row or block are among the first of their rows."""
         shape, end = self.stacks[stack].shape, self.ends[stack]
-        left = _left(self.rows(rooms, stack, ndim), shape, range(self.lead, end))
-        return jnp.clip(left, 0, math.prod(shape[end:])).astype(self.key)
+        rank = len(shape)  # of the leaf: its entries may come in lines
+        left = _left(self.rows(rooms, stack, rank), shape, range(self.lead, end))
+        left = jnp.clip(left, 0, math.prod(shape[end:])).astype(self.key)
+        left = lax.squeeze(left, range(end, rank))
+        return lax.expand_dims(left, range(end, ndim))
 
     def chosen(self, found: Interval, answer: Array) -> list[Array]:
         """For each leaf, True for what reaches the answer."""
@@ -236,9 +239,9 @@ class Data:
 
     def cutoffs(self, found: Interval, answer: Array) -> list[Array]:
         """For each leaf, the score at which its search cut."""
+        key = jnp.where(found.ties, found.tied, self.key_of(answer))
         infinity = int(np.array(np.inf, self.real).view(self.key))
-        key = jnp.clip(self.key_of(answer), -infinity, infinity)
-        key = jnp.where(found.ties, found.tied, key)
+        key = jnp.clip(key, -infinity, infinity)  # not nan, which nothing reaches
         scores = from_order_key(key, self.real)
         each = [scores[0]] * len(self.dtypes) if self.joint else self.parted(scores)
         return [
