@@ -1,8 +1,8 @@
 """Every complaint about arguments, made while tracing.
 
-Array values are not read, except counters that are not traced (`known`). Functions take
-`fn`, the public name to blame. A complaint about leaves names all of them by path; the
-paths are made into strings only then.
+Array values are not read, except counters and fractions that are not traced. Functions
+take `fn`, the public name to blame. A complaint about leaves names all of them by path;
+the paths are made into strings only then.
 """
 
 from maskjax._core.checks._kinds import (
@@ -19,6 +19,7 @@ from maskjax._core.checks._kinds import (
     shaped,
 )
 from maskjax._core.checks._leaves import (
+    IN_HYPERPARAMETERS,
     alike,
     boolean,
     chosen,
@@ -55,6 +56,7 @@ from maskjax._core.checks._values import (
 
 __all__ = [
     "BY_VMAP",
+    "IN_HYPERPARAMETERS",
     "alike",
     "at_least",
     "boolean",

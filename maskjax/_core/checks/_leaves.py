@@ -78,6 +78,12 @@ def every(
         )
 
 
+IN_HYPERPARAMETERS = (
+    "`optax.inject_hyperparams` takes functions for schedules, except those that "
+    '`static_args=("score", "where", "allocation")` names'
+)
+
+
 def chosen(
     params: trees.Params, where: trees.Predicate, *, fn: str, name: str = "where"
 ) -> list[bool]:
@@ -100,10 +106,16 @@ def chosen(
         TypeError,
     )
     if not any(picks):
+        if not trees.is_single(params):
+            of = "none of: " + (", ".join(path for path, _ in named) or "an empty tree")
+        else:
+            of = f"no leaf of {kind_of(params)}. Leaves have names in a tree"
+            if not np.ndim(params):
+                of += f"; is that a count of steps? {IN_HYPERPARAMETERS}"
         hint = " Print what `where.traced` returned: it has the reason for each leaf."
         raise ValueError(
             f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
-            f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
+            f"{of}."
             f"{hint if getattr(where, 'traces', False) else ''}"
         )
     return picks
