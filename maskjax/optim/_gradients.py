@@ -108,7 +108,8 @@ def mask_gradients() -> optax.GradientTransformationExtraArgs:
                 f"`{fn}` needs `mask`: wrap a chain with a mask in it (`optim.prune`, "
                 "`optim.mask_updates`, ...) in `optim.with_gradients`."
             )
-        return frozen(updates, by_paths(updates, extra["mask"], fn=None), fn=fn), state
+        alive = by_paths(updates, extra["mask"], fn=None)
+        return frozen(updates, alive, fn=fn), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -146,7 +147,7 @@ def reset_moments(
 
     Args:
         opt_state: The state of any optimizer.
-        initial: The state that the optimizer's `init` returns.
+        initial: The state that the optimizer's `init` returns. What it lacks stays.
         before: The mask before, boolean or packed.
         after: The mask after, of the same structure.
 
@@ -155,7 +156,7 @@ def reset_moments(
 
     Raises:
         TypeError: If a leaf of a mask is neither boolean nor packed.
-        ValueError: If the masks, or the states, differ in structure.
+        ValueError: If the masks differ in structure.
 
     Example:
         >>> optimizer = optax.sgd(1.0, momentum=0.9)
@@ -196,7 +197,13 @@ def reset_moments(
             ]
         )
 
-    return jax.tree.map(renewed, opt_state, initial, is_leaf=like_params)
+    flatten = jax.tree_util.tree_flatten_with_path
+    first = dict(flatten(initial, is_leaf=like_params)[0])
+    nodes, treedef = flatten(opt_state, is_leaf=like_params)
+    # What is only there since the first step, as in `optax.monitor`, has no moments.
+    return treedef.unflatten(
+        [renewed(node, first[path]) if path in first else node for path, node in nodes]
+    )
 
 
 def _entrywise(x: Any, mask: Any) -> bool:

@@ -88,8 +88,9 @@ def _apart(one: Any, other: Any) -> str | None:
     if absent(one) or absent(other) or one is other:
         return None
     one, other = packing.unpack([one, other])
-    if isinstance(one, Tracer) or isinstance(other, Tracer):
-        return "two masks, which are traced, so that they cannot be compared"
+    for mask in (one, other):
+        if isinstance(mask, Tracer) or not isinstance(mask, jax.Array | np.ndarray):
+            return "two masks without values to compare"
     same = one.shape == other.shape and bool(np.array_equal(one, other))
     return None if same else "two masks that differ"
 
