@@ -29,7 +29,7 @@ PARAMS["a"]["kernel"][:3, :4] = -0.0  # among those that a mask removes
 ONE = where.matching("a.*kernel")
 NEED_GRADIENTS = set()
 LABELS = {"a": "x", "b": "y"}
-ONLY = {"a": True, "b": False}
+ONLY, REST = {"a": True, "b": False}, {"a": False, "b": True}
 
 
 def loss(params):
@@ -152,7 +152,7 @@ WRAPPERS = {
     "named_chain": around(_split_names),
     "partition": _parts(optax.partition),
     "selective_transform": around(
-        lambda inner: optax.selective_transform(inner, freeze_mask=ONLY)
+        lambda inner: optax.selective_transform(inner, freeze_mask=REST)
     ),
     "with_extra_args_support": around(optax.with_extra_args_support),
     "contrib.mechanize": around(optax.contrib.mechanize),
@@ -179,6 +179,7 @@ ARGUMENTS = {
     "scale": (-0.1,),
     "scale_by_backtracking_linesearch": (5,),
     "scale_by_learning_rate": (0.1,),
+    "scale_by_polyak": (0.0, 0.1),
     "scale_by_rprop": (0.01,),
     "scale_by_schedule": (lambda step: -0.1,),
     "scale_by_zoom_linesearch": (5,),
@@ -237,6 +238,8 @@ def maker(name):
     """From a transformation with a mask and its place to the whole optimizer."""
     if name in WRAPPERS:
         return WRAPPERS[name]
+    if name == "contrib.scale_by_muon":
+        return beside(optax.masked(_scale_by_muon(), matrices))
     module = optax.contrib if name.startswith("contrib.") else optax
     make = getattr(module, name.removeprefix("contrib."))
     arguments = ARGUMENTS.get(name)
@@ -245,6 +248,16 @@ def maker(name):
         needed = rate is not None and rate.default is rate.empty
         arguments = (0.01,) if needed else ()
     return beside(make(*arguments))
+
+
+def matrices(params):
+    return jax.tree.map(lambda p: np.ndim(p) == 2, params)
+
+
+def _scale_by_muon():
+    either = optax.contrib.MuonDimensionNumbers()
+    told = lambda params: jax.tree.map(lambda _: either, params)  # noqa: E731
+    return optax.contrib.scale_by_muon(weight_dimension_numbers=told)
 
 
 def views(name, params, state):
@@ -280,7 +293,10 @@ def _trained(name, optimizer, *, frozen):
     step = jax.jit(step) if name in COMPILED else step
     starts = views(name, start, state) if name == "lookahead" else [start] * 2
     told = exact = 0
-    for _ in range(STEPS):
+    for n in range(STEPS):
+        if n == 3 and not frozen and name not in WRAPPERS:
+            # Not only what was zero before is zero.
+            params = jax.tree.map(lambda p: p + np.float32(0.1), params)
         params, state, seen = step(params, state)
         if not frozen and not _begun(state):
             continue
