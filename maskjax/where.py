@@ -80,10 +80,7 @@ class _Where:
 
     def __call__(self, path: str, *leaf: Any) -> bool:
         if len(leaf) != 1:
-            raise TypeError(
-                f"`{self!r}` takes a path and a leaf, got {1 + len(leaf)} arguments. "
-                f"{checks.IN_HYPERPARAMETERS}."
-            )
+            raise TypeError(f"`{self!r}` takes a leaf. {checks.IN_HYPERPARAMETERS}.")
         return self.test(path, *leaf)
 
     def axes(self, path: str, leaf: Any) -> Told:

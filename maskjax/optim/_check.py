@@ -33,6 +33,9 @@ def check(
         params: The parameters after that step, or an average of them.
         start: The parameters given to `init`, if there are frozen ones to compare.
 
+    Returns:
+        None. It returns if all is right.
+
     Raises:
         ValueError: If weights that a mask removes are not zero, or, with `start`,
             differ where `mask_updates` freezes them: each parameter with how many. Or

@@ -6,6 +6,7 @@ the paths are made into strings only then.
 """
 
 from maskjax._core.checks._kinds import (
+    IN_HYPERPARAMETERS,
     fits,
     is_floating,
     is_inexact,
@@ -19,7 +20,6 @@ from maskjax._core.checks._kinds import (
     shaped,
 )
 from maskjax._core.checks._leaves import (
-    IN_HYPERPARAMETERS,
     alike,
     boolean,
     chosen,

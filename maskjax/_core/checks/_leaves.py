@@ -18,6 +18,7 @@ from maskjax._core.checks._kinds import (
     is_floating,
     kind_of,
     listing,
+    none_of,
     shaped,
 )
 from maskjax._core.checks._values import floating, predicate
@@ -78,12 +79,6 @@ def every(
         )
 
 
-IN_HYPERPARAMETERS = (
-    "`optax.inject_hyperparams` takes functions for schedules, except those that "
-    '`static_args=("score", "where", "allocation")` names'
-)
-
-
 def chosen(
     params: trees.Params, where: trees.Predicate, *, fn: str, name: str = "where"
 ) -> list[bool]:
@@ -106,16 +101,10 @@ def chosen(
         TypeError,
     )
     if not any(picks):
-        if not trees.is_single(params):
-            of = "none of: " + (", ".join(path for path, _ in named) or "an empty tree")
-        else:
-            of = f"no leaf of {kind_of(params)}. Leaves have names in a tree"
-            if not np.ndim(params):
-                of += f"; is that a count of steps? {IN_HYPERPARAMETERS}"
         hint = " Print what `where.traced` returned: it has the reason for each leaf."
         raise ValueError(
             f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
-            f"{of}."
+            f"{none_of(named)}."
             f"{hint if getattr(where, 'traces', False) else ''}"
         )
     return picks
