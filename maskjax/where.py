@@ -78,8 +78,10 @@ class _Where:
         doc = self.doc or f"The leaves that `{self.name}` chooses."
         object.__setattr__(self, "__doc__", doc)
 
-    def __call__(self, path: str, leaf: Any) -> bool:
-        return self.test(path, leaf)
+    def __call__(self, path: str, *leaf: Any) -> bool:
+        if len(leaf) != 1:
+            raise TypeError(f"`{self!r}` takes a leaf. {checks.IN_HYPERPARAMETERS}.")
+        return self.test(path, *leaf)
 
     def axes(self, path: str, leaf: Any) -> Told:
         """The roles of a leaf's axes, or a sentence that says why they are unknown."""

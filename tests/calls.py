@@ -651,6 +651,17 @@ call(
     "optim.keep_sparse", _step(lambda m: optim.keep_sparse(m)), _params, _params, _mask
 )
 call(
+    "optim.mask_gradients",
+    _step(
+        lambda m: optim.with_gradients(
+            optax.chain(optim.mask_gradients(), optim.keep_sparse(m))
+        )
+    ),
+    _params,
+    _params,
+    _mask,
+)
+call(
     "optim.mask_of",
     lambda p, m: optim.mask_of(optim.keep_sparse(m).init(p)),
     _params,
@@ -691,7 +702,7 @@ call(
 )
 call(
     "optim.set_",
-    _step(lambda: optim.set_(0.4, **_REWIRE, key=key())),
+    _step(lambda: optim.with_gradients(optim.set_(0.4, **_REWIRE, key=key()))),
     _params,
     _params,
     follows=True,
@@ -703,6 +714,13 @@ call(
     _params,
 )
 
+call(
+    "optim.with_mask",
+    lambda p, m, other: optim.with_mask(optim.keep_sparse(m).init(p), other),
+    _params,
+    _mask,
+    _other,
+)
 call(
     "optim.rigl: units",
     _step(
@@ -1448,6 +1466,7 @@ call(
 EXCLUDED = {
     "bank.capacity": "a Python number, from a shape",
     "metrics.bits_per_task": "a Python number, from shapes and dtypes",
+    "optim.check": "a complaint, on the host: tests/test_optim_check.py",
     "recipes.masksembles.in_chunks": "no array goes in",
     "recipes.masksembles.plan": "Python numbers go in and out",
     "recipes.mc_dropout.precision": "Python numbers go in and out",

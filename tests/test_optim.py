@@ -118,15 +118,16 @@ def test_gradual_pruning_is_that_of_the_reference():
 
 
 def test_density_follows_the_schedule_and_never_rises():
-    down_and_up = optax.join_schedules(
-        [optax.linear_schedule(1.0, 0.25, 6), optax.constant_schedule(0.9)], [7]
-    )
+    """It rises between powers of two, where nobody looks."""
+    parts = [optax.linear_schedule(1.0, 0.25, 6), *map(float, (0.9, 0.25))]
+    parts[1:] = map(optax.constant_schedule, parts[1:])
+    down_and_up = optax.join_schedules(parts, [9, 16])
     optimizer = optax.chain(optax.sgd(0.1), optim.prune(down_and_up, every=2))
-    gradients = {"w": np.ones((8, 6, 8), "float32")}
+    gradients = {"w": np.ones((12, 6, 8), "float32")}
     _, masks, _ = following(optimizer, {"w": kernel()}, gradients)
     assert not (masks["w"][1:] & ~masks["w"][:-1]).any()
     counts = masks["w"].sum(axis=(1, 2)).tolist()
-    assert counts == [48, 48, 36, 36, 24, 24, 12, 12, 12]
+    assert counts == [48, 48, 36, 36, 24, 24, *7 * [12]]
 
 
 @pytest.mark.parametrize(
@@ -191,9 +192,11 @@ def test_densities_may_be_trees_schedules_of_them_and_allocations():
         optim.prune({"a": {"kernel": 2.0, "bias": None}, "b": None})
 
 
-def test_rigl_drops_and_grows_as_the_reference_and_compiles_once():
+@pytest.mark.parametrize("also_step", [False, True])
+def test_rigl_drops_and_grows_as_the_reference_and_compiles_once(also_step):
+    chex.clear_trace_counter()
     params = {"w": kernel()}
-    rigl = optim.rigl(0.25, rate=0.3, every=2, scope="leaf", key=KEY)
+    rigl = optim.rigl(0.25, rate=0.3, every=2, also_step=also_step, key=KEY)
     optimizer = optim.with_gradients(optax.chain(optax.sgd(0.1), rigl))
     state = jax.jit(optimizer.init)(params)
     mask, weights = np.asarray(optim.mask_of(state)["w"]), params["w"]
@@ -207,9 +210,8 @@ def test_rigl_drops_and_grows_as_the_reference_and_compiles_once():
     for n in range(1, 5):
         gradient = np.cos(np.arange(48.0) * n).reshape(6, 8).astype(np.float32)
         params, state = update({"w": gradient}, state, params)
-        weights, mask = reference.rigl(
-            weights, gradient, mask, learning_rate=0.1, rate=0.3, due=n % 2 == 0
-        )
+        how = {"learning_rate": 0.1, "rate": 0.3, "also_step": also_step}
+        weights, mask = reference.rigl(weights, gradient, mask, due=n % 2 == 0, **how)
         np.testing.assert_array_equal(optim.mask_of(state)["w"], mask)
         np.testing.assert_allclose(params["w"], weights, atol=1e-6)
 
@@ -230,7 +232,7 @@ def test_grown_weights_start_at_zero_and_dropped_ones_end_there():
 
 def test_set_grows_at_random_and_differently_each_time():
     set_ = optim.set_(0.25, rate=0.5, every=1, key=KEY)
-    optimizer = optax.chain(optax.sgd(0.01), set_)
+    optimizer = optim.with_gradients(optax.chain(optax.sgd(0.01), set_))
     ones = {"w": np.ones((2, 8, 8), "float32")}
     _, masks, _ = following(optimizer, {"w": ones["w"][0]}, ones)
     zeroth, first, second = masks["w"]
@@ -449,7 +451,7 @@ def test_extra_arguments_pass_through():
         optimizer = optim.with_gradients(optax.chain(transformation, spy))
         state = shaped(optimizer.init, params)
         shaped(optimizer.update, params, state, params, value=3.0)
-    assert seen == [(3.0, ["gradients"])] * 4
+    assert seen == [(3.0, ["gradients", "mask"])] * 4
 
 
 def test_scores_name_the_arguments_they_need():
@@ -528,7 +530,8 @@ def test_donated_states_take_neither_keys_nor_masks_along():
     mask = {"w": jax.device_put(np.eye(4, dtype=bool))}
     for tx in (optim.set_(0.5, rate=0.1, every=9, key=key), optim.keep_sparse(mask)):
         update = jax.jit(
-            lambda s, tx=tx: tx.update(params, s, params)[1], donate_argnums=0
+            lambda s, tx=tx: tx.update(params, s, params, gradients=params)[1],
+            donate_argnums=0,
         )
         update(tx.init(params))  # eager, as users do
         trees.assert_same(update(tx.init(params)).mask, tx.init(params).mask)
@@ -552,7 +555,7 @@ def test_moments_restart_where_only_the_mask_is_wrapped():
 
 def test_what_grows_back_at_once_was_never_away():
     params = {"w": np.array([[1.0, 2.0, 3.0, 4.0]], "float32")}
-    rigl = optim.rigl(0.5, rate=0.5, every=1, key=KEY)
+    rigl = optim.rigl(0.5, rate=0.5, every=1, also_step=True, key=KEY)
     optimizer = optim.with_gradients(optax.chain(optax.sgd(0.1, momentum=0.9), rigl))
 
     @jax.jit

@@ -95,7 +95,7 @@ def by_table(*, steps):
 
     def update(updates, state, params=None, **extra):
         mask = at(state.count + 1)
-        kept = optim.MaskState(algebra.intersection(mask, state.mask))
+        kept = optim.MaskState(algebra.intersection(mask, state.mask), state.count)
         updates, _ = optim.keep_sparse(mask).update(updates, kept, params)
         return updates, optim.MaskState(mask, state.count + 1)
 

@@ -27,6 +27,10 @@ MASK = {
 PACKED = jax.tree.map(lambda leaf: PackedMask(reference.pack(leaf), leaf.shape), MASK)
 
 
+def shapes(params):
+    return jax.eval_shape(lambda: params)
+
+
 def cells(text):
     """The table as words, line by line."""
     return [line.split() for line in text.splitlines()]
@@ -34,7 +38,7 @@ def cells(text):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_table_has_a_line_for_each_parameter_and_a_sum(packed):
-    text = report.table(PACKED if packed else MASK, PARAMS)
+    text = report.table(PACKED if packed else MASK, shapes(PARAMS))
     assert cells(text) == [
         ["parameter", "shape", "kept", "total", "density", "sparsity"],
         ["dense/bias", "4", "-", "4", "-", "-"],
@@ -83,9 +87,41 @@ def test_every_parameter_of_every_framework_is_in_the_table(name):
     assert lines[-1][-2:] == ["1.0000", "0.0000"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_says_how_many_parameters_are_not_zero(packed):
+    """Also those that a mask removes and that came back, nan and -0.0 among them."""
+    params = {
+        "bias": np.zeros(4, "float32"),
+        "key": jax.random.key(0),
+        "kernel": np.ones((3, 2, 4), "bfloat16"),
+        "shape": jax.ShapeDtypeStruct((4,), "float32"),
+    }
+    params["kernel"][0] = -0.0
+    params["kernel"][1, 0, :3] = 0.0, np.nan, 1e-30
+    kept = np.arange(24).reshape(3, 2, 4) >= 10
+    mask = dict.fromkeys(params) | {"kernel": kept}
+    if packed:
+        mask["kernel"] = PackedMask(reference.pack(kept), kept.shape)
+    rows = cells(report.table(mask, params))
+    assert rows == [
+        "parameter shape kept nonzero total density sparsity".split(),
+        "bias 4 - 0 4 - -".split(),
+        "kernel 3 x 2 x 4 14 15 24 0.5833 0.4167".split(),
+        "key - - 1 - -".split(),
+        "shape 4 - - 4 - -".split(),
+        "all masked 14 15 24 0.5833 0.4167".split(),
+    ]
+    rows = cells(report.table(mask, params, where=TOLD, layers=True))
+    assert rows[2:5] == [
+        "kernel[0] 2 x 4 0 0 8 0.0000 1.0000".split(),
+        "kernel[1] 2 x 4 6 7 8 0.7500 0.2500".split(),
+        "kernel[2] 2 x 4 8 8 8 1.0000 0.0000".split(),
+    ]
+
+
 def test_a_table_with_flops_shares_them_out_by_what_is_kept():
     flops = {"dense": {"kernel": 1200, "bias": None}, "wide": 5000, "scale": 7}
-    assert cells(report.table(MASK, PARAMS, flops)) == [
+    assert cells(report.table(MASK, shapes(PARAMS), flops)) == [
         "parameter shape kept total density sparsity flops kept flops".split(),
         "dense/bias 4 - 4 - - - -".split(),
         "dense/kernel 3 x 4 4 12 0.3333 0.6667 400 1,200".split(),
@@ -136,7 +172,7 @@ def test_a_table_says_which_axes_are_layers_and_how_they_differ(packed):
         pack = lambda leaf: PackedMask(reference.pack(leaf), leaf.shape)  # noqa: E731
         mask = jax.tree.map(pack, mask)
     flops = {"bias": None, "kernel": 48, "last": None, "none": 24, "z": 8}
-    assert cells(report.table(mask, LAYERS, flops, where=TOLD)) == [
+    assert cells(report.table(mask, shapes(LAYERS), flops, where=TOLD)) == [
         "parameter shape kept total density sparsity flops kept flops layers".split(),
         "bias 3 x 4 - 12 - - - - -".split(),
         "kernel 3 x (2 x 4) 14 24 0.5833 0.4167 28 48 0.0000 to 1.0000".split(),
@@ -145,7 +181,7 @@ def test_a_table_says_which_axes_are_layers_and_how_they_differ(packed):
         "z 2 x 2 3 4 0.7500 0.2500 6 8 -".split(),
         "all masked 37 88 0.4205 0.5795 34 56 -".split(),
     ]
-    rows = cells(report.table(mask, LAYERS, flops, where=TOLD, layers=True))
+    rows = cells(report.table(mask, shapes(LAYERS), flops, where=TOLD, layers=True))
     assert (
         rows[0]
         == "parameter shape kept total density sparsity flops kept flops".split()
@@ -164,7 +200,7 @@ def test_a_table_says_which_axes_are_layers_and_how_they_differ(packed):
 
 def test_layers_that_are_equal_or_not_known_need_no_column():
     mask = {"w": np.ones((2, 1, 1, 3), bool)}
-    params = {"w": np.ones((2, 4, 2, 3))}
+    params = shapes({"w": np.ones((2, 4, 2, 3))})
     told = where.matching("w", axes="stack inputs stack outputs")
     for how, shape in (({}, "2 x 4 x 2 x 3"), ({"where": told}, "2 x 2 x (4 x 3)")):
         assert cells(report.table(mask, params, **how)) == [

@@ -466,9 +466,10 @@ def test_rates_of_rewiring_may_differ_by_layer():
     w = {"w": np.abs(drawn((3, 8, 4))) + 1}
     rate = {"w": np.array([0.0, 0.5, 1.0], "f4")}
     how = {"scope": "layer", "where": told("stack inputs outputs")}
-    made = optim.set_(
+    set_ = optim.set_(
         0.25, rate=rate, every=1, regrow=False, key=jax.random.key(0), **how
     )
+    made = optim.with_gradients(set_)
 
     @jax.jit
     def step(params):

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from maskjax._core import checks
 from maskjax._core.trees import Mask, Params
-from maskjax.optim._state import MaskState, fitted
+from maskjax.optim._state import MaskState, fitted, held
 from maskjax.optim._steps import Transformation, is_function, params_given
 from maskjax.optim._updates import frozen, zeroing
 
@@ -41,7 +42,7 @@ def mask_updates(mask: Mask | Callable[[Params], Mask]) -> Transformation:
 
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
         del params
-        return frozen(updates, state.mask, fn=fn), state
+        return frozen(updates, held(state, fn=fn), fn=fn), state
 
     return Transformation(_holding(mask, fn=fn), update)
 
@@ -77,18 +78,23 @@ def keep_sparse(mask: Mask | Callable[[Params], Mask]) -> Transformation:
 
     def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
         params_given(params, fn=fn)
-        return zeroing(updates, params, state.mask, fn=fn), state
+        count = jnp.asarray(optax.safe_increment(state.count))
+        mask = held(state, fn=fn)
+        return zeroing(updates, params, mask, fn=fn), MaskState(state.mask, count)
 
-    return Transformation(_holding(mask, fn=fn), update)
+    return Transformation(_holding(mask, fn=fn, counted=True), update)
 
 
-def _holding(mask: Mask | Callable[[Params], Mask], *, fn: str) -> Any:
+def _holding(
+    mask: Mask | Callable[[Params], Mask], *, fn: str, counted: bool = False
+) -> Any:
     """The `init` of a transformation whose mask stays."""
 
     def init(params: Params) -> MaskState:
         given = fitted(params, mask(params) if is_function(mask) else mask)
         checks.masked(params, given, fn=fn)
         # A copy, because a loop that donates the state would delete the user's mask.
-        return MaskState(jax.tree.map(jnp.copy, given))
+        own = jax.tree.map(jnp.copy, given)
+        return MaskState(own, jnp.zeros((), jnp.int32) if counted else None)
 
     return init

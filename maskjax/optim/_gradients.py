@@ -1,5 +1,6 @@
 """What an optimizer needs when a mask grows: gradients, and moments that restart."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,15 @@ import optax
 from maskjax import packing
 from maskjax._core import checks
 from maskjax._core.trees import Array, Mask, Params
-from maskjax.optim._state import absent, by_paths, is_leaf, is_masked_out, states
+from maskjax.optim._state import (
+    MaskState,
+    absent,
+    by_paths,
+    is_leaf,
+    is_masked_out,
+    states,
+)
+from maskjax.optim._updates import frozen
 
 
 def with_gradients(
@@ -18,7 +27,8 @@ def with_gradients(
     """Pass gradients to every transformation, and reset moments where a mask changes.
 
     `rigl`, and scores of `prune` that use gradients, need the gradients before the
-    other transformations change them. They arrive as the extra argument `gradients`.
+    other transformations change them. They arrive as the extra argument `gradients`,
+    and the mask so far, what removes and freezes taken together, as `mask`.
     Where a mask has changed, moments restart, see `reset_moments`. Wrappers that
     accumulate gradients, such as `optax.MultiSteps`, go around this one.
 
@@ -43,7 +53,8 @@ def with_gradients(
     def update(
         updates: Any, state: Any, params: Params | None = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        extra_args = {"gradients": updates} | extra_args
+        given = {"gradients": updates, "mask": _together(states(state), params)}
+        extra_args = given | extra_args
         updates, after = optimizer.update(updates, state, params, **extra_args)
         if params is None:
             return updates, after
@@ -63,6 +74,67 @@ def with_gradients(
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
+def mask_gradients() -> optax.GradientTransformationExtraArgs:
+    """Zero the gradients of weights that are removed or frozen: before one clips.
+
+    Norms over all gradients, as in `optax.clip_by_global_norm`, then count only those
+    of weights that train, for masks that stay and for masks that move. `rigl`, and
+    scores, still get the dense gradients.
+
+    Returns:
+        A transformation without a state. It goes before what takes norms, inside
+        `with_gradients`, around a chain that ends with a transformation with a mask.
+
+    Raises:
+        ValueError: If `update` gets no `mask`: without `with_gradients`, or without a
+            transformation with a mask.
+
+    Example:
+        >>> mask = {"w": jnp.array([[True, False]])}
+        >>> clip = optax.chain(optim.mask_gradients(), optax.clip_by_global_norm(1.0))
+        >>> chain = optax.chain(clip, optax.sgd(1.0), optim.keep_sparse(mask))
+        >>> optimizer = optim.with_gradients(chain)
+        >>> params = {"w": jnp.array([[1.0, 0.0]])}
+        >>> gradients = {"w": jnp.array([[0.5, 100.0]])}
+        >>> optimizer.update(gradients, optimizer.init(params), params)[0]
+        {'w': Array([[-0.5, -0. ]], dtype=float32)}
+    """
+    fn = "maskjax.optim.mask_gradients"
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        del params
+        if extra.get("mask") is None:
+            raise ValueError(
+                f"`{fn}` needs `mask`: wrap a chain with a mask in it (`optim.prune`, "
+                "`optim.mask_updates`, ...) in `optim.with_gradients`."
+            )
+        alive = by_paths(updates, extra["mask"], fn=None)
+        return frozen(updates, alive, fn=fn), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _together(found: list[MaskState], params: Params | None) -> Mask | None:
+    """The entries that all masks keep; `None` if there are none, or no parameters."""
+    if params is None or not found:
+        return None
+    masks = [state.mask for state in found]
+    if len(masks) == 1:
+        return masks[0]
+
+    def both(one: Any, other: Any) -> Any:
+        if absent(one) or absent(other):
+            return other if absent(one) else one
+        one, other = packing.unpack([one, other])
+        return one if one is other else one & other
+
+    treedef = jax.tree.structure(params)
+    spread = [treedef.flatten_up_to(by_paths(params, m, fn=None)) for m in masks]
+    return treedef.unflatten(
+        [functools.reduce(both, leaves) for leaves in zip(*spread, strict=True)]
+    )
+
+
 def reset_moments(
     opt_state: optax.OptState, initial: optax.OptState, before: Mask, after: Mask
 ) -> optax.OptState:
@@ -75,7 +147,7 @@ def reset_moments(
 
     Args:
         opt_state: The state of any optimizer.
-        initial: The state that the optimizer's `init` returns.
+        initial: The state that the optimizer's `init` returns. What it lacks stays.
         before: The mask before, boolean or packed.
         after: The mask after, of the same structure.
 
@@ -84,7 +156,7 @@ def reset_moments(
 
     Raises:
         TypeError: If a leaf of a mask is neither boolean nor packed.
-        ValueError: If the masks, or the states, differ in structure.
+        ValueError: If the masks differ in structure.
 
     Example:
         >>> optimizer = optax.sgd(1.0, momentum=0.9)
@@ -125,7 +197,13 @@ def reset_moments(
             ]
         )
 
-    return jax.tree.map(renewed, opt_state, initial, is_leaf=like_params)
+    flatten = jax.tree_util.tree_flatten_with_path
+    first = dict(flatten(initial, is_leaf=like_params)[0])
+    nodes, treedef = flatten(opt_state, is_leaf=like_params)
+    # What is only there since the first step, as in `optax.monitor`, has no moments.
+    return treedef.unflatten(
+        [renewed(node, first[path]) if path in first else node for path, node in nodes]
+    )
 
 
 def _entrywise(x: Any, mask: Any) -> bool:

@@ -10,7 +10,7 @@ import optax
 from maskjax import masking, select
 from maskjax._core import blame, checks
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
-from maskjax.optim._state import MaskState
+from maskjax.optim._state import MaskState, held
 from maskjax.optim._steps import (
     Schedule,
     Score,
@@ -20,6 +20,7 @@ from maskjax.optim._steps import (
     bound,
     check_fractions,
     check_how,
+    check_score,
     params_given,
     when,
 )
@@ -45,17 +46,18 @@ def prune(
 
     In step n (the first is 1), whenever `every` divides n, the mask is cut down to
     `density(n)` by the scores of the parameters that `update` is given. Removed weights
-    stay removed and are exactly zero after every step; a density that rises again
-    changes nothing.
+    stay removed and are exactly zero after every step.
 
     Args:
         density: The fraction to keep, in [0, 1]: an optax schedule of the step (usually
             from 1 down to the final density), a number, or, except in scope "global", a
             tree of numbers like the parameters, in scope "layer" and "output" also of
-            arrays of a number for each layer. A schedule may return a tree too.
+            arrays of a number for each layer. A schedule may return a tree too, and
+            must not rise.
         score: Called as `score(params, where=where)` with the arguments that it names.
             It may also name extra arguments of `update`, such as the `gradients` that
-            `with_gradients` passes.
+            `with_gradients` passes. One that needs a loss and data is given them first:
+            `lambda params: score.snip(loss, params, *data)`.
         every: The number of steps between two cuts, at least 1.
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
             each index of a stack (where nothing is stacked: each leaf), "output" each
@@ -70,12 +72,13 @@ def prune(
         A transformation, to be the last of a chain. Its `update` needs `params`.
 
     Raises:
-        TypeError: If `every` is not a whole number, `density` not a number, `structure`
+        TypeError: If `every` is not a whole number, `density` not a number, `score` no
+            function of parameters first, `structure`
             not a value such as `structure.Units()`, or `where` not a function.
         ValueError: If the density, or the schedule at any power of two, is outside
-            [0, 1]; if `every` is less than 1, `scope` unknown, `where` chooses nothing,
-            a leaf does not fit the structure, or `update` lacks `params` or an argument
-            that `score` names.
+            [0, 1], or the schedule rises; if `every` is less than 1, `scope` unknown,
+            `where` chooses nothing, a leaf does not fit the structure, or `update`
+            lacks `params` or an argument that `score` names.
 
     Example:
         >>> optimizer = optax.chain(optax.sgd(0.1), optim.prune(0.5, every=2))
@@ -94,7 +97,8 @@ def prune(
     checks.at_least(every, 1, fn=fn, name="every", traceable=True)
     check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
-    check_fractions(density, scope, fn=fn, name="density")
+    check_score(score, fn=fn)
+    check_fractions(density, scope, fn=fn, name="density", falling=True)
 
     def shrunk(scores: Scores, mask: Mask, params: Params, count: Array) -> Mask:
         share = allotted(at_step(density, count), allocation, params, where)
@@ -112,16 +116,17 @@ def prune(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         params_given(params, fn=fn)
+        alive = held(state, fn=fn)
         count = jnp.asarray(optax.safe_increment(state.count))
         scored = bound(score, {"where": where} | extra, fn=fn)
 
         def cut() -> Mask:
             # Not the parameters after the step: handing updates to a branch would keep
             # XLA from fusing the optimizer's arithmetic with what is done to them here.
-            now = masking.apply(params, state.mask)
-            return shrunk(scored(now), state.mask, now, count)
+            now = masking.apply(params, alive)
+            return shrunk(scored(now), alive, now, count)
 
-        mask = when(count % every == 0, cut, state.mask, fn=fn)
+        mask = when(count % every == 0, cut, alive, fn=fn)
         return zeroing(updates, params, mask, fn=fn), MaskState(mask, count)
 
     return Transformation(init, update)

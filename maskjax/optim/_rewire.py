@@ -3,6 +3,7 @@
 `rigl` and `set_` are one engine with two answers to where weights grow.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import optax
 from maskjax import algebra, masking, select
 from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
-from maskjax.optim._state import MaskState, fitted
+from maskjax.optim._state import MaskState, MaskWarning, fitted, held
 from maskjax.optim._steps import (
     Schedule,
     Score,
@@ -24,10 +25,11 @@ from maskjax.optim._steps import (
     bound,
     check_fractions,
     check_how,
+    check_score,
     params_given,
     when,
 )
-from maskjax.optim._updates import zeroing
+from maskjax.optim._updates import paused, zeroing
 from maskjax.score import magnitude
 from maskjax.score import random as random_scores
 from maskjax.select import Scope
@@ -51,6 +53,7 @@ def rigl(
     structure: Structure | Any = Entries(),
     allocation: Callable[..., Scores] | None = None,
     regrow: bool = True,
+    also_step: bool = False,
     where: Predicate = kernels,
     key: Array,
 ) -> Transformation:
@@ -59,8 +62,9 @@ def rigl(
     In step n (the first is 1), whenever `every` divides n, the `rate(n)` lowest-scored
     of the weights that are alive are dropped, and the same number grows where the dense
     gradient is largest. Grown weights start at zero. A weight that is dropped and grows
-    back at once keeps its value, as in the authors' code. The number alive never
-    changes. The parameters given to `init` may be dense;
+    back at once keeps its value, as in the authors' code. In such a step no parameter
+    moves otherwise, as in the paper, while moments see its gradient. The number alive
+    never changes. The parameters given to `init` may be dense;
     `maskjax.apply(params, mask_of(state))` makes them sparse from the first step on.
 
     Args:
@@ -84,6 +88,8 @@ def rigl(
             each leaf; `None` gives all leaves the same. The paper's is
             `allocation.erk`.
         regrow: Whether a weight that is dropped may grow back at once, as in the paper.
+        also_step: Whether parameters also take the optimizer's step where the mask
+            changes. The paper's rewires instead of taking it.
         where: Which leaves carry a mask, and what their axes mean.
         key: A typed key for the first mask, which is random.
 
@@ -132,8 +138,8 @@ def rigl(
 
     return _rewiring(
         steepest, density, rate=rate, every=every, score=score, scope=scope,
-        structure=structure, allocation=allocation, regrow=regrow, where=where, key=key,
-        fn=fn,
+        structure=structure, allocation=allocation, regrow=regrow, still=not also_step,
+        where=where, key=key, fn=fn,
     )  # fmt: skip
 
 
@@ -152,7 +158,8 @@ def set_(
 ) -> Transformation:
     """Train sparse from the start; drop the smallest weights and grow others at random.
 
-    Like `rigl`, but without gradients: the weights that grow are drawn.
+    Like `rigl`, but without gradients: the weights that grow are drawn, and in a step
+    that changes the mask the others move as in every step, as in the authors' code.
 
     Args:
         density: The fraction of weights that is alive from first to last, in [0, 1], as
@@ -173,12 +180,17 @@ def set_(
         key: A typed key for the first mask and for what grows.
 
     Returns:
-        A transformation, to be the last of a chain. Its `update` needs `params`. Inside
-        `with_gradients`, moments restart where the mask changes.
+        A transformation, to be the last of a chain inside `with_gradients`, which
+        restarts moments where the mask changes. Its `update` needs `params`.
 
     Raises:
         TypeError: As in `rigl`.
         ValueError: As in `rigl`, except that `update` needs no `gradients`.
+
+    Warns:
+        MaskWarning: Outside of `with_gradients`, as weights would grow with the moments
+            of those removed there before. Only an optimizer without moments does not
+            need it.
 
     Example:
         >>> rewire = optim.set_(0.5, rate=0.5, every=10, key=jax.random.key(0))
@@ -191,15 +203,22 @@ def set_(
         Mocanu et al., "Scalable training of artificial neural networks with adaptive
         sparse connectivity inspired by network science", 2018. arXiv:1707.04780.
     """
+    fn = "maskjax.optim.set_"
 
     def chance(params: Params, extra: dict[str, Any]) -> Callable[[Array], Scores]:
-        del extra
+        if "gradients" not in extra:
+            warnings.warn(
+                f"`{fn}` is not inside `optim.with_gradients`: weights grow with the "
+                "moments that the optimizer had for those removed there before.",
+                MaskWarning,
+                stacklevel=2,
+            )
         return lambda key: random_scores(params, where=where, key=key)
 
     return _rewiring(
         chance, density, rate=rate, every=every, score=score, scope=scope,
-        structure=structure, allocation=allocation, regrow=regrow, where=where, key=key,
-        fn="maskjax.optim.set_",
+        structure=structure, allocation=allocation, regrow=regrow, still=False,
+        where=where, key=key, fn=fn,
     )  # fmt: skip
 
 
@@ -214,6 +233,7 @@ def _rewiring(
     structure: Structure | Any,
     allocation: Callable[..., Scores] | None,
     regrow: bool,
+    still: bool,
     where: Predicate,
     key: Array,
     fn: str,
@@ -223,6 +243,7 @@ def _rewiring(
     checks.at_least(every, 1, fn=fn, name="every", traceable=True)
     check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
+    check_score(score, fn=fn)
     check_fractions(density, scope, fn=fn, name="density")
     peak = check_fractions(rate, scope, fn=fn, name="rate")
     kind = jax.random.key_impl(key)
@@ -244,23 +265,25 @@ def _rewiring(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         params_given(params, fn=fn)
+        alive = held(state, fn=fn)
         count = jnp.asarray(optax.safe_increment(state.count))
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=kind), count)
         scored = bound(score, {"where": where} | extra, fn=fn)
         wanted = growth(params, extra)
 
         def change() -> tuple[Mask, Mask]:
-            scores = scored(masking.apply(params, state.mask))
+            scores = scored(masking.apply(params, alive))
             with blame.instead_of("maskjax.select.drop", fn):
-                kept = select.drop(scores, state.mask, rate=at_step(rate, count), **how)
+                kept = select.drop(scores, alive, rate=at_step(rate, count), **how)
             worth = wanted(key)
-            worth = worth if regrow else _below(worth, state.mask)
+            worth = worth if regrow else _below(worth, alive)
             with blame.instead_of("maskjax.select.grow", fn):
                 mask = select.grow(worth, kept, density=shares(params), **how)
-            return mask, algebra.intersection(mask, state.mask)
+            return mask, algebra.intersection(mask, alive)
 
-        old = state.mask, state.mask
-        mask, kept = when(count % every == 0, change, old, fn=fn)
+        due = count % every == 0
+        mask, kept = when(due, change, (alive, alive), fn=fn)
+        updates = paused(updates, due) if still else updates
         updates = zeroing(updates, params, kept, fn=fn)
         return updates, MaskState(mask, count, state.key)
 

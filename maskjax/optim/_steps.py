@@ -78,6 +78,21 @@ def params_given(params: Params, *, fn: str) -> None:
         )
 
 
+def check_score(score: Any, *, fn: str) -> None:
+    """Raise if a score is none, or takes parameters where it is given other things."""
+    if not callable(score):
+        raise TypeError(
+            f"`{fn}` needs `score` as a function, got {checks.kind_of(score)}."
+        )
+    if "params" in [*inspect.signature(score).parameters][1:]:
+        name = getattr(score, "__name__", "score")
+        raise TypeError(
+            f"`{fn}` calls its `score` with parameters first, and `{name}` needs a "
+            f"loss and data before. Give it them: `lambda params: {name}(loss, params, "
+            "*data)`, with `where=` if you pass it here."
+        )
+
+
 def bound(
     score: Score, offered: dict[str, Any], *, fn: str
 ) -> Callable[[Params], Scores]:
@@ -127,11 +142,17 @@ def allotted(
 
 
 def check_fractions(
-    value: Density | Scores | Schedule, scope: str, *, fn: str, name: str
+    value: Density | Scores | Schedule,
+    scope: str,
+    *,
+    fn: str,
+    name: str,
+    falling: bool = False,
 ) -> float | None:
     """Raise unless fractions are in [0, 1]; return the highest, `None` if unknown.
 
-    A schedule is evaluated at step 0 and at every power of two. In scope "layer" and
+    A schedule is evaluated at step 0 and at every power of two. It must not rise
+    between them if it has to be `falling`. In scope "layer" and
     "output" a leaf of a tree may hold a number for each layer.
     """
     apart = scope in ("layer", "output")
@@ -144,10 +165,10 @@ def check_fractions(
             label = f"{name}[{path}]" if path else name
             several = {"several": apart, "hint": BY_SCOPE}
             checks.unit_interval(one, fn=fn, name=label, **several)
-        if any(isinstance(one, jax.Array) for one in leaves):
+        if any(isinstance(one, Tracer) for one in leaves):
             return None
         return max(float(np.max(one, initial=0.0)) for one in leaves)
-    found = []
+    found, before = [], None
     with jax.ensure_compile_time_eval():
         for count in (0, *(2**i for i in range(31))):
             given = value(jnp.int32(count))
@@ -169,4 +190,24 @@ def check_fractions(
                     f"`{fn}` needs `{name}` in [0, 1] at every step, got "
                     f"{outside[0]:.6g} at step {count}."
                 )
+            now = [np.asarray(one, np.float64) for one in at]
+            if falling and before is not None:
+                _check_falls(before, now, count, fn=fn, name=name)
+            before = now
     return max(found)
+
+
+def _check_falls(
+    before: list[Any], now: list[Any], count: int, *, fn: str, name: str
+) -> None:
+    """Raise if a schedule rises up to a step."""
+    for was, one in zip(before, now, strict=False):
+        if np.shape(was) == np.shape(one) and np.any(one > was + 1e-6):
+            at = np.argmax(one - was)
+            low, high = np.ravel(was)[at], np.ravel(one)[at]
+            raise ValueError(
+                f"`{fn}` needs `{name}` that does not rise, got {low:.6g} before step "
+                f"{count}, and {high:.6g} there. It is the fraction that is kept: for "
+                "a schedule of the sparsity, the fraction that is removed, pass "
+                "`lambda step: 1 - sparsity(step)`."
+            )

@@ -21,6 +21,11 @@ def _freeze(update: Array, mask: Array) -> Array:
     return jnp.where(mask, update, jnp.array(-0.0, update.dtype))
 
 
+def paused(updates: Any, due: Any) -> Any:
+    """Updates that change no parameter, if it is due."""
+    return jax.tree.map(lambda u: _freeze(u, jnp.logical_not(due)), updates)
+
+
 def zeroing(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
     """Updates that take the parameters a mask removes to exactly zero."""
     names = ("updates", "params")

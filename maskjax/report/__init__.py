@@ -3,10 +3,10 @@
 >>> params = {"dense": {"kernel": jnp.ones((10, 10)), "bias": jnp.ones(10)}}
 >>> scores = score.random(params, key=jax.random.key(0))
 >>> print(report.table(select.top_k(scores, density=0.1), params))
-parameter     shape    kept  total  density  sparsity
-dense/bias    10          -     10        -         -
-dense/kernel  10 x 10    10    100   0.1000    0.9000
-all masked               10    100   0.1000    0.9000
+parameter     shape    kept  nonzero  total  density  sparsity
+dense/bias    10          -       10     10        -         -
+dense/kernel  10 x 10    10      100    100   0.1000    0.9000
+all masked               10      100    100   0.1000    0.9000
 
 Pictures are matplotlib figures that belong to no pyplot window: show one as the last
 line of a notebook cell, or call its `savefig`.

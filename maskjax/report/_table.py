@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from maskjax import packing
 from maskjax._core import axes as _axes
@@ -34,6 +35,7 @@ class Stack(NamedTuple):
     lengths: tuple[int, ...]  # of the axes that stack
     shape: tuple[int, ...]  # of one layer
     kept: np.ndarray | None  # of the lengths; None without a mask
+    nonzero: np.ndarray | None = None  # of the lengths; None without values
 
     @property
     def size(self) -> int:
@@ -84,7 +86,7 @@ def table(
 
     Args:
         mask: A mask with concrete leaves, boolean or packed.
-        params: The parameters it is for.
+        params: The parameters it is for, or their shapes.
         flops: From `flops`: a tree like `params` of integers, `None` where unknown.
         where: Which axes stack layers: the shape of 12 layers is `12 x (64 x 256)`. It
             chooses no parameters. Those whose axes are unknown are shown as they are.
@@ -94,7 +96,9 @@ def table(
 
     Returns:
         A table with a row for each parameter: path, shape, entries kept, entries in
-        total, density (fraction kept) and sparsity (fraction removed). With `flops`,
+        total, density (fraction kept) and sparsity (fraction removed). If parameters
+        have values, a column `nonzero` has how many of them are not zero: what is kept
+        if the mask is applied, more if removed weights came back. With `flops`,
         also how many operations are kept, in proportion to the entries, and how many
         there are. If the layers of a stack differ, a column `layers` has the lowest and
         the highest density of its layers. What is unknown is `-`. The last row sums
@@ -110,13 +114,14 @@ def table(
     Example:
         >>> units = {"w": jnp.array([[True, False]])}
         >>> print(report.table(units, {"w": jnp.ones((3, 2))}))
-        parameter   shape  kept  total  density  sparsity
-        w           3 x 2     3      6   0.5000    0.5000
-        all masked            3      6   0.5000    0.5000
+        parameter   shape  kept  nonzero  total  density  sparsity
+        w           3 x 2     3        6      6   0.5000    0.5000
+        all masked            3        6      6   0.5000    0.5000
         >>> told = where.matching("w", axes="stack inputs outputs")
         >>> layers = {"w": jnp.array([True, False, False, True]).reshape(2, 2, 1)}
         >>> layers["w"] = layers["w"].at[1].set(False)
-        >>> print(report.table(layers, {"w": jnp.ones((2, 2, 1))}, where=told))
+        >>> shape = jax.ShapeDtypeStruct((2, 2, 1), "float32")
+        >>> print(report.table(layers, {"w": shape}, where=told))
         parameter   shape        kept  total  density  sparsity            layers
         w           2 x (2 x 1)     1      4   0.2500    0.7500  0.0000 to 0.5000
         all masked                  1      4   0.2500    0.7500                 -
@@ -128,11 +133,16 @@ def table(
     if flops is not None:
         names = ("params", "flops")
         work = [f for *_, f in checks.matched(params, flops, fn=fn, names=names)]
+    alive = _nonzero(params)
     stacks = _stacks(mask, params, where, fn=fn)
+    if layers:
+        stacks = _with_nonzero(stacks, params, where, fn=fn)
     spans = [None if stack is None else _span(stack) for stack in stacks]
-    rows, sums = [], [0, 0, 0, 0]
-    for count, done, stack, span in zip(counts, work, stacks, spans, strict=True):
-        numbers = [count.kept, count.size, _share(done, count), done]
+    rows, sums = [], [0, 0, 0, 0, 0]
+    for count, own, done, stack, span in zip(
+        counts, alive, work, stacks, spans, strict=True
+    ):
+        numbers = [count.kept, own, count.size, _share(done, count), done]
         if layers and stack is not None:
             rows += _layer_rows(count.path, stack, done)
         else:
@@ -143,9 +153,10 @@ def table(
         if count.kept is not None:
             sums = [a + (b or 0) for a, b in zip(sums, numbers, strict=True)]
     rows.append(("all masked", "", *_cells(*sums), "-"))
-    titles = ["parameter", "shape", "kept", "total", "density", "sparsity"]
+    titles = ["parameter", "shape", "kept", "nonzero", "total", "density", "sparsity"]
     titles += ["flops kept", "flops", "layers"]
     shown = {"flops kept": flops is not None, "flops": flops is not None}
+    shown["nonzero"] = any(own is not None for own in alive)
     shown["layers"] = not layers and any(spans)
     at = [i for i, title in enumerate(titles) if shown.get(title, True)]
     text = _text([titles[i] for i in at], [[row[i] for i in at] for row in rows])
@@ -243,11 +254,12 @@ def _layer_rows(path: str, stack: Stack, flops: int | None) -> list[tuple[str, .
     rows = []
     for index in np.ndindex(*stack.lengths):
         kept = None if stack.kept is None else int(stack.kept[index])
+        own = None if stack.nonzero is None else int(stack.nonzero[index])
         done = None if flops is None else flops // math.prod(stack.lengths)
         count = Count(
             f"{path}[{', '.join(map(str, index))}]", stack.shape, stack.size, kept
         )
-        cells = _cells(kept, count.size, _share(done, count), done)
+        cells = _cells(kept, own, count.size, _share(done, count), done)
         rows.append((count.path, _times(count.shape), *cells, "-"))
     return rows
 
@@ -270,6 +282,39 @@ def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
     return counts
 
 
+def _not_zero(params: Params) -> dict[int, Any]:
+    """Where each parameter that has values is not zero."""
+    return {
+        i: leaf != 0
+        for i, leaf in enumerate(jax.tree.leaves(params))
+        if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, Tracer)
+        if jnp.issubdtype(leaf.dtype, jnp.number)
+    }
+
+
+def _nonzero(params: Params) -> list[int | None]:
+    """How many entries of each parameter are not zero; `None` without values."""
+    found = packing.kept_by_leaf(_not_zero(params))
+    at = range(jax.tree.structure(params).num_leaves)
+    return [int(found[i]) if i in found else None for i in at]
+
+
+def _with_nonzero(
+    stacks: list[Stack | None], params: Params, where: Predicate, *, fn: str
+) -> list[Stack | None]:
+    """The stacks with how many entries of each layer are not zero."""
+    here = _not_zero(params)
+    masks = [
+        here.get(i) if stack is not None else None for i, stack in enumerate(stacks)
+    ]
+    mask = jax.tree.structure(params).unflatten(masks)
+    found = _stacks(mask, params, where, fn=fn)
+    return [
+        None if stack is None else stack._replace(nonzero=one.kept if one else None)
+        for stack, one in zip(stacks, found, strict=True)
+    ]
+
+
 def density(kept: int, size: int) -> float:
     """The fraction kept; nan of nothing."""
     return kept / size if size else math.nan
@@ -283,14 +328,19 @@ def _share(flops: int | None, count: Count) -> int | None:
 
 
 def _cells(
-    kept: int | None, size: int, flops_kept: int | None, flops: int | None
+    kept: int | None,
+    nonzero: int | None,
+    size: int,
+    flops_kept: int | None,
+    flops: int | None,
 ) -> list[str]:
     ratios = ["-", "-"]
     if kept is not None:
         fraction = density(kept, size)
         ratios = [f"{fraction:.4f}", f"{1 - fraction:.4f}"]
-    whole = ["-" if n is None else f"{n:,}" for n in (kept, size, flops_kept, flops)]
-    return [*whole[:2], *ratios, *whole[2:]]
+    numbers = (kept, nonzero, size, flops_kept, flops)
+    whole = ["-" if n is None else f"{n:,}" for n in numbers]
+    return [*whole[:3], *ratios, *whole[3:]]
 
 
 def _text(titles: list[str], rows: Iterable[Sequence[str]]) -> str:

@@ -47,8 +47,12 @@ def rigl(
     learning_rate: float,
     rate: float,
     due: bool,
+    also_step: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drop the smallest and grow where the gradient is largest, in a step of SGD."""
+    """A step of SGD, or instead: drop the smallest, grow where the gradient is largest.
+
+    Or both in one step.
+    """
     moved = weights - learning_rate * gradient
     if not due:
         return moved * alive, alive
@@ -63,4 +67,4 @@ def rigl(
     grown = kept.copy()
     for i in sorted(free, key=lambda i: -abs(gradient.flat[i]))[: count - kept.sum()]:
         grown.flat[i] = True
-    return moved * (grown & alive), grown
+    return (moved if also_step else weights) * (grown & alive), grown

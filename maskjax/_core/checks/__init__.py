@@ -1,12 +1,13 @@
 """Every complaint about arguments, made while tracing.
 
-Array values are not read, except counters that are not traced (`known`). Functions take
-`fn`, the public name to blame. A complaint about leaves names all of them by path; the
-paths are made into strings only then.
+Array values are not read, except counters and fractions that are not traced. Functions
+take `fn`, the public name to blame. A complaint about leaves names all of them by path;
+the paths are made into strings only then.
 """
 
 from maskjax._core.checks._devices import beside, together
 from maskjax._core.checks._kinds import (
+    IN_HYPERPARAMETERS,
     fits,
     is_floating,
     is_inexact,
@@ -57,6 +58,7 @@ from maskjax._core.checks._values import (
 
 __all__ = [
     "BY_VMAP",
+    "IN_HYPERPARAMETERS",
     "alike",
     "at_least",
     "beside",

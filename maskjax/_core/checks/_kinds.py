@@ -73,3 +73,18 @@ def fits(shape: tuple[int, ...], param: tuple[int, ...]) -> bool:
     return len(shape) == len(param) and all(
         a in (1, b) for a, b in zip(shape, param, strict=True)
     )
+
+
+IN_HYPERPARAMETERS = (
+    "`optax.inject_hyperparams` takes functions for schedules, except those that "
+    '`static_args=("score", "where", "allocation")` names'
+)
+
+
+def none_of(named: list[tuple[str, Any]]) -> str:
+    """What there was to choose from: leaves with their paths."""
+    if [path for path, _ in named] != [""]:
+        return f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}"
+    leaf = named[0][1]
+    hint = "" if jnp.ndim(leaf) else f"; is that a count of steps? {IN_HYPERPARAMETERS}"
+    return f"no leaf of {kind_of(leaf)}. Leaves have names in a tree{hint}"

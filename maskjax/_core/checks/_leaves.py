@@ -18,6 +18,7 @@ from maskjax._core.checks._kinds import (
     is_floating,
     kind_of,
     listing,
+    none_of,
     shaped,
 )
 from maskjax._core.checks._values import floating, predicate
@@ -104,7 +105,7 @@ def chosen(
         hint = " Print what `where.traced` returned: it has the reason for each leaf."
         raise ValueError(
             f"`{fn}` needs `{name}` to choose at least one leaf, but {where!r} chooses "
-            f"none of: {', '.join(path for path, _ in named) or 'an empty tree'}."
+            f"{none_of(named)}."
             f"{hint if getattr(where, 'traces', False) else ''}"
         )
     return picks

@@ -48,7 +48,9 @@ def unit_interval(
     several: bool = False,
     hint: str = BY_VMAP,
 ) -> None:
-    """A real number in [0, 1]; JAX's arrays are not looked at.
+    """A real number in [0, 1]; traced ones are not looked at.
+
+    JAX's arrays may be off by rounding.
 
     Args:
         value: A Python number or a scalar array.
@@ -63,8 +65,13 @@ def unit_interval(
             f"`{fn}` needs `{name}` as a scalar, got an array of shape {shape}. {hint}"
         )
     if isinstance(value, jax.Array) and is_real(value):
-        return
-    for number in np.ravel(value).tolist() if shape else [value]:
+        if isinstance(value, Tracer) or not value.is_fully_addressable:
+            return
+        value = np.asarray(value, np.float64)
+        near = np.round(value)
+        value = np.where(np.abs(value - near) <= 1e-6, near, value)
+    single = value.item() if isinstance(value, np.ndarray) and not shape else value
+    for number in np.ravel(value).tolist() if shape else [single]:
         if not is_number(number):
             also = ", or an array of them" if several else ""
             raise TypeError(
