@@ -246,6 +246,8 @@ def _counted(
     mask: Mask, params: Params | None, *, fn: str
 ) -> tuple[list[Any], tuple[int, ...], int]:
     """The leaves, how many entries share each of their decisions, and all entries."""
+    if params is not None:
+        mask = checks.spread(params, mask)
     _check(mask, fn=fn)
     if params is None:
         found = checks.rows(mask, fn=fn, is_leaf=trees.is_mask_leaf)

@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maskjax import masking, packing
-from maskjax._core import checks, placement, rows, slots, trees, turns
+from maskjax._core import blame, checks, placement, rows, slots, trees, turns
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, SoftMask
 
@@ -40,7 +40,8 @@ def stack(masks: Sequence[Mask]) -> Mask:
         masks: K >= 1 masks of the same structure, shapes and dtypes, packed or not.
 
     Returns:
-        A stack: a mask whose every leaf has one more, leading axis K.
+        A stack: a mask whose every leaf has one more, leading axis K. One mask is not a
+        stack: where no parameters tell, its first axis is taken for K.
 
     Raises:
         ValueError: If there is no mask, or two differ in structure, shape or dtype. The
@@ -83,8 +84,7 @@ def unstack(stack: Mask) -> list[Mask]:
         >>> stacking.unstack({"w": jnp.array([[True], [False]])})[1]
         {'w': Array([False], dtype=bool)}
     """
-    k = checks.members(stack, fn="maskjax.stacking.unstack")
-    return _unstacked(stack, k)
+    return _unstacked(stack, checks.members(stack, fn="maskjax.stacking.unstack"))
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -182,13 +182,14 @@ def predict(
         <BLANKLINE>
                [[ 1.]]], dtype=float32)
     """
-    return _map(
-        lambda mask, *inputs: apply(masking.apply(params, mask), *inputs),
-        stack,
-        *inputs,
-        batch_size=batch_size,
-        fn="maskjax.stacking.predict",
-    )
+    fn = "maskjax.stacking.predict"
+
+    def under(mask: Mask, *inputs: Any) -> Any:
+        with blame.instead_of("maskjax.apply", fn):
+            masked = masking.apply(params, mask)
+        return apply(masked, *inputs)
+
+    return _map(under, stack, *inputs, batch_size=batch_size, fn=fn)
 
 
 def map(

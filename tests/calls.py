@@ -271,6 +271,7 @@ call("masking.apply", maskjax.apply, _params, _mask)
 call("masking.apply: packed", maskjax.apply, _long, _packed)
 call("masking.apply: fill", maskjax.apply, _params, _mask, _params)
 call("masking.everything", masking.everything, _params, follows=True)
+call("masking.nonzero", masking.nonzero, _params, follows=True)
 call("masking.rescale", masking.rescale, _params, _mask)
 
 call("packing.pack", packing.pack, _long_mask)

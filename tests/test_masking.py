@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import maskjax
-from maskjax import masking, packing, where
+from maskjax import algebra, masking, packing, where
 from tests import trees
 
 pytestmark = pytest.mark.optimized
@@ -110,6 +110,51 @@ def test_numpy_leaves_are_arrays_too():
     params = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
     out = masking.apply(params, {"w": np.asarray(MASK), "b": None})
     np.testing.assert_array_equal(out["w"], MASK)
+
+
+NETWORK = {"encoder": {"w": counting(2, 3), "b": counting(3)}, "head": counting(2, 3)}
+
+
+def test_plain_booleans_and_prefixes_are_masks(every_transform):
+    plain = {"encoder": False, "head": True}
+    out = every_transform(lambda p: masking.apply(p, plain))(NETWORK)
+    expected = {"encoder": jax.tree.map(np.zeros_like, NETWORK["encoder"])}
+    same(out, {**expected, "head": NETWORK["head"]})
+    mixed = {"encoder": {"w": MASK, "b": None}, "head": np.False_}
+    kept = {"w": np.where(KEPT, NETWORK["encoder"]["w"], 0)}
+    expected = {"encoder": {**kept, "b": NETWORK["encoder"]["b"]}, "head": np.zeros(())}
+    same(masking.apply(NETWORK, mixed), expected)
+    fill = jax.tree.map(np.ones_like, NETWORK)
+    same(masking.apply(NETWORK, False, fill), fill)  # noqa: FBT003
+    same(masking.rescale(NETWORK, {"encoder": None, "head": True}), NETWORK)
+    for mask in (None, True, {"encoder": None, "head": None}):
+        same(masking.apply(NETWORK, mask), NETWORK)
+
+
+def test_plain_booleans_are_counted_by_the_parameters_they_decide_on():
+    plain = {"encoder": {"w": KEPT, "b": True}, "head": False}
+    assert algebra.count(plain, NETWORK) == 3 + 3
+    assert algebra.density(plain, NETWORK) == np.float32(6 / 15)
+    assert algebra.count({"encoder": None, "head": True}, NETWORK) == 6
+
+
+def same(out, expected):
+    jax.tree.map(np.testing.assert_array_equal, out, broadcast(expected, out))
+
+
+def broadcast(tree, like):
+    return jax.tree.map(lambda x, y: np.broadcast_to(x, y.shape), tree, like)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz"]
+)
+def test_what_is_not_zero_is_the_mask_of_a_sparse_network(dtype):
+    w = np.array([[0, -0.0, 1, -2, np.nan, 0]]).astype(jnp.dtype(dtype))
+    w.view(f"uint{8 * w.itemsize}")[0, -1] = 1  # the smallest subnormal number
+    mask = masking.nonzero({"w": w, "b": w[0]})
+    np.testing.assert_array_equal(mask["w"], [[False, False, *[True] * 4]])
+    assert mask["b"] is None
 
 
 def test_a_single_array_is_a_tree():

@@ -145,6 +145,7 @@ def scores_of(
     """
     fn = "maskjax.initializer.scores_of"
     checks.predicate(where, fn=fn)
+    mask = checks.spread(params, mask)
     pairs = checks.shaped_like(params, mask, fn=fn, names=("params", "mask"))
     needed = [leaf is not None for _, leaf in pairs]
     every = layout.fans(params, needed, where, fn=fn, why=_FANS)

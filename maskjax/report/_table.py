@@ -254,6 +254,7 @@ def _layer_rows(path: str, stack: Stack, flops: int | None) -> list[tuple[str, .
 
 def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
     """How much a mask keeps of each parameter."""
+    mask = checks.spread(params, mask)
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
     _drawing.concrete(mask, fn=fn, what="a mask with values")

@@ -37,6 +37,7 @@ from maskjax._core.checks._leaves import (
     same_shapes,
     shaped_like,
 )
+from maskjax._core.checks._structure import spread
 from maskjax._core.checks._values import (
     BY_VMAP,
     at_least,
@@ -92,6 +93,7 @@ __all__ = [
     "same_shapes",
     "shaped",
     "shaped_like",
+    "spread",
     "structure",
     "typed_key",
     "unit_interval",

@@ -20,6 +20,7 @@ from maskjax._core.checks._kinds import (
     listing,
     shaped,
 )
+from maskjax._core.checks._structure import PLAIN, apart_at, hint_of_ranks, spread
 from maskjax._core.checks._values import floating, predicate
 from maskjax._core.packed import PackedMask
 
@@ -42,16 +43,9 @@ def rows(
         try:
             columns.append(treedef.flatten_up_to(other))
         except ValueError as error:
-            mine = set(trees.paths(tree, is_leaf))
-            theirs = set(trees.paths(other, trees.is_mask_leaf))
-            lines = [
-                *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
-                *(f"only in `{name}`: {path}" for path in sorted(theirs - mine)),
-            ]
-            raise listing(
-                lines or [str(error)],
-                f"`{fn}` needs `{names[0]}` and `{name}` of the same structure",
-            ) from error
+            needs = f"`{fn}` needs `{names[0]}` and `{name}` of the same structure"
+            lines = apart_at(tree, other, (names[0], name), is_leaf)
+            raise listing(lines or [str(error)], needs) from error
     found = list(zip(*columns, strict=True))
     if others:
         needs = f"`{fn}` needs leaves that meet on the same devices (`jax.device_put`)"
@@ -167,13 +161,20 @@ def masked(
 ) -> list[tuple[Any, Any]]:
     """Parameters paired with the leaves of one mask that fits them.
 
-    A leaf of the mask is None, boolean, packed, or, if `soft`, floating.
+    A leaf of the mask is None, boolean, packed, or, if `soft`, floating. True, False
+    and None may stand for whole leaves and subtrees, see `spread`.
     """
+    how: Any = {"fn": fn, "names": names, "is_leaf": is_leaf}
     try:
-        found = rows(params, mask, fn=fn, names=names, is_leaf=is_leaf)
+        found = rows(params, mask, **how)
     except ValueError:
-        boolean(mask, fn=fn, name=names[1], or_soft=soft)
-        raise
+        wide = spread(params, mask)
+        if wide is mask:
+            boolean(spread(mask, mask), fn=fn, name=names[1], or_soft=soft)
+            raise
+        found = rows(params, wide, **how)
+    if any(type(leaf) in PLAIN for _, leaf in found):
+        found = rows(params, spread(params, mask), **how)
     leaves = [(leaf,) for _, leaf in found]
     _check_kind(leaves, params, is_leaf, names[1], fn, soft=soft)
     _check_bits(leaves, params, is_leaf, fn=fn, stacked=False)
@@ -213,7 +214,7 @@ def _check_fits(
         f"`{fn}` needs every leaf of `{names[1]}` shaped like its parameter, or 1 "
         "where entries share a decision"
     )
-    every(misfit, found, tree, needs, ValueError, stop)
+    every(misfit, found, tree, needs + hint_of_ranks(found), ValueError, stop)
 
 
 def floating_where_masked(
@@ -375,7 +376,7 @@ def members(stack: trees.Mask, *, fn: str) -> int:
         raise ValueError(f"`{fn}` needs `stack` with at least one leaf, got none.")
     if None in lengths or len(lengths) > 1:
         every(
-            lambda leaf: None if leaf is None else str(length(leaf)),
+            lambda leaf: None if leaf is None else str(length(leaf) or "one mask"),
             found,
             stack,
             f"`{fn}` needs every leaf of `stack` with the same number of members",

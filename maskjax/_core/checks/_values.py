@@ -62,7 +62,8 @@ def unit_interval(
         )
     if isinstance(value, jax.Array) and is_real(value):
         return
-    for number in np.ravel(value).tolist() if shape else [value]:
+    array = isinstance(value, np.ndarray)
+    for number in np.ravel(value).tolist() if array else [value]:
         if not is_number(number):
             also = ", or an array of them" if several else ""
             raise TypeError(
