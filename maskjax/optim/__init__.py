@@ -7,7 +7,8 @@
 
 They go last in a chain, where they see what will be added to the parameters. Removed
 weights are exactly zero after every step, and frozen ones never change, bit for bit,
-under any optimizer, with momentum and weight decay, as long as parameters are finite.
+under any optimizer, with momentum and weight decay, as long as parameters are finite
+(`mask_updates` says what becomes of subnormal ones).
 
 >>> import optax
 >>> from maskjax import optim

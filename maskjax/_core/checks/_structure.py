@@ -19,9 +19,13 @@ def spread(params: trees.Params, mask: trees.Mask) -> trees.Mask:
     inner node of the parameters they, and None, stand for every leaf below it. A mask
     that has nothing of this, or does not fit, is returned as it is.
     """
+    if not any(type(leaf) in PLAIN for leaf in jax.tree.leaves(mask)):
+        try:
+            jax.tree.structure(params).flatten_up_to(mask)
+            return mask
+        except ValueError:
+            pass
     leaves, treedef = jax.tree.flatten(mask, is_leaf=trees.is_mask_leaf)
-    if not any(leaf is None or type(leaf) in PLAIN for leaf in leaves):
-        return mask
     try:
         parts = treedef.flatten_up_to(params)
     except ValueError:
