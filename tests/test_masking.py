@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 import maskjax
-from maskjax import algebra, masking, packing, where
+from maskjax import (
+    algebra,
+    initializer,
+    masking,
+    optim,
+    packing,
+    report,
+    score,
+    select,
+    where,
+)
+from maskjax.recipes import deconstructing, iterand, meta_ticket, pacnet
 from tests import trees
 
 pytestmark = pytest.mark.optimized
@@ -136,6 +147,50 @@ def test_plain_booleans_are_counted_by_the_parameters_they_decide_on():
     assert algebra.count(plain, NETWORK) == 3 + 3
     assert algebra.density(plain, NETWORK) == np.float32(6 / 15)
     assert algebra.count({"encoder": None, "head": True}, NETWORK) == 6
+
+
+_KEY = jax.random.key(0)
+TAKERS = {  # every function that takes a mask with its parameters
+    "algebra.density": lambda m: algebra.density(m, NETWORK),
+    "deconstructing.restart": lambda m: deconstructing.restart(
+        NETWORK, NETWORK, m, kept="constant", key=_KEY
+    ),
+    "deconstructing.scores": lambda m: deconstructing.scores(
+        NETWORK, NETWORK, m, key=_KEY
+    ),
+    "initializer.scores_of": lambda m: initializer.scores_of(
+        NETWORK, m, where=where.matching("b$", axes="inputs") | where.kernels
+    ),
+    "iterand.redraw": lambda m: iterand.redraw(
+        initializer.uniform(), NETWORK, m, key=_KEY
+    ),
+    "meta_ticket.adapt": lambda m: meta_ticket.adapt(
+        lambda params: jnp.sum(params["head"]),
+        NETWORK,
+        m,
+        inner_learning_rates=0.5,
+        steps=1,
+    ),
+    "optim.mask_updates": lambda m: optim.mask_updates(m).init(NETWORK),
+    "pacnet.l2_sp": lambda m: pacnet.l2_sp(
+        NETWORK, jax.tree.map(np.zeros_like, NETWORK), m
+    ),
+    "report.table": lambda m: [report.table(m, NETWORK).encode()],
+    "select.drop": lambda m: select.drop(
+        score.magnitude(NETWORK, where=where.floating), m, rate=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS.values(), ids=TAKERS)
+def test_plain_booleans_are_masks_wherever_a_mask_meets_parameters(taker):
+    plain = {"encoder": {"w": True, "b": True}, "head": False}
+    whole = jax.tree.map(lambda k, p: np.full((1,) * p.ndim, k), plain, NETWORK)
+    out, expected = taker(plain), taker(whole)
+    if taker is TAKERS["report.table"]:
+        assert out == expected
+    else:
+        same(out, expected)
 
 
 def same(out, expected):

@@ -217,7 +217,7 @@ def _deviation(layer: Array) -> Array:
 
 
 def _centered(leaf: Any, gain: float, fan_in: int, dtype: Any) -> Array:
-    centered = 2 * packing.unpack_leaf(leaf).astype(jnp.float32) - 1
+    centered = 2 * jnp.asarray(packing.unpack_leaf(leaf), jnp.float32) - 1
     return (centered * (gain * max(fan_in, 1) ** -0.5)).astype(dtype)
 
 
