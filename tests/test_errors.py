@@ -163,6 +163,15 @@ def test_a_density_lies_between_0_and_1(fn, call, density):
 
 
 @over_dense
+def test_a_density_may_be_a_numpy_array_without_axes(fn, call):
+    call(np.asarray(0.5, "float32"))
+    with raises(ValueError, rf"`{fn}` needs `density` in \[0, 1\], got nan"):
+        call(np.asarray(np.nan))
+    with raises(TypeError, rf"`{fn}` needs `density` as a number .* got bool array"):
+        call(np.asarray(1, bool))
+
+
+@over_dense
 @pytest.mark.parametrize(
     ("density", "kind"), [("0.5", "str '0.5'"), (True, "bool True"), (1j, "complex 1j")]
 )

@@ -110,6 +110,16 @@ def test_soft_masks_multiply_and_gradients_reach_them(filled, dtype):
     np.testing.assert_allclose(gradient, w64 - f64, atol=tolerance)
 
 
+def test_soft_masks_multiply_whatever_they_and_the_parameters_hold():
+    params = {"w": np.array([np.inf, 2, 3, 4], "float32")}
+    soft = {"w": np.array([0, -1, 2.5, 1], "float32")}
+    np.testing.assert_array_equal(
+        masking.apply(params, soft)["w"], [np.nan, -2, 7.5, 4]
+    )
+    hard = {"w": soft["w"] > 0}
+    np.testing.assert_array_equal(masking.apply(params, hard)["w"], [0, 0, 3, 4])
+
+
 def test_integer_parameters_can_be_masked_and_keep_their_dtype():
     params = {"table": jax.device_put(np.arange(6, dtype=np.int32).reshape(2, 3))}
     out = masking.apply(params, {"table": MASK})["table"]

@@ -78,6 +78,8 @@ def not_negative(value: Any, *, fn: str, name: str) -> None:
     """A finite Python number of at least 0, or a scalar array, not looked at."""
     if isinstance(value, jax.Array) and not value.shape and is_real(value):
         return
+    if isinstance(value, np.ndarray) and not value.shape:
+        value = value.item()
     if not is_number(value):
         raise TypeError(f"`{fn}` needs `{name}` as a number, got {kind_of(value)}.")
     if not 0.0 <= float(value) < math.inf:
@@ -90,6 +92,8 @@ def at_least(
     """A whole number that is not too small. If `traceable`, any array passes."""
     if traceable and isinstance(value, jax.Array):
         return
+    if traceable and isinstance(value, np.ndarray) and not value.shape:
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
             f"`{fn}` needs `{name}` as a whole number, got {kind_of(value)}."
