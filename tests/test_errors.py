@@ -30,7 +30,6 @@ from maskjax import (
     where,
 )
 from maskjax.recipes import edge_popup, lottery_ticket
-from maskjax.select._count import fold
 from maskjax.structure import Block, NofM, Units
 
 KEY = jax.random.key(0)
@@ -704,11 +703,6 @@ def test_a_table_needs_values_that_fit(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     with raises(ImportError, f"{fn} draws with rich. Install it with .*maskjax.plot"):
         report.table(MASK, WEIGHTS)
-
-
-def test_a_count_of_one_operand_is_our_own_bug():
-    with raises(AssertionError, "a fold of one operand takes the slow path"):
-        fold([jnp.ones(3, jnp.int32)], ["sum"])
 
 
 @pytest.mark.parametrize(

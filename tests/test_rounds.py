@@ -136,6 +136,51 @@ def test_structures_are_cut_and_grown_whole(pattern):
         assert whole.shape == half.shape
 
 
+NARROW = [
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e8m0fnu"),
+    *("bfloat16", "float16", "float32"),
+]
+
+
+def test_what_is_held_stays_in_every_float_format():
+    """Above every score, infinite ones and formats without infinity included."""
+    held = {d: np.arange(8) % 3 == 0 for d in NARROW}  # three of eight
+    most = {d: jnp.finfo(d).max for d in NARROW}
+    scores = {d: np.array([0.5, 1, 2, 4, 8, 4, most[d], 2]).astype(d) for d in NARROW}
+    scores["float32"][6], scores["float32"][[2, 5]] = np.inf, (1e-45, 4e-45)
+    law = jax.jit(lambda s, m, d: select.grow(s, m, density=d))
+    order = np.argsort(-np.array([9, 1, 2, 9, 8, 4, 9, 2]), kind="stable")
+    for count in (3, 4, 5):
+        mask = law(scores, held, np.float32(count / 8))
+        for dtype in NARROW[:-1]:
+            assert np.flatnonzero(mask[dtype]).tolist() == sorted(order[:count]), dtype
+    kept = np.flatnonzero(mask["float32"]).tolist()
+    assert kept == [0, 3, 4, 6, 7]
+    scores["float32"][[1, 4, 7]] = -0.0  # subnormal numbers are above zero, in order
+    for count, kept in ((4, [0, 3, 5, 6]), (5, [0, 2, 3, 5, 6])):
+        mask = law(scores, held, np.float32(count / 8))
+        assert np.flatnonzero(mask["float32"]).tolist() == kept
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan, 3e38, -3e38])
+def test_a_unit_is_held_whatever_its_scores_are(value):
+    scores = np.tile(np.arange(4, dtype="f4"), (2, 1))
+    scores[:, 0] = value
+    held = {"w": np.array([[True, False, False, False]] * 2)}
+    grow = jax.jit(lambda s, d: select.grow(s, held, density=d, structure=Units(-1)))
+    for count, kept in ((1, [0]), (2, [0, 3])):
+        mask = grow({"w": scores}, np.float32(count / 4))["w"]
+        assert np.flatnonzero(np.asarray(mask).all(0)).tolist() == kept
+
+
+def test_what_is_held_counts_even_where_the_pattern_has_no_place_for_it():
+    scores = {"w": np.array([1.0, 2.0, 3.0, 4.0], "f4")}
+    held = {"w": np.array([True, True, False, False])}
+    for density, kept in ((0.5, [0, 1]), (0.75, [0, 1, 3])):
+        mask = select.grow(scores, held, density=density, structure=NofM(1, 2, -1))
+        assert np.flatnonzero(mask["w"]).tolist() == kept
+
+
 def test_random_masks_of_the_same_counts():
     _, mask = make()
     mask = {"b": mask["b"], "d": None}

@@ -414,6 +414,16 @@ def test_every_way_of_cutting_an_array_into_rows_counts_the_same():
     assert_masks_equal(select.top_k(scores, density=0.1), reference(scores, 0.1))
 
 
+def test_a_stack_without_entries_has_a_mask_without_entries():
+    scores = {"w": np.zeros((0, 100, 100), "f4"), "v": np.zeros((2, 100, 0), "f4")}
+    roles = where.matching(".*", axes="stack inputs outputs")
+    for scope in ("leaf", "layer", "global"):
+        mask = select.top_k(scores, density=0.5, scope=scope, where=roles)
+        assert {k: m.shape for k, m in mask.items()} == {
+            k: x.shape for k, x in scores.items()
+        }
+
+
 def test_adversarial_scores_do_not_defeat_the_search():
     powers = 2.0 ** np.arange(-120.0, 120.0)
     scores = {"w": np.concatenate([powers, -powers]).astype("float32")}
@@ -431,12 +441,24 @@ def test_threshold_keeps_what_reaches_it(every_transform):
     mask = choose(scores, np.float32(0.0))
     assert mask["none"] is None
     for dtype in FLOATS:
-        x = wide(scores[dtype])
         with np.errstate(invalid="ignore"):
-            normal, expected = np.abs(x) >= float(jnp.finfo(dtype).tiny), x >= 0
-        # A backend may flush subnormal numbers to zero.
-        sure = normal | (x == 0) | ~np.isfinite(x)
-        np.testing.assert_array_equal(np.asarray(mask[dtype])[sure], expected[sure])
+            expected = wide(scores[dtype]) >= 0
+        np.testing.assert_array_equal(mask[dtype], expected)
+
+
+@pytest.mark.parametrize("at", [-1e39, -1000, 0.29883, 1e-42, 0.1, 70000, math.nan])
+def test_a_threshold_is_not_rounded_to_the_format_of_the_scores(at):
+    pool = [-math.inf, -448, 0, 1e-45, 2e-42, 0.298828, 0.1, 0.10009, 448, math.inf]
+    names = ["float8_e4m3fn", *FLOATS]
+    with np.errstate(over="ignore"):
+        single = np.float32(at)
+        scores = {d: np.array(pool).astype(jnp.dtype(d)) for d in names}
+    for given in (at, single):
+        mask = select.threshold(scores, at=given)
+        for name, leaf in scores.items():
+            with np.errstate(invalid="ignore"):
+                expected = wide(leaf) >= np.float64(given)
+            np.testing.assert_array_equal(mask[name], expected, err_msg=name)
 
 
 def test_a_threshold_for_each_leaf_and_bad_ones():

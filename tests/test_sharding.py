@@ -134,7 +134,58 @@ def explicitly(prune, whole):
     return jax.jit(prune.update)(leaf, prune.init(leaf), leaf)[1].mask
 
 
+def masks_elsewhere():
+    """Masks and cutoffs of an Explicit mesh, sharded unlike the scores."""
+    pairs = jax.make_mesh((4, 2), ("x", "y"), (jax.sharding.AxisType.Explicit,) * 2)
+    scores = np.asarray(rng.normal(size=(16, 32)), "float32")
+    held = rng.random((16, 32)) < 0.2
+    put = lambda x, *spec: jax.device_put(x, NamedSharding(pairs, PartitionSpec(*spec)))
+    same = True
+    for mine, other in (("xy", "yx"), (("x", None), (None, "x")), (("x", None), ())):
+        for change in (select.drop, select.grow):
+            how = {"rate": 0.5} if change is select.drop else {"density": 0.5}
+            found = change(put(scores, *mine), put(held, *other), **how)
+            same &= bool((np.asarray(found) == change(scores, held, **how)).all())
+    how = {"density": 0.5, "scope": "output", "return_cutoff": True}
+    spread = {"kernel": put(scores, "y", "x")}
+    mask, cutoff = select.top_k(spread, **how)
+    again, _ = select.top_k(spread, guess=cutoff, **how)
+    expected, _ = select.top_k({"kernel": scores}, **how)
+    for found in (mask, again):
+        same &= bool((np.asarray(found["kernel"]) == expected["kernel"]).all())
+    return same
+
+
+def twins_mapped_over_a_sharded_axis():
+    """Leaves that are searched as one stack, under `vmap` on an Explicit mesh."""
+    row = jax.make_mesh((8,), ("x",), (jax.sharding.AxisType.Explicit,))
+    scores = np.asarray(rng.normal(size=(8, 6, 4)), "float32")
+    spread = jax.device_put(scores, NamedSharding(row, PartitionSpec("x")))
+    choose = jax.vmap(lambda x: select.top_k([x, -x], density=0.3))
+    expected = np.stack(choose(scores))
+    with jax.set_mesh(row):
+        found = jax.jit(choose)(spread)
+    return bool((np.stack(found) == expected).all())
+
+
+def held_by_all_shards():
+    """In a shard_map: scores vary over devices, the mask does not."""
+    scores = jnp.asarray(rng.normal(size=(64, 32)), "float32")
+    held, rows = jnp.asarray(rng.random((8, 32)) < 0.5), PartitionSpec("x")
+    how = {"mesh": mesh, "in_specs": (rows, PartitionSpec()), "out_specs": rows}
+    same = True
+    for change in (select.drop, select.grow):
+        kind = {"rate": 0.5} if change is select.drop else {"density": 0.7}
+        each = lambda x, m: change(x, m, **kind)
+        found = jax.jit(jax.shard_map(each, **how))(scores, held)
+        shards = [each(shard, held) for shard in jnp.split(scores, 8)]
+        same &= bool((found == jnp.concatenate(shards)).all())
+    return same
+
+
 results |= {"explicit": explicit(), "shard_map": in_shard_map()}
+results |= {"masks elsewhere": masks_elsewhere(), "held": held_by_all_shards()}
+results |= {"mapped twins": twins_mapped_over_a_sharded_axis()}
 results |= {"elsewhere": elsewhere()}
 print(json.dumps({**results, "prune, explicit": pruned(explicitly)}))
 '''
@@ -193,7 +244,11 @@ def test_only_a_number_for_each_leaf_is_summed_over_devices(case, results):
 
 
 @pytest.mark.parametrize(
-    "mode", ["elsewhere", "explicit", "shard_map", "prune, explicit"]
+    "mode",
+    [
+        *("elsewhere", "explicit", "shard_map", "prune, explicit"),
+        *("masks elsewhere", "held", "mapped twins"),
+    ],
 )
 def test_other_ways_of_sharding_choose_the_same(mode, results):
     assert results[mode]

@@ -33,10 +33,12 @@ Departures from the paper:
     Array([False,  True], dtype=bool)
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from maskjax import estimator, initializer, select
-from maskjax._core import blame, checks
+from maskjax._core import blame
 from maskjax._core.trees import (
     Array,
     Density,
@@ -47,6 +49,9 @@ from maskjax._core.trees import (
     SoftMask,
     map_mask,
 )
+from maskjax.select._choice import choose
+from maskjax.select._quota import Keep
+from maskjax.structure import Entries
 from maskjax.where import kernels
 
 __all__ = ["init", "mask", "soft_mask"]
@@ -124,8 +129,8 @@ def soft_mask(
     """
     fn = "maskjax.recipes.edge_popup.soft_mask"
     how = {"density": density, "scope": scope, "where": where, "guess": guess}
-    with blame.instead_of("maskjax.estimator.top_k", fn):
-        soft, cutoff = estimator.top_k(_sizes(scores, fn), **how, return_cutoff=True)
+    hard, cutoff = _highest(scores, fn, **how)
+    soft = estimator.straight_through(hard, map_mask(jnp.abs, scores))
     return (soft, cutoff) if return_cutoff else soft  # 2. and 3.
 
 
@@ -164,11 +169,14 @@ def mask(
     """
     fn = "maskjax.recipes.edge_popup.mask"
     how = {"density": density, "scope": scope, "where": where, "guess": guess}
-    with blame.instead_of("maskjax.select.top_k", fn):
-        kept, cutoff = select.top_k(_sizes(scores, fn), **how, return_cutoff=True)
+    kept, cutoff = _highest(scores, fn, **how)
     return (kept, cutoff) if return_cutoff else kept
 
 
-def _sizes(scores: Scores, fn: str) -> Scores:
-    checks.floating_scores(scores, fn=fn)
-    return map_mask(jnp.abs, scores)
+def _highest(
+    scores: Scores, fn: str, *, density: Density | Scores, **how: Any
+) -> tuple[Mask, Scores]:
+    """The mask of the highest |scores|, and where the selection cut."""
+    return choose(
+        scores, Keep, density, **how, structure=Entries(), absolute=True, fn=fn
+    )

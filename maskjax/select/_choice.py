@@ -38,6 +38,7 @@ def choose(
     holding: Mask | None = None,
     of_all: bool = False,
     guess: Scores | None = None,
+    absolute: bool = False,
 ) -> tuple[Mask, Scores]:
     """Keep the highest scores, and tell where each search cut.
 
@@ -56,6 +57,8 @@ def choose(
         holding: A mask that the result contains; its scores do not matter.
         of_all: True if shares are fractions of all decisions, False if of those within.
         guess: The cutoffs of an earlier call.
+        absolute: Whether entries are ranked by absolute value: of scores in memory that
+            takes no memory, unlike passing their absolute values.
     """
     leaves = Leaves(scores, scope, structure, where, fn=fn)
     keeps = leaves.mask(within, name=mask_name)
@@ -70,7 +73,7 @@ def choose(
         ]
         if of_all:  # a traced share becomes a count here, before `within` is counted
             quotas = [Count(q.of(n)) for q, n in zip(quotas, leaves.sizes, strict=True)]
-        return _masks(leaves, keeps, held, quotas, guesses)
+        return _masks(leaves, keeps, held, quotas, guesses, absolute=absolute)
 
 
 def choose_counted(
@@ -163,16 +166,19 @@ def _masks(
     held: list[Array | None],
     quotas: list[Quota],
     guesses: list[Array] | None,
+    *,
+    absolute: bool = False,
 ) -> tuple[Mask, Scores]:
     """The mask, and the tree of scores at which each search cut."""
     how = {"plans": tuple(leaves.plans), "joint": leaves.joint, "kinds": leaves.kinds()}
+    how["absolute"] = absolute
     others = keeps, held, quotas, guesses
     scores = placement.vary_like(leaves.scores, leaves.scores, others)
     masks, cuts = _chosen(scores, *others, **how)
     return leaves.whole(masks), leaves.whole(cuts)
 
 
-@functools.partial(jax.jit, static_argnames=("plans", "joint", "kinds"))
+@functools.partial(jax.jit, static_argnames=("plans", "joint", "kinds", "absolute"))
 def _chosen(
     scores: list[Array],
     keeps: list[Array | None],
@@ -183,44 +189,61 @@ def _chosen(
     plans: tuple[Plan, ...],
     joint: bool,
     kinds: tuple[int, ...],
+    absolute: bool,
 ) -> tuple[list[Array], list[Array]]:
     """The search over decisions, spread over entries."""
-    alive = [
-        None if keep is None else plan.laid(jnp.broadcast_to(keep, leaf.shape))
-        for keep, leaf, plan in zip(keeps, scores, plans, strict=True)
-    ]
-    lifted = [
-        plan.laid(leaf if hold is None else _lifted(leaf, hold))
-        for hold, leaf, plan in zip(held, scores, plans, strict=True)
-    ]
-    each = list(zip(lifted, alive, plans, strict=True))
-    pooled = [plan.pool(s, a) for s, a, plan in each]
-    candidates = [
-        None
-        if a is None
-        else plan.each(functools.partial(any_alive, plan.structure))(a)
-        for _, a, plan in each
-    ]
+    keeps, held = _like(keeps, scores), _like(held, scores)
+    laid = [plan.laid(leaf) for leaf, plan in zip(scores, plans, strict=True)]
+    alive = _laid(keeps, scores, plans)
+    each = zip(laid, alive, plans, strict=True)
+    pooled = [plan.pool(x, a) for x, a, plan in each]
+    candidates = _decisions(alive, plans)
+    holds = _decisions(_laid(held, scores, plans), plans)
     if any(isinstance(plan.structure, NofM) for plan in plans):
         quotas = _of_alive(quotas, pooled, candidates, plans, joint=joint)
         candidates = [
-            _best_of_groups(s, a, plan)
-            for s, a, plan in zip(pooled, candidates, plans, strict=True)
+            _best_of_groups(*each)
+            for each in zip(pooled, candidates, holds, plans, strict=True)
         ]
-    rows = [plan.rows for plan in plans]
-    flags, cuts = _search.top_k(
-        pooled, candidates, quotas, kinds, joint=joint, guess=guesses, rows=rows
-    )
+    how: dict[str, Any] = {"joint": joint, "absolute": absolute}
+    how |= {"guess": guesses, "rows": [plan.rows for plan in plans]}
+    flags, cuts = _search.top_k(pooled, candidates, holds, quotas, kinds, **how)
     masks = [plan.spread(flag) for flag, plan in zip(flags, plans, strict=True)]
     masks = [m if k is None else m & k for m, k in zip(masks, keeps, strict=True)]
     masks = [m if h is None else m | h for m, h in zip(masks, held, strict=True)]
     return masks, [plan.numbers(c) for c, plan in zip(cuts, plans, strict=True)]
 
 
-def _lifted(scores: Array, hold: Array) -> Array:
-    """Scores with those that are held above all others, infinite ones included."""
-    most = jnp.finfo(scores.dtype).max
-    return jnp.where(hold, jnp.array(jnp.inf, scores.dtype), jnp.minimum(scores, most))
+def _like(masks: list[Array | None], scores: list[Array]) -> list[Array | None]:
+    """Masks sharded like the scores, as far as types say how these are."""
+
+    def of_leaf(mask: Array, like: Array) -> Array:
+        pairs = zip(mask.shape, placement.spec_of(like), strict=True)
+        spec = [None if n == 1 else names for n, names in pairs]
+        return placement.place(mask, spec, like=like)
+
+    pairs = zip(masks, scores, strict=True)
+    return [None if m is None else of_leaf(m, x) for m, x in pairs]
+
+
+def _laid(
+    masks: list[Array | None], scores: list[Array], plans: Sequence[Plan]
+) -> list[Array | None]:
+    """Masks like the scores, with their axes as the plans have them."""
+    return [
+        None if m is None else plan.laid(jnp.broadcast_to(m, x.shape))
+        for m, x, plan in zip(masks, scores, plans, strict=True)
+    ]
+
+
+def _decisions(masks: list[Array | None], plans: Sequence[Plan]) -> list[Array | None]:
+    """For each decision, whether any of its entries is in the mask."""
+    return [
+        None
+        if m is None
+        else plan.each(functools.partial(any_alive, plan.structure))(m)
+        for m, plan in zip(masks, plans, strict=True)
+    ]
 
 
 def _of_alive(
@@ -250,9 +273,7 @@ def _counts(
             counts.append(a)
             continue
         most = dtypes.counts(math.prod(a.shape[plan.rows :]))
-        # Twice, because a fold of one operand is slow.
-        each, _ = fold([a, a], ["sum", "sum"], plan.rows, dtype=most)
-        counts.append(each)
+        counts += fold([a], lambda a: [a], ["sum"], plan.rows, dtype=most)
     if joint:
         most = dtypes.counts(sum(a if isinstance(a, int) else a.size for a in alive))
         every = jnp.stack([jnp.asarray(n, most) for n in counts])
@@ -260,15 +281,17 @@ def _counts(
     return counts
 
 
-def _best_of_groups(scores: Array, alive: Array | None, plan: Plan) -> Array | None:
-    """The n best of each group of m.
+def _best_of_groups(
+    scores: Array, alive: Array | None, held: Array | None, plan: Plan
+) -> Array | None:
+    """The n best of each group of m, and all that are held.
 
     An entry is one of them if fewer than n others are better, or equal and earlier.
     """
     structure = plan.structure
     if not isinstance(structure, NofM):
         return alive
-    keys = plan.each(structure.group)(order_key(scores, alive))
+    keys = plan.each(structure.group)(order_key(scores, alive, held))
     mine, other = keys[..., :, None], keys[..., None, :]
     place = jnp.arange(structure.m)
     earlier = jnp.broadcast_to(
@@ -277,4 +300,5 @@ def _best_of_groups(scores: Array, alive: Array | None, plan: Plan) -> Array | N
     ahead = (other > mine) | ((other == mine) & earlier)
     rank = jnp.sum(ahead, axis=-1, dtype=jnp.int32)
     best = plan.each(structure.ungroup)(rank < structure.n)
-    return best if alive is None else best & alive
+    best = best if alive is None else best & alive
+    return best if held is None else best | held

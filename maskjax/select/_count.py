@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,19 +15,22 @@ from maskjax._core.trees import Array
 
 Kind = Literal["sum", "min", "max"]
 
+_MERGE = {"sum": lax.add, "min": lax.min, "max": lax.max}
+
 # Longer arrays are cut into lines, which run in parallel and vectorize.
 _LONG = 2**13
 _LINE_LENGTHS = range(256, 4097)
 
 
 def fold(
-    operands: Sequence[Array],
+    arrays: Sequence[Any],
+    made: Callable[..., Sequence[Array]],
     kinds: Sequence[Kind],
     lead: int = 1,
     *,
     dtype: Any = "int32",
 ) -> tuple[Array, ...]:
-    """Reduce arrays of one shape to numbers [R...], in one pass.
+    """Reduce what is made of each entry of arrays to numbers [R...], in one pass.
 
     XLA fuses plain reductions on GPU and TPU, and adds up over devices what each of
     them reduced. On CPU it turns a long reduction of a single operand into windows and
@@ -37,24 +40,35 @@ def fold(
     knows how they are sharded.
 
     Args:
-        operands: Integers, or flags whose sums count them.
+        arrays: Of one shape, [R..., ...], or `None`; the first is an array.
+        made: From these arrays to integers, or flags whose sums count them, one for
+            each kind. The axes after [R...] and those of `dtypes.blocks` may come in
+            other lengths and numbers, but with the entries in the same order: a place
+            among rows of any length would cost divisions.
         kinds: How to reduce each.
         lead: How many of the first axes, [R...], stay. The others are reduced.
         dtype: Of the sums. 64-bit numbers of each entry would take memory on TPU, so
             the entries of each block are added up in 32 bits, and the blocks in this.
+            Where there is one block its sum is returned in 32 bits.
     """
-    kinds, shape = tuple(kinds), operands[0].shape
-    operands = placement.vary_like(list(operands), *operands)
-    end = lead + dtypes.blocks(shape, lead)
+    kinds = tuple(kinds)
+    end = lead + dtypes.blocks(arrays[0].shape, lead)
+
+    def numbers(*arrays: Array | None) -> list[Array]:
+        found = made(*arrays)
+        return [
+            placement.vary_like(x.astype(jnp.int32) if kind == "sum" else x, found)
+            for x, kind in zip(found, kinds, strict=True)
+        ]
+
     found = lax.platform_dependent(
-        *(
-            x.astype(jnp.int32) if kind == "sum" else x
-            for x, kind in zip(operands, kinds, strict=True)
-        ),
-        cpu=lambda *x: _fold_on_cpu(x, kinds, end),
-        default=lambda *x: _fold_plainly(x, kinds, end),
+        *arrays,
+        cpu=lambda *x: _fold_on_cpu(x, numbers, kinds, end),
+        default=lambda *x: _fold_plainly(numbers(*x), kinds, end),
     )
     axes = tuple(range(lead, end))
+    if not axes:
+        return found
     return tuple(
         jnp.sum(x.astype(dtype), axis=axes, dtype=dtype)
         if kind == "sum"
@@ -66,27 +80,36 @@ def fold(
 def _fold_plainly(
     operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int
 ) -> tuple[Array, ...]:
-    reduce = {"sum": jnp.sum, "min": jnp.min, "max": jnp.max}
     rest = tuple(range(lead, operands[0].ndim))
+    # Not `jnp.sum`: with 64-bit integers it would add up every entry in these.
     return tuple(
-        reduce[kind](x, axis=rest, initial=_identity(kind, x)).astype(x.dtype)
+        lax.reduce(x, _identity(kind, x), _MERGE[kind], rest)
         for kind, x in zip(kinds, operands, strict=True)
     )
 
 
 def _fold_on_cpu(
-    operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int
+    arrays: Sequence[Any],
+    made: Callable[..., Sequence[Array]],
+    kinds: tuple[Kind, ...],
+    lead: int,
 ) -> tuple[Array, ...]:
-    if len(operands) < 2:
-        raise AssertionError("a fold of one operand takes the slow path")
-    sharding = jax.typeof(operands[0]).sharding
+    if len(kinds) == 1:
+        twice = kinds * 2
+        return _fold_on_cpu(arrays, lambda *x: [*made(*x)] * 2, twice, lead)[:1]
+    sharding = jax.typeof(arrays[0]).sharding
     types = sharding.mesh.axis_types
-    if sharding.mesh.empty and jax.device_count() == 1:
-        return _fold_local(operands, kinds, lead)
+    alone = sharding.mesh.empty and jax.device_count() == 1
+    # Inside a shard_map the shard is the array.
+    manual = bool(types) and set(types) == {AxisType.Manual}
+    if alone or manual:
+        return _fold_local(
+            made(*jax.tree.map(lambda x: _lines(x, lead), arrays)), kinds, lead
+        )
+    operands = made(*arrays)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
-        return _fold_plainly(operands, kinds, lead)
-    if AxisType.Explicit not in types:  # inside a shard_map: the shard is the array
-        return _fold_local(operands, kinds, lead)
+        devices = jax.device_count() if sharding.mesh.empty else sharding.mesh.size
+        return _fold_in_groups(operands, kinds, lead, devices)
     by_shard = jax.shard_map(
         lambda *shards: _fold_shard(shards, kinds, sharding.spec, lead),
         mesh=sharding.mesh,
@@ -116,15 +139,51 @@ def _fold_local(
 ) -> tuple[Array, ...]:
     """The reduction on one device: along lines first, then over the lines' totals."""
     operands = tuple(_lines(x, lead) for x in operands)
+    while operands[0].ndim > lead:
+        operands = _reduced(operands, kinds, operands[0].ndim - 1)
+    return operands
+
+
+def _fold_in_groups(
+    operands: Sequence[Array], kinds: tuple[Kind, ...], lead: int, devices: int
+) -> tuple[Array, ...]:
+    """Groups of entries first that are on one device, together; then what they give.
+
+    The compiler gathers no axis that is whole on each device, so that it takes several
+    operands there. Plain reductions write theirs to memory, each as large as the
+    scores, and take ten times as long.
+    """
+    axis, size = _group(operands[0].shape, lead, devices)
+    if size > 1:
+        operands = tuple(placement.cut(x, axis, size) for x in operands)
+        operands = _reduced(operands, kinds, axis + 1)
+    return _fold_plainly(operands, kinds, lead)
+
+
+def _group(shape: tuple[int, ...], lead: int, devices: int) -> tuple[int, int]:
+    """An axis, and how many neighbors along it are on one device, however it is cut."""
+    sizes = [
+        (_length(n // math.gcd(n, devices)), axis)
+        for axis, n in enumerate(shape)
+        if axis >= lead and n
+    ]
+    if not sizes:
+        return lead, 1
+    size, axis = max((size if size <= _LONG else 1, axis) for size, axis in sizes)
+    last, end = sizes[-1]
+    return (end, last) if 16 <= last <= _LONG else (axis, size)
+
+
+def _reduced(
+    operands: Sequence[Array], kinds: tuple[Kind, ...], axis: int
+) -> tuple[Array, ...]:
+    """Along one axis, in one pass."""
     seeds = tuple(_identity(kind, x) for kind, x in zip(kinds, operands, strict=True))
-    merge = {"sum": jnp.add, "min": jnp.minimum, "max": jnp.maximum}
 
     def combine(a: tuple, b: tuple) -> tuple:
-        return tuple(merge[kind](x, y) for kind, x, y in zip(kinds, a, b, strict=True))
+        return tuple(_MERGE[kind](x, y) for kind, x, y in zip(kinds, a, b, strict=True))
 
-    while operands[0].ndim > lead:
-        operands = lax.reduce(operands, seeds, combine, (operands[0].ndim - 1,))
-    return tuple(operands)
+    return tuple(lax.reduce(tuple(operands), seeds, combine, (axis,)))
 
 
 def _identity(kind: Kind, x: Array) -> Array:
@@ -138,7 +197,8 @@ def _lines(x: Array, lead: int) -> Array:
     rows, size = x.shape[:lead], math.prod(x.shape[lead:])
     if size < _LONG:
         return x.reshape(*rows, size)
-    return x.reshape(*rows, -1, _length(size))
+    length = _length(size)
+    return x.reshape(*rows, size // length, length)
 
 
 @functools.cache

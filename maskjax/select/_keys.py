@@ -10,20 +10,44 @@ from jax import lax
 from maskjax._core.trees import Array
 
 
-def order_key(x: Array, alive: Array | None) -> Array:
+def order_key(
+    x: Array,
+    alive: Array | None,
+    held: Array | None = None,
+    *,
+    absolute: bool = False,
+) -> Array:
     """Integers in the order of the floats: -0.0 ties with 0.0, nan is below -inf.
 
-    Entries that are not alive are below everything.
+    Entries that are held are above everything, and those not alive below everything.
+    With `absolute` the order is that of the absolute values.
     """
     if jnp.finfo(x.dtype).bits < 32:
-        x = x.astype(jnp.float32)
+        x = exactly(x, jnp.dtype("float32"))
     key = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}")
     infinity = int(np.array(np.inf, x.dtype).view(key))
     bits = lax.bitcast_convert_type(x, key)
     magnitude = bits & int(jnp.iinfo(key).max)
-    ordered = jnp.where(bits < 0, -magnitude, magnitude)
+    ordered = magnitude if absolute else jnp.where(bits < 0, -magnitude, magnitude)
     ordered = jnp.where(magnitude > infinity, lowest(key) + 1, ordered)
+    if held is not None:
+        ordered = jnp.where(held, jnp.iinfo(key).max - 1, ordered)
     return ordered if alive is None else jnp.where(alive, ordered, lowest(key))
+
+
+def exactly(x: Array, dtype: jnp.dtype) -> Array:
+    """Floats in a wider format, also the subnormal ones, which some backends flush."""
+    if x.dtype == dtype:
+        return x
+    if dtype == jnp.float32:
+        return x.astype(dtype)
+    x = x.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    magnitude = bits & jnp.iinfo(jnp.int32).max
+    tiny = magnitude.astype(dtype) * jnp.array(2.0**-149, dtype)
+    tiny = jnp.where(bits < 0, -tiny, tiny)
+    smallest = jnp.finfo(jnp.float32).tiny.view(np.int32)
+    return jnp.where(magnitude < int(smallest), tiny, x.astype(dtype))
 
 
 def from_order_key(key: Array, dtype: jnp.dtype) -> Array:

@@ -16,23 +16,21 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from maskjax._core.trees import Array
-from maskjax.select._entries import Cut, Data
-from maskjax.select._keys import (
-    from_unsigned,
-    order_key,
-    to_unsigned,
-)
-from maskjax.select._narrow import Interval, narrow
+from maskjax.select._entries import Data
+from maskjax.select._keys import order_key
+from maskjax.select._narrow import narrow
 from maskjax.select._quota import Quota
 
 
 def top_k(
     leaves: Sequence[Array],
     alive: Sequence[Array | None],
+    held: Sequence[Array | None],
     quotas: Sequence[Quota],
     kinds: Sequence[int],
     *,
     joint: bool,
+    absolute: bool = False,
     guess: Sequence[Array] | None = None,
     rows: Sequence[int] | None = None,
 ) -> tuple[list[Array], list[Array]]:
@@ -42,9 +40,11 @@ def top_k(
         leaves: Floating arrays of any shapes.
         alive: For each leaf, a boolean array of its shape, True for the entries that
             count, or None if all of them do.
+        held: Likewise, True for the entries above all others, whatever their scores.
         quotas: For each search, how many of the entries that count it keeps.
         kinds: For each leaf, a number; those of one number are sharded alike.
         joint: True for one search over all leaves in order, False for one per leaf.
+        absolute: Whether absolute values are ranked.
         guess: For each search, a scalar close to its last kept score.
         rows: For each leaf, how many of its first axes count searches: each index of
             these axes is one. The leaf's quota and guess may have their shape then, and
@@ -64,8 +64,10 @@ def top_k(
         data = Data(
             [leaves[i] for i in ids],
             [alive[i] for i in ids],
+            [held[i] for i in ids],
             kinds=[kinds[i] for i in ids],
             joint=joint,
+            absolute=absolute,
             rows=rows[ids[0]],
         )
         flags, cuts = _top_k(
@@ -81,32 +83,27 @@ def top_k(
 def _top_k(
     data: Data, quotas: Sequence[Quota], guess: Sequence[Array] | None
 ) -> tuple[list[Array], list[Array]]:
-    extremes_needed = guess is None or any(a is not None for a in data.alive)
-    whole, sizes = data.whole(read=extremes_needed)  # 2.
-    k = data.vector([q.of(n) for q, n in zip(quotas, sizes, strict=True)])
+    whole, sizes = data.whole()  # 2.
+    counts = [q.of(n) for q, n in zip(quotas, sizes, strict=True)]
+    k = data.placed(data.vector(counts))
     first = None
     if guess is not None:
-        first = _around(data.vector([one.astype(data.real) for one in guess]))
-    found = narrow(data.reaching, whole, k, first)  # 3.
-    cut = _cut(found, k, data.key)
-    run = narrow(  # 4.
-        lambda positions, low: (data.early(cut.last, positions), low),
-        data.positions(found),
-        cut.missing,
+        numbers = data.vector([one.astype(data.real) for one in guess])
+        first = _around(data.placed(numbers), data)
+    found = narrow(  # 3. and 4.
+        data.reaching,
+        whole,
+        k,
+        last_position=data.last_position(),
+        key=data.key_of,
+        first=first,
     )
-    position = jnp.where(run.at_high == cut.missing, run.high, run.low)
-    return data.chosen(cut, position), data.cutoffs(cut)
+    answer = found.answer(k)
+    return data.chosen(found, answer), data.cutoffs(found, answer)
 
 
-def _cut(found: Interval, k: Array, key: jnp.dtype) -> Cut:
-    exact = (found.at_low == k) & (found.at_high != k)
-    sure = from_unsigned(jnp.where(exact, found.low, found.high), key)
-    last = from_unsigned(found.low, key)
-    return Cut(sure, last, jnp.where(exact, 0, k - found.at_high))
-
-
-def _around(guess: Array) -> list[Array]:
-    """Pivots at a guess and at relative distances of about 2**-11, 2**-7 and 2**-3."""
-    center = to_unsigned(order_key(guess, None))
-    steps = [1 << (jnp.finfo(guess.dtype).nmant - bits) for bits in (11, 7, 3)]
+def _around(guess: Array, data: Data) -> list[Array]:
+    """Pivots at a guess and at relative distances of about 2**-11 and 2**-6."""
+    center = data.unsigned(order_key(guess, None))
+    steps = [1 << (jnp.finfo(guess.dtype).nmant - bits) for bits in (11, 6)]
     return [center, *(center + s for s in steps), *(center - s for s in steps)]
