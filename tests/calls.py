@@ -250,6 +250,8 @@ call("algebra.density", algebra.density, _mask, _params)
 call("algebra.difference", algebra.difference, _mask, _other)
 call("algebra.intersection", algebra.intersection, _mask, _other)
 call("algebra.overlap", algebra.overlap, _mask, _other)
+_stray = made(lambda m: packing.pack(m), masks_of(a=(250, 8), bias=None))
+call("algebra.overlap: packed", algebra.overlap, _stray, _stray, specs="-x")
 call("algebra.union", algebra.union, _mask, _other)
 call("algebra.union: packed", algebra.union, _packed, _packed)
 
