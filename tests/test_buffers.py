@@ -88,8 +88,9 @@ def test_results_are_the_same_of_numpy_arrays_and_outlive_donation(call):
     result = quietly(call.run, *arguments)
     other = quietly(call.run, *call.arguments())
     jax.tree.map(same, result, other)
-    kinds = [isinstance(x, jax.Array) for x in jax.tree.leaves(result)]
-    assert kinds == [isinstance(x, jax.Array) for x in jax.tree.leaves(other)]
+    if not passes_through(call):
+        kinds = [isinstance(x, jax.Array) for x in jax.tree.leaves(result)]
+        assert kinds == [isinstance(x, jax.Array) for x in jax.tree.leaves(other)]
     after = pointers(result)
     assert len(set(after)) == len(after)
     assert not set(before) & set(after) or passes_through(call)

@@ -88,9 +88,12 @@ def _name(node: Any) -> str:
 
 
 #: Containers of Flax that only one of two trees has, and what takes them away.
-_PLAINER = {"FrozenDict": "flax.core.unfreeze"} | dict.fromkeys(
-    ("Partitioned", "LogicallyPartitioned"), "flax.linen.meta.unbox"
-)
+_PLAINER = {
+    "FrozenDict": "flax.core.unfreeze",
+    "LogicallyPartitioned": "flax.linen.meta.unbox",
+    "Partitioned": "flax.linen.meta.unbox",
+    "State": "flax.nnx.to_pure_dict",
+}
 
 
 def hint_of_ranks(found: list[tuple[Any, ...]]) -> str:
