@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import maskjax
 from maskjax import (
@@ -371,6 +372,12 @@ def test_containers_of_two_kinds_are_named_with_the_way_out():
             {"a": MASK["a"]},
             "a: `params` has Partitioned (`flax.linen.meta.unbox`), `mask` bool array "
             "of shape (4, 6)",
+        ),
+        (
+            nnx.State(pair),
+            {"a": MASK["a"]},
+            "the root: `params` has State (`flax.nnx.to_pure_dict`), `mask` dict\n  "
+            "only in `params`: b",
         ),
     ):
         with pytest.raises(ValueError, match=re.escape(start + line) + "$"):

@@ -49,27 +49,28 @@ def apart_at(first: Any, second: Any, names: tuple[str, str], is_leaf: Any) -> l
         *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
         *(f"only in `{names[1]}`: {path}" for path in sorted(theirs - mine)),
     ]
-    if lines:
-        return lines
-    return [
-        f"{trees.path_string(path) or 'the root'}: `{names[0]}` has {one}, "
-        f"`{names[1]}` {other}"
+    kinds = [
+        f"{trees.path_string(path) or 'the root'}: `{names[0]}` has {_name(one)}, "
+        f"`{names[1]}` {_name(other)}"
         for path, one, other in _containers(first, second, ())
+        if not lines or _children(one) and _children(other)
     ]
+    return kinds + lines
 
 
-def _containers(first: Any, second: Any, path: tuple) -> list[tuple[Any, str, str]]:
+def _containers(first: Any, second: Any, path: tuple) -> list[tuple[Any, Any, Any]]:
     """The nodes nearest to the root where two trees have containers of two kinds."""
     ours, theirs = _children(first), _children(second)
     if not ours and not theirs:
         return []
-    if type(first) is not type(second) or len(ours) != len(theirs):
-        return [(path, _name(first), _name(second))]
-    pairs = zip(ours, theirs, strict=True)
+    if type(first) is not type(second):
+        return [(path, first, second)]
+    both = dict(theirs)
     return [
         found
-        for (key, one), (_, other) in pairs
-        for found in _containers(one, other, (*path, *key))
+        for key, one in ours
+        if key in both
+        for found in _containers(one, both[key], (*path, *key))
     ]
 
 
