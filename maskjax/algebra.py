@@ -250,6 +250,7 @@ def _counted(
     if params is not None:
         mask = checks.spread(params, mask)
     _check(mask, fn=fn)
+    checks.together(fn=fn, mask=mask)
     if params is None:
         found = checks.rows(mask, fn=fn, is_leaf=trees.is_mask_leaf)
         leaves = [(m, _unpacked_shape(m)) for (m,) in found if m is not None]

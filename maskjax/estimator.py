@@ -197,6 +197,7 @@ def bernoulli(logits: Scores, *, key: Array) -> SoftMask:
     fn = "maskjax.estimator.bernoulli"
     checks.typed_key(key, fn=fn)
     checks.floating_scores(logits, fn=fn, name="logits")
+    checks.beside(logits, fn=fn, name="logits", key=key)
     soft = trees.map_mask(jax.nn.sigmoid, logits)
     hard = select.bernoulli(jax.lax.stop_gradient(soft), key=key)
     return straight_through(hard, soft)

@@ -92,7 +92,7 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
         {'b': None, 'w': Array([[ True,  True]], dtype=bool)}
     """
     leaves = checks.chosen_leaves(params, where, fn="maskjax.masking.everything")
-    return trees.map_mask(placement.ones, leaves)
+    return trees.map_mask(lambda w: placement.follow(placement.ones(w), w), leaves)
 
 
 def nonzero(params: Params, *, where: Predicate = kernels) -> Mask:

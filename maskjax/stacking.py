@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -60,6 +59,7 @@ def stack(masks: Sequence[Mask]) -> Mask:
         names = ("mask 0", f"mask {i}")
         checks.same_shapes(masks[0], mask, fn=fn, names=names)
         checks.same_kinds(masks[0], mask, fn=fn, names=names)
+    checks.together(fn=fn, masks=masks)
     return _stack(masks)
 
 
@@ -84,7 +84,10 @@ def unstack(stack: Mask) -> list[Mask]:
         >>> stacking.unstack({"w": jnp.array([[True], [False]])})[1]
         {'w': Array([False], dtype=bool)}
     """
-    return _unstacked(stack, checks.members(stack, fn="maskjax.stacking.unstack"))
+    fn = "maskjax.stacking.unstack"
+    k = checks.members(stack, fn=fn)
+    checks.together(fn=fn, stack=stack)
+    return _unstacked(stack, k)
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -114,6 +117,7 @@ def take(stack: Mask, i: ArrayLike) -> Mask:
     """
     fn = "maskjax.stacking.take"
     k = checks.members(stack, fn=fn)
+    checks.together(fn=fn, stack=stack, i=i)
     if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
         raise TypeError(f"`{fn}` needs `i` as an integer, got {checks.kind_of(i)}.")
     slots.in_range(i, k, fn=fn, name="i")
@@ -164,7 +168,8 @@ def predict(
         batch_size: How many masks to run at a time with `jax.lax.map`, which limits the
             memory. `None` runs all of them at once. Masks on several devices run there,
             one at a time at least; under `jit` on an Auto mesh, fewer at a time than
-            there are devices are gathered.
+            there are devices are gathered. Parameters and inputs that are sharded over
+            the same mesh axis as masks are gathered.
 
     Returns:
         The outputs with a leading axis, [K, ...].
@@ -183,13 +188,15 @@ def predict(
                [[ 1.]]], dtype=float32)
     """
     fn = "maskjax.stacking.predict"
+    # A mesh axis holds either masks or parts of what all masks meet.
+    whole, inputs = placement.clear((params, inputs), stack)
 
     def under(mask: Mask, *inputs: Any) -> Any:
         with blame.instead_of("maskjax.apply", fn):
-            masked = masking.apply(params, mask)
+            masked = masking.apply(whole, mask)
         return apply(masked, *inputs)
 
-    return _map(under, stack, *inputs, batch_size=batch_size, fn=fn)
+    return _map(under, stack, *inputs, batch_size=batch_size, fn=fn, params=params)
 
 
 def map(
@@ -234,8 +241,10 @@ def _map(
     *inputs: Any,
     batch_size: int | None,
     fn: str,
+    params: Params | None = None,
 ) -> Any:
     members = checks.members(stack, fn=fn)
+    checks.together(fn=fn, params=params, stack=stack, inputs=inputs)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`{fn}` needs `batch_size` of at least 1, got {batch_size}.")
 
@@ -290,7 +299,8 @@ def predict_each(
     fn = "maskjax.stacking.predict_each"
     checks.at_least(group, 1, fn=fn, name="group")
     last = checks.members(stack, fn=fn) - 1
-    size = _samples(members, inputs, fn)
+    checks.together(fn=fn, params=params, stack=stack, members=members, inputs=inputs)
+    size = checks.samples(members, inputs, fn=fn)
     members, inputs = placement.whole((members, inputs))
     members, places, groups = _grouped(jnp.asarray(members), last, group)
 
@@ -366,6 +376,7 @@ def mix(stack: Mask, coefficients: Array) -> SoftMask:
     checks.boolean(stack, fn=fn, name="stack")
     checks.coefficients(coefficients, stack, fn=fn)
     checks.packed(stack, fn=fn, stacked=True)
+    checks.beside(stack, fn=fn, name="stack", coefficients=coefficients)
     return trees.map_mask(lambda leaf: _mix_leaf(leaf, coefficients), stack)
 
 
@@ -373,28 +384,3 @@ def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
     if isinstance(leaf, PackedMask):
         return packing.mix_leaf(leaf, coefficients)
     return rows.mixed(leaf, coefficients)
-
-
-def _samples(members: Array, inputs: Any, fn: str) -> int:
-    """The number of samples, which every input must have."""
-    if not (
-        checks.shaped(members)
-        and members.ndim == 1
-        and jnp.issubdtype(members.dtype, jnp.integer)
-    ):
-        raise TypeError(
-            f"`{fn}` needs `members` as integers of shape (B,), got "
-            f"{checks.kind_of(members)}."
-        )
-    size = members.shape[0]
-    if not size:
-        raise ValueError(f"`{fn}` needs at least one sample, got none.")
-    checks.raise_all(
-        (
-            f"{path}: {checks.kind_of(leaf)}"
-            for path, leaf in trees.named_leaves(inputs)
-            if np.shape(leaf)[:1] != (size,)
-        ),
-        f"`{fn}` needs every input with a leading axis of {size}, one for each member",
-    )
-    return size

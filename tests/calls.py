@@ -72,8 +72,7 @@ class Call:
         moves: The collectives, other than sums, that the function's docstring allows:
             "gather" (all-gather), "exchange" (all-to-all, collective-permute).
         members: Whether it can be mapped over members by `jax.vmap`.
-        follows: Whether masks and draws made eagerly are sharded as arguments of the
-            same shape are.
+        follows: Whether masks and draws are sharded as arguments of the same shape are.
     """
 
     name: str

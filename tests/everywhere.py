@@ -153,7 +153,9 @@ def _sharded(call: Call, *, kind: AxisType) -> str:
     with jax.set_mesh(_mesh(kind)):
         program = jax.jit(call.run).lower(*spread).compile()
     problems = _collectives(program.as_text(), call.moves)
-    return problems or _differences(program(*spread), _alone(call, [0])[0])
+    out = program(*spread)
+    problems = problems or _strays(call, spread, out)
+    return problems or _differences(out, _alone(call, [0])[0])
 
 
 def _mapped(call: Call, *, transform: Callable[..., Any]) -> str:

@@ -14,6 +14,7 @@ from tests.test_public_api import FUNCTIONS
 QUICK = [  # one of each kind that was wrong once
     ("masking.apply", "auto"),
     ("masking.everything", "eager"),
+    ("masking.everything", "auto"),
     ("initializer.redraw", "eager"),
     ("initializer.signed_deviation", "auto"),
     ("score.fisher", "auto"),

@@ -156,6 +156,9 @@ def test_what_is_held_stays_in_every_float_format():
             assert np.flatnonzero(mask[dtype]).tolist() == sorted(order[:count]), dtype
     kept = np.flatnonzero(mask["float32"]).tolist()
     assert kept == [0, 3, 4, 6, 7]
+    scores["float32"][1] = np.inf
+    mask = law(scores, held, np.float32(3 / 8))
+    assert np.flatnonzero(mask["float32"]).tolist() == [0, 3, 6]
     scores["float32"][[1, 4, 7]] = -0.0  # subnormal numbers are above zero, in order
     for count, kept in ((4, [0, 3, 5, 6]), (5, [0, 2, 3, 5, 6])):
         mask = law(scores, held, np.float32(count / 8))

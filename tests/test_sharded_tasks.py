@@ -14,6 +14,7 @@ import pytest
 _PROGRAM = '''
 import json
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import maskjax
-from maskjax import bank, packing, stacking, superposition
+from maskjax import (
+    algebra, bank, packing, score, select, stacking, storage, structure, superposition,
+    where
+)
 from maskjax.recipes import supsup
 
 K, results = 16, {}
@@ -103,18 +107,119 @@ results["follows"] = [
     made.masks["a"].bits.sharding.spec == PartitionSpec(None, "x", None),
     made.counts["a"].sharding.spec == rows.spec,
 ]
+shaped = lambda p: (bank.empty(p, capacity=3), select.random(
+    p, density=0.5, key=jax.random.key(0), where=where.everything))
+compiled, drawn = jax.jit(shaped)(spread)
+results["follows under jit"] = [
+    compiled.masks["a"].bits.sharding.spec == PartitionSpec(None, "x"),
+    compiled.counts["a"].sharding.spec == rows.spec,
+    [m.sharding.spec == rows.spec for m in drawn.values()] == [True, True],
+    all(len(x.devices()) == 8 for x in jax.tree.leaves((compiled, drawn))),
+]
+
+
+def moves(function, *arguments, floats=True):
+    """What a program gathers or exchanges, and what floats it adds up."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    kinds = "all-gather|all-to-all|collective-permute" + "|all-reduce" * floats
+    return re.findall(rf"= (\\S+) (?:{kinds})\\(", text)
+
+
+masks = {"a": rng.random((K, 64, 128)) < 0.5}
+packed = jax.device_get(jax.vmap(packing.pack)(masks))
+values = {"a": draw(64, 128)}
+expected = np.tensordot(masks["a"], values["a"], 2)
+for spec in ((None, "m"), ("m",)):
+    mesh = jax.make_mesh((4, 2), ("t", "m"))
+    put = lambda tree, *spec: jax.device_put(
+        tree, NamedSharding(mesh, PartitionSpec(*spec))
+    )
+    given = put(packed, "t"), put(values, *spec)
+    results[f"dot {spec[0]}"] = [
+        np.allclose(packing.dot(*given), expected, atol=1e-3),
+        moves(packing.dot, *given),
+    ]
+
+mesh = jax.make_mesh((8,), ("t",))
+put = lambda tree, *spec: jax.device_put(
+    tree, NamedSharding(mesh, PartitionSpec(*spec))
+)
+full = jax.device_get(bank.from_stack(packed, capacity=2 * K))
+many = bank.MaskBank(put(full.masks, "t"), *map(put, full[1:]))
+stack = put(masks, "t")
+results["extend"] = [
+    same(bank.extend(many, stack), jax.jit(bank.extend)(full, masks)),
+    moves(bank.extend, many, stack),
+]
+
+mesh = jax.make_mesh((8,), ("t",), (AxisType.Auto,))
+many = bank.MaskBank(put(full.masks, "t"), *map(put, full[1:]))
+plain = lambda p, x: x @ p["a"]
+for per in ("batch", "image"):
+    tried = lambda bank, x: superposition.infer(
+        plain, values, bank, x, method="exhaustive", per=per, batch_size=8)
+    x = draw(8, 64)
+    results[f"exhaustive {per}"] = [
+        same(jax.jit(tried)(many, x), jax.jit(tried)(full, x)),
+        [shape for shape in moves(tried, many, x, floats=False) if "u32" in shape],
+    ]
+
+blocks = lambda p: select.top_k(p, density=0.3, structure=structure.Block((4, 4)))
+wide = {"kernel": draw(40, 48)}
+one = jax.jit(blocks)(wide)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((8,), ("t",), (kind,))
+    cut = jax.jit(blocks)(put(wide, "t"))
+    results[f"blocks {kind.name}"] = [
+        same(cut, one), cut["kernel"].sharding.shard_shape((40, 48)) == (5, 48)
+    ]
+
+mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
 half = jax.make_mesh((2,), ("x",), (AxisType.Auto,), devices=jax.devices()[:2])
+at_3 = lambda x: jax.device_put(x, jax.devices()[3])
+stages = {"a": at_3(draw(4, 4)), "b": jax.device_put(draw(4, 4), jax.devices()[5])}
+back = jax.sharding.Mesh(np.array(jax.devices()[::-1]), ("x",))
+backwards = {"a": np.ones((256, 8), bool), "b": None}
+backwards = jax.device_put(backwards, NamedSharding(back, PartitionSpec()))
+told = jax.make_mesh((8,), ("x",))
+put_there = lambda x, *spec: jax.device_put(
+    x, NamedSharding(told, PartitionSpec(*spec))
+)
+def unreduced(x):
+    spec = NamedSharding(told, PartitionSpec(unreduced={"x"}))
+    sums = jnp.einsum("ij,kj->ik", x, x, out_sharding=spec)
+    return maskjax.apply({"a": sums}, {"a": np.ones((8, 8), bool)})
 elsewhere = {"a": np.ones((256, 8), bool), "b": None}
 elsewhere = jax.device_put(elsewhere, NamedSharding(half, PartitionSpec("x")))
 for name, call in {
     "apply": lambda: maskjax.apply(spread, elsewhere),
     "packed": lambda: maskjax.apply(spread, packing.pack(elsewhere)),
     "append": lambda: bank.append(made, elsewhere),
+    "reversed": lambda: maskjax.apply(spread, backwards),
+    "top_k": lambda: select.top_k(stages, density=0.5),
+    "count": lambda: algebra.count(select.threshold(stages, at=0.0)),
+    "density": lambda: select.top_k(spread, density=at_3(jnp.float32(0.5))),
+    "random": lambda: select.random(stages, density=0.5, key=jax.random.key(0)),
+    "key": lambda: score.random(spread, key=at_3(jax.random.key(0))),
+    "stack": lambda: stacking.stack([select.threshold(stages, at=0.0)] * 2),
+    "predict": lambda: stacking.predict(plain, put(values), put(masks), at_3(x)),
+    "infer": lambda: superposition.infer(plain, put(values), many, at_3(x)),
+    "unreduced": lambda: jax.jit(unreduced)(put_there(x, None, "x")),
 }.items():
     try:
         call()
     except ValueError as error:
         results[name] = str(error)
+with tempfile.TemporaryDirectory() as folder:
+    storage.save(f"{folder}/bank", full)
+    again = storage.load(f"{folder}/bank", capacity=4 * K, like=many)
+results["loaded"] = [
+    same(again, bank.grow(full, 4 * K)),
+    again.masks["a"].bits.sharding == many.masks["a"].bits.sharding,
+    again.counts["a"].sharding == many.counts["a"].sharding,
+]
+leafwise = maskjax.apply(stages, packing.pack(select.threshold(stages, at=0.0)))
+results["leafwise"] = [[d.id for d in x.devices()] for x in leafwise.values()]
 print(json.dumps(results))
 '''
 
@@ -157,3 +262,62 @@ def test_arrays_that_meet_are_on_the_same_devices(call, results):
     assert f"`{fn}` needs leaves that meet on the same devices" in results[call]
     assert "a: " in results[call]
     assert "mask on devices 0, 1" in results[call]
+
+
+def test_what_depends_on_shapes_only_is_where_its_parameters_are(results):
+    assert results["follows under jit"] == [True] * 4
+
+
+@pytest.mark.parametrize("axis", [None, "m"])
+def test_a_tree_on_another_axis_than_tasks_is_not_gathered(axis, results):
+    """Sums of 4 tasks for each device; K numbers travel."""
+    assert results[f"dot {axis}"] == [True, ["f32[4]{0}"]]
+
+
+def test_masks_that_were_gathered_are_counted_where_they_are(results):
+    assert results["extend"] == [True, ["u32[16,64,4]{2,1,0}"]]
+
+
+@pytest.mark.parametrize("per", ["batch", "image"])
+def test_masks_are_tried_where_they_are(per, results):
+    assert results[f"exhaustive {per}"] == [True, []]
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_blocks_across_shards_are_sharded_as_their_parameters(kind, results):
+    assert results[f"blocks {kind}"] == [True, True]
+
+
+def test_the_order_of_devices_matters(results):
+    assert "b" not in results["reversed"].partition("got:")[2].split(":")[0]
+    assert "mask on devices 7, 6, 5, 4, 3, 2, 1, 0" in results["reversed"]
+
+
+@pytest.mark.parametrize(
+    ("call", "fn", "first", "second"),
+    [
+        ("top_k", "select.top_k", "scores/a: device 3", "scores/b: device 5"),
+        ("count", "algebra.count", "mask/a: device 3", "mask/b: device 5"),
+        ("density", "select.top_k", "density: device 3", "scores/a, scores/b: devices"),
+        ("random", "select.random", "params/a: device 3", "params/b: device 5"),
+        ("key", "score.random", "a: params on devices 0", "key on device 3"),
+        ("stack", "stacking.stack", "masks/0/a, masks/1/a: device 3", "/b: device 5"),
+        ("predict", "stacking.predict", "inputs/0: device 3", "stack/a: devices 0, 1"),
+        ("infer", "superposition.infer", "images: device 3", "params/a: devices 0, 1"),
+        ("unreduced", "apply", "a: P(None, None, unreduced={'x'})", "reshard"),
+    ],
+)
+def test_arrays_of_one_program_are_on_the_same_devices(
+    call, fn, first, second, results
+):
+    assert f"`maskjax.{fn}` needs" in results[call]
+    assert first in results[call]
+    assert second in results[call]
+
+
+def test_leaves_by_themselves_stay_where_they_are(results):
+    assert results["leafwise"] == [[3], [5]]
+
+
+def test_a_bank_is_loaded_where_another_one_is(results):
+    assert results["loaded"] == [True, True, True]

@@ -1,10 +1,14 @@
 """What is saved is loaded, or a clear error; what was there survives every failure."""
 
+import errno
+import fcntl
+import itertools
 import json
 import os
 import re
 import stat
 import struct
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
-from flax import nnx
+from flax import nnx, serialization
 
-from maskjax import bank, packing, storage
+from maskjax import bank, packing, stacking, storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
-from maskjax.storage import StorageError, _disk, _header, _loading
+from maskjax.recipes import packnet, supsup_stream
+from maskjax.storage import StorageError, _disk, _header, _loading, _saving, _writing
 from tests import trees
 from tests.reference import packing as reference
 
@@ -106,6 +111,27 @@ def test_boolean_masks_are_packed_on_the_way(path):
     # With one more axis it is a mask of three axes, and no stack.
     storage.save(path, {"w": mask["w"][None]})
     assert storage.info(path)[:2] == ("mask", {"w": (1, 5, 7)})
+
+
+def test_masks_of_features_are_a_stack_if_each_is_packed(path):
+    masks = {"features": random_bool((4, 6))}
+    storage.save(path, masks)  # as a mask of two axes, for nothing says it is a stack
+    assert storage.info(path)[:3] == ("mask", {"features": (4, 6)}, 1)
+    one = storage.load(path)
+    trees.assert_same(packing.unpack(one), masks)
+    with raises(
+        r"`maskjax.stacking.map` needs .* same number of members, got:\n"
+        r"  features: one mask\. A stack is packed by `jax.vmap\(packing.pack\)",
+        ValueError,
+    ):
+        stacking.map(lambda mask: mask, one)
+    stack = {"features": packed_stack(masks["features"])}  # jax.vmap(packing.pack)
+    storage.save(path, stack)
+    assert storage.info(path)[:3] == ("stack", {"features": (6,)}, 4)
+    back = storage.load(path)
+    assert stacking.size(back) == 4
+    each = stacking.map(lambda mask: packing.unpack(mask)["features"], back)
+    np.testing.assert_array_equal(each, masks["features"])
 
 
 def for_params(params):
@@ -431,7 +457,24 @@ def test_missing_foreign_and_changed_files_are_found(tmp_path):
     trees.assert_same(storage.load(folder).masks["out"].shape, (3, 4))
 
 
-def test_two_processes_cannot_append_the_same_file(tmp_path, monkeypatch):
+def test_two_threads_append_in_turn(tmp_path):
+    def appending(seed):
+        return [storage.append(tmp_path, a_mask(seed=seed)) for _ in range(6)]
+
+    with futures.ThreadPoolExecutor(2) as pool:
+        found = [*itertools.chain(*pool.map(appending, (0, 5)))]
+    assert sorted(found) == list(range(1, 13))
+    assert sorted(os.listdir(tmp_path)) == [_disk.part(i) for i in range(12)]
+    bits = np.asarray(storage.load(tmp_path).masks["out"].bits)
+    of_first = np.asarray(a_mask(seed=0)["out"].bits)
+    assert sum(np.array_equal(one, of_first) for one in bits) == 6
+
+
+def test_without_locks_the_slower_one_tries_again(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     storage.append(tmp_path, a_mask())
     link = os.link
 
@@ -441,10 +484,93 @@ def test_two_processes_cannot_append_the_same_file(tmp_path, monkeypatch):
         link(source, target)
 
     monkeypatch.setattr(os, "link", late)
-    with raises("00001.safetensors can't be written: File exists"):
-        storage.append(tmp_path, a_mask(seed=6))
+    assert storage.append(tmp_path, a_mask(seed=6)) == 3
     bits = np.asarray(storage.load(tmp_path).masks["out"].bits)
     np.testing.assert_array_equal(bits[1], a_mask(seed=5)["out"].bits)
+    np.testing.assert_array_equal(bits[2], a_mask(seed=6)["out"].bits)
+    assert len(os.listdir(tmp_path)) == 3
+
+    def always(source, target):
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", always)
+    monkeypatch.setattr(_saving, "_TRIES", 3)
+    with raises("can't be written: others append to it all the time"):
+        storage.append(tmp_path, a_mask())
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def beside(path, call, suffix):
+    """The name of a file beside the one that is written."""
+    stem = _writing.stem_of(path.name) if call is storage.save else "append"
+    return (path.parent if call is storage.save else path) / f".{stem}.{suffix}"
+
+
+both_ways = pytest.mark.parametrize(
+    "call", [storage.save, storage.append], ids=lambda call: call.__name__
+)
+
+
+@both_ways
+def test_who_writes_for_long_is_named(call, tmp_path, monkeypatch):
+    path = tmp_path / "tasks"
+    if call is storage.append:
+        path.mkdir()
+    monkeypatch.setattr(_writing, "_PATIENCE", 0.05)
+    lock = beside(path, call, "lock")
+    with open(lock, "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for text, who in (
+            ("", "another process"),
+            ("process 7 on x", "process 7 on x"),
+        ):
+            lock.write_text(text)
+            with raises(
+                f"{path} can't be written: {who} writes to it, .* 0.05 seconds"
+            ):
+                call(path, a_mask())
+    call(path, a_mask())
+    assert not lock.exists()
+    lock.mkdir()
+    with raises(f"{path} can't be written: Is a directory"):
+        call(path, a_mask())
+
+
+@both_ways
+def test_what_the_killed_left_is_removed(call, tmp_path):
+    path = tmp_path / "tasks"
+    if call is storage.append:
+        path.mkdir()
+    for name in ("lock", "0123456789abcdef.tmp"):
+        beside(path, call, name).write_bytes(b"half")
+    mine = beside(path, call, "tmp").with_name(".mine.tmp")
+    mine.write_bytes(b"mine")
+    call(path, a_mask())
+    left = sorted(p.name for p in mine.parent.iterdir())
+    assert left == [
+        ".mine.tmp",
+        "00000.safetensors" if mine.parent == path else "tasks",
+    ]
+
+
+def test_a_lock_is_not_taken_for_that_of_another(tmp_path, monkeypatch):
+    """Its holder removes it between the time it is opened and the time it is locked."""
+    path = tmp_path / "tasks"
+    lock, flock, turns = beside(path, storage.save, "lock"), fcntl.flock, []
+
+    def late(descriptor, how):
+        if not turns:
+            lock.unlink()
+        if len(turns) == 1:
+            lock.rename(lock.with_name("moved"))
+            lock.write_bytes(b"")
+        turns.append(1)
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    storage.save(path, a_mask())
+    assert len(turns) == 3
+    assert sorted(os.listdir(tmp_path)) == ["moved", "tasks"]
 
 
 def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
@@ -463,9 +589,8 @@ class Crash(BaseException):
     """The process ends here."""
 
 
-def half(tensors, filename, metadata=None):
-    with open(filename, "wb") as file:
-        file.write(b"half of it")
+def half(file, header, bits):
+    file.write(b"half of it")
     raise OSError(28, "No space left on device")
 
 
@@ -478,8 +603,8 @@ def no_space(*args, **kwargs):
 
 
 FAILURES = {
-    "the writer": (safetensors.numpy, "save_file", half, StorageError),
-    "killed": (safetensors.numpy, "save_file", crash, Crash),
+    "the writer": (_writing, "fill", half, StorageError),
+    "killed": (_writing, "fill", crash, Crash),
     "fsync": (os, "fsync", no_space, StorageError),
     "fsync, killed": (os, "fsync", crash, Crash),
     "replace": (os, "replace", no_space, StorageError),
@@ -561,7 +686,7 @@ def test_places_that_cannot_be_written_are_named(path, tmp_path):
             storage.append(bad, a_mask())
     with raises(f"{tmp_path} is no file. A bank in a folder grows by `append`"):
         storage.save(tmp_path, a_mask())
-    with raises(f"{path} can't be read: Not a directory"):
+    with raises(f"{path} can't be written: Not a directory"):
         storage.append(path, a_mask())
     assert contents(tmp_path) == {path.relative_to(tmp_path): b"mine"}
 
@@ -635,7 +760,7 @@ def test_metadata_are_a_dict_from_strings(path):
             storage.save(path, a_mask(), metadata=bad)
     loop = {}
     loop["loop"] = loop
-    with raises("'loop': dict", TypeError):
+    with raises("'loop': nested more than 100 deep", TypeError):
         storage.save(path, a_mask(), metadata=loop)
 
 
@@ -693,8 +818,92 @@ def test_files_that_are_not_ours_are_refused(path):
         path.write_bytes(data)
         with raises(f"{path} is damaged, or no safetensors file"):
             storage.load(path)
-    with raises("is damaged, or no safetensors file|can't be read"):
-        storage.load(os.devnull)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+@pytest.mark.parametrize("use", [storage.load, storage.info], ids=lambda f: f.__name__)
+def test_pipes_devices_and_folders_are_no_files(use, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    folder = tmp_path / "tasks"
+    (folder / _disk.part(0)).mkdir(parents=True)
+    for bad, name in (
+        (tmp_path / "pipe", tmp_path / "pipe"),
+        (os.devnull, os.devnull),
+        ("/dev/zero", "/dev/zero"),
+        (folder, folder / _disk.part(0)),
+    ):
+        with raises(f"{name} can't be read: it is no regular file"):
+            use(bad)
+    (folder / _disk.part(0)).rmdir()
+    os.mkfifo(folder / _disk.part(0))
+    with raises("it is no regular file"):
+        storage.append(folder, a_mask())
+    # A file that becomes a pipe just before it is opened.
+    file = tmp_path / "file"
+    storage.save(file, a_mask())
+    status = os.stat(file)
+    file.unlink()
+    os.mkfifo(file)
+    monkeypatch.setattr(os, "stat", lambda *args, **kwargs: status)
+    with raises(f"{file} is damaged, or no safetensors file"):
+        _disk.opened(file).__enter__()
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_no_crash(path, monkeypatch):
+    storage.save(path, {"w": np.ones((32, 2**12), bool)})
+    read_into, sizes = _disk.read_into, []
+
+    def cutting(file, data):
+        sizes.append(len(data))
+        if len(data) == 2**14:
+            os.truncate(path, path.stat().st_size - 2**13)
+        read_into(file, data)
+
+    monkeypatch.setattr(_disk, "read_into", cutting)
+    with raises(f"{path} was cut while it was read"):
+        storage.load(path)
+    assert sizes[-1] == 2**14
+
+
+def test_how_deep_the_caller_is_says_nothing_about_a_file(path):
+    metadata = None
+    for _ in range(100):
+        metadata = [metadata]
+    storage.save(path, a_mask(), metadata={"deep": metadata})
+    assert storage.info(path).metadata == {"deep": metadata}
+    with raises("'deeper': nested more than 100 deep", TypeError):
+        storage.save(path, a_mask(), metadata={"deeper": [metadata]})
+
+    def at(depth, call):
+        return call() if not depth else at(depth - 1, call)
+
+    def errors(call):
+        for depth in range(0, 1000, 30):
+            try:
+                at(depth, call)
+            except (RecursionError, StorageError, TypeError) as error:
+                yield type(error)
+
+    metadata = {"deep": metadata}
+    assert {*errors(lambda: storage.info(path))} == {RecursionError}
+    assert {*errors(lambda: _header.jsonable(metadata, ""))} == {RecursionError}
+    rewritten(path, lambda facts: facts["metadata"].update(deeper="DEEP"))
+    assert {*errors(lambda: storage.info(path))} == {RecursionError, StorageError}
+
+
+def test_masks_that_are_nested_deep_come_back(path):
+    mask = leaf = packed(random_bool((2, 3)))
+    for i in range(400):
+        mask = [{"a": mask}, (mask, None), [mask]][i % 3]
+        mask = mask if i % 3 else {"a": mask["a"], "b": None}
+    storage.save(path, mask)
+    trees.assert_same(storage.load(path), mask)
+    trees.assert_same(storage.load(path, like=mask), mask)
+    with raises("`save` needs `mask` with at most 1,000 containers", ValueError):
+        deep = leaf
+        for _ in range(1001):
+            deep = [deep]
+        _header.layout(deep, "save")
 
 
 def test_what_is_not_there_is_named(path, tmp_path):
@@ -705,15 +914,15 @@ def test_what_is_not_there_is_named(path, tmp_path):
             use(tmp_path)
 
 
-def rewritten(path, change, *, tensors=None, version="2", sha256=None):
+def rewritten(path, change, *, tensors=None, version="3", sha256=None):
     """The file with other facts and a checksum that is right for them."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     old = json.loads(data[8 : 8 + length])["__metadata__"]
     facts = json.loads(old["maskjax.mask"].split(" ", 2)[2])
     change(facts)
-    deep = '{"list":[' * 5000 + "0" + "]}" * 5000
-    text = json.dumps(facts).replace('"DEEP"', deep)
+    text = json.dumps(facts).replace('"DEEP"', "[" * 5000 + "]" * 5000)
+    text = text.replace('"LONG"', "1" * 5000)
     sha256 = sha256 or _header.checksum(text.encode())
     new = {"maskjax.mask": f"{version} {sha256} {text}"}
     found = safetensors.numpy.load_file(path) if tensors is None else tensors
@@ -728,16 +937,16 @@ def test_a_newer_format_says_so(path):
     storage.save(path, a_mask())
     rewritten(path, unchanged)
     storage.load(path)
-    rewritten(path, unchanged, version="3")
-    with raises(f"{path} has format version 3, and this maskjax reads 2"):
+    rewritten(path, unchanged, version="4")
+    with raises(f"{path} has format version 4, and this maskjax reads 3"):
         storage.load(path)
-    rewritten(path, unchanged, version="1")
-    with raises(f"{path} has format version 1, .* 2: an older one may read it"):
+    rewritten(path, unchanged, version="2")
+    with raises(f"{path} has format version 2, .* 3: an older one may read it"):
         storage.load(path)
     rewritten(path, unchanged, version="one")
     with raises(f"{path} is damaged: its header is not what was saved"):
         storage.load(path)
-    rewritten(path, unchanged, version="2", sha256="0" * 64)
+    rewritten(path, unchanged, sha256="0" * 64)
     with raises(f"{path} is damaged: its header is not what was saved"):
         storage.load(path)
 
@@ -747,17 +956,33 @@ FORGERIES = {
     "a mask of two": {"kind": "mask"},
     "no members": {"members": -1},
     "members": {"members": 2.0},
+    "a bank of nothing": {"members": 0, "capacity": None},
+    "a stack of nothing": {"kind": "stack", "members": 0},
     "capacity": {"capacity": 1},
     "capacity's type": {"capacity": "5"},
     "metadata": {"metadata": [1]},
     "no leaves": {"leaves": []},
     "leaf": {"leaves": [["b", None, None], ["w", [-5, 7], "0"]]},
     "leaf's parts": {"leaves": [["b", None], ["w", [5, 7], "0"]]},
-    "tree": {"tree": {"dict": [["b", 0], ["w", 0]]}},
-    "tree's leaf": {"tree": {"dict": [["b", 0], ["w", "1"]]}},
-    "tree's kind": {"tree": {"eval": [0, 1]}},
-    "tree's keys": {"tree": {"dict": [[[], 0], [{}, 1]]}},
-    "tree's depth": {"tree": "DEEP"},
+    "leaf's rank": {"leaves": [["b", None, None], ["w", [1] * 5000, "0"]]},
+    "leaf's size": {"leaves": [["b", None, None], ["w", [0, 2**60], "0"]]},
+    "tree": {"tree": [["dict", ["b", "w"]], 0, 0]},
+    "tree's leaf": {"tree": [["dict", ["b", "w"]], 0, "1"]},
+    "tree's kind": {"tree": [["eval", 2], 0, 1]},
+    "tree's keys": {"tree": [["dict", [[], {}]], 0, 1]},
+    "tree's keys' kinds": {"tree": [["dict", ["b", 1]], 0, 1]},
+    "tree's key twice": {"tree": [["dict", ["b", "b"]], 0, 1]},
+    "tree's length": {"tree": [["list", 2**40], 0, 1]},
+    "tree's negative length": {"tree": [["list", 2], 0, ["list", -1], 1]},
+    "two trees": {"tree": [["list", 1], 0, 1]},
+    "no tree": {"tree": []},
+    "tree's depth": {"tree": [["list", 1]] * 1000 + [["list", 2], 0, 1]},
+    "JSON's depth": {"more": "DEEP"},
+    "too many": {"members": 2**31},
+    "far too many": {"capacity": 10**400},
+    "no number": {"capacity": "LONG"},
+    "infinite": {"capacity": float("inf")},
+    "overflowed": {"overflowed": 2**31},
     "unknown": {"more": 1},
 }
 
@@ -768,6 +993,83 @@ def test_headers_that_make_no_sense_are_refused(forgery, path):
     rewritten(path, lambda facts: facts.update(FORGERIES[forgery]))
     with raises(f"{path} has a header that makes no sense"):
         storage.load(path)
+
+
+def test_a_small_file_asks_for_no_more_than_the_caller_does(path):
+    storage.save(path, a_bank(learned=2))
+    rewritten(path, lambda facts: facts.update(capacity=2**26))
+    assert storage.info(path).capacity == 2**26
+    for like in (None, {"w": np.ones((5, 7)), "b": None}, a_bank(capacity=9)):
+        with raises(
+            rf"{path} asks for room for 67108864 masks, 512 MiB more than it holds\. "
+            r"If that is right, pass `capacity=67108864`\.$"
+        ):
+            storage.load(path, like=like)
+    assert bank.capacity(storage.load(path, capacity=9)) == 9
+    rewritten(path, lambda facts: facts.update(capacity=2**20))
+    assert bank.capacity(storage.load(path)) == 2**20
+    # A bank of that capacity names it too.
+    masks = {
+        "b": None,
+        "w": PackedMask(np.broadcast_to(np.uint32(0), (2**25, 2)), (5, 7)),
+    }
+    rewritten(path, lambda facts: facts.update(capacity=2**25))
+    like = MaskBank(masks, masks, np.int32(0), np.int32(0))
+    assert bank.capacity(storage.load(path, like=like)) == 2**25
+
+
+def test_the_shapes_of_an_empty_bank_are_bounded_too(path):
+    storage.save(path, bank.empty({"w": np.ones((5, 7), np.float32)}, capacity=4))
+    words = {"0:w": np.zeros((0, 2**25), np.uint32)}
+
+    def larger(facts):
+        facts["leaves"][0][1] = [2**30]
+
+    rewritten(path, larger, tensors=words)
+    assert storage.info(path).shapes == {"w": (2**30,)}
+    with raises(r"4,608 MiB more than it holds. .* pass `capacity=4` and `like`\.$"):
+        storage.load(path)
+    with raises(r"4,096 MiB more than it holds. .* pass `like`\.$"):
+        storage.load(path, capacity=4)
+    with raises(r"512 MiB more than it holds. .* pass `capacity=4`\.$"):
+        storage.load(path, like={"w": np.broadcast_to(np.float32(0), 2**30)})
+
+
+def test_more_memory_than_there_is_is_no_crash(path):
+    storage.save(path, a_bank())
+    with raises(f"{path} needs more memory than there is"):
+        storage.load(path, capacity=2**60)
+
+
+def test_masks_without_entries_are_not_walked_through(path):
+    storage.save(path, a_bank_of({"w": np.ones((3, 0), bool)}, 3))
+    most = 2**31 - 1
+    rewritten(
+        path,
+        lambda facts: facts.update(members=most, capacity=most),
+        tensors={"1:w": np.zeros((most, 0), np.uint32)},
+    )
+    assert int(storage.load(path).learned) == most
+
+
+def test_a_folder_is_of_one_shape_and_its_masks_are_counted(tmp_path):
+    names = [tmp_path / _disk.part(i) for i in range(2)]
+    for _ in names:
+        storage.append(tmp_path, {"w": packed(np.ones((0, 3), bool))})
+    rewritten(
+        names[1],
+        lambda facts: facts.update(members=2**31 - 1),
+        tensors={"0:w": np.zeros((2**31 - 1, 0), np.uint32)},
+    )
+    with raises(f"{tmp_path} holds more masks than can be counted"):
+        storage.load(tmp_path)
+
+    def other(facts):
+        facts["leaves"][0][1] = [0, 4]
+
+    rewritten(names[1], other)
+    with raises(f"{names[1]} holds masks of other shapes than {names[0]}"):
+        storage.info(tmp_path)
 
 
 def test_tensors_are_those_of_the_header(path):
@@ -834,6 +1136,44 @@ def test_orbax_restores_masks(kind, tmp_path):
         checkpointer.save(tmp_path / "mask", saved)
         checkpointer.wait_until_finished()
         trees.assert_same(checkpointer.restore(tmp_path / "mask", like), saved)
+
+
+def test_flax_restores_states_whose_masks_are_then_saved(path, tmp_path):
+    """What comes back has leaves of NumPy."""
+    scores = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
+    tasks = a_bank()
+    stream = supsup_stream.StreamState(
+        {"w": scores[0], "b": None},
+        {"w": scores, "b": None},
+        {"w": packed_stack(scores > 0), "b": None},
+        *np.int32([2, 1, 0]),
+        np.bool_(True),
+    )
+    owner = {"w": np.int16([[0, 1], [2, 1]]), "b": None}
+    network = packnet.PackNetState(
+        {"w": scores[0, :2, :2], "b": scores[0, 0, :2]},
+        owner,
+        {"w": None, "b": scores[:, 0, :2]},
+        np.int32([2, 1]),
+        *np.int32([2, 0]),
+    )
+    trained = packnet.Pruned(network.params, {"w": owner["w"] == 2, "b": None}, network)
+    for state in (tasks, stream, network, trained, [tasks, {"deep": (stream, None)}]):
+        fresh = jax.tree.map(np.zeros_like, state)
+        data = serialization.to_bytes(jax.device_put(state))
+        trees.assert_same(serialization.from_bytes(fresh, data), state)
+    back = serialization.from_bytes(tasks, serialization.to_bytes(tasks))
+    storage.save(path, back)
+    trees.assert_same(storage.load(path, like=back), tasks)
+    assert storage.append(tmp_path / "tasks", back) == 3
+    back = serialization.from_bytes(stream, serialization.to_bytes(stream)).packed
+    assert storage.append(tmp_path / "stream", back) == 2
+    trees.assert_same(storage.load(tmp_path / "stream").masks, stream.packed)
+    mask = serialization.from_bytes(trained, serialization.to_bytes(trained)).mask
+    storage.save(path, mask)
+    trees.assert_same(
+        storage.load(path, like=network.params), {"w": packed(mask["w"]), "b": None}
+    )
 
 
 # While others write.

@@ -2,7 +2,8 @@
 
 On a mesh of Explicit axes an array's type says how it is sharded. Inside `shard_map` it
 says over which axes its values vary. Elsewhere a type says nothing, and the compiler
-shards; there these functions change nothing.
+shards: there `follow` asks it to shard one array as another, and the other functions
+change nothing.
 """
 
 import functools
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from maskjax._core.trees import Array
@@ -102,6 +104,28 @@ def place(x: Array, spec: Any, *, like: Any = None) -> Array:
     mesh = like.sharding.mesh if values else sharding(like).mesh
     move = jax.device_put if values else jax.sharding.reshard
     return move(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def cut_as(x: Array, spec: Sequence[Names], *, like: Array) -> Array:
+    """The array with axes that are whole cut as a spec says, where they can be.
+
+    Every device has what it keeps: nothing travels.
+
+    Args:
+        x: The array.
+        spec: The mesh axes for each of its axes.
+        like: An array on the mesh that is meant.
+    """
+    if not explicit(like):
+        return x
+    new: list[Names] = list(spec_of(x))
+    sizes = sharding(like).mesh.shape
+    for axis, part in enumerate(spec):
+        names, taken = names_of([part]), names_of(new)
+        even = not x.shape[axis] % math.prod(sizes[name] for name in names)
+        if new[axis] is None and even and not set(names) & set(taken):
+            new[axis] = part
+    return place(x, new, like=like)
 
 
 def alike(x: Array, like: Array) -> Array:
@@ -225,7 +249,7 @@ def made(
         program = _program if hashable else _program.__wrapped__
         return program(function, static, where)(*args)
     if not where or not names_of(where.spec):
-        return vary_like(function(*args, *static), like)
+        return follow(vary_like(function(*args, *static), like), like)
     spread = jax.sharding.auto_axes(
         lambda *args: function(*args, *static), out_sharding=where
     )
@@ -251,6 +275,26 @@ def ones(like: Any) -> Array:
     return jnp.ones(like.shape, bool)
 
 
+def left_to_compiler(x: Any) -> bool:
+    """Whether only the compiler knows how an array is sharded."""
+    if not isinstance(x, Tracer) or jax.device_count() == 1:
+        return False
+    kinds = sharding(x).mesh.axis_types
+    return AxisType.Explicit not in kinds and AxisType.Manual not in kinds
+
+
+def follow(x: Array, like: Any) -> Array:
+    """An array that depends on no other, which the compiler is to shard as another one.
+
+    Without it JAX drops the other one from a program, and with it the devices. The
+    other one is not read. `x` may have more axes, in front; other shapes don't follow.
+    """
+    lead = jnp.ndim(x) - jnp.ndim(like)
+    if not left_to_compiler(like) or jnp.shape(x)[lead:] != jnp.shape(like):
+        return x
+    return shard_alike(x, jnp.broadcast_to(lax.stop_gradient(like), x.shape))[0]
+
+
 def known(x: Any) -> Sharding | None:
     """How an array is sharded, if its type says so, or if it was put somewhere."""
     if isinstance(x, Tracer):
@@ -268,6 +312,24 @@ def known_spec(x: Any) -> tuple[Names, ...]:
 def sharding(x: Any) -> Any:
     """The sharding in an array's type."""
     return jax.typeof(x).sharding
+
+
+def clear(tree: Any, stack: Any) -> Any:
+    """A tree whose arrays are gathered from mesh axes that hold members of a stack.
+
+    One mesh axis can't hold both, where every member meets the whole tree. That is as
+    far as types tell.
+    """
+    firsts = [spec_of(leaf)[:1] for leaf in jax.tree.leaves(stack)]
+    taken = {name for part in firsts for name in names_of(part)}
+
+    def of_leaf(x: Array) -> Array:
+        if not explicit(x):
+            return x
+        parts = [None if taken & set(names_of([p])) else p for p in spec_of(x)]
+        return place(x, parts)
+
+    return jax.tree.map(of_leaf, tree) if taken else tree
 
 
 def clear_of(x: Array, others: Any) -> Array:

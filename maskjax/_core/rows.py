@@ -46,11 +46,15 @@ def written(x: Array, new: Array, row: Array) -> Array:
     return jnp.where(chosen, new[None], x)
 
 
+def whole(new: Array, x: Array) -> Array:
+    """Rows [K, ...], every one of them where the rest of [C, ...] is."""
+    return placement.place(new, (None, *placement.spec_of(x)[1:]), like=x)
+
+
 def inserted(x: Array, new: Array, start: Array) -> Array:
     """[C, ...] with [K, ...] from a row on; what does not fit in is dropped."""
-    spec = placement.spec_of(x)
-    new = placement.place(new, (None, *spec[1:]), like=x)
-    if spec[0] is None:
+    new = whole(new, x)
+    if placement.spec_of(x)[0] is None:
         rows = start + jnp.arange(new.shape[0], dtype=jnp.int32)
         return x.at[rows].set(new, mode="drop")
     place = _numbers(x) - start

@@ -62,10 +62,13 @@ def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskB
         like = packing.spec_of_bits(leaf)
         shape = (capacity, *PackedMask.words(leaf.shape))
         words = placement.zeros(shape, jnp.uint32, leaf, spec=(None, *like))
+        if placement.left_to_compiler(leaf):  # elsewhere its spec says it all
+            words = placement.follow(words, packing.laid_as_bits(leaf))
         return PackedMask(words, leaf.shape)
 
     def count(leaf: Array) -> Array:
-        return placement.zeros(leaf.shape, jnp.int32, leaf)
+        none = placement.zeros(leaf.shape, jnp.int32, leaf)
+        return placement.follow(none, leaf)
 
     masks, counts = trees.map_mask(bits, leaves), trees.map_mask(count, leaves)
     return MaskBank(masks, counts, jnp.int32(0), jnp.int32(0))
@@ -105,6 +108,7 @@ def from_stack(
     checks.at_least(size, members, fn=fn, name="capacity")
     packed = packed_stack(stack)
     checks.packed_stack(packed, fn=fn)
+    checks.together(fn=fn, stack=packed, learned=learned)
     used = jnp.asarray(members if learned is None else learned)
     checks.counter(used, members, fn=fn, name="learned")
     return _from_stack(packed, used, size, clear=learned is not None)
@@ -150,6 +154,7 @@ def grow(bank: MaskBank, capacity: int) -> MaskBank:
     fn = "maskjax.bank.grow"
     require_bank(bank, fn=fn)
     checks.at_least(capacity, checks.members(bank.masks, fn=fn), fn=fn, name="capacity")
+    checks.together(fn=fn, bank=bank)
     # Copies, because a loop that donates the result must not take the old bank along.
     rest = jax.tree.map(jnp.copy, bank._replace(masks=None))
     return rest._replace(masks=_grown(bank.masks, capacity))
@@ -218,6 +223,7 @@ def mean(bank: MaskBank) -> SoftMask:
         {'w': Array([1. , 0.5], dtype=float32)}
     """
     require_bank(bank, fn="maskjax.bank.mean")
+    checks.together(fn="maskjax.bank.mean", bank=bank)
     return _mean(bank.counts, bank.learned)
 
 

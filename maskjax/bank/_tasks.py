@@ -76,6 +76,7 @@ def extend(bank: MaskBank, stack: Mask) -> MaskBank:
     packed = packed_stack(stack)
     checks.packed_stack(packed, fn=fn)
     checks.same_shapes(bank.masks, packed, fn=fn, names=("bank", "mask"))
+    checks.together(fn=fn, bank=bank, stack=packed)
     require_room(bank, members, fn=fn)
     return _extend(bank, packed)
 
@@ -132,6 +133,7 @@ def take(bank: MaskBank, task: ArrayLike) -> Mask:
     """
     fn = "maskjax.bank.take"
     require_bank(bank, fn=fn)
+    checks.together(fn=fn, bank=bank, task=task)
     index, exists = _slot(bank, task, fn)
     return _take(bank.masks, index, exists)
 
@@ -142,6 +144,7 @@ def _fitting(bank: MaskBank, mask: Mask, fn: str) -> Mask:
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
     checks.same_shapes(bank.masks, mask, fn=fn, names=("bank", "mask"))
+    checks.together(fn=fn, bank=bank, mask=mask)
     return packing.pack(mask)
 
 
@@ -197,9 +200,14 @@ def _append(bank: MaskBank, packed: Mask) -> MaskBank:
 def _extend(bank: MaskBank, packed: Mask) -> MaskBank:
     room = capacity(bank) - bank.learned
 
+    def gathered(leaf: PackedMask, new: PackedMask) -> PackedMask:
+        return PackedMask(rows.whole(new.bits, leaf.bits), new.shape)
+
     def counted(count: Array, new: PackedMask) -> Array:
         return count + packing.tally_leaf(new, room)
 
+    # Bits travel as they must; then every device counts by itself.
+    packed = trees.map_mask(gathered, bank.masks, packed)
     return _inserted(bank, packed, trees.map_mask(counted, bank.counts, packed))
 
 

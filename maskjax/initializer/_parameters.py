@@ -232,6 +232,7 @@ def _drawn(
 ) -> list[Array | None]:
     """A draw for each leaf of `params` that `where` chooses, `None` for the others."""
     checks.typed_key(key, fn=fn)
+    checks.beside(params, fn=fn, key=key)
     check_draw(draw, fn=fn)
     picks = checks.chosen(params, where, fn=fn)
     every: list[Axes | None] = [None] * len(picks)

@@ -19,6 +19,7 @@ from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask
 
 # What other modules share, and users should not need.
+from maskjax.packing._bits import laid_as_bits as laid_as_bits
 from maskjax.packing._bits import pack_leaf as pack_leaf
 from maskjax.packing._bits import population as population
 from maskjax.packing._bits import spec_of_bits as spec_of_bits
@@ -38,7 +39,8 @@ def pack(mask: Mask) -> Mask:
     """Store a mask with one bit an entry.
 
     The bits are sharded as the mask is (`PackedMask` says how they lie). If a device
-    has no multiple of 32 entries of the packed axis, that axis is gathered.
+    has no multiple of 32 entries of the packed axis, that axis is gathered; a mask that
+    is packed as one run is gathered as a whole.
 
     Args:
         mask: Tree of boolean or packed leaves, or `None`. Packed leaves are returned as
@@ -93,7 +95,8 @@ def dot(stack: Mask, tree: trees.Params) -> Array:
     If `tree` holds weights times their gradients at a mixed mask (`stacking.mix`), the
     result is the gradient of the loss with respect to the mixing coefficients. Every
     device reads the masks, or the entries, that it has; K numbers are added up. `tree`
-    is gathered where `pack` would gather a mask of its shapes.
+    is gathered where `pack` would gather a mask of its shapes, and from mesh axes that
+    hold masks.
 
     Args:
         stack: A packed stack of K masks.
@@ -121,6 +124,8 @@ def dot(stack: Mask, tree: trees.Params) -> Array:
     checks.packed_stack(stack, fn=fn)
     pairs = checks.shaped_like(tree, stack, fn=fn, names=("tree", "stack"))
     checks.floating_where_masked(pairs, tree, fn=fn, name="tree")
+    chosen = [values for values, m in pairs if m is not None]
+    checks.together(fn=fn, stack=stack, tree=chosen)
     sums = [dot_leaf(m, values) for values, m in pairs if m is not None]
     wide = any(s.dtype == jnp.float64 for s in sums)
     dtype = jnp.dtype("float64" if wide else "float32")

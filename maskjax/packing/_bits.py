@@ -115,6 +115,11 @@ def valid_bits(shape: tuple[int, ...]) -> Array:
     return jnp.asarray(valid.astype(np.uint32).reshape(ones))
 
 
+def laid_as_bits(leaf: Array) -> Array:
+    """An array in the shape of a leaf's words, with which they lie, if it is packed."""
+    return _planes(lax.stop_gradient(leaf)).max(layout(leaf.shape).axis + 1)
+
+
 def spec_of_bits(leaf: Array) -> tuple[placement.Names, ...]:
     """How the words of a leaf are sharded if it is packed, as far as that is known."""
     how, spec = layout(leaf.shape), list(placement.known_spec(leaf))

@@ -80,13 +80,16 @@ def dot_leaf(
     )
     values = values.astype(dtypes.at_least_float32(values.dtype))
     planes = planes_first(jnp.sum(values, axis=shared, keepdims=True))
+    # Where masks are whole and the values are not, each device reads words of its own.
+    spec = None, *placement.spec_of(planes)[1:]
+    bits = placement.cut_as(leaf.bits, spec, like=planes)
 
     def dots(bits: Array, planes: Array, _: None, chosen: _Chosen) -> Array:
         return _by_group(
             _dot, bits, planes, None, chosen, placement.groups(bits)
         ).ravel()
 
-    operands = leaf.bits, planes, None, _Chosen(alive, used)
+    operands = bits, planes, None, _Chosen(alive, used)
     return _on_shards(dots, *operands, over_members=False)
 
 

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import estimator, select
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import (
     Array,
     Density,
@@ -74,7 +74,8 @@ def init(weights: Params, *, where: Predicate = kernels) -> Scores:
         {'b': None, 'w': Array([[0., 0.]], dtype=float32)}
     """
     fn = "maskjax.recipes.supermask.init"
-    return map_mask(jnp.zeros_like, checks.chosen_leaves(weights, where, fn=fn))  # 1.
+    leaves = checks.chosen_leaves(weights, where, fn=fn)
+    return map_mask(lambda w: placement.follow(jnp.zeros_like(w), w), leaves)  # 1.
 
 
 def soft_mask(scores: Scores, *, rounded: Density = 0.0, key: Array) -> SoftMask:

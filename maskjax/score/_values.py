@@ -89,6 +89,7 @@ def random(params: Params, *, where: Predicate = kernels, key: Array) -> Scores:
     fn = "maskjax.score.random"
     checks.typed_key(key, fn=fn)
     picks = checks.chosen(params, where, fn=fn)
+    checks.beside(params, fn=fn, key=key)
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
         [

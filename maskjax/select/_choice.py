@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import dtypes, placement
+from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _search
 from maskjax.select._count import fold
@@ -65,6 +65,7 @@ def choose(
     held = leaves.mask(holding, name=mask_name)
     shares = leaves.shares(share, name=name)
     guesses = leaves.guesses(guess)
+    checks.together(fn=fn, scores=scores, **{name: share, "guess": guess})
     known = of_all or within is None
     with dtypes.counting(max(leaves.sizes)):
         quotas: list[Quota] = [
@@ -94,6 +95,7 @@ def choose_counted(
         where: As in `choose`.
         fn: As in `choose`.
     """
+    checks.together(fn=fn, scores=scores)
     leaves = Leaves(scores, scope, Entries(), where, fn=fn)
     nothing = leaves.mask(None, name="")
     with dtypes.counting(max(leaves.sizes)):
@@ -129,13 +131,20 @@ def full(
     """A mask that keeps everything, with axes of 1 where a structure's masks have."""
     leaves = Leaves(scores, scope, structure, where, fn=fn)
 
-    def of_leaf(x: Array, plan: Plan) -> Array:
-        one = jax.eval_shape(lambda x: plan.spread(plan.pool(plan.laid(x))), x)
+    def of_leaf(own: Any, x: Array, plan: Plan) -> Array:
+        decided = lambda x: plan.spread(plan.pool(plan.laid(x)))  # noqa: E731
+        one = jax.eval_shape(decided, x)
         if one.shape == x.shape:
-            return placement.ones(x)
-        return ~placement.zeros(one.shape, bool, x, spec=placement.spec_of(one))
+            mask, like = placement.ones(x), lambda x: x
+        else:
+            spec = placement.spec_of(one)
+            mask, like = ~placement.zeros(one.shape, bool, x, spec=spec), decided
+        # What has only a shape is nowhere.
+        follows = placement.left_to_compiler(own)
+        return placement.follow(mask, like(x)) if follows else mask
 
-    pairs = zip(leaves.scores, leaves.plans, strict=True)
+    own = (leaves.leaves[i] for i in leaves.scored)
+    pairs = zip(own, leaves.scores, leaves.plans, strict=True)
     return leaves.whole([of_leaf(*pair) for pair in pairs])
 
 
@@ -211,7 +220,21 @@ def _chosen(
     masks = [plan.spread(flag) for flag, plan in zip(flags, plans, strict=True)]
     masks = [m if k is None else m & k for m, k in zip(masks, keeps, strict=True)]
     masks = [m if h is None else m | h for m, h in zip(masks, held, strict=True)]
+    masks = list(map(_cut_back, masks, scores, plans))
     return masks, [plan.numbers(c) for c, plan in zip(cuts, plans, strict=True)]
+
+
+def _cut_back(mask: Array, scores: Array, plan: Plan) -> Array:
+    """A mask sharded as its scores, also where a structure straddles their shards."""
+    if isinstance(plan.structure, Entries):
+        return mask
+    spec = [
+        names if a == b else None
+        for a, b, names in zip(
+            mask.shape, scores.shape, placement.spec_of(scores), strict=True
+        )
+    ]
+    return placement.follow(placement.cut_as(mask, spec, like=scores), scores)
 
 
 def _like(masks: list[Array | None], scores: list[Array]) -> list[Array | None]:

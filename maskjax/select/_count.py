@@ -107,6 +107,8 @@ def _fold_on_cpu(
             made(*jax.tree.map(lambda x: _lines(x, lead), arrays)), kinds, lead
         )
     operands = made(*arrays)
+    if 0 in operands[0].shape:  # a shard_map of nothing does not compile
+        return _fold_plainly(operands, kinds, lead)
     if sharding.mesh.empty or AxisType.Auto in types:  # the compiler decides
         devices = jax.device_count() if sharding.mesh.empty else sharding.mesh.size
         return _fold_in_groups(operands, kinds, lead, devices)

@@ -39,8 +39,9 @@ class Interval(NamedTuple):
         return jnp.where(self.at_low == k, self.low, self.high)
 
     def open(self, k: Array) -> Array:
-        """Whether neither end is the answer."""
-        return (self.at_low != k) & (self.at_high != k)
+        """Whether neither end is the answer, and there is more to look for."""
+        more = ~self.ties | (self.high - self.low > 1)
+        return more & (self.at_low != k) & (self.at_high != k)
 
 
 def narrow(

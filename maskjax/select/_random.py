@@ -40,6 +40,7 @@ def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
     fn = "maskjax.select.bernoulli"
     checks.typed_key(key, fn=fn)
     checks.floating_scores(probabilities, fn=fn, name="probabilities")
+    checks.beside(probabilities, fn=fn, name="probabilities", key=key)
     leaves, treedef = jax.tree.flatten(probabilities, is_leaf=trees.is_mask_leaf)
     return treedef.unflatten(
         [None if p is None else _sampled(p, key, i) for i, p in enumerate(leaves)]
@@ -93,7 +94,8 @@ def random(
     """
     fn = "maskjax.select.random"
     checks.typed_key(key, fn=fn)
-    checks.chosen(params, where, fn=fn)
+    chosen = checks.chosen_leaves(params, where, fn=fn)
+    checks.together(fn=fn, params=chosen, density=density, key=key)
     scores = random_scores(params, where=where, key=key)
     return choose(scores, Keep, density, scope, Entries(), where, fn=fn)[0]
 
@@ -132,6 +134,7 @@ def random_like(
     checks.typed_key(key, fn=fn)
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
+    checks.together(fn=fn, mask=mask, key=key)
     alive = packing.unpack(mask)
     leaves, treedef = jax.tree.flatten(alive)
     keys = (jax.random.fold_in(key, i) for i in range(len(leaves)))

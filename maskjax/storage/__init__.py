@@ -10,7 +10,25 @@
 
 Use `save` for one file. Use `append` for a bank that grows while it trains: the bank is
 a folder, each call adds one file to it, and files that are there are never rewritten.
-Loading a file never executes anything that is in it.
+A boolean leaf is one mask, whatever its axes: save a stack packed, that is,
+`jax.vmap(packing.pack)(stack)`, and masks of features [K, C] likewise.
+
+What can be relied on:
+
+- A file is whole or not there, whenever the process or the machine stops. What a killed
+  process leaves beside it (hidden files) is removed when the same is written again.
+- Several processes may write the same file or folder: one after another. Who waits for
+  more than a minute is told for which process. That takes a file system with locks; in
+  others, appending processes try again, and what the killed left stays.
+- A file is read, once, and not mapped: one that is cut meanwhile is an error. Loading
+  takes the memory of the masks, and for a bank that of its counts.
+- A file that is damaged or forged is refused; loading never executes what is in it, and
+  never takes memory for what it only promises: room for tasks that takes over 64 MiB,
+  and over 64 times what the file holds, is made where `load(capacity=)` asks for it.
+
+Files are those of safetensors, uint32 words and one entry of metadata.
+`flax.serialization` and Orbax store packed masks, banks and states too (for Flax import
+`maskjax.layers`), but without checksums.
 """
 
 from maskjax.storage._header import StorageError

@@ -1,32 +1,34 @@
-"""Files of packed masks: written whole or not at all, and checked when read.
+"""Files of packed masks, and how they are read: never mapped, and checked.
 
 A file is a safetensors file with the words of every leaf, [members, ...]. Its metadata
 hold a format version, a checksum, and the header that the checksum is of. The header
 holds the checksums of the words. In a folder, each header also holds the checksum of
 the file before it.
+
+A file is read and not mapped, for to read a map of a file that has been cut ends the
+process. Nothing is taken for true that a header says before it fits the file's size.
 """
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import pathlib
 import re
-import secrets
 import stat
-from collections.abc import Callable, Iterator
-from typing import Any
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from maskjax._core.packed import WORD, PackedMask, layout
-from maskjax.storage._header import Header, StorageError, checksum, parsed, written
+from maskjax.storage._header import MOST, Header, StorageError, checksum, loads, parsed
 
 StrPath = str | os.PathLike[str]
 
-_FORMAT, _VERSION = "maskjax.mask", "2"
+FORMAT, VERSION = "maskjax.mask", "3"
 _WORDS = np.dtype("<u4")  # on disk and in checksums, on machines of any byte order
 _CHUNK = 1 << 20  # words that are read together, and hashed while they are in cache
 
@@ -57,68 +59,13 @@ def aligned(shape: tuple[int, ...]) -> np.ndarray:
     return room[start : start + size].reshape(shape)
 
 
-# Writing.
-
-
-def write(
-    target: pathlib.Path,
-    header: Header,
-    bits: dict[int, np.ndarray],
-    commit: Callable[[pathlib.Path, pathlib.Path], None],
-) -> None:
-    """Write a file under another name, sync it to disk, and only then name it."""
-    facts = written(header)
-    # One entry, because safetensors writes several in an order that can change.
-    metadata = {_FORMAT: f"{_VERSION} {checksum(facts.encode())} {facts}"}
-    tensors = {header.tensor(i): words for i, words in bits.items()}
-    beside = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with complaining(target, "can't be written"):
-            beside.touch(exist_ok=False)
-            mode = (target if target.exists() else beside).stat().st_mode
-            safetensors.numpy.save_file(tensors, beside, metadata)
-            # Since version 0.8, safetensors makes files that only their owner can read.
-            beside.chmod(stat.S_IMODE(mode))
-            with open(beside, "rb+") as file:
-                os.fsync(file.fileno())
-            commit(beside, target)
-            sync(target.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
-def link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Name a file, or fail if another process has taken the name."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        os.replace(source, target)
-
-
-def sync(folder: pathlib.Path) -> None:
-    """Sync the names in a folder to disk.
-
-    Not every system can. That is no failure, because the file is already whole.
-    """
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 @contextlib.contextmanager
 def complaining(path: StrPath, what: str) -> Iterator[None]:
-    """Turn failures of the system and of safetensors into `StorageError`s."""
+    """Turn failures of the system into `StorageError`s."""
     try:
         yield
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StorageError(f"{path} {what}: {reason}.") from error
+    except OSError as error:
+        raise StorageError(f"{path} {what}: {error.strerror or error}.") from error
 
 
 def checked(path: StrPath) -> str:
@@ -135,18 +82,88 @@ class Replaced(Exception):
     """Another process replaced a file while it was read."""
 
 
+class Tensor(NamedTuple):
+    """What a safetensors file says of an array."""
+
+    dtype: str
+    shape: list[int]
+    start: int  # in the file
+    stop: int
+
+
+class File(NamedTuple):
+    """A safetensors file that is open."""
+
+    file: io.FileIO
+    metadata: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[Any]:
-    """A safetensors file."""
-    with complaining(path, "is damaged, or no safetensors file"):
+def opened(path: pathlib.Path) -> Iterator[File]:
+    """A safetensors file; its tensors fill it to the last byte."""
+    with _regular(path) as file:
         try:
-            file = safetensors.safe_open(path, "np")
-        except OSError:  # safetensors says "no such file" of every failure to open
             with complaining(path, "can't be read"):
-                open(path, "rb").close()
+                found = _contents(file, os.fstat(file.fileno()).st_size)
+        except StorageError:
             raise
-        with file:
-            yield file
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise StorageError(f"{path} is damaged, or no safetensors file.") from error
+        yield found
+
+
+def _regular(path: pathlib.Path) -> io.FileIO:
+    """Open a file, but no pipe and no device: those can wait for ever, or act."""
+    with complaining(path, "can't be read"):
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return io.FileIO(path, opener=_without_waiting)
+    raise StorageError(f"{path} can't be read: it is no regular file.")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file. If it is now a pipe, that does not wait for its other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _contents(file: io.FileIO, size: int) -> File:
+    """What a safetensors file says. Anything that makes no sense raises some error."""
+    begin = 8 + int.from_bytes(_read(file, 8), "little")
+    if begin > size:
+        raise ValueError(begin)
+    entries = loads(_read(file, begin - 8).decode())
+    metadata = entries.pop("__metadata__", {})
+    tensors = {}
+    for name, entry in entries.items():
+        start, stop = entry["data_offsets"]
+        shape = [*entry["shape"]]
+        if {type(number) for number in (start, stop, *shape)} != {int}:
+            raise TypeError(entry)
+        tensors[name] = Tensor(entry["dtype"], shape, begin + start, begin + stop)
+    end = begin
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor[2:]):
+        if tensor.start != end or tensor.stop < end:
+            raise ValueError(tensor)
+        end = tensor.stop
+    if end != size or not isinstance(metadata, dict):
+        raise ValueError(end)
+    return File(file, metadata, tensors)
+
+
+def _read(file: io.FileIO, size: int) -> bytearray:
+    """The next bytes of a file; it is at least so long."""
+    data = bytearray(size)
+    read_into(file, memoryview(data))
+    return data
+
+
+def read_into(file: io.FileIO, data: memoryview) -> None:
+    """Read the next bytes of a file; `EOFError` if it ends before."""
+    while data:
+        count = file.readinto(data)
+        if not count:
+            raise EOFError
+        data = data[count:]
 
 
 def part(number: int) -> str:
@@ -175,55 +192,69 @@ def read_headers(path: StrPath) -> tuple[list[pathlib.Path], list[Header]]:
         with opened(name) as file:
             header, digest = read_header(name, file)
         start = (header.kind, header.first, header.previous)
+        tree = (header.tree, [leaf[:2] for leaf in header.leaves])
         if folder and start != ("bank", total, before):
             raise StorageError(
                 f"{name} does not begin where the file before it ends: one of the two "
                 "is of another bank, or was changed."
             )
+        if headers and tree != (headers[0].tree, [x[:2] for x in headers[0].leaves]):
+            raise StorageError(f"{name} holds masks of other shapes than {files[0]}.")
+        if total + header.members > MOST:
+            raise StorageError(f"{path} holds more masks than can be counted.")
         headers.append(header)
         total, before = total + header.members, digest
     return files, headers
 
 
-def read_header(path: pathlib.Path, file: Any) -> tuple[Header, str]:
+def read_header(path: pathlib.Path, file: File) -> tuple[Header, str]:
     """A file's header and its checksum, if the tensors are those of the header."""
-    text = (file.metadata() or {}).get(_FORMAT)
-    if text is None:
+    text = file.metadata.get(FORMAT)
+    if not isinstance(text, str):
         raise StorageError(f"{path} is a safetensors file, but not one of maskjax.")
     version, saved, facts = [*text.split(" ", 2), "", ""][:3]
-    if version != _VERSION and version.isdecimal():
-        which = "a newer" if int(version) > int(_VERSION) else "an older"
+    if version != VERSION and version.isdecimal():
+        which = "a newer" if int(version) > int(VERSION) else "an older"
         raise StorageError(
-            f"{path} has format version {version}, and this maskjax reads {_VERSION}: "
+            f"{path} has format version {version}, and this maskjax reads {VERSION}: "
             f"{which} one may read it."
         )
     digest = checksum(facts.encode())
-    if version != _VERSION or digest != saved:
+    if version != VERSION or digest != saved:
         raise StorageError(f"{path} is damaged: its header is not what was saved.")
     try:
         header = parsed(facts)
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path} has a header that makes no sense.") from error
-    views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    found = {name: (v.get_dtype(), list(v.get_shape())) for name, v in views.items()}
-    if found != {
-        header.tensor(i): ("U32", [header.members, *layout(shape).words])
-        for i, shape in header.shapes.items()
-    }:
+    expected = {}
+    for i, shape in header.shapes.items():
+        words = [header.members, *layout(shape).words]
+        expected[header.tensor(i)] = ("U32", words, 4 * math.prod(words))
+    found = {
+        name: (tensor.dtype, tensor.shape, tensor.stop - tensor.start)
+        for name, tensor in file.tensors.items()
+    }
+    if found != expected:
         raise StorageError(f"{path} is damaged: its tensors are not what was saved.")
     return header, digest
 
 
 def read_words(
-    path: pathlib.Path, file: Any, header: Header, i: int, out: np.ndarray
+    path: pathlib.Path, file: File, header: Header, i: int, out: np.ndarray
 ) -> None:
     """Read the words of a leaf, [members, ...], into an array."""
-    view, leaf = file.get_slice(header.tensor(i)), header.leaves[i]
-    digest = hashlib.sha256()
-    step = max(1, _CHUNK // max(1, math.prod(out.shape[1:])))
-    for start in range(0, len(out) if out.size else 0, step):
-        stop = min(start + step, len(out))
-        out[start:stop] = rows = view[start:stop]
-        digest.update(np.ascontiguousarray(rows, _WORDS).data)
+    leaf, digest = header.leaves[i], hashlib.sha256()
+    file.file.seek(file.tensors[header.tensor(i)].start)
+    data = out.reshape(-1)
+    for start in range(0, data.size, _CHUNK):
+        chunk = data[start : start + _CHUNK].data.cast("B")
+        try:
+            with complaining(path, "can't be read"):
+                read_into(file.file, chunk)
+        except EOFError:
+            raise StorageError(f"{path} was cut while it was read.") from None
+        digest.update(chunk)
     if digest.hexdigest() != leaf.sha256:
         raise StorageError(f"{path} is damaged: {leaf.path} is not what was saved.")
+    if sys.byteorder == "big":
+        out.byteswap(inplace=True)

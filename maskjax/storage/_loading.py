@@ -1,22 +1,28 @@
 """From files to masks."""
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax.bank import MaskBank
+from maskjax.bank import capacity as capacity_of
 from maskjax.storage import _disk
 from maskjax.storage._disk import StrPath
 from maskjax.storage._header import Header, StorageError, built, order
 
 # How often to start again because a file was replaced while it was read.
 _TRIES = 100
+# What a file may ask for beyond what it holds: so many bytes, or so many times its own.
+_ROOM, _TIMES = 2**26, 64
+# Words of a mask that are unpacked together, of 64 masks: 8 MB.
+_BLOCK = 2**12
 
 
 class Info(NamedTuple):
@@ -45,9 +51,12 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
         path: The file or folder.
         like: A tree of the structure to return: parameters, a mask, or a bank. `None`:
             dicts, lists and tuples come back as they were; any other container comes
-            back as a dict of its paths' parts.
+            back as a dict of its paths' parts. A packed mask, a packed stack or a bank
+            also says on which devices; otherwise it is the default one.
         capacity: How many tasks the bank has room for. `None`: the capacity of the bank
-            that was saved, or the number of tasks if that is larger.
+            that was saved, or the number of tasks if that is larger. Room that takes
+            over 64 MiB, and over 64 times the file, has to be named here (or `like` is
+            a bank of that capacity): a small file can't ask for all memory.
 
     Returns:
         A packed mask, a packed stack, or a `MaskBank`.
@@ -56,8 +65,8 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
         TypeError: If the capacity is no whole number.
         ValueError: If there are more masks than the capacity.
         StorageError: If the file can't be read, is damaged, has a newer format, was not
-            written by maskjax, does not fit `like`, or is no bank and a capacity is
-            given.
+            written by maskjax, does not fit `like`, asks for more memory than the
+            caller named, or is no bank and a capacity is given.
 
     Example:
         >>> import tempfile
@@ -112,10 +121,14 @@ def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
     header, total = headers[0], sum(one.members for one in headers)
     rows = _rows(path, header, total, capacity, fn)
     rebuild = _rebuilder(path, header, like, fn)
+    _require_room(path, header, total, rows, like, capacity)
     shapes = header.shapes
-    bits = {
-        i: _disk.aligned((rows, *layout(shape).words)) for i, shape in shapes.items()
-    }
+    try:
+        bits: dict[int, Any] = {
+            i: _disk.aligned((rows, *layout(s).words)) for i, s in shapes.items()
+        }
+    except (MemoryError, ValueError) as error:  # NumPy's words for more than there is
+        raise StorageError(f"{path} needs more memory than there is.") from error
     start = 0
     for name, one in zip(files, headers, strict=True):
         with _disk.opened(name) as file:
@@ -126,18 +139,22 @@ def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
                 _disk.read_words(name, file, one, i, part)
         start += one.members
     checks.raise_all(
-        (header.leaves[i].path for i in bits if _disk.strays(bits[i], shapes[i])),
+        (
+            header.leaves[i].path
+            for i in bits
+            if _disk.strays(bits[i][:total], shapes[i])
+        ),
         f"`{fn}` needs masks without bits past their entries in {path}",
         StorageError,
     )
     if header.kind == "mask":
         bits = {i: words[0] for i, words in bits.items()}
-    masks = rebuild({i: PackedMask(jax.device_put(bits[i]), shapes[i]) for i in shapes})
-    if header.kind != "bank":
-        return masks
-    counts = {i: jax.device_put(_counts(bits[i], shapes[i])) for i in shapes}
-    numbers = (jnp.int32(total), jnp.int32(header.overflowed))
-    return MaskBank(masks, rebuild(counts), *numbers)
+    masks = rebuild({i: PackedMask(bits[i], shapes[i]) for i in shapes})
+    if header.kind == "bank":
+        counts = rebuild({i: _counts(bits[i][:total], shapes[i]) for i in shapes})
+        numbers: Any = (np.int32(total), np.int32(header.overflowed))
+        masks = MaskBank(masks, counts, *numbers)
+    return _placed(masks, like)
 
 
 def _rows(
@@ -154,6 +171,30 @@ def _rows(
             "makes a bank of a stack."
         )
     return total
+
+
+def _require_room(
+    path: StrPath, header: Header, total: int, rows: int, like: Any, capacity: Any
+) -> None:
+    """Raise if a file asks for much more than it holds, and not the caller."""
+    if header.kind != "bank":
+        return
+    one = sum(4 * math.prod(layout(shape).words) for shape in header.shapes.values())
+    counts = sum(4 * math.prod(shape) for shape in header.shapes.values())
+    most = (
+        rows if isinstance(like, MaskBank) and capacity_of(like) >= rows else capacity
+    )
+    asked = {
+        f"`capacity={rows}`": (rows - total) * one if most is None else 0,
+        "`like`": counts if like is None and not total else 0,
+    }
+    size = sum(asked.values())
+    if size > max(_ROOM, _TIMES * total * one):
+        named = " and ".join(name for name, bytes_ in asked.items() if bytes_)
+        raise StorageError(
+            f"{path} asks for room for {rows} masks, {size / 2**20:,.0f} MiB more than "
+            f"it holds. If that is right, pass {named}."
+        )
 
 
 def _rebuilder(
@@ -174,15 +215,38 @@ def _rebuilder(
     return lambda leaves: treedef.unflatten([leaves.get(i) for i in numbers])
 
 
+def _placed(loaded: Any, like: Any) -> Any:
+    """What was loaded, put where `like` is, if that is of its kind and on devices."""
+    if jax.tree.structure(loaded) != jax.tree.structure(like):
+        return jax.device_put(loaded)
+
+    def put(x: Any, other: Any) -> jax.Array:
+        where = placement.known(other) if np.ndim(x) == np.ndim(other) else None
+        if not isinstance(where, NamedSharding):
+            return jax.device_put(x, where)
+        # Every process reads the same file: no process has to hear from another.
+        read = np.asarray(x).__getitem__
+        return jax.make_array_from_callback(np.shape(x), where, read)
+
+    return jax.tree.map(put, loaded, like)
+
+
 def _counts(words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """How many masks keep each entry. NumPy, so that loading compiles nothing."""
     how = layout(shape)
-    total = np.zeros((*how.words, WORD), np.int32)
-    for start in range(0, len(words), 64):  # sums of at most 64 fit into a byte
-        octets = words[start : start + 64].astype("<u4")[..., None].view(np.uint8)
-        bits = np.unpackbits(octets, axis=-1, bitorder="little")
-        total += bits.sum(0, dtype=np.uint8)
+    if not words.size:
+        return np.zeros(shape, np.int32)
+    flat = words.reshape(len(words), -1)
+    total = np.zeros((flat.shape[1], WORD), np.int32)
+    for first in range(0, len(total), _BLOCK):
+        block = total[first : first + _BLOCK]
+        for start in range(0, len(flat), 64):  # sums of at most 64 fit into a byte
+            some = flat[start : start + 64, first : first + _BLOCK]
+            octets = some.astype("<u4")[..., None].view(np.uint8)
+            bits = np.unpackbits(octets, axis=-1, bitorder="little")
+            block += bits.sum(0, dtype=np.uint8)
     padded = list(how.view)
     padded[how.axis] = WORD * how.words[how.axis]
-    total = np.moveaxis(total, -1, how.axis + 1).reshape(padded)
-    return total.take(range(how.view[how.axis]), how.axis).reshape(shape)
+    total = np.moveaxis(total.reshape(*how.words, WORD), -1, how.axis + 1)
+    ends = [slice(size) for size in how.view]
+    return total.reshape(padded)[tuple(ends)].reshape(shape)

@@ -1,7 +1,6 @@
 """From masks to files."""
 
 import contextlib
-import itertools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from maskjax import packing
 from maskjax._core import checks, trees
 from maskjax._core.trees import Mask
 from maskjax.bank import MaskBank
-from maskjax.storage import _disk
+from maskjax.storage import _disk, _writing
 from maskjax.storage._disk import StrPath
 from maskjax.storage._header import (
     Header,
@@ -26,6 +25,9 @@ from maskjax.storage._header import (
     layout,
     order,
 )
+
+# How often to start again, where there are no locks, because another was faster.
+_TRIES = 1000
 
 
 def save(
@@ -64,7 +66,9 @@ def save(
         taken = target.exists() and not target.is_file()
     if taken:
         raise StorageError(f"{path} is no file. A bank in a folder grows by `append`.")
-    _disk.write(target, header, bits, commit=os.replace)
+    stem = _writing.stem_of(target.name)
+    with _writing.alone(path, target.parent, stem):
+        _writing.write(target, header, bits, os.replace, stem)
 
 
 def append(
@@ -72,7 +76,9 @@ def append(
 ) -> int:
     """Add masks to a bank in a folder, as one new file.
 
-    If anything fails, the folder is unchanged.
+    If anything fails, the folder is unchanged. One process writes at a time, and others
+    wait for it. What a process that was killed left half written is removed by the next
+    call.
 
     Args:
         path: The folder. It is made if it does not exist.
@@ -89,7 +95,8 @@ def append(
             processes hold a part of it, or `mask` is a bank and the folder already
             holds one.
         StorageError: If the mask does not fit those in the folder, the folder's last
-            file can't be read, or the new one can't be written.
+            file can't be read, the new one can't be written, or another process (the
+            message says which) writes for longer than a minute.
 
     Example:
         >>> import tempfile
@@ -110,24 +117,41 @@ def append(
     with _disk.complaining(path, "can't be written"):
         made = not folder.exists()
     try:
-        with _disk.complaining(path, "can't be written"):
-            if made:
-                folder.mkdir()
-                _disk.sync(folder.parent)
-        parts = _disk.parts(folder)
-        if parts:
-            if isinstance(mask, MaskBank):
-                raise ValueError(
-                    f"`{fn}` needs a mask or a stack, for {path} holds a bank already, "
-                    "got a bank."
-                )
-            header, bits = _after(parts[-1], header, bits, fn)
-        _disk.write(folder / _disk.part(len(parts)), header, bits, commit=_disk.link)
+        if made:
+            with _disk.complaining(path, "can't be written"):
+                folder.mkdir(exist_ok=True)
+                _writing.sync(folder.parent)
+        with _writing.alone(path, folder, "append"):
+            for _ in range(_TRIES):
+                with contextlib.suppress(_writing.Taken):
+                    return _appended(path, folder, mask, header, bits, fn)
     except BaseException:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+    raise StorageError(f"{path} can't be written: others append to it all the time.")
+
+
+def _appended(
+    path: StrPath,
+    folder: pathlib.Path,
+    mask: Mask | MaskBank,
+    header: Header,
+    bits: dict[int, np.ndarray],
+    fn: str,
+) -> int:
+    """Write the next file of a folder; the number of masks that are then in it."""
+    parts = _disk.parts(folder)
+    if parts:
+        if isinstance(mask, MaskBank):
+            raise ValueError(
+                f"`{fn}` needs a mask or a stack, for {path} holds a bank already, "
+                "got a bank."
+            )
+        header, bits = _after(parts[-1], header, bits, fn)
+    target = folder / _disk.part(len(parts))
+    _writing.write(target, header, bits, _writing.link, "append")
     return header.first + header.members
 
 
@@ -150,7 +174,7 @@ def _content(
     leaves, _ = trees.mask_leaves(packing.pack(masks))
     packed = {i: leaf for i, (_, leaf) in enumerate(leaves) if leaf is not None}
     found = jsonable(metadata, fn)
-    header = Header("mask", layout(masks, itertools.count()), [], 1, found)
+    header = Header("mask", layout(masks, fn), [], 1, found)
     header = _counted(header, mask, fn)
     bits = {i: _disk.words_of(leaf)[: header.members] for i, leaf in packed.items()}
     checks.raise_all(

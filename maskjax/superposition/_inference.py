@@ -57,6 +57,8 @@ def gradient(
     checks.packed_stack(stack, fn=fn)
     checks.coefficients(coefficients, stack, fn=fn)
     checks.shaped_like(params, stack, fn=fn, names=("params", "stack"))
+    given = {"params": params, "stack": stack, "coefficients": coefficients}
+    checks.together(fn=fn, **given, data=data)
     mixed = stacking.mix(stack, coefficients)
     return packing.dot(stack, _by_mask(objective, params, mixed, data))
 
@@ -86,9 +88,11 @@ def infer(
         per: "image" decides for each image. "batch" decides once, for images that are
             all of one task.
         batch_size: How many images are decided at once. Memory grows with it, by one
-            network's gradient an image. Images on several devices are decided there, if
-            masks are not sharded over the same mesh axis; under `jit` on an Auto mesh,
-            only if as many at once as there are devices. Otherwise images are gathered.
+            network's gradient an image. "exhaustive" tries as many masks at once, too;
+            under `jit` on an Auto mesh, fewer than there are devices are gathered.
+            Images on several devices are decided there, if masks are not sharded over
+            the same mesh axis; under `jit` on an Auto mesh, only if as many at once as
+            there are devices. Otherwise images are gathered.
 
     Returns:
         int32, [B] or a scalar: the task. Ties go to the lowest number; -1 if no task is
@@ -118,7 +122,7 @@ def infer(
             f"`{fn}` needs at least one image, got an array of shape "
             f"{jnp.shape(images)}."
         )
-    _ready(bank, params, fn)
+    _ready(bank, params, images, fn, "images")
     image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     outputs = jax.eval_shape(apply, params, image).shape[-1]
     if labels is not None and labels == outputs:
@@ -133,8 +137,10 @@ def infer(
             return logit_entropy(logits)
         return superfluous(logits, labels=labels)
 
+    how = {"batch_size": batch_size} if method == "exhaustive" else {}
+
     def one(images: Array) -> Array:
-        return _METHODS[method](objective, params, bank, images)
+        return _METHODS[method](objective, params, bank, images, **how)
 
     if per == "batch":
         return one(images)
@@ -168,7 +174,7 @@ def one_shot(objective: Objective, params: Params, bank: MaskBank, *data: Any) -
     References:
         Wortsman et al., arXiv:2006.14769, section 3.3, "One-Shot".
     """
-    _ready(bank, params, "maskjax.superposition.one_shot")
+    _ready(bank, params, data, "maskjax.superposition.one_shot")
     return _lowest(bank, _at_mean(objective, params, bank, data))
 
 
@@ -207,7 +213,7 @@ def binary(
     """
     fn = "maskjax.superposition.binary"
     checks.at_least(base, 2, fn=fn, name="base")
-    _ready(bank, params, fn)
+    _ready(bank, params, data, fn)
     # The first mean comes from the bank's counts: no pass over the masks.
     gradients = _at_mean(objective, params, bank, data)
     left = -(-bank.learned // base)
@@ -266,12 +272,9 @@ def exhaustive(
     """
     fn = "maskjax.superposition.exhaustive"
     checks.at_least(batch_size, 1, fn=fn, name="batch_size")
-    _ready(bank, params, fn)
+    _ready(bank, params, data, fn)
     values = stacking.predict(
-        lambda params: objective(params, *data),
-        params,
-        bank.masks,
-        batch_size=min(batch_size, capacity(bank)),
+        objective, params, bank.masks, *data, batch_size=min(batch_size, capacity(bank))
     )
     return _lowest(bank, values)
 
@@ -297,7 +300,19 @@ def _by_mask(
     objective: Objective, params: Params, mixed: SoftMask, data: Any
 ) -> SoftMask:
     """The objective's gradient by a soft mask: parameters times their gradients."""
+    leaves, treedef = jax.tree.flatten(params)
+    masks = treedef.flatten_up_to(mixed)
+    mixed = treedef.unflatten(map(_placed_as, masks, leaves))
     return jax.grad(lambda m: objective(masking.apply(params, m), *data))(mixed)
+
+
+def _placed_as(mask: Array | None, param: Array) -> Array | None:
+    """A soft mask where its parameter is, as its gradient is then."""
+    if mask is None:
+        return None
+    pairs = zip(mask.shape, param.shape, placement.spec_of(param), strict=True)
+    spec = [names if a == b else None for a, b, names in pairs]
+    return placement.place(mask, spec, like=param)
 
 
 @jax.jit
@@ -319,10 +334,13 @@ def _lowest(bank: MaskBank, values: Array) -> Array:
     return jnp.where(bank.learned > 0, best, -1).astype(jnp.int32)
 
 
-def _ready(bank: MaskBank, params: Params, fn: str) -> None:
+def _ready(
+    bank: MaskBank, params: Params, data: Any, fn: str, name: str = "data"
+) -> None:
     """Raise unless there is a bank, of masks that fit, with a learned task."""
     require_bank(bank, fn=fn)
     checks.packed_stack(bank.masks, fn=fn)
     checks.shaped_like(params, bank.masks, fn=fn, names=("params", "stack"))
+    checks.together(fn=fn, params=params, bank=bank, **{name: data})
     if checks.known(bank.learned) == 0:
         raise ValueError(f"`{fn}` needs a bank with at least one learned task.")

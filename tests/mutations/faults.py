@@ -35,8 +35,8 @@ FAULTS = (
         "ties-one-too-many",
         "select.top_k: one entry too many is kept where scores are equal.",
         "select",
-        "jnp.where(run.at_high == cut.missing, run.high, run.low)",
-        "run.low",
+        "jnp.where(self.at_low == k, self.low, self.high)",
+        "self.low",
         ("test_laws.py", "test_select.py"),
     ),
     Fault(
@@ -84,11 +84,18 @@ FAULTS = (
         "guess-is-believed",
         "select.top_k: a guess changes the mask, for only scores near it are searched.",
         "select",
-        "interval = update(interval, [jnp.clip(p, *ends) for p in first])",
-        "interval = update(interval, [jnp.clip(p, *ends) for p in first])\n"
-        "        half = (interval.high - interval.low) // 2\n"
-        "        interval = interval._replace(low=interval.low + half)",
+        "first = [jnp.clip(p, *ends) for p in first]",
+        "first = [jnp.clip(p, *ends) for p in first]\n"
+        "        interval = interval._replace(low=first[-1])",
         ("test_select.py",),
+    ),
+    Fault(
+        "held-is-infinite",
+        "select.grow: what is held ties with infinite scores.",
+        "select",
+        "jnp.where(held, jnp.iinfo(key).max - 1, ordered)",
+        "jnp.where(held, infinity, ordered)",
+        ("test_rounds.py",),
     ),
     Fault(
         "halves-to-even",
@@ -127,8 +134,8 @@ FAULTS = (
         "select.threshold: a score equal to the threshold is removed. `supsup` and "
         "`hopsupsup` rely on it at 0.",
         "select",
-        "s >= jnp.asarray(",
-        "s > jnp.asarray(",
+        "(key >= first",
+        "(key > first",
         ("test_select.py", "recipes/test_supsup.py"),
     ),
     Fault(
@@ -379,6 +386,30 @@ FAULTS = (
         "storage",
         "np.uint32(WORD - past)",
         "np.uint32(WORD - past + 1)",
+        ("test_storage.py",),
+    ),
+    Fault(
+        "room-without-end",
+        "storage.load: a small file may ask for all memory.",
+        "storage",
+        "if size > max(_ROOM, _TIMES * total * one):",
+        "if size < 0:",
+        ("test_storage.py",),
+    ),
+    Fault(
+        "lock-of-another",
+        "storage.append: two processes write at a time if one has just finished.",
+        "storage",
+        "if not os.path.samestat(named, os.fstat(held)):",
+        "if named is None:",
+        ("test_storage.py",),
+    ),
+    Fault(
+        "leftovers-stay",
+        "storage.append, storage.save: what a killed process wrote stays for ever.",
+        "storage",
+        "        if left:\n",
+        "        if left and not left:\n",
         ("test_storage.py",),
     ),
     # Optimizers

@@ -5,6 +5,7 @@ Array values are not read, except counters that are not traced (`known`). Functi
 paths are made into strings only then.
 """
 
+from maskjax._core.checks._devices import beside, together
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
@@ -49,6 +50,7 @@ from maskjax._core.checks._values import (
     one_of,
     own_keys,
     predicate,
+    samples,
     structure,
     typed_key,
     unit_interval,
@@ -58,6 +60,7 @@ __all__ = [
     "BY_VMAP",
     "alike",
     "at_least",
+    "beside",
     "boolean",
     "chosen",
     "chosen_leaves",
@@ -91,10 +94,12 @@ __all__ = [
     "rows",
     "same_kinds",
     "same_shapes",
+    "samples",
     "shaped",
     "shaped_like",
     "spread",
     "structure",
+    "together",
     "typed_key",
     "unit_interval",
 ]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskjax._core import trees
-from maskjax._core.checks._devices import apart
+from maskjax._core.checks._devices import apart, meeting, summed
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
@@ -48,10 +48,10 @@ def rows(
             raise listing(lines or [str(error)], needs) from error
     found = list(zip(*columns, strict=True))
     if others:
-        needs = f"`{fn}` needs leaves that meet on the same devices (`jax.device_put`)"
-        every(
-            lambda *row: apart(row, tuple(names)), found, tree, needs, is_leaf=is_leaf
-        )
+        names = tuple(names)
+        every(lambda *row: apart(row, names), found, tree, meeting(fn), is_leaf=is_leaf)
+    for one in (tree, *others):
+        summed(one, fn=fn)
     return found
 
 
@@ -77,6 +77,7 @@ def chosen(
 ) -> list[bool]:
     """Whether `where` chooses each leaf; those must be floating, and at least one."""
     predicate(where, fn=fn, name=name)
+    summed(params, fn=fn)
     named = trees.named_leaves(params)
     picks = [where(path, leaf) for path, leaf in named]
     _check_answers(picks, params, where, fn=fn, name=name)
@@ -161,18 +162,16 @@ def masked(
 ) -> list[tuple[Any, Any]]:
     """Parameters paired with the leaves of one mask that fits them.
 
-    A leaf of the mask is None, boolean, packed, or, if `soft`, floating. True, False
-    and None may stand for whole leaves and subtrees, see `spread`.
+    A leaf is None, boolean, packed, or, if `soft`, floating, or what `spread` takes.
     """
     how: Any = {"fn": fn, "names": names, "is_leaf": is_leaf}
     try:
         found = rows(params, mask, **how)
     except ValueError:
-        wide = spread(params, mask)
-        if wide is mask:
+        if spread(params, mask) is mask:
             boolean(spread(mask, mask), fn=fn, name=names[1], or_soft=soft)
             raise
-        found = rows(params, wide, **how)
+        found = rows(params, spread(params, mask), **how)
     if any(type(leaf) in PLAIN for _, leaf in found):
         found = rows(params, spread(params, mask), **how)
     leaves = [(leaf,) for _, leaf in found]
@@ -369,20 +368,21 @@ def members(stack: trees.Mask, *, fn: str) -> int:
         axes = leaf.lead if isinstance(leaf, PackedMask) else leaf.shape
         return axes[0] if axes else None
 
+    def said(leaf: Any) -> str | None:
+        if isinstance(leaf, PackedMask) and not leaf.lead:
+            return "one mask. A stack is packed by `jax.vmap(packing.pack)(stack)`"
+        if leaf is None:
+            return None
+        return "one mask" if length(leaf) is None else str(length(leaf))
+
     needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
     every(no_array, found, stack, needs, TypeError, trees.is_mask_leaf)
     lengths = {length(leaf) for (leaf,) in found if leaf is not None}
     if not lengths:
         raise ValueError(f"`{fn}` needs `stack` with at least one leaf, got none.")
     if None in lengths or len(lengths) > 1:
-        every(
-            lambda leaf: None if leaf is None else str(length(leaf) or "one mask"),
-            found,
-            stack,
-            f"`{fn}` needs every leaf of `stack` with the same number of members",
-            ValueError,
-            trees.is_mask_leaf,
-        )
+        needs = f"`{fn}` needs every leaf of `stack` with the same number of members"
+        every(said, found, stack, needs, ValueError, trees.is_mask_leaf)
     (size,) = lengths
     if not size:
         raise ValueError(f"`{fn}` needs `stack` with at least one member, got none.")

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from maskjax._core import trees
 from maskjax._core.checks._kinds import (
     is_floating,
+    is_integer,
     is_number,
     is_real,
     is_typed_key,
@@ -196,3 +198,23 @@ def structure(value: Any, *, fn: str, name: str = "structure") -> None:
         f"`{fn}` needs `{name}` as a value of `maskjax.structure`, got {got}. Write "
         f"`{instead}`."
     )
+
+
+def samples(members: Any, inputs: Any, *, fn: str) -> int:
+    """The number of samples, which every input must have."""
+    if not (is_integer(members) and members.ndim == 1):
+        raise TypeError(
+            f"`{fn}` needs `members` as integers of shape (B,), got {kind_of(members)}."
+        )
+    size = members.shape[0]
+    if not size:
+        raise ValueError(f"`{fn}` needs at least one sample, got none.")
+    raise_all(
+        (
+            f"{path}: {kind_of(leaf)}"
+            for path, leaf in trees.named_leaves(inputs)
+            if np.shape(leaf)[:1] != (size,)
+        ),
+        f"`{fn}` needs every input with a leading axis of {size}, one for each member",
+    )
+    return size

@@ -141,13 +141,19 @@ def _empty(params: Params, weights: Params, own: Params, capacity: int) -> PackN
 
     def slots_of(leaf: Array) -> Array:
         spec = None, *placement.known_spec(leaf)
-        return placement.zeros((capacity, *leaf.shape), leaf.dtype, leaf, spec=spec)
+        shape = capacity, *leaf.shape
+        blank = placement.zeros(shape, leaf.dtype, leaf, spec=spec)
+        return placement.follow(blank, leaf)
+
+    def owners_of(leaf: Array) -> Array:
+        nobody = placement.zeros(leaf.shape, dtype, leaf)
+        return placement.follow(nobody, leaf)
 
     counts, learned, overflowed = (jnp.zeros(n, int) for n in (capacity, (), ()))
     return PackNetState(
         # Copies: a loop that donates the state must not take your parameters along.
         jax.tree.map(jnp.copy, params),
-        map_mask(lambda w: placement.zeros(w.shape, dtype, w), weights),
+        map_mask(owners_of, weights),
         map_mask(slots_of, own),
         counts,
         learned,

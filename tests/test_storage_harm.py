@@ -1,0 +1,329 @@
+"""Damaged and forged files, and processes that are killed: refused or whole."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from maskjax import storage
+from maskjax.bank import MaskBank
+from maskjax.packing import PackedMask
+from maskjax.storage import StorageError, _header
+from tests import trees
+
+MOST_SECONDS, MOST_BYTES = 1.0, 100e6
+
+
+def a_stack(members, *, seed=0):
+    draw = np.random.default_rng(seed).integers
+    return {
+        "a": [PackedMask(draw(2**32, size=(members, 2), dtype=np.uint32), (64,)), None],
+        "b": PackedMask(draw(2**32, size=(members, 3, 4), dtype=np.uint32), (96, 4)),
+    }
+
+
+def a_bank(stack, counts, learned):
+    return MaskBank(stack, counts, np.int32(learned), np.int32(0))
+
+
+def originals():
+    stack = a_stack(3)
+    mask = {
+        "a": [PackedMask(stack["a"][0].bits[0], (64,)), None],
+        "b": PackedMask(stack["b"].bits[0], (96, 4)),
+    }
+    counts = {"a": [np.zeros(64, np.int32), None], "b": np.zeros((96, 4), np.int32)}
+    return {
+        "mask": mask,
+        "stack": stack,
+        "bank": a_bank(stack, counts, 3),
+        "bank of nothing yet": a_bank(stack, counts, 0),
+        "stack without entries": {"a": PackedMask(np.zeros((3, 0), np.uint32), (0, 5))},
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The bytes of some files, and what they hold."""
+    path = tmp_path_factory.mktemp("saved") / "file"
+    files = {}
+    for name, value in originals().items():
+        storage.save(path, value, metadata={"step": 7})
+        files[name] = path.read_bytes(), storage.load(path)
+    return files
+
+
+class Costs:
+    """What a block takes: seconds, and bytes at its peak beyond those before it."""
+
+    def __enter__(self):
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak so far is forgotten
+        self.before, self.start = self.read("VmHWM"), time.perf_counter()
+        return self
+
+    def __exit__(self, *error):
+        self.seconds = time.perf_counter() - self.start
+        self.bytes = self.read("VmHWM") - self.before
+
+    def read(self, name):
+        with open("/proc/self/status") as file:
+            (line,) = (line for line in file if line.startswith(name))
+        return 1024 * int(line.split()[1])
+
+
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="memory is read as Linux tells it"
+)
+
+
+def damaged(files, draw):
+    """A file with bytes flipped, cut out, or put in from itself or another."""
+    datas = list(files.values())
+    data = bytearray(datas[draw.integers(len(datas))])
+    for _ in range(draw.integers(1, 4)):
+        start, size = draw.integers(len(data) + 1), int(2 ** draw.uniform(0, 9))
+        match draw.integers(5):
+            case 0 if start < len(data):
+                data[start] ^= 1 << draw.integers(8)
+            case 1:
+                del data[start:]
+            case 2:
+                del data[start : start + size]
+            case 3:
+                other = datas[draw.integers(len(datas))]
+                place = draw.integers(len(other))
+                data[start:start] = other[place : place + size]
+            case _:
+                other = datas[draw.integers(len(datas))]
+                data[start : start + size] = other[start : start + size]
+    return bytes(data)
+
+
+@on_linux
+@pytest.mark.parametrize("times", [3, pytest.param(200, marks=pytest.mark.slow)])
+def test_damaged_files_are_refused_or_whole(times, saved, tmp_path):
+    path, draw = tmp_path / "file", np.random.default_rng(times)
+    files = {name: data for name, (data, _) in saved.items()}
+    for _ in range(times):
+        slowest, refused = 0.0, 0
+        with Costs() as costs:
+            for _ in range(100):
+                path.write_bytes(data := damaged(files, draw))
+                start = time.perf_counter()
+                try:
+                    loaded = storage.load(path)
+                except StorageError:
+                    refused += 1
+                else:
+                    (name,) = (name for name in files if files[name] == data)
+                    trees.assert_same(loaded, saved[name][1])
+                slowest = max(slowest, time.perf_counter() - start)
+        assert costs.bytes < MOST_BYTES
+        assert slowest < MOST_SECONDS
+        assert refused > 80
+
+
+NUMBERS = [
+    *(2**n for n in (20, 26, 31, 40, 60, 63, 64)),
+    *(2**31 - 1, 10**400, 10**4000, -1, 0, 1, 1e9, 1e400),
+]
+VALUES = [*NUMBERS, None, True, "x", [], {}, [[]], "DEEP"]
+
+
+def forgeries(facts, entries):
+    """Facts and tensors' entries, each with something in it that was not saved."""
+
+    def changed(change):
+        pair = json.loads(json.dumps([facts, entries]))
+        change(*pair)
+        return pair
+
+    for field in facts:
+        for value in VALUES:
+            yield changed(lambda f, e, k=field, v=value: f.update({k: v}))
+    for value in VALUES:
+        yield changed(lambda f, e, v=value: f["leaves"][0].__setitem__(1, v))
+        yield changed(lambda f, e, v=value: f["leaves"][0].__setitem__(1, [v]))
+        yield changed(lambda f, e, v=value: f["leaves"][0].__setitem__(1, [0, v]))
+        yield changed(lambda f, e, v=value: f["leaves"].append(["x", v, "0"]))
+        yield changed(lambda f, e, v=value: f["tree"].__setitem__(0, v))
+        yield changed(lambda f, e, v=value: f["tree"].__setitem__(0, ["list", v]))
+        yield changed(lambda f, e, v=value: f["tree"].__setitem__(0, ["dict", [v]]))
+        for name in entries:
+            for field in entries[name]:
+                yield changed(
+                    lambda f, e, k=field, v=value, n=name: e[n].update({k: v})
+                )
+    for rank in (33, 65, 5000):
+        yield changed(lambda f, e, r=rank: f["leaves"][0].__setitem__(1, [1] * r))
+    for depth in (500, 5000, 50_000):
+        deep = [["list", 1]] * depth
+        yield changed(lambda f, e, d=deep: f.update(tree=d + f["tree"]))
+    for number in NUMBERS:  # as if the tensors were those of the header
+
+        def together(f, e, number=number):
+            f.update(members=number, capacity=number)
+            for entry in e.values():
+                entry["shape"][0] = number
+
+        def shapes(f, e, number=number):
+            f["leaves"][0][1] = [32 * number]
+            e[min(e)]["shape"][1:] = [number]
+
+        yield changed(together)
+        yield changed(shapes)
+
+
+def of_facts(data, facts, entries):
+    """A file with other facts, and checksums that are right for them."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    text = json.dumps(facts).replace('"DEEP"', "[" * 3000 + "]" * 3000)
+    signed = f"3 {_header.checksum(text.encode())} {text}"
+    whole = json.dumps({"__metadata__": {"maskjax.mask": signed}, **entries})
+    whole = whole.replace('"DEEP"', "[" * 3000 + "]" * 3000).encode()
+    return len(whole).to_bytes(8, "little") + whole + data[begin:]
+
+
+def taken_apart(data):
+    """The facts and the tensors' entries of a file."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:begin])
+    text = entries.pop("__metadata__")["maskjax.mask"]
+    return json.loads(text.split(" ", 2)[2]), entries
+
+
+def words(loaded):
+    """The words that are in a file: of a bank those of the masks that are learned."""
+    masks = loaded.masks if isinstance(loaded, MaskBank) else loaded
+    used = slice(int(loaded.learned)) if isinstance(loaded, MaskBank) else ...
+    return b"".join(np.asarray(bits)[used].tobytes() for bits in jax.tree.leaves(masks))
+
+
+@on_linux
+@pytest.mark.parametrize("stride", [29, pytest.param(1, marks=pytest.mark.slow)])
+def test_forged_headers_are_refused_or_whole(stride, saved, tmp_path):
+    path, tried, whole = tmp_path / "file", 0, 0
+    for data, original in saved.values():
+        for forged in [*forgeries(*taken_apart(data))][::stride]:
+            path.write_bytes(of_facts(data, *forged))
+            tried += 1
+            with Costs() as costs:
+                for use in (storage.info, storage.load):
+                    try:
+                        loaded = use(path)
+                    except StorageError:
+                        continue
+                    if use is storage.load:
+                        whole += 1
+                        assert words(loaded) == words(original)
+            assert costs.bytes < MOST_BYTES, forged
+            assert costs.seconds < MOST_SECONDS, forged
+    assert tried > 1000 / stride
+    assert whole >= tried // 20 if stride == 1 else tried > 50
+
+
+# Processes.
+
+# Forks before JAX has started any thread: a fork costs little, an import seconds.
+START = """
+import os, random, signal, sys, time, traceback
+import numpy as np
+from maskjax import storage
+from maskjax.packing import PackedMask
+
+folder, times = sys.argv[1], int(sys.argv[2])
+
+def mask(number):
+    return {"w": PackedMask(np.full(2048, number, np.uint32), (65536,))}
+
+def fork(function):
+    "A process that calls a function with a file to write to; the other end of that."
+    read, write = os.pipe()
+    if child := os.fork():
+        os.close(write)
+        return child, os.fdopen(read)
+    try:
+        with os.fdopen(write, "w") as out:
+            function(out)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+def numbers():
+    bits = np.asarray(storage.load(folder).masks["w"].bits)
+    assert (bits == bits[:, :1]).all()
+    return bits[:, 0].tolist()
+"""
+
+KILLED = (
+    START
+    + """
+def append(out):
+    while True:
+        number = random.getrandbits(32)
+        storage.append(folder, mask(number))
+        print(number, file=out, flush=True)
+
+said, left = [], 0
+for _ in range(times):
+    child, out = fork(append)
+    first = out.readline()
+    time.sleep(random.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    said += [int(line) for line in [first, *out] if line.endswith("\\n")]
+    left += any(name.startswith(".") for name in os.listdir(folder))
+    storage.append(folder, mask(0))
+    said.append(0)
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+found = iter(numbers())
+assert all(number in found for number in said)  # in their order
+print(f"{len(said)} said, {left} left something")
+"""
+)
+
+TOGETHER = (
+    START
+    + """
+def append(out):
+    for number in range(times):
+        print(storage.append(folder, mask(number)), file=out)
+
+processes = [fork(append) for _ in range(2)]
+found = [int(line) for _, out in processes for line in out]
+assert [os.waitpid(child, 0)[1] for child, _ in processes] == [0, 0]
+assert sorted(found) == [*range(1, 2 * times + 1)]
+assert sorted(numbers()) == sorted([*range(times)] * 2)
+assert not [name for name in os.listdir(folder) if name.startswith(".")]
+"""
+)
+
+
+def run(code, folder, times):
+    command = [sys.executable, "-W", "ignore", "-c", code, folder, str(times)]
+    out = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not out.returncode, out.stderr
+    print(out.stdout)
+
+
+on_posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+
+@on_posix
+@pytest.mark.slow
+def test_what_was_appended_outlives_a_kill_and_nothing_else_stays(tmp_path):
+    run(KILLED, tmp_path / "tasks", 150)
+
+
+@on_posix
+@pytest.mark.slow
+def test_two_processes_that_append_both_succeed(tmp_path):
+    run(TOGETHER, tmp_path / "tasks", 40)
