@@ -177,7 +177,8 @@ def density(m: Mask, params: Params | None = None) -> Array:
     """
     *counted, size = _counted(m, params, fn="maskjax.algebra.density")
     with dtypes.counting(size):
-        share = packing.total(*counted, dtypes.counts(size)).astype(jnp.float32) / size
+        kept = packing.total(*counted, dtypes.counts(size))
+        share = dtypes.ratio(kept, size, "float32")
     return share if size else jnp.float32(jnp.nan)
 
 

@@ -23,8 +23,19 @@ choose the masks of all layers at once:
     (6, 3)
 
 In NNX write `graph, masks, rest = nnx.split(model, layers.Mask, ...)`, and `run` is
-`lambda masks, x: nnx.merge(graph, masks, rest)(x)`. Soft masks multiply: dropout masks,
-of 0 and 1 / (1 - rate), can take the place of `masks`.
+`lambda masks, x: nnx.merge(graph, masks, rest, copy=True)(x)`. (The copy lets a network
+change state of its own while it is mapped: keys of dropout, statistics of BatchNorm.)
+Soft masks multiply: dropout masks, of 0 and 1 / (1 - rate), can take the place of
+`masks`.
+
+The axis of members leads: [N, C]. Where layers are stacked, by `nn.scan` or `nnx.scan`,
+put the axis of layers second to last: `variable_axes={"masks": -2, ...}`, or
+`nnx.StateAxes({layers.Mask: -2, ...: 0})`. Then masks are [N, L, C]. If layers came
+first, `stacking.map`, `take` and `size` would take layers for members. In `assign`
+write `stack=1`.
+
+On disk, a boolean [N, C] is one mask. Save `jax.vmap(packing.pack)(masks)`: the layers
+take packed masks as they take others, and `stacking` maps over them.
 
 Importing this module also lets `flax.serialization` store packed masks, and banks and
 states that have them.
@@ -156,21 +167,25 @@ class NNXFeatureMask(nnx.Module):
         return _masked(x, self.features.get_value(), name="NNXFeatureMask")
 
 
-def assign(masks: Any, members: Array) -> Any:
+def assign(masks: Any, members: Array, *, stack: int = 0) -> Any:
     """Masks for a batch, one for each sample, for any number of layers.
 
     Args:
         masks: Tree of stacks [N, C]: the collection "masks", or an NNX state of masks.
         members: [B], integers in [0, N): the mask that each sample gets. Traced ones
             out of range are clipped.
+        stack: How many axes of layers come between N and C, as with `nn.scan`; masks
+            of layers that are not stacked may be among them.
 
     Returns:
-        A tree like `masks` with leaves [B, 1, C], not packed.
+        A tree like `masks` with leaves [B, 1, C], not packed; [B, 1, L, C] of stacked
+        layers.
 
     Raises:
         TypeError: If members are not integers.
         ValueError: If there are no members, one is out of range and not traced, or
-            leaves are not stacks of equally many masks.
+            leaves are not stacks of equally many masks, or have more axes than `stack`
+            says.
 
     Example:
         >>> masks = {"features": jnp.eye(2, dtype=bool)}
@@ -180,12 +195,21 @@ def assign(masks: Any, members: Array) -> Any:
                [False,  True]], dtype=bool)
     """
     fn = "maskjax.layers.assign"
+    checks.at_least(stack, 0, fn=fn, name="stack")
     size = checks.members(masks, fn=fn)
     masks = trees.map_mask(packing.unpack_leaf, masks)
     leaves, _ = trees.mask_leaves(masks)
+    between = f", or with up to {stack} axes of layers between" if stack else ""
+    cure = ""
+    if not stack and any(leaf.ndim > 2 for _, leaf in leaves):
+        cure = ' (of `nn.scan` with `variable_axes={"masks": -2}`, say `stack=1`)'
     checks.raise_all(
-        (f"{path}: {leaf.shape}" for path, leaf in leaves if leaf.ndim != 2),
-        f"`{fn}` needs every leaf of `masks` as a stack [N, C]",
+        (
+            f"{path}: {leaf.shape}"
+            for path, leaf in leaves
+            if not 2 <= leaf.ndim <= 2 + stack
+        ),
+        f"`{fn}` needs every leaf of `masks` as a stack [N, C]{between}{cure}",
     )
     if jnp.ndim(members) != 1 or not jnp.size(members):
         raise ValueError(

@@ -775,15 +775,51 @@ def _both(rng):
     return rng.permutation(np.arange(16) % 2 == 0)
 
 
+def _some(rng):
+    return rng.permutation(np.arange(16) % 4 > 0)
+
+
 def _accuracies(rng):
     return rng.random((4, 4)).astype("float32")
 
 
 _SORTED = "gather exchange"
 
+
+def _bins(rng):
+    count = rng.integers(3, size=(8, 4)).astype("int32")
+    return metrics.Reliability(count, *rng.random((2, 8, 4)).astype("float32"))
+
+
 call("metrics.accuracy", metrics.accuracy, _probs, _labels, specs="x")
+call(
+    "metrics.accuracy: some",
+    lambda p, y, where: metrics.accuracy(p, y, where=where),
+    _probs,
+    _labels,
+    _both,
+    specs="x",
+)
 call("metrics.aurc", metrics.aurc, _unit, _both, specs="x", moves=_SORTED)
 call("metrics.auroc", metrics.auroc, _unit, _both, specs="x", moves=_SORTED)
+call(
+    "metrics.auroc: some",
+    lambda p, y, where: metrics.auroc(p, y, where=where),
+    _unit,
+    _both,
+    _some,
+    specs="x",
+    moves=_SORTED,
+)
+call(
+    "metrics.aurc: some",
+    lambda p, y, where: metrics.aurc(p, y, where=where),
+    _unit,
+    _both,
+    _some,
+    specs="x",
+    moves=_SORTED,
+)
 call(
     "metrics.average_accuracy",
     metrics.average_accuracy,
@@ -807,6 +843,7 @@ call(
     moves=_SORTED,
 )
 call("metrics.brier_score", metrics.brier_score, _probs, _labels, specs="x")
+call("metrics.calibration_error", metrics.calibration_error, _bins, specs="x")
 call("metrics.disagreement", metrics.disagreement, _member_probs, specs="-x")
 call("metrics.entropy", metrics.entropy, _probs, specs="x")
 call(
@@ -824,6 +861,17 @@ call(
     specs="x",
     moves=_SORTED,
 )
+call(
+    "metrics.expected_calibration_error: equal mass, some",
+    lambda p, y, where: metrics.expected_calibration_error(
+        p, y, bins=4, binning="equal-mass", of="class-wise", where=where
+    ),
+    _probs,
+    _labels,
+    _some,
+    specs="x",
+    moves=_SORTED,
+)
 call("metrics.expected_entropy", metrics.expected_entropy, _member_probs, specs="-x")
 call("metrics.forgetting", metrics.forgetting, _accuracies, specs="x", moves=_SORTED)
 call(
@@ -837,6 +885,14 @@ call(
 call("metrics.fpr_at_tpr", metrics.fpr_at_tpr, _unit, _both, specs="x", moves=_SORTED)
 call("metrics.gaussian_crps", metrics.gaussian_crps, of(16), _unit, of(16), specs="x")
 call("metrics.gaussian_nll", metrics.gaussian_nll, of(16), _unit, of(16), specs="x")
+call(
+    "metrics.interval_coverage",
+    lambda low, width, y: metrics.interval_coverage(low, low + width, y),
+    of(16),
+    _unit,
+    of(16),
+    specs="x",
+)
 call(
     "metrics.mixture_crps",
     metrics.mixture_crps,
@@ -863,6 +919,14 @@ call(
     _labels,
     specs="x",
 )
+call(
+    "metrics.negative_log_likelihood: soft labels",
+    metrics.negative_log_likelihood,
+    _probs,
+    _probs,
+    specs="x",
+)
+call("metrics.pooled", metrics.pooled, _bins, specs="x")
 call("metrics.reliability", metrics.reliability, _probs, _labels, specs="x")
 call(
     "metrics.risk_coverage",

@@ -75,6 +75,16 @@ def test_count_with_parameters_counts_shared_decisions_for_all_they_decide(form)
     assert algebra.density(mask, params) == 0.75
 
 
+def test_density_is_the_nearest_number_to_the_ratio():
+    for size in (37, 41, 49):
+        stack = {"w": np.tri(size + 1, size, -1, dtype=bool)}  # 0, 1, ..., all of them
+        wanted = np.arange(size + 1, dtype="f4") / np.float32(size)
+        for find in (algebra.density, jax.jit(algebra.density)):
+            some = {"w": stack["w"][35]}
+            assert find(some) == wanted[35]
+        np.testing.assert_array_equal(jax.jit(jax.vmap(algebra.density))(stack), wanted)
+
+
 def test_density_weighs_leaves_by_their_entries():
     mask = {"a": jnp.ones((2, 3), bool), "b": jnp.zeros((1, 2), bool)}
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones((9, 2))}

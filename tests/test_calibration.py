@@ -128,6 +128,90 @@ def test_a_bin_takes_its_upper_end():
     np.testing.assert_array_equal(count[1], [2, 1, 0, 1])  # 0, 0.25 | 0.5 | | 1
 
 
+@pytest.mark.parametrize("of", OF)
+def test_bins_of_batches_are_pooled_to_those_of_all_samples(of):
+    rng = np.random.default_rng(0)
+    p = np.float32(smooth(20 * B)).reshape(20, B, C)
+    y = (p.cumsum(-1) < rng.random((20, B, 1))).sum(-1).clip(0, C - 1)  # calibrated
+
+    @jax.jit
+    def find(p, y):
+        of_batches = metrics.reliability(p, y, bins=BINS, of=of)
+        whole = p.reshape(-1, C), y.ravel()
+        return (
+            metrics.pooled(of_batches),
+            metrics.reliability(*whole, bins=BINS, of=of),
+            metrics.calibration_error(of_batches).mean(),
+            metrics.calibration_error(metrics.pooled(of_batches)).mean(),
+            metrics.expected_calibration_error(*whole, bins=BINS, of=of),
+        )
+
+    pooled, whole, by_batch, error, exact = find(p, y)
+    np.testing.assert_array_equal(pooled.count, whole.count)
+    for a, b in zip(pooled[1:], whole[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    np.testing.assert_allclose(error, exact, rtol=1e-4)
+    assert by_batch > 2 * error  # few samples are far from their mean by chance
+
+
+def test_batches_with_other_samples_that_count_are_pooled():
+    p, y = np.float32(smooth(4, B)), drawn_labels(4, B)
+    where = np.arange(4 * B).reshape(4, B) < 2 * B + 5  # the last batch is empty
+    find = jax.jit(
+        lambda p, y, where: metrics.pooled(metrics.reliability(p, y, where=where))
+    )
+    found = find(np.where(where[..., None], p, np.nan), y, where)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        found,
+        metrics.reliability(p[where], y[where]),
+    )
+
+
+def test_a_bin_that_is_no_number_stays_so():
+    p, y = np.float32(smooth(2, B)), drawn_labels(2, B)
+    p[1, 3] = np.nan
+    bins = metrics.pooled(jax.jit(metrics.reliability)(p, y))
+    assert np.isnan(metrics.calibration_error(bins))
+    bad = metrics.reliability(p, y)
+    assert np.isfinite(metrics.calibration_error(bad)[0])
+    nothing = bad._replace(count=np.zeros_like(bad.count))
+    assert np.isnan(metrics.calibration_error(nothing)).all()
+    assert np.isnan(metrics.pooled(nothing).accuracy).all()
+
+
+def test_bins_are_those_of_reliability(transform):
+    bins = metrics.reliability(GOOD, LABELS)
+    with raises(
+        ValueError, r"pooled` needs `bins` of shape \[N, ..., bins\], .*\(15,\)"
+    ):
+        transform(metrics.pooled)(bins)
+    empty = jax.tree.map(lambda x: x[:0], bins)
+    with raises(ValueError, r"calibration_error` needs `bins` .*not empty, got \(0,\)"):
+        transform(metrics.calibration_error)(empty)
+    for name in ("pooled", "calibration_error"):
+        with raises(TypeError, rf"{name}` needs `bins` as a `Reliability`, got float3"):
+            transform(getattr(metrics, name))(GOOD)
+
+
+@pytest.mark.parametrize("binning", BINNINGS)
+@pytest.mark.parametrize("of", OF)
+def test_bins_are_of_the_samples_that_count(binning, of):
+    p, y = np.float32(sixteenths(2, B, least=0)), drawn_labels(2, B)
+    where = np.random.default_rng(2).random((2, B)) < 0.6
+    options = {"binning": binning, "of": of, "bins": BINS}
+    bad = np.where(where[..., None], p, np.nan), np.where(where, y, -100)
+    found = both(*bad, where=where, **options)
+    for i in range(2):
+        alone = metrics.reliability(p[i][where[i]], y[i][where[i]], **options)
+        error = metrics.calibration_error(alone).mean()
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, 1e-5, 1e-6),
+            found,
+            (alone, error),
+        )
+
+
 def test_who_says_what_happens_is_calibrated():
     y = np.repeat([0, 1, 1, 1], 5)
     p = np.tile([0.25, 0.75], (20, 1))

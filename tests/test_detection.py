@@ -87,6 +87,46 @@ def test_areas_of_half_precision_are_of_what_is_left(dtype):
         close(found, defined(name, np.float64(given), positive), rtol=1e-6)
 
 
+def test_samples_that_do_not_count_may_score_anything():
+    scores, positive = (x[:3] for x in several())
+    where = np.random.default_rng(5).permuted(
+        np.tile(np.arange(B) < 25, (3, 1)), axis=1
+    )
+    bad = np.where(where, scores, np.nan).astype("f4")
+    losses = np.float32(np.random.default_rng(6).random(scores.shape))
+
+    @jax.jit
+    def find(scores, positive, losses, where):
+        args = {name: (scores, positive) for name in AREAS}
+        args |= {"aurc": (scores, losses)}
+        return {n: getattr(metrics, n)(*a, where=where) for n, a in args.items()}
+
+    noise = np.where(where, losses, np.inf)
+    found = find(bad, positive | ~where, noise, where)
+    wrong = metrics.aurc(bad, positive | ~where, where=where)
+    for i in np.ndindex(scores.shape[:-1]):
+        own, rest = where[i], (np.float32(scores[i]), positive[i], losses[i])
+        left, kind, lost = (x[own] for x in rest)
+        for name in AREAS:
+            close(found[name][i], getattr(metrics, name)(left, kind), atol=1e-6)
+        close(found["aurc"][i], metrics.aurc(left, lost))
+        close(wrong[i], metrics.aurc(left, kind))
+
+
+def test_areas_of_no_sample_that_counts_are_nan(transform):
+    where = np.zeros(4, bool)
+    for name in (*AREAS, "aurc"):
+        find = transform(getattr(metrics, name))
+        assert np.isnan(find(np.ones(4), where, where=where)), name
+
+
+def test_coverage_is_the_nearest_number_to_the_ratio(transform):
+    for size in (37, 41, 49):
+        curve = transform(metrics.risk_coverage)(np.ones(size), np.ones(size))
+        wanted = np.arange(1, size + 1, dtype="f4") / np.float32(size)
+        np.testing.assert_array_equal(curve.coverage, wanted)
+
+
 def test_leading_axes_stay():
     scores, positive = drawn(lead=(3,))
     found = areas(scores, positive)  # [B] labels for all

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization
 
-from maskjax import bank, layers, packing, stacking
+from maskjax import bank, layers, packing, stacking, storage
 from maskjax.packing import PackedMask
 from maskjax.recipes import masksembles, mc_dropout
 from tests import trees
@@ -132,7 +132,7 @@ def test_members_in_nnx_are_those_by_hand():
 
     @jax.jit
     def members(masks, rest, x):
-        run = lambda masks, x: nnx.merge(graph, masks, rest)(x)  # noqa: E731
+        run = lambda masks, x: nnx.merge(graph, masks, rest, copy=True)(x)  # noqa: E731
         return of_members(run, masks, x)
 
     found = jax.device_get(members(masks, rest, X["dense"]))
@@ -140,6 +140,153 @@ def test_members_in_nnx_are_those_by_hand():
     hidden = np.maximum(X["dense"] @ p["a"]["kernel"] + p["a"]["bias"], 0)
     kept = np.asarray(nnx_net().mask.features.get_value())[:, None] * hidden
     check(found, kept @ p["b"]["kernel"] + p["b"]["bias"])
+
+
+class NNXLive(nnx.Module):
+    """With state of its own: keys of dropout, and statistics in training."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(6, use_running_average=False, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.body = NNXDense(rngs)
+
+    def __call__(self, x):
+        return self.body(self.dropout(self.norm(x)))
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_members_in_nnx_may_change_state_of_their_own(batch_size):
+    graph, masks, rest = nnx.split(NNXLive(nnx.Rngs(0)), layers.Mask, ...)
+
+    @jax.jit
+    def members(masks, rest, x):
+        run = lambda masks, x: nnx.merge(graph, masks, rest, copy=True)(x)  # noqa: E731
+        one = run(stacking.take(masks, 1), x)
+        return stacking.map(run, masks, x, batch_size=batch_size), one
+
+    found, one = members(masks, rest, X["dense"])
+    assert found.shape == (N, 5, 3)
+    close(found[1], one)  # every member starts from the same state
+
+
+class Scanned(nn.Module):
+    """As many layers as members stacked by `nn.scan`, and one that is not."""
+
+    @nn.compact
+    def __call__(self, x):
+        class Layer(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return layers.LinenFeatureMask(DRAW)(nn.relu(nn.Dense(16)(x))), None
+
+        scan = nn.scan(
+            Layer,
+            variable_axes={"params": 0, "masks": -2},
+            split_rngs={"params": True, "masks": True},
+            length=N,
+        )
+        x, _ = scan(name="layers")(nn.Dense(16, name="first")(x))
+        return nn.Dense(3, name="last")(layers.LinenFeatureMask(DRAW, name="mask")(x))
+
+
+def scanned_by_hand(params, masks, x):
+    """In NumPy: masks [B, L, C] of the stacked layers, and [B, C] of the last."""
+    stacked, last = masks
+    x = x @ params["first"]["kernel"] + params["first"]["bias"]
+    for i in range(N):
+        w, b = (params["layers"]["Dense_0"][k][i] for k in ("kernel", "bias"))
+        x = np.maximum(x @ w + b, 0) * stacked[:, i]
+    return (x * last) @ params["last"]["kernel"] + params["last"]["bias"]
+
+
+def test_members_of_stacked_layers_are_members():
+    """Also where layers are as many as members."""
+    net, x = Scanned(), X["dense"]
+    given = jax.device_get(jax.jit(net.init)(jax.random.key(0), x))
+    params, masks = given["params"], given["masks"]
+    stacked = masks["layers"]["LinenFeatureMask_0"]["features"]
+    assert stacked.shape == (N, N, 16)
+    assert not (stacked == stacked.swapaxes(0, 1)).all()
+
+    @jax.jit
+    def find(masks, x):
+        run = lambda masks, x: net.apply({"params": params, "masks": masks}, x)  # noqa: E731
+        own = layers.assign(masks, RANDOM, stack=1)
+        return (
+            stacking.map(run, masks, x),
+            run(stacking.take(masks, 2), x),
+            run(own, x),
+        )
+
+    each, third, own = jax.device_get(find(masks, x))
+    last = masks["mask"]["features"]
+    for i in range(N):
+        picks = stacked[[i] * len(x)], last[[i] * len(x)]
+        close(each[i], scanned_by_hand(params, picks, x))
+    close(third, each[2])
+    close(own, scanned_by_hand(params, (stacked[RANDOM], last[RANDOM]), x))
+
+
+def test_stacked_layers_are_told_to_assign():
+    masks = {"a": np.ones((N, N, 16), bool), "b": np.ones((N, 16), bool)}
+    with pytest.raises(
+        ValueError, match=r"(?s)stack \[N, C\] .*say `stack=1`.*a: \(4, 4, 16\)$"
+    ):
+        layers.assign(masks, RAGGED)
+    with pytest.raises(
+        ValueError, match=r"(?s)up to 1 axes of layers.*a: \(4, 4, 4, 1"
+    ):
+        layers.assign({"a": np.ones((N, 4, 4, 16), bool)}, RAGGED, stack=1)
+    with pytest.raises(ValueError, match="assign` needs `stack` of at least 0"):
+        layers.assign(masks, RAGGED, stack=-1)
+    shapes = jax.eval_shape(functools.partial(layers.assign, stack=1), masks, RAGGED)
+    assert (shapes["a"].shape, shapes["b"].shape) == ((5, 1, N, 16), (5, 1, 16))
+
+
+def test_members_of_stacked_layers_in_nnx_are_members():
+    axes = nnx.StateAxes({layers.Mask: -2, ...: 0})
+
+    @nnx.split_rngs(splits=N)
+    @nnx.vmap(in_axes=(0,), out_axes=axes)
+    def stacked(rngs):
+        return layers.NNXFeatureMask(16, DRAW, rngs=rngs)
+
+    graph, masks = nnx.split(stacked(nnx.Rngs(0)))
+    assert masks["features"].shape == (N, N, 16)
+
+    @jax.jit
+    def find(masks, x):
+        def run(masks, x):
+            @nnx.scan(in_axes=(axes, nnx.Carry), out_axes=nnx.Carry)
+            def forward(layer, x):
+                return jnp.roll(layer(x), 1, axis=-1)
+
+            return forward(nnx.merge(graph, masks, copy=True), x)
+
+        return stacking.map(run, masks, x)
+
+    x = np.random.default_rng(0).normal(size=(5, 16)).astype("f4")
+    found = find(masks, x)
+    kept = np.asarray(masks["features"].get_value())
+    for i in range(N):
+        wanted = x
+        for j in range(N):
+            wanted = np.roll(wanted * kept[i, j], 1, axis=-1)
+        close(found[i], wanted)
+
+
+def test_stacks_of_feature_masks_come_back_from_disk(tmp_path):
+    masks = variables()["masks"]
+    packed = jax.jit(jax.vmap(packing.pack))(masks)
+    storage.save(tmp_path / "stack", packed)
+    back = storage.load(tmp_path / "stack")
+    assert stacking.size(back) == N
+    trees.assert_same(jax.tree.map(jnp.asarray, back), packed)
+    storage.save(tmp_path / "one", masks)  # a boolean array is one mask
+    with pytest.raises(
+        ValueError, match=r"(?s)size` needs.*one mask \(4, 16\); pack .*`jax.vmap\(pac"
+    ):
+        stacking.size(storage.load(tmp_path / "one"))
 
 
 def test_members_never_copy_kernels():

@@ -116,6 +116,62 @@ def test_forgetting_starts_when_a_task_is_learned():
     assert metrics.forgetting(matrix) == ((0.75 - 0.25) + (0.25 - 0.5)) / 2
 
 
+@pytest.mark.parametrize("rows", [(1, 2, 3), (1, 3, 5), (0, 2, 4)])
+def test_rows_between_tasks_and_after_them(rows):
+    """An untrained network's row first, two rows a task, and one after the last."""
+    size = max(rows) + 1 + (rows[0] == 0)
+    r = np.float32(np.random.default_rng(0).random((2, size, 3)))
+    for row, task in ((rows[0] - 1, 0), (rows[1] - 1, 1), (rows[2] - 1, 2)):
+        if row >= 0 and task:
+            r[:, : rows[task - 1], task] = np.nan  # not learned yet, and not used
+    untrained = np.float32(np.random.default_rng(1).random((2, 3)))
+    counted = [j for j in range(3) if rows[j] < size - 1]
+    wanted = {
+        "average_accuracy": r[:, -1].mean(-1),
+        "backward_transfer": np.mean(
+            [r[:, -1, j] - r[:, rows[j], j] for j in counted], 0
+        ),
+        "forgetting": np.mean(
+            [r[:, rows[j] : -1, j].max(1) - r[:, -1, j] for j in counted], 0
+        ),
+        "forward_transfer": np.mean(
+            [r[:, rows[j - 1], j] - untrained[:, j] for j in (1, 2)], 0
+        ),
+    }
+
+    @jax.jit
+    def find(r, untrained):
+        own = {name: {"rows": rows} for name in NAMES} | {"average_accuracy": {}}
+        return {
+            name: getattr(metrics, name)(*arguments(name, r, untrained), **own[name])
+            for name in NAMES
+        }
+
+    found = find(r, untrained)
+    for name in NAMES:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, err_msg=name)
+
+
+@over_metrics
+def test_more_rows_than_tasks_are_told_apart(name, transform):
+    find, matrix = transform(getattr(metrics, name)), np.ones((3, 2))
+    given = arguments(name, matrix, np.ones(2))
+    if name == "average_accuracy":
+        assert find(*given) == 1
+        return
+    fn = f"`maskjax.metrics.{name}` needs `rows`"
+    with raises(
+        ValueError, f"{fn}, the row just after each task was .* for 3 rows of 2"
+    ):
+        find(*given)
+    of = getattr(metrics, name)
+    for rows in ((0,), (1, 0), (1, 1), (1, 3), (-1, 2), (0, 1, 2)):
+        with raises(ValueError, rf"{fn} as 2 increasing integers in \[0, 3\), got"):
+            transform(lambda *given, rows=rows: of(*given, rows=rows))(*given)
+    with raises(TypeError, f"{fn} as integers, got"):
+        transform(lambda *given: of(*given, rows=(0.0, 1.0)))(*given)
+
+
 def test_lists_are_matrices_too():
     assert metrics.average_accuracy([[1.0, 0.25], [0.75, 0.5]]) == 0.625
 
@@ -140,8 +196,8 @@ def test_a_matrix_of_accuracies_is_square(name, shape, transform):
     given = arguments(name, np.ones(shape), np.ones(2))
     with raises(
         ValueError,
-        rf"`maskjax.metrics.{name}` needs `accuracy` of shape \[..., T, T\], got "
-        + re.escape(f"{shape}."),
+        rf"`maskjax.metrics.{name}` needs `accuracy` of shape \[..., T, T\], or "
+        "with more rows than tasks, got " + re.escape(f"{shape}."),
     ):
         transform(function)(*given)
 

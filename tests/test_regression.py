@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from maskjax import metrics
+from tests import trees
 from tests.predictions import close, raises
 from tests.reference import uncertainty as reference
 
@@ -110,6 +111,45 @@ def test_a_mixture_is_no_worse_than_its_members_on_average():
         assert (np.asarray(together[mixed]) < np.mean(each[one], 0)).all()
 
 
+def test_gradients_are_finite_where_scores_are():
+    """Targets far out, and variances at both ends of the format."""
+    means = np.float32([[0, 1e3, 1e18, 0, 0, 1e-3, 0, 1e30], np.zeros(8)])
+    variances = np.float32([[1, 1e-6, 1e-12, 1e-37, 1e37, 1e-20, 1, 1e-30], np.ones(8)])
+    targets = np.zeros(8, "f4")
+
+    @jax.jit
+    def find(*given):
+        def total(name, *given):
+            found = all_scores(*given)[name]
+            ok = jnp.isfinite(found)
+            return jnp.where(ok, found, 0).sum(), ok
+
+        slopes = jax.grad(total, (1, 2, 3), has_aux=True)
+        return {name: slopes(name, *given) for name in NAMES}
+
+    for name, (slopes, ok) in find(means, variances, targets).items():
+        if name in ("gaussian_crps", "mixture_crps"):
+            assert np.all(ok), name
+        assert np.isfinite(slopes[0][:, ok]).all(), name
+        assert np.isfinite(slopes[1][:, ok]).all(), name
+        assert np.isfinite(slopes[2][ok]).all(), name
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_gradients_are_finite_in_half_precision(dtype):
+    means = np.array([[0, 200, -0.1], [1, 2, 3]], dtype)
+    variances = np.array([[1, 1, 1e-3], [5e4, 100, 1]], dtype)
+
+    @jax.jit
+    def find(*given):
+        total = lambda *given: jax.tree.map(jnp.sum, all_scores(*given))  # noqa: E731
+        return jax.jacrev(total, (0, 1, 2))(*given)
+
+    for slopes in jax.tree.leaves(find(means, variances, np.zeros(3, dtype))):
+        assert slopes.dtype == dtype
+        assert np.isfinite(trees.to_numpy(slopes)).all()
+
+
 def test_a_likelihood_that_is_far_away_is_finite():
     means, targets = np.array([[100.0], [101.0]]), np.array([0.0])
     found = metrics.mixture_nll(means, 1.0, targets)
@@ -158,6 +198,40 @@ def test_doubles_stay_doubles_where_there_are_any(x64):
     for name, found in scores(means, np.float32(variances), targets).items():
         assert found.dtype == jnp.float64
         np.testing.assert_allclose(found, wanted[name], rtol=1e-6)
+
+
+def test_a_target_is_covered_by_an_interval_that_has_it():
+    rng = np.random.default_rng(0)
+    targets = np.float32(rng.normal(size=1000))
+    for level in (0.5, 0.95):
+        half = np.full((2, 1000), stats.norm.ppf((1 + level) / 2), "f4")
+        found = jax.jit(metrics.interval_coverage)(-half, half, targets)
+        wanted = np.float32((abs(targets) <= half[0]).sum()) / np.float32(1000)
+        np.testing.assert_array_equal(found, [wanted, wanted])
+        assert abs(wanted - level) < 0.05
+
+
+def test_interval_coverage_at_its_edges(transform):
+    low, high = np.float32([[0, 0, 2, 1]]), np.float32([[1, 1, 1, 1]])
+    y = np.float32([0, 1, 1.5, 1])  # at an end, at the other, upside down, a point
+    where = np.array([True, True, True, False])
+    cover = transform(lambda *a: metrics.interval_coverage(*a))
+    np.testing.assert_array_equal(cover(low, high, y), [0.75])
+    some = transform(lambda *a: metrics.interval_coverage(*a[:3], where=a[3]))
+    y[3] = np.nan
+    np.testing.assert_array_equal(some(low, high, y, where), np.float32([2]) / 3)
+    assert np.isnan(cover(low, high, y)).all()
+    assert np.isnan(some(low, high, y, np.zeros(4, bool))).all()
+    np.testing.assert_array_equal(cover(low - np.inf, high + np.inf, y[:1] + low), [1])
+    fn = "`maskjax.metrics.interval_coverage` needs"
+    with raises(ValueError, rf"{fn} `upper` of shape \(1, 4\), .* got \(4,\)"):
+        cover(low, high[0], y)
+    with raises(ValueError, rf"{fn} `targets` with one entry .* \(1, 4\)"):
+        cover(low, high, y[:3])
+    with raises(ValueError, rf"{fn} `lower` of shape \[..., B\], not empty"):
+        cover(np.ones(()), high, y)
+    with raises(TypeError, f"{fn} `where` as a boolean array, got float32"):
+        some(low, high, y, y)
 
 
 # Bad input.

@@ -295,8 +295,32 @@ def test_fisher_gives_the_loss_examples_of_one_in_trees():
     scores = jax.jit(lambda *args: score.fisher(loss, *args))(
         {"w": w}, {"x": x, "y": y}, keys
     )
-    assert set(shapes) == {((1, 4), (1, 3), (1,))}
+    assert set(shapes[1:]) == {((1, 4), (1, 3), (1,))}  # the first is a trace
     np.testing.assert_allclose(scores["w"], criteria.fisher(W, X, Y), rtol=1e-4)
+
+
+def batch_norm(x):
+    return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
+
+
+def test_fisher_tells_that_examples_are_not_apart(transform):
+    """Each would be normalized to 0, and all scores be 0."""
+    w, x, y = floats(W, X, Y)
+
+    def loss(params, x, y):
+        return jnp.mean((batch_norm(x @ params["w"]) - y) ** 2)
+
+    def one_by_one(params, x, y):
+        return jnp.mean((jax.nn.standardize(x @ params["w"], axis=-1) - y) ** 2)
+
+    run = transform(lambda *args: score.fisher(loss, *args))
+    with pytest.warns(
+        UserWarning, match="score.fisher` gives `loss` one example .*mix"
+    ):
+        scores = run({"w": w}, x, y)
+    np.testing.assert_array_equal(scores["w"], 0)
+    fine = transform(lambda *args: score.fisher(one_by_one, *args))({"w": w}, x, y)
+    assert np.all(np.asarray(fine["w"]) > 0)
 
 
 # From the network alone.

@@ -279,6 +279,50 @@ def test_map_is_a_loop_over_members_of_any_kind(batch_size):
         trees.assert_same(own, alone(each, x))
 
 
+def test_what_is_no_array_is_not_stacked():
+    module = {"w": np.ones(3), "act": jax.nn.relu, "none": None, "name": "net"}
+    with pytest.raises(
+        TypeError,
+        match=r"(?s)every leaf to be an array .*eqx.is_array\).*act: .*name:",
+    ):
+        stacking.stack([module, module])
+    eqx = pytest.importorskip("equinox")
+    nets = [eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(i)) for i in range(2)]
+    with pytest.raises(TypeError, match=r"(?s)eqx.is_array.*activation"):
+        stacking.stack(nets)
+    params = [eqx.filter(net, eqx.is_array) for net in nets]
+    stack = stacking.stack(params)
+    trees.assert_same(stacking.take(stack, 1), params[1])
+
+
+def test_a_stack_is_packed_mask_by_mask(params):
+    """`packing.pack` makes one mask of a stack."""
+    packed = packing.pack(stacking.stack(members()))
+    say = r"` needs .*hidden: one mask \(5, 3, 7\); pack a stack by `jax.vmap\(pack"
+    for name, call in {
+        "size": lambda s: stacking.size(s),
+        "take": lambda s: stacking.take(s, 0),
+        "map": lambda s: stacking.map(lambda m: m, s),
+        "predict": lambda s: stacking.predict(network, params, s, inputs(2)),
+    }.items():
+        with pytest.raises(ValueError, match="(?s)" + name + say):
+            call(packed)
+
+
+def test_samples_that_mix_are_told_before_they_are_grouped(params):
+    def normalized(params, x):
+        return network(params, x) - x.mean()
+
+    stack, x = stacking.stack(members()), inputs(3)
+    whose = np.array([0, 1, 0])
+    with pytest.warns(
+        UserWarning, match=r"predict_each` gives `apply` .* but it mixes"
+    ):
+        jax.eval_shape(
+            lambda x: stacking.predict_each(normalized, params, stack, whose, x), x
+        )
+
+
 def test_map_refuses_what_is_no_stack():
     with pytest.raises(
         ValueError, match="stacking.map` needs `batch_size` of at least"

@@ -118,6 +118,23 @@ def test_infer_answers_for_each_image_or_for_all_of_them():
     assert whole == reference.exhaustive(*args, learned=K)
 
 
+def test_images_that_are_not_apart_are_told(transform):
+    """One image alone would be normalized to 0: every image would be of task 0."""
+
+    def normalized(params, x):
+        hidden = network(params, x)
+        return hidden - hidden.mean(0, keepdims=True)
+
+    def infer(tasks, x, apply=normalized, **how):
+        return superposition.infer(apply, WEIGHTS, tasks, x, **how)
+
+    with pytest.warns(UserWarning, match='infer` gives `apply` one .*`per="batch"`'):
+        transform(infer)(tasks(), images(4))
+    found = transform(lambda *args: infer(*args, per="batch"))(tasks(), images(4))
+    assert found.shape == ()
+    transform(lambda *args: infer(*args, apply=network))(tasks(), images(4))
+
+
 def test_binary_takes_any_base_and_maps():
     x = images(20)
 

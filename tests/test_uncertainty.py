@@ -7,6 +7,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from maskjax import metrics
+from tests import trees
 from tests.predictions import B, C, M, close, drawn_labels, raises, sixteenths, smooth
 from tests.reference import uncertainty as reference
 
@@ -93,6 +94,53 @@ def test_logarithms_reach_further_than_probabilities(transform):
     assert metrics.negative_log_likelihood(np.exp(np.float32(log_probs)), y) == np.inf
 
 
+def test_soft_labels_are_weighed_by_their_probabilities():
+    p, q = np.float32(smooth(M, B)), np.float32(sixteenths(B, seed=3, least=0))
+    found = jax.jit(
+        lambda p, q: {
+            "negative_log_likelihood": metrics.negative_log_likelihood(p, q),
+            "logs": metrics.negative_log_likelihood(jnp.log(p), q, logs=True),
+            "brier_score": metrics.brier_score(p, q),
+        }
+    )(p, q)
+    wanted = -(q * np.log(p)).sum(-1).mean(-1)
+    close(found["negative_log_likelihood"], wanted)
+    close(found["logs"], wanted)
+    close(found["brier_score"], ((p - q) ** 2).sum(-1).mean(-1))
+    for name in SCORED[1:]:  # one-hot labels are soft labels
+        hard = getattr(metrics, name)(p, np.eye(C, dtype="f4")[drawn_labels(B)])
+        close(hard, getattr(metrics, name)(p, drawn_labels(B)))
+
+
+def test_a_soft_label_of_0_does_not_meet_an_infinite_logarithm():
+    p, q = np.float32([[1, 0], [0.5, 0.5]]), np.float32([[1, 0], [0, 1]])
+    close(metrics.negative_log_likelihood(p, q), np.log(2) / 2)
+    with np.errstate(divide="ignore"):
+        logs = np.log(p)
+    close(metrics.negative_log_likelihood(logs, q, logs=True), np.log(2) / 2)
+    assert metrics.negative_log_likelihood(p, q[::-1].copy()) == np.inf
+
+
+def test_a_share_is_the_nearest_number_to_the_ratio():
+    for size in (3, 7, 37, 41, 49):
+        right = np.tri(size + 1, size, -1, dtype=bool)  # 0, 1, ..., all of them
+        p = np.stack([right, ~right], -1).astype("f4")
+        count = np.arange(size + 1, dtype="f4")
+
+        @jax.jit
+        def find(p, members):
+            y = jnp.zeros(p.shape[-2], jnp.int32)
+            return metrics.accuracy(p, y), metrics.variation_ratio(members)
+
+        accuracy, ratio = find(p, p.swapaxes(0, 1))
+        np.testing.assert_array_equal(accuracy, count / np.float32(size))
+        fewer = np.minimum(count, size - count)
+        np.testing.assert_array_equal(ratio, fewer / np.float32(size))
+        np.testing.assert_array_equal(
+            metrics.accuracy(p, np.zeros(size, int)), count / np.float32(size)
+        )
+
+
 def test_an_ensemble_is_no_worse_than_its_members_on_average():
     p, y = np.float32(smooth(M, B)), drawn_labels(B)
     mean, each = scores(p.mean(0), y), scores(p, y)
@@ -135,6 +183,90 @@ def test_doubles_stay_doubles_where_there_are_any(x64):
     for name, found in jax.jit(all_of(WITH_ERROR))(p, y).items():
         assert found.dtype == jnp.float64
         np.testing.assert_allclose(found, defined(name, p, y), rtol=1e-12)
+
+
+# Samples that do not count.
+
+ignoring = jax.jit(
+    lambda p, y, where: {
+        name: getattr(metrics, name)(p, y, where=where) for name in BY_SAMPLE
+    }
+)
+
+
+def test_samples_that_do_not_count_may_be_anything():
+    """Both in the program and outside, and for members that each ignore others."""
+    p, y = np.float32(smooth(M, B)), drawn_labels(B)
+    for where in (np.arange(B) % 3 > 0, np.arange(M * B).reshape(M, B) % 5 > 1):
+        own = np.broadcast_to(where, (M, B))
+        bad_p, bad_y = p.copy(), np.broadcast_to(y, (M, B)).copy()
+        bad_p[~own], bad_y[~own] = np.nan, -100
+        found = ignoring(bad_p, bad_y, where)
+        for i in range(M):
+            alone = few(p[i, own[i]], y[own[i]])
+            for name in BY_SAMPLE:
+                one = jax.tree.map(lambda x, i=i: x[i], found[name])
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6),
+                    one,
+                    alone[name],
+                )
+    eager = {
+        name: getattr(metrics, name)(bad_p, bad_y, where=where) for name in BY_SAMPLE
+    }
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5), eager, found)
+
+
+def few(p, y):
+    """The metrics of the samples that are left, whose number differs."""
+    return {name: getattr(metrics, name)(p, y) for name in BY_SAMPLE}
+
+
+def test_labels_to_ignore_are_told_not_guessed(transform):
+    p, y = GOOD[:2], np.array([0, -100])
+    assert transform(lambda p, y: metrics.accuracy(p, y, where=y != -100))(p, y) == 1
+    with raises(ValueError, r"labels from -100 to 0. To .* `where=labels >= 0`"):
+        metrics.accuracy(p, y)
+
+
+def test_soft_labels_and_logarithms_may_be_ignored():
+    p, q = np.float32(smooth(B)), np.float32(sixteenths(B, seed=3))
+    where = np.arange(B) % 2 == 0
+    wanted = -(q * np.log(p))[where].sum() / where.sum()
+    bad_p, bad_q = np.where(where[:, None], p, np.nan), np.where(where[:, None], q, 7)
+
+    @jax.jit
+    def find(p, q, where):
+        def nll(p, q):
+            return metrics.negative_log_likelihood(p, q, logs=True, where=where)
+
+        return jax.value_and_grad(nll, (0, 1))(jnp.log(p), q)
+
+    found, slopes = find(bad_p, bad_q.astype("f4"), where)
+    close(found, wanted)
+    for slope in slopes:
+        assert np.isfinite(slope).all()
+        assert (np.asarray(slope)[~where] == 0).all()
+
+
+def test_pixels_are_samples():
+    images = np.float32(smooth(2, 3, 4))  # [B, H, W, C]
+    y = drawn_labels(2, 3, 4)
+    by_row = jax.jit(metrics.accuracy)(images, y)
+    assert by_row.shape == (2, 3)
+    flat = images.reshape(-1, C), y.ravel()
+    close(metrics.accuracy(*flat), np.mean(by_row))
+
+
+def test_no_sample_that_counts_is_nan():
+    p, y = np.float32(smooth(2, B)), drawn_labels(B)
+    where = np.stack([np.zeros(B, bool), np.ones(B, bool)])
+    found = ignoring(p, y, where)
+    assert found.pop("temperature")[0] == 1  # every temperature fits
+    for name, result in found.items():
+        floats = [x for x in jax.tree.leaves(result) if x.dtype == jnp.float32]
+        assert all(np.isnan(x[0]).all() for x in floats), name
+        assert all(np.isfinite(x[1]).any() for x in floats), name
 
 
 # What members agree about.
@@ -212,6 +344,86 @@ def test_many_members_are_counted():
     close(found["disagreement"], [2 * 600 * 400 / (1000 * 999)])
     close(found["variation_ratio"], [0.4])
     close(found["mutual_information"], reference.entropy(np.array([[0.6, 0.4]])))
+
+
+# Gradients.
+
+
+FAR = [[0, 0], [16, 0], [50, -2], [88, 0], [95, 0], [200, 0], [1e4, -1e4]]
+SLOPED = {
+    "accuracy": lambda p, y: metrics.accuracy(p, y),
+    "negative_log_likelihood": lambda p, y: metrics.negative_log_likelihood(p, y),
+    "brier_score": lambda p, y: metrics.brier_score(p, y),
+    "soft": lambda p, y: metrics.negative_log_likelihood(p, jnp.eye(2)[1 - y]),
+    "expected_calibration_error": metrics.expected_calibration_error,
+    "equal_mass": lambda p, y: metrics.expected_calibration_error(
+        p, y, binning="equal-mass", of="class-wise"
+    ),
+    "temperature": lambda p, y: metrics.temperature(p, y),
+    "entropy": lambda p, y: metrics.entropy(p).sum(),
+    "expected_entropy": lambda p, y: metrics.expected_entropy(p[:, None]).sum(),
+    "mutual_information": lambda p, y: metrics.mutual_information(p[:, None]).sum(),
+    "disagreement": lambda p, y: metrics.disagreement(p[:, None]).sum(),
+    "variation_ratio": lambda p, y: metrics.variation_ratio(p[:, None]).sum(),
+    "auroc": lambda p, y: metrics.auroc(p[:, 0], y == 0),
+    "average_precision": lambda p, y: metrics.average_precision(p[:, 0], y == 0),
+    "fpr_at_tpr": lambda p, y: metrics.fpr_at_tpr(p[:, 0], y == 0),
+    "aurc": lambda p, y: metrics.aurc(p[:, 0], p[:, 1].astype(jnp.float32)),
+}
+
+
+@jax.jit
+def slopes_of(logits, y):
+    """Of all metrics by the logits, through a softmax in their format."""
+    return {
+        name: jax.grad(lambda z, find=find: find(jax.nn.softmax(z), y))(logits)
+        for name, find in SLOPED.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_gradients_are_finite_where_probabilities_are_0(dtype):
+    z, y = np.array(FAR, dtype), np.arange(len(FAR)) % 2
+    for name, slopes in slopes_of(z, y).items():
+        assert slopes.dtype == dtype
+        found = np.isfinite(trees.to_numpy(slopes))
+        if dtype == jnp.float16 and name in ("negative_log_likelihood", "soft"):
+            found = found[[0, 2, 3, 4, 5, 6]]  # -1 / p of 1e-7 is past its reach
+        assert found.all(), name
+
+
+def test_gradients_through_a_softmax_are_those_of_its_logits():
+    z = np.float32(4 * np.random.default_rng(0).normal(size=(M, B, C)))
+
+    @jax.jit
+    def find(z):
+        def mutual(z):
+            p = jax.nn.softmax(z)
+            mean = p.mean(0, keepdims=True)
+            ratio = jnp.log(p) - jnp.log(mean)
+            return (p * ratio).sum() / M
+
+        own = jax.grad(lambda z: metrics.mutual_information(jax.nn.softmax(z)).sum())
+        entropy = jax.grad(lambda z: metrics.entropy(jax.nn.softmax(z)).sum())
+        p, log = jax.nn.softmax(z), jax.nn.log_softmax(z)
+        exact = -p * (log - (p * log).sum(-1, keepdims=True))
+        return (own(z), jax.grad(mutual)(z)), (entropy(z), exact)
+
+    for found, wanted in find(z):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_in_logarithms_are_those_of_logits_in_half_precision(transform):
+    z, y = np.array(FAR, np.float16), np.ones(len(FAR), int)
+
+    def loss(z):
+        logs = jax.nn.log_softmax(z)
+        return metrics.negative_log_likelihood(logs, y, logs=True)
+
+    found = transform(jax.grad(loss))(z)
+    p = np.exp(np.float64(z) - z.max(-1, keepdims=True))
+    wanted = (p / p.sum(-1, keepdims=True) - np.eye(2)[y]) / len(FAR)
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 # Bad input.
@@ -304,6 +516,46 @@ def test_logarithms_of_probabilities_are_told_apart():
         metrics.negative_log_likelihood(GOOD, LABELS, logs=True)
     with raises(ValueError, "needs `probs` as probabilities"):
         metrics.negative_log_likelihood(np.log(GOOD), LABELS)
+
+
+def test_probabilities_of_one_of_two_classes_are_told_from_logits():
+    p = np.float32([0.75, 0.875, 0.25])
+    cure = r"as `jax.nn.sigmoid` gives, take `jnp.stack\(\[1 - p, p\], axis=-1\)`"
+    for name in BY_SAMPLE:
+        for transform in (lambda f: f, jax.jit):
+            fn = f"`maskjax.metrics.{name}` needs `\\w+` of shape .* got \\(3,\\)"
+            with raises(ValueError, f"{fn}.*{cure}"):
+                transform(getattr(metrics, name))(p, LABELS)
+    for name in ("entropy", "brier_score"):
+        given = (p,) if name == "entropy" else (np.stack([p, p], -1), LABELS)
+        with raises(ValueError, f"`maskjax.metrics.{name}` needs .* sum of .*{cure}"):
+            getattr(metrics, name)(*given)
+    found = metrics.brier_score(np.stack([1 - p, p], -1), LABELS)
+    close(found, 2 * np.mean((p - LABELS) ** 2))
+
+
+def test_soft_labels_fit_and_are_probabilities(transform):
+    soft = np.float32(np.eye(2)[LABELS])
+    for name in SCORED[1:]:
+        fn, find = f"`maskjax.metrics.{name}`", getattr(metrics, name)
+        for bad in (soft[:2], soft[:, :1], soft[None]):
+            with raises(ValueError, rf"{fn} needs soft `labels` of shape \(3, 2\) or"):
+                transform(find)(GOOD, bad)
+        with raises(ValueError, rf"{fn} needs `labels` as probabilities.* sum of 2 "):
+            find(GOOD, 2 * soft)
+        assert np.isnan(jax.jit(find)(GOOD, 2 * soft))
+    for name in ("accuracy", "reliability", "temperature"):
+        with raises(TypeError, rf"{name}` needs .*Of soft labels take `jnp.argmax\("):
+            transform(getattr(metrics, name))(GOOD, soft)
+
+
+@over_samples
+def test_which_samples_count_is_told_by_flags_of_samples(name, transform):
+    find, fn = getattr(metrics, name), f"`maskjax.metrics.{name}`"
+    with raises(TypeError, rf"{fn} needs `where` as a boolean array, got \w+ array"):
+        transform(lambda p, y: find(p, y, where=y))(GOOD, LABELS)
+    with raises(ValueError, rf"{fn} needs `where` with one .* \(3,\) .* got \(3, 2\)"):
+        transform(lambda p, y: find(p, y, where=p > 0))(GOOD, LABELS)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

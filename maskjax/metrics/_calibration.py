@@ -13,7 +13,7 @@ from maskjax._core import checks, placement
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
-from maskjax.select._keys import order_key
+from maskjax.metrics._samples import Samples, samples
 
 Binning = Literal["equal-width", "equal-mass"]
 Of = Literal["top-label", "class-wise"]
@@ -41,8 +41,12 @@ def reliability(
     bins: int = 15,
     binning: Binning = "equal-width",
     of: Of = "top-label",
+    where: ArrayLike | None = None,
 ) -> Reliability:
     """Confidence and accuracy of predictions, in bins of similar confidence.
+
+    Bins of several batches are put together by `pooled`. Pixels are samples, too: take
+    `probs.reshape(-1, C)` and `labels.ravel()`.
 
     Args:
         probs: [..., B, C], probabilities.
@@ -55,6 +59,8 @@ def reliability(
         of: `"top-label"`: bin the largest probability of each sample (the first of
             equal ones); it is right if its class is the label. `"class-wise"`: bin the
             probabilities of each class apart; one is right if its class is the label.
+        where: [B] or [..., B], booleans: the samples that count. `None`: all. What is
+            ignored may be anything, such as labels of -100 or predictions of nan.
 
     Returns:
         Arrays [..., bins], or [..., C, bins] class-wise. Counts are exact. Confidence
@@ -79,7 +85,8 @@ def reliability(
         arXiv:1706.04599, section 2.
     """
     fn = "maskjax.metrics.reliability"
-    count, sums, right, ok = _binned(probs, labels, bins, binning, of, fn=fn)
+    binned = _binned(probs, labels, bins, binning, of, where, fn=fn)
+    count, sums, right, ok = binned
     some = jnp.maximum(count, 1).astype(sums.dtype)
     ok = (count > 0) & ok[..., None]
     confidence, accuracy = sums / some, right.astype(sums.dtype) / some
@@ -95,11 +102,14 @@ def expected_calibration_error(
     bins: int = 15,
     binning: Binning = "equal-width",
     of: Of = "top-label",
+    where: ArrayLike | None = None,
 ) -> Array:
     """The mean difference between confidence and accuracy (ECE).
 
     It is the mean, over samples, of |accuracy - confidence| of the sample's bin.
-    Class-wise, it is the mean of this over classes.
+    Class-wise, it is the mean of this over classes. The mean over batches would be too
+    large, because an accuracy of few samples is far from their confidence by chance:
+    see `pooled`.
 
     Args:
         probs: [..., B, C], probabilities.
@@ -107,10 +117,12 @@ def expected_calibration_error(
         bins: The number of bins.
         binning: `"equal-width"` or `"equal-mass"`, as in `reliability`.
         of: `"top-label"` or `"class-wise"`, as in `reliability`.
+        where: [B] or [..., B], booleans: the samples that count. `None`: all. What is
+            ignored may be anything, such as labels of -100 or predictions of nan.
 
     Returns:
-        [...], float32, from 0 to 1. nan where a probability is nan or, under `jit`,
-        where one is no probability or a label is outside the classes.
+        [...], float32, from 0 to 1. nan if no sample counts, where a probability is nan
+        or, under `jit`, where one is no probability or a label is outside the classes.
 
     Raises:
         TypeError: If the probabilities are not floating, the labels not integers, or
@@ -130,13 +142,72 @@ def expected_calibration_error(
         (equal mass, class-wise).
     """
     fn = "maskjax.metrics.expected_calibration_error"
-    _, sums, right, ok = _binned(probs, labels, bins, binning, of, fn=fn)
-    apart = abs(right.astype(sums.dtype) - sums).sum(-1) / jnp.shape(probs)[-2]
-    error = _predicted.valid(apart, ok)
+    count, sums, right, ok = _binned(probs, labels, bins, binning, of, where, fn=fn)
+    apart = abs(right.astype(sums.dtype) - sums).sum(-1)
+    error = _predicted.valid(apart / count.sum(-1).astype(sums.dtype), ok)
     return error.mean(-1) if of == "class-wise" else error
 
 
-def temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
+def pooled(bins: Reliability) -> Reliability:
+    """Bins of several batches, or groups of samples, as those of all samples together.
+
+    Args:
+        bins: Arrays [N, ..., bins], from `reliability`: of N batches, with bins of
+            equal width. (Those of equal mass end at other places in each batch.)
+
+    Returns:
+        Arrays [..., bins]. A bin is nan if it is empty in all batches, or nan in one
+        that has samples there.
+
+    Raises:
+        TypeError: If `bins` is not a `Reliability`.
+        ValueError: If there is no axis of batches, or no batch.
+
+    Example:
+        >>> probs = jnp.array([[[0.75, 0.25]], [[0.75, 0.25]]])  # two batches of one
+        >>> labels = jnp.array([[0], [1]])
+        >>> bins = metrics.reliability(probs, labels, bins=2)
+        >>> print(metrics.pooled(bins).accuracy)
+        [nan 0.5]
+        >>> print(metrics.calibration_error(metrics.pooled(bins)))
+        0.25
+        >>> print(metrics.calibration_error(bins).mean())  # too large
+        0.5
+    """
+    fn = "maskjax.metrics.pooled"
+    _are_bins(bins, 2, "[N, ..., bins]", fn=fn)
+    return _pooled(bins)
+
+
+def calibration_error(bins: Reliability) -> Array:
+    """The mean difference between confidence and accuracy of samples in bins (ECE).
+
+    Of one batch `expected_calibration_error` is the same.
+
+    Args:
+        bins: Arrays [..., bins], from `reliability` or `pooled`.
+
+    Returns:
+        [...], float32, from 0 to 1: one for each class if the bins are class-wise. nan
+        if there are no samples, or a bin that has samples is nan.
+
+    Raises:
+        TypeError: If `bins` is not a `Reliability`.
+        ValueError: If there are no bins.
+
+    Example:
+        >>> probs = jnp.array([[0.75, 0.25], [0.875, 0.125], [0.5, 0.5]])
+        >>> bins = metrics.reliability(probs, jnp.array([0, 1, 0]))
+        >>> print(metrics.calibration_error(bins))
+        0.5416...
+    """
+    _are_bins(bins, 1, "[..., bins]", fn="maskjax.metrics.calibration_error")
+    return _calibration_error(bins)
+
+
+def temperature(
+    logits: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> Array:
     """The temperature T for which softmax(logits / T) fits the labels best.
 
     The negative log-likelihood of softmax(b * logits) is convex in b = 1 / T. Its slope
@@ -150,12 +221,14 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
     Args:
         logits: [..., B, C], floating; -inf for classes that are impossible.
         labels: [B] or [..., B], integers in [0, C).
+        where: [B] or [..., B], booleans: the samples that count. `None`: all. What is
+            ignored may be anything, such as labels of -100 or predictions of nan.
 
     Returns:
         [...], float32. 2**-64 (the lower limit) if the loss keeps falling as T goes to
         0, as when no sample is wrong; inf if uniform predictions are best; 1 if every
         T gives the same loss. nan where a logit is nan or +inf, the logit of a label is
-        -inf, or, under `jit`, a label is outside the classes.
+        -inf, or, under `jit`, a label is outside the classes. Its gradient is 0.
 
     Raises:
         TypeError: If the logits are not floating, or the labels not integers.
@@ -172,14 +245,13 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> Array:
         Guo et al., arXiv:1706.04599, section 4.2.
     """
     fn = "maskjax.metrics.temperature"
-    array = _predicted.outputs(logits, "logits", fn=fn)
-    *lead, classes = array.shape
-    given, ok = _predicted.labels(labels, tuple(lead), classes=classes, fn=fn)
-    return _temperature(array, given, ok)
+    given = samples(logits, labels, fn=fn, kind="outputs", name="logits", where=where)
+    return _temperature(*given[:3])
 
 
 @jax.jit
 def _temperature(logits: Array, labels: Array, ok: Array) -> Array:
+    # Ignored samples have equal logits, and so no part in the slope.
     below = logits - logits.max(-1, keepdims=True)  # nan if one is +inf
     can = jnp.isfinite(below)
     own = _predicted.at(below, labels[..., None])[..., 0]
@@ -207,12 +279,45 @@ def _temperature(logits: Array, labels: Array, ok: Array) -> Array:
     return _predicted.valid(fitted, ok.all(-1))
 
 
+def _are_bins(bins: Reliability, least: int, shape: str, *, fn: str) -> None:
+    if not isinstance(bins, Reliability):
+        raise TypeError(
+            f"`{fn}` needs `bins` as a `Reliability`, got {checks.kind_of(bins)}."
+        )
+    found = jnp.shape(bins.count)
+    if len(found) < least or 0 in found:
+        raise ValueError(
+            f"`{fn}` needs `bins` of shape {shape}, not empty, got {found}."
+        )
+
+
+@jax.jit
+def _pooled(bins: Reliability) -> Reliability:
+    some = bins.count > 0
+    weights = bins.count.astype(bins.accuracy.dtype)
+    count = bins.count.sum(0, dtype=bins.count.dtype)
+    divisor = jnp.where(count > 0, count.astype(weights.dtype), jnp.nan)
+
+    def mean(values: Array) -> Array:
+        return jnp.where(some, weights * values, 0).sum(0) / divisor
+
+    return Reliability(count, mean(bins.confidence), mean(bins.accuracy))
+
+
+@jax.jit
+def _calibration_error(bins: Reliability) -> Array:
+    weights = bins.count.astype(bins.accuracy.dtype)
+    apart = weights * abs(bins.accuracy - bins.confidence)
+    return jnp.where(bins.count > 0, apart, 0).sum(-1) / weights.sum(-1)
+
+
 def _binned(
     probs: ArrayLike,
     labels: ArrayLike,
     bins: int,
     binning: Binning,
     of: Of,
+    where: ArrayLike | None,
     *,
     fn: str,
 ) -> tuple[Array, Array, Array, Array]:
@@ -220,37 +325,42 @@ def _binned(
     checks.at_least(bins, 1, fn=fn, name="bins")
     checks.one_of(binning, ("equal-width", "equal-mass"), fn=fn, name="binning")
     checks.one_of(of, ("top-label", "class-wise"), fn=fn, name="of")
-    array, fine = _predicted.probabilities(probs, fn=fn)
-    *lead, classes = array.shape
-    given, known = _predicted.labels(labels, tuple(lead), classes=classes, fn=fn)
-    return _in_bins(array, given, fine & known, bins=bins, binning=binning, of=of)
+    given = samples(probs, labels, fn=fn, where=where)
+    return _in_bins(given, bins=bins, binning=binning, of=of)
 
 
 @functools.partial(jax.jit, static_argnames=("bins", "binning", "of"))
 def _in_bins(
-    probs: Array, labels: Array, ok: Array, *, bins: int, binning: Binning, of: Of
+    given: Samples, *, bins: int, binning: Binning, of: Of
 ) -> tuple[Array, Array, Array, Array]:
-    ok = ok.all(-1)
+    probs, labels, ok, where = given
+    ok, size = ok.all(-1), given.count
     if of == "top-label":
         sure, right = probs.max(-1), _predicted.winner(probs) == labels
     else:
         sure = jnp.moveaxis(probs, -1, -2)
         right = jax.nn.one_hot(labels, probs.shape[-1], dtype=bool, axis=-2)
         ok = ok[..., None]
+        if where is not None:
+            where, size = (
+                jnp.broadcast_to(where[..., None, :], sure.shape),
+                size[..., None],
+            )
     ok &= ~jnp.isnan(sure).any(-1)
     place, ends = sure, np.arange(bins + 1) / bins
     ends[0], ends[-1] = -np.inf, np.inf
     if binning == "equal-mass":
-        sure, right = placement.gathered(sure, -1), placement.gathered(right, -1)
-        keys = order_key(sure, None)
-        keys, sure, right = lax.sort((keys, sure, right), num_keys=1)
-        place, _ = _predicted.ties(keys)  # how many samples are less
-        ends = [-(-i * sure.shape[-1] // bins) - 1 for i in range(bins + 1)]
+        place, sure, right, where = _by_rank(sure, right, where)
+        whole, rest = divmod(size, bins)
+        ends = [i * whole - (-i * rest // bins) - 1 for i in range(bins + 1)]
     ends = jnp.asarray(ends, place.dtype)
+    ends = ends.reshape(*ends.shape, *(1,) * (place.ndim + 1 - ends.ndim))
 
     def of_bin(bounds: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         low, high = bounds
         inside = (place > low) & (place <= high)
+        if where is not None:
+            inside &= where
         return (
             _predicted.count(inside),
             jnp.where(inside, sure, 0).sum(-1),
@@ -261,3 +371,21 @@ def _in_bins(
     parts = lax.map(of_bin, (ends[:-1], ends[1:]))
     count, sums, hits = (jnp.moveaxis(part, 0, -1) for part in parts)
     return count, sums, hits, ok
+
+
+def _by_rank(
+    sure: Array, right: Array, where: Array | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """Samples from the least sure to the surest, and how many are less sure than each.
+
+    Ignored samples come last.
+    """
+    sure, right = placement.gathered(sure, -1), placement.gathered(right, -1)
+    keys = _predicted.keys(sure, where)
+    if where is None:
+        keys, sure, right = lax.sort((keys, sure, right), num_keys=1)
+    else:
+        where = placement.gathered(where, -1)
+        keys, sure, right, where = lax.sort((keys, sure, right, where), num_keys=1)
+    place, _ = _predicted.ties(keys)
+    return place, sure, right, where

@@ -1,6 +1,8 @@
 """Continual learning: accuracy of tasks learned one after the other, and their cost."""
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,15 +19,15 @@ def average_accuracy(accuracy: ArrayLike) -> Array:
     """The mean accuracy over all tasks after learning the last one.
 
     Args:
-        accuracy: [..., T, T], an accuracy matrix: row i, column j is the accuracy on
-            task j after learning task i. Only the last row is used.
+        accuracy: [..., R, T], an accuracy matrix of R >= T rows. Only the last row, the
+            accuracies after learning all tasks, is used.
 
     Returns:
         [...].
 
     Raises:
         TypeError: If the matrix is not floating.
-        ValueError: If it is not square, or empty.
+        ValueError: If it has fewer rows than tasks, or is empty.
 
     Example:
         >>> print(metrics.average_accuracy(jnp.array([[1.0, 0.25], [0.75, 0.5]])))
@@ -35,25 +37,31 @@ def average_accuracy(accuracy: ArrayLike) -> Array:
         Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS
         2017. arXiv:1706.08840, section 2 (ACC).
     """
-    return _average_accuracy(_square(accuracy, "average_accuracy", 1))
+    return _average_accuracy(_matrix(accuracy, "average_accuracy", 1))
 
 
-def backward_transfer(accuracy: ArrayLike) -> Array:
+def backward_transfer(
+    accuracy: ArrayLike, *, rows: Sequence[int] | None = None
+) -> Array:
     """How learning later tasks changed earlier ones: above 0 it helped, below it hurt.
 
     The mean, over all tasks but the last, of the final accuracy minus the accuracy
-    just after the task was learned.
+    just after the task was learned. The final accuracy is that of the last row; where
+    it comes later than the last task, that task counts too.
 
     Args:
-        accuracy: [..., T, T], an accuracy matrix, T at least 2. Entries above the
-            diagonal are not used and may be nan.
+        accuracy: [..., R, T], an accuracy matrix, T at least 2. Accuracies on a task
+            that is not learned yet are not used and may be nan.
+        rows: T increasing integers, needed if there are more rows than tasks: the row
+            just after each task was learned. `None`: row j for task j.
 
     Returns:
         [...].
 
     Raises:
-        TypeError: If the matrix is not floating.
-        ValueError: If it is not square, or of a single task.
+        TypeError: If the matrix is not floating, or `rows` not integers.
+        ValueError: If it is of a single task, has fewer rows than tasks, or has more
+            and `rows` does not say which belong to tasks.
 
     Example:
         >>> print(metrics.backward_transfer(jnp.array([[1.0, 0.25], [0.75, 0.5]])))
@@ -62,25 +70,31 @@ def backward_transfer(accuracy: ArrayLike) -> Array:
     References:
         Lopez-Paz & Ranzato, arXiv:1706.08840, section 2 (BWT).
     """
-    return _backward_transfer(_square(accuracy, "backward_transfer", 2))
+    matrix = _matrix(accuracy, "backward_transfer", 2)
+    return _backward_transfer(matrix, _learned(rows, matrix, "backward_transfer"))
 
 
-def forward_transfer(accuracy: ArrayLike, untrained: ArrayLike) -> Array:
+def forward_transfer(
+    accuracy: ArrayLike, untrained: ArrayLike, *, rows: Sequence[int] | None = None
+) -> Array:
     """How learning earlier tasks changed later ones before these were learned.
 
     The mean, over all tasks but the first, of the accuracy just before the task is
     learned minus the accuracy of an untrained network.
 
     Args:
-        accuracy: [..., T, T], an accuracy matrix, T at least 2.
+        accuracy: [..., R, T], an accuracy matrix, T at least 2.
         untrained: [T] or [..., T], the accuracies of a network before any training.
+        rows: T increasing integers, needed if there are more rows than tasks: the row
+            just after each task was learned. `None`: row j for task j.
 
     Returns:
         [...].
 
     Raises:
-        TypeError: If an argument is not floating.
-        ValueError: If the matrix is not square, or of a single task, or does not fit
+        TypeError: If an accuracy is not floating, or `rows` not integers.
+        ValueError: If the matrix is of a single task, has fewer rows than tasks, has
+            more and `rows` does not say which belong to tasks, or does not fit
             `untrained`.
 
     Example:
@@ -91,44 +105,53 @@ def forward_transfer(accuracy: ArrayLike, untrained: ArrayLike) -> Array:
     References:
         Lopez-Paz & Ranzato, arXiv:1706.08840, section 2 (FWT).
     """
-    matrix = _square(accuracy, "forward_transfer", 2)
+    matrix = _matrix(accuracy, "forward_transfer", 2)
+    learned = _learned(rows, matrix, "forward_transfer")
     start = _floating(untrained, "untrained", "forward_transfer")
-    if start.shape not in (matrix.shape[-1:], matrix.shape[:-1]):
+    if start.shape not in (matrix.shape[-1:], (*matrix.shape[:-2], matrix.shape[-1])):
         raise ValueError(
             "`maskjax.metrics.forward_transfer` needs `untrained` with one number for "
             f"each of {matrix.shape[-1]} tasks, got shape {start.shape} for "
             f"{matrix.shape}."
         )
-    return _forward_transfer(matrix, start)
+    return _forward_transfer(matrix, start, learned)
 
 
-def forgetting(accuracy: ArrayLike) -> Array:
+def forgetting(accuracy: ArrayLike, *, rows: Sequence[int] | None = None) -> Array:
     """How much accuracy was lost since each task was at its best.
 
     The mean, over all tasks but the last, of the best accuracy minus the final one. The
-    best is taken from when the task was learned up to just before the last task. The
-    result is below 0 if the last task helped.
+    final one is that of the last row; where it comes later than the last task, that
+    task counts too. The best is that of all rows from when the task was learned, but
+    the last. The result is below 0 if the last task helped.
 
     Args:
-        accuracy: [..., T, T], an accuracy matrix, T at least 2. Entries above the
-            diagonal are not used and may be nan.
+        accuracy: [..., R, T], an accuracy matrix, T at least 2. Accuracies on a task
+            that is not learned yet are not used and may be nan.
+        rows: T increasing integers, needed if there are more rows than tasks: the row
+            just after each task was learned. `None`: row j for task j.
 
     Returns:
         [...].
 
     Raises:
-        TypeError: If the matrix is not floating.
-        ValueError: If it is not square, or of a single task.
+        TypeError: If the matrix is not floating, or `rows` not integers.
+        ValueError: If it is of a single task, has fewer rows than tasks, or has more
+            and `rows` does not say which belong to tasks.
 
     Example:
         >>> print(metrics.forgetting(jnp.array([[1.0, 0.25], [0.75, 0.5]])))
+        0.25
+        >>> epochs = [[0.5, 0.25], [1.0, 0.25], [1.0, 0.5], [0.75, 0.5]]  # two a task
+        >>> print(metrics.forgetting(jnp.array(epochs), rows=(1, 3)))
         0.25
 
     References:
         Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018.
         arXiv:1801.10112, section 4.2.
     """
-    return _forgetting(_square(accuracy, "forgetting", 2))
+    matrix = _matrix(accuracy, "forgetting", 2)
+    return _forgetting(matrix, _learned(rows, matrix, "forgetting"))
 
 
 def bits_per_task(tree: Any, *, tasks: int, levels: int | None = None) -> float:
@@ -177,27 +200,41 @@ def _average_accuracy(matrix: Array) -> Array:
     return placement.gathered(matrix, -2, -1)[..., -1, :].mean(-1)
 
 
-@jax.jit
-def _backward_transfer(matrix: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _backward_transfer(matrix: Array, learned: tuple[int, ...]) -> Array:
     matrix = placement.gathered(matrix, -2, -1)
-    learned = jnp.diagonal(matrix, axis1=-2, axis2=-1)
-    return (matrix[..., -1, :-1] - learned[..., :-1]).mean(-1)
+    counted = _before_the_end(matrix, learned)
+    return (matrix[..., -1, : len(counted)] - _at(matrix, counted)).mean(-1)
 
 
-@jax.jit
-def _forward_transfer(matrix: Array, untrained: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=2)
+def _forward_transfer(
+    matrix: Array, untrained: Array, learned: tuple[int, ...]
+) -> Array:
     matrix = placement.gathered(matrix, -2, -1)
     untrained = placement.gathered(untrained, -1)
-    before = jnp.diagonal(matrix, offset=1, axis1=-2, axis2=-1)
+    before = _at(matrix[..., 1:], learned[:-1])
     return before.mean(-1) - untrained[..., 1:].mean(-1)
 
 
-@jax.jit
-def _forgetting(matrix: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _forgetting(matrix: Array, learned: tuple[int, ...]) -> Array:
     matrix = placement.gathered(matrix, -2, -1)
-    learned = np.tri(matrix.shape[-1], dtype=bool)[:-1, :-1]
-    best = matrix[..., :-1, :-1].max(-2, where=learned, initial=-jnp.inf)
-    return (best - matrix[..., -1, :-1]).mean(-1)
+    counted = _before_the_end(matrix, learned)
+    matrix = matrix[..., : len(counted)]
+    known = np.arange(matrix.shape[-2] - 1)[:, None] >= np.array(counted)
+    best = matrix[..., :-1, :].max(-2, where=known, initial=-jnp.inf)
+    return (best - matrix[..., -1, :]).mean(-1)
+
+
+def _before_the_end(matrix: Array, learned: tuple[int, ...]) -> tuple[int, ...]:
+    """The rows of those tasks that were learned before the last row."""
+    return tuple(row for row in learned if row < matrix.shape[-2] - 1)
+
+
+def _at(matrix: Array, rows: tuple[int, ...]) -> Array:
+    """One entry of each of the first columns: [..., len(rows)]."""
+    return matrix[..., np.array(rows), np.arange(len(rows))]
 
 
 def _bits(leaf: Any, levels: int | None) -> int:
@@ -226,12 +263,12 @@ def _floating(values: ArrayLike, name: str, function: str) -> Array:
     return array
 
 
-def _square(accuracy: ArrayLike, function: str, least: int) -> Array:
+def _matrix(accuracy: ArrayLike, function: str, least: int) -> Array:
     matrix = _floating(accuracy, "accuracy", function)
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+    if matrix.ndim < 2 or matrix.shape[-2] < matrix.shape[-1]:
         raise ValueError(
-            f"`maskjax.metrics.{function}` needs `accuracy` of shape [..., T, T], got "
-            f"{matrix.shape}."
+            f"`maskjax.metrics.{function}` needs `accuracy` of shape [..., T, T], or "
+            f"with more rows than tasks, got {matrix.shape}."
         )
     if matrix.shape[-1] < least:
         raise ValueError(
@@ -239,3 +276,29 @@ def _square(accuracy: ArrayLike, function: str, least: int) -> Array:
             f"got {matrix.shape[-1]}."
         )
     return matrix
+
+
+def _learned(
+    rows: Sequence[int] | None, matrix: Array, function: str
+) -> tuple[int, ...]:
+    """The row just after each task was learned."""
+    size, tasks = matrix.shape[-2:]
+    if rows is None:
+        if size > tasks:
+            raise ValueError(
+                f"`maskjax.metrics.{function}` needs `rows`, the row just after each "
+                f"task was learned, for {size} rows of {tasks} tasks."
+            )
+        return tuple(range(tasks))
+    if not np.issubdtype(np.asarray(rows).dtype, np.integer):
+        raise TypeError(
+            f"`maskjax.metrics.{function}` needs `rows` as integers, got {rows}."
+        )
+    given = tuple(int(row) for row in np.asarray(rows).ravel())
+    inside = given and 0 <= given[0] and given[-1] < size
+    if len(given) != tasks or not inside or list(given) != sorted(set(given)):
+        raise ValueError(
+            f"`maskjax.metrics.{function}` needs `rows` as {tasks} increasing integers "
+            f"in [0, {size}), got {list(given)}."
+        )
+    return given

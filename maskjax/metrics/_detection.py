@@ -13,7 +13,6 @@ from maskjax._core import checks, dtypes, placement
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
-from maskjax.select._keys import order_key
 
 _PARTS = 40_000  # its square fits into 32 bits
 
@@ -31,7 +30,9 @@ class RiskCoverage(NamedTuple):
     risk: Array
 
 
-def auroc(scores: ArrayLike, labels: ArrayLike) -> Array:
+def auroc(
+    scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> Array:
     """The area under the ROC curve.
 
     It is the probability that a positive sample scores higher than a negative one,
@@ -41,10 +42,11 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> Array:
         scores: [..., B], floating. Higher means more likely positive. To detect
             out-of-distribution samples, use an uncertainty such as `metrics.entropy`.
         labels: [B] or [..., B], booleans: True is positive (out of distribution).
+        where: [B] or [..., B], booleans: the samples that count. `None`: all.
 
     Returns:
-        [...], float32, from exact counts. nan if all samples are of one kind, or a
-        score is nan.
+        [...], float32, from exact counts. nan if all samples that count are of one
+        kind, or a score is nan.
 
     Raises:
         TypeError: If the scores are not floating, or the labels not booleans.
@@ -59,10 +61,12 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> Array:
         Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 27,
         2006, section 7.
     """
-    return _auroc(*_scored(scores, labels, fn="maskjax.metrics.auroc"))
+    return _auroc(*_scored(scores, labels, where, fn="maskjax.metrics.auroc"))
 
 
-def average_precision(scores: ArrayLike, labels: ArrayLike) -> Array:
+def average_precision(
+    scores: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> Array:
     """The area under the precision-recall curve (AUPR), by steps.
 
     It is the mean, over positive samples, of the precision at a threshold of the
@@ -71,9 +75,10 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> Array:
     Args:
         scores: [..., B], floating. Higher means more likely positive.
         labels: [B] or [..., B], booleans: True is positive.
+        where: [B] or [..., B], booleans: the samples that count. `None`: all.
 
     Returns:
-        [...], float32, above 0 and up to 1. nan if there is no positive sample, or a
+        [...], float32, above 0 and up to 1. nan if no positive sample counts, or a
         score is nan.
 
     Raises:
@@ -86,10 +91,16 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> Array:
         0.8333...
     """
     fn = "maskjax.metrics.average_precision"
-    return _average_precision(*_scored(scores, labels, fn=fn))
+    return _average_precision(*_scored(scores, labels, where, fn=fn))
 
 
-def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Array:
+def fpr_at_tpr(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    tpr: float = 0.95,
+    where: ArrayLike | None = None,
+) -> Array:
     """The false positive rate at a given true positive rate.
 
     It is the lowest false positive rate of all thresholds whose true positive rate is
@@ -102,9 +113,11 @@ def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Ar
         tpr: The true positive rate, a Python number in [0, 1]. It is read as a fraction
             with a denominator of at most 40,000, so that the number of positives that
             it requires is exact.
+        where: [B] or [..., B], booleans: the samples that count. `None`: all.
 
     Returns:
-        [...], float32. nan if all samples are of one kind, or a score is nan.
+        [...], float32. nan if all samples that count are of one kind, or a score is
+        nan.
 
     Raises:
         TypeError: If the scores are not floating, the labels not booleans, or `tpr` is
@@ -128,7 +141,8 @@ def fpr_at_tpr(scores: ArrayLike, labels: ArrayLike, *, tpr: float = 0.95) -> Ar
         raise ValueError(
             f"`{fn}` needs `tpr` as a fraction of at most {_PARTS:,} parts, got {tpr}."
         )
-    return _fpr_at_tpr(*_scored(scores, labels, fn=fn), *part.as_integer_ratio())
+    given = _scored(scores, labels, where, fn=fn)
+    return _fpr_at_tpr(*given, *part.as_integer_ratio())
 
 
 def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> RiskCoverage:
@@ -162,20 +176,25 @@ def risk_coverage(confidence: ArrayLike, losses: ArrayLike) -> RiskCoverage:
         JMLR 11, 2010, section 2; Geifman et al., "Bias-Reduced Uncertainty Estimation
         for Deep Neural Classifiers", ICLR 2019. arXiv:1805.08206, section 3.
     """
-    return _curve(*_lost(confidence, losses, fn="maskjax.metrics.risk_coverage"))
+    given = _lost(confidence, losses, None, fn="maskjax.metrics.risk_coverage")
+    return _curve(*given[:2])
 
 
-def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
+def aurc(
+    confidence: ArrayLike, losses: ArrayLike, *, where: ArrayLike | None = None
+) -> Array:
     """The area under the risk-coverage curve: the mean of its risks.
 
     Args:
         confidence: [..., B], floating. Higher means more confident, as in
             `probs.max(-1)`.
         losses: [B] or [..., B], booleans (True is wrong) or floating, any loss.
+        where: [B] or [..., B], booleans: the samples that count. `None`: all.
 
     Returns:
         [...], float32; lower is better. Confidence without information gives the mean
-        loss. nan where a confidence is nan; inf or nan where a risk is.
+        loss. nan if no sample counts, or where a confidence is nan; inf or nan where a
+        risk is.
 
     Raises:
         TypeError: If the confidence is not floating, or the losses are neither floating
@@ -190,31 +209,33 @@ def aurc(confidence: ArrayLike, losses: ArrayLike) -> Array:
     References:
         Geifman et al., arXiv:1805.08206, section 3.
     """
-    return _aurc(*_lost(confidence, losses, fn="maskjax.metrics.aurc"))
+    return _aurc(*_lost(confidence, losses, where, fn="maskjax.metrics.aurc"))
 
 
 @jax.jit
-def _auroc(scores: Array, positive: Array) -> Array:
-    ranked = _rank(scores, positive)
+def _auroc(scores: Array, positive: Array, where: Array | None) -> Array:
+    ranked = _rank(scores, positive, where)
     lower = _predicted.at(_before(ranked), ranked.begin)  # positives that score lower
     others = (ranked.begin - lower).astype(ranked.dtype)
     # The fractions of pairs that the positive wins, and that it loses.
     won = _mean(others, ranked.positive) / ranked.negatives
-    lost = _mean(lower.astype(ranked.dtype), ~ranked.positive) / ranked.positives
+    lost = _mean(lower.astype(ranked.dtype), ranked.negative) / ranked.positives
     return _settle((1 + (won - lost)) / 2, ranked)
 
 
 @jax.jit
-def _average_precision(scores: Array, positive: Array) -> Array:
-    ranked = _rank(scores, positive)
+def _average_precision(scores: Array, positive: Array, where: Array | None) -> Array:
+    ranked = _rank(scores, positive, where)
     hits, called = _called(ranked)
     precision = hits.astype(ranked.dtype) / called.astype(ranked.dtype)
     return _settle(_mean(precision, ranked.positive), ranked)
 
 
 @jax.jit
-def _fpr_at_tpr(scores: Array, positive: Array, parts: Array, of: Array) -> Array:
-    ranked = _rank(scores, positive)
+def _fpr_at_tpr(
+    scores: Array, positive: Array, where: Array | None, parts: Array, of: Array
+) -> Array:
+    ranked = _rank(scores, positive, where)
     hits, called = _called(ranked)
     # ceil(positives * parts / of), written so that no product overflows.
     whole, rest = jnp.divmod(ranked.count, of)
@@ -226,15 +247,25 @@ def _fpr_at_tpr(scores: Array, positive: Array, parts: Array, of: Array) -> Arra
 
 
 @jax.jit
-def _aurc(confidence: Array, lost: Array) -> Array:
-    return _curve(confidence, lost).risk.mean(-1)
+def _aurc(confidence: Array, lost: Array, where: Array | None) -> Array:
+    if where is None:
+        return _curve(confidence, lost).risk.mean(-1)
+    # Ignored samples, last and without loss, only add risks after those that count.
+    confidence = jnp.where(where, confidence, 0)
+    lost = jnp.where(where, lost, jnp.zeros((), lost.dtype))
+    risk = _curve(confidence, lost, where).risk
+    counted = _predicted.count(where)[..., None]
+    answered = jnp.arange(risk.shape[-1], dtype=counted.dtype)
+    return _mean(risk, jnp.broadcast_to(answered, risk.shape) < counted)
 
 
 class _Ranked(NamedTuple):
-    """Samples from the lowest score to the highest."""
+    """Samples from the lowest score to the highest, and ignored ones after them."""
 
-    positive: Array  # [..., B]
+    positive: Array  # [..., B]: counts, and is positive
+    negative: Array  # [..., B]: counts, and is not positive
     begin: Array  # where the run of equal scores begins
+    end: Any  # the number of samples that count: an integer, or [...]
     count: Array  # the number of positives, [...]
     positives: Array  # the same as a float
     negatives: Array  # the number of negatives as a float
@@ -245,21 +276,34 @@ class _Ranked(NamedTuple):
         return self.negatives.dtype
 
 
-def _scored(scores: ArrayLike, labels: ArrayLike, *, fn: str) -> tuple[Array, Array]:
+def _scored(
+    scores: ArrayLike, labels: ArrayLike, where: ArrayLike | None, *, fn: str
+) -> tuple[Array, Array, Array | None]:
     array = _predicted.scores(scores, "scores", fn=fn)
-    return array, _predicted.flags(labels, array.shape, "labels", fn=fn)
+    positive = _predicted.flags(labels, array.shape, "labels", fn=fn)
+    if where is not None:
+        where = _predicted.flags(where, array.shape, "where", fn=fn)
+    return array, positive, where
 
 
-def _rank(array: Array, positive: Array) -> _Ranked:
+def _rank(array: Array, positive: Array, where: Array | None) -> _Ranked:
     array, positive = placement.gathered(array, -1), placement.gathered(positive, -1)
-    ordered, positive = lax.sort((order_key(array, None), positive), num_keys=1)
+    end = _predicted.count_where(where, array.shape[-1])
+    if where is not None:
+        where = placement.gathered(where, -1)
+        array = jnp.where(where, array, 0)
+        positive &= where
+    keys = _predicted.keys(array, where)
+    ordered, positive = lax.sort((keys, positive), num_keys=1)
     begin, _ = _predicted.ties(ordered)
     count = _predicted.count(positive)
-    positives, negatives = (
-        x.astype(array.dtype) for x in (count, array.shape[-1] - count)
-    )
+    negative = ~positive
+    if where is not None:
+        place = jnp.arange(array.shape[-1], dtype=begin.dtype)
+        negative &= jnp.broadcast_to(place, array.shape) < end[..., None]
+    positives, negatives = (x.astype(array.dtype) for x in (count, end - count))
     known = ~jnp.isnan(array).any(-1)
-    return _Ranked(positive, begin, count, positives, negatives, known)
+    return _Ranked(positive, negative, begin, end, count, positives, negatives, known)
 
 
 def _before(ranked: _Ranked) -> Array:
@@ -269,7 +313,8 @@ def _before(ranked: _Ranked) -> Array:
 def _called(ranked: _Ranked) -> tuple[Array, Array]:
     """For each sample how many score at least as high: positives, and all samples."""
     hits = ranked.count[..., None] - _predicted.at(_before(ranked), ranked.begin)
-    return hits, ranked.positive.shape[-1] - ranked.begin
+    end = ranked.end if isinstance(ranked.end, int) else ranked.end[..., None]
+    return hits, end - ranked.begin
 
 
 def _mean(values: Array, where: Array) -> Array:
@@ -282,18 +327,23 @@ def _settle(value: Array, ranked: _Ranked) -> Array:
     return _predicted.valid(value, ranked.known & (ranked.count > 0))
 
 
-def _lost(confidence: ArrayLike, losses: ArrayLike, *, fn: str) -> tuple[Array, Array]:
+def _lost(
+    confidence: ArrayLike, losses: ArrayLike, where: ArrayLike | None, *, fn: str
+) -> tuple[Array, Array, Array | None]:
     array = _predicted.scores(confidence, "confidence", fn=fn)
     boolean = dtypes.as_array(losses).dtype == jnp.bool_
     check = _predicted.flags if boolean else _predicted.trailing
-    return array, check(losses, array.shape, "losses", fn=fn)
+    if where is not None:
+        where = _predicted.flags(where, array.shape, "where", fn=fn)
+    return array, check(losses, array.shape, "losses", fn=fn), where
 
 
 @jax.jit
-def _curve(array: Array, lost: Array) -> RiskCoverage:
+def _curve(array: Array, lost: Array, where: Array | None = None) -> RiskCoverage:
     dtype = _predicted.whole() if lost.dtype == jnp.bool_ else lost.dtype
     array, lost = placement.gathered(array, -1), placement.gathered(lost, -1)
-    ordered, lost = lax.sort((-order_key(array, None), lost), num_keys=1)
+    keys = _predicted.keys(array, where, downwards=True)
+    ordered, lost = lax.sort((keys, lost), num_keys=1)
     begin, end = _predicted.ties(ordered)
     sums = _predicted.before(lost, dtype)
     surer, upto = (_predicted.at(sums, i) for i in (begin, end))
@@ -307,7 +357,9 @@ def _curve(array: Array, lost: Array) -> RiskCoverage:
     )
     total = surer.astype(array.dtype) + drawn * rest / equal
     risk = total / number.astype(array.dtype)
+    # Both signs change where a value does, so that XLA divides: see `dtypes.ratio`.
+    sign = jnp.where(array.reshape(-1, size)[0] < 0, -1, 1).astype(array.dtype)
+    coverage = (sign * answered.astype(array.dtype)) / (sign * size)
     return RiskCoverage(
-        answered.astype(array.dtype) / size,
-        _predicted.valid(risk, ~jnp.isnan(array).any(-1)[..., None]),
+        coverage, _predicted.valid(risk, ~jnp.isnan(array).any(-1)[..., None])
     )

@@ -15,11 +15,17 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from maskjax._core import checks, dtypes
+from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array
+from maskjax.select._keys import order_key
 
 # How far a sum of probabilities may be from 1: sqrt(eps), as in scikit-learn.
 _SLACK = float(np.sqrt(np.finfo(np.float32).eps))
+
+TWO_CLASSES = (
+    "Of probabilities p of one of two classes, as `jax.nn.sigmoid` gives, take "
+    "`jnp.stack([1 - p, p], axis=-1)`."
+)
 
 
 def floating(values: ArrayLike, name: str, *, fn: str) -> Array:
@@ -50,26 +56,37 @@ def outputs(values: ArrayLike, name: str, *, fn: str) -> Array:
     return array
 
 
-def probabilities(
-    values: ArrayLike, *, fn: str, logs: bool = False
-) -> tuple[Array, Array]:
-    """Probabilities [..., C] or their logarithms, and flags [...]; nan may pass."""
+def slack_of(values: ArrayLike) -> float:
+    """How far a sum of probabilities may be from 1, by the format they come in."""
+    return max(_SLACK, float(jnp.finfo(dtypes.as_array(values).dtype).eps) ** 0.5)
+
+
+def probabilities(values: ArrayLike, *, fn: str) -> tuple[Array, Array]:
+    """Probabilities [..., C] and flags [...]; nan may pass."""
     array = outputs(values, "probs", fn=fn)
-    slack = max(_SLACK, float(jnp.finfo(dtypes.as_array(values).dtype).eps) ** 0.5)
+    return array, are_probabilities(array, "probs", fn=fn, slack=slack_of(values))
+
+
+def are_probabilities(
+    array: Array, name: str, *, fn: str, slack: float, logs: bool = False
+) -> Array:
+    """Flags [...] of probabilities [..., C] or their logarithms; nan may pass."""
     ok, fine, sums, least = _sums(array, logs=logs, slack=slack)
 
     def complaint() -> str:
         at = np.unravel_index(int(jnp.argmin(ok)), ok.shape)
         what = "logarithms of probabilities" if logs else "probabilities"
-        cure = "`jax.nn.log_softmax`" if logs else "`jax.nn.softmax`"
+        cure = f"Of logits take `jax.nn.{'log_' if logs else ''}softmax`."
+        if not logs and 0 <= array.min() and array.max() <= 1:
+            cure += f" {TWO_CLASSES}"
         return (
-            f"`{fn}` needs `probs` as {what}, at least 0 and with a sum of 1 over the "
+            f"`{fn}` needs `{name}` as {what}, at least 0 and with a sum of 1 over the "
             f"last axis, got a sum of {float(sums[at]):g} and a least of "
-            f"{float(least[at]):g}. Of logits take {cure}."
+            f"{float(least[at]):g}. {cure}"
         )
 
     require(fine, complaint)
-    return array, ok
+    return ok
 
 
 @functools.partial(jax.jit, static_argnames=("logs", "slack"))
@@ -90,8 +107,10 @@ def labels(
     """
     array = dtypes.as_array(given)
     if not jnp.issubdtype(array.dtype, jnp.integer):
+        soft = " Of soft labels take `jnp.argmax(labels, -1)`." * (array.ndim > 1)
         raise TypeError(
             f"`{fn}` needs `labels` as an integer array, got {checks.kind_of(array)}."
+            f"{soft}"
         )
     _fit(array, lead, "labels", fn=fn)
     clipped, ok, fine = _clipped(array, lead, classes=classes)
@@ -99,7 +118,8 @@ def labels(
     def complaint() -> str:
         return (
             f"`{fn}` needs `labels` in [0, {classes}), got labels from {array.min()} "
-            f"to {array.max()}."
+            f"to {array.max()}. To ignore samples, say which count: "
+            "`where=labels >= 0`."
         )
 
     require(fine, complaint)
@@ -181,9 +201,35 @@ def count(flags: Array) -> Array:
     return jnp.sum(flags, axis=-1, dtype=whole())
 
 
-def share(flags: Array, dtype: Any) -> Array:
-    """The fraction of flags that are True along the last axis, from an exact count."""
-    return count(flags).astype(dtype) / flags.shape[-1]
+def is_tiny(probs: Array) -> Array:
+    """Flags of probabilities that are 0, or so small that CPUs take them for 0."""
+    return probs < jnp.finfo(probs.dtype).tiny
+
+
+def count_where(where: Array | None, size: int) -> Any:
+    """How many of `size` samples count: `size` if there are no flags, else [...]."""
+    return size if where is None else count(where)
+
+
+def mean_where(values: Array, where: Array | None) -> Array:
+    """The mean of the numbers that count along the last axis; nan if none does."""
+    if where is None:
+        return values.mean(-1)
+    return jnp.where(where, values, 0).sum(-1) / count(where).astype(values.dtype)
+
+
+def share(part: Array, whole: Any, ok: Array, dtype: Any) -> Array:
+    """A count divided by another one, correctly rounded; nan where a flag is False."""
+    return valid(dtypes.ratio(part, whole, dtype), ok)
+
+
+def keys(values: Array, where: Array | None, *, downwards: bool = False) -> Array:
+    """Integers in the order of the values; those that do not count come last."""
+    key = order_key(values, None)
+    key = -key if downwards else key
+    if where is None:
+        return key
+    return jnp.where(placement.gathered(where, -1), key, jnp.iinfo(key.dtype).max)
 
 
 def ties(ordered: Array) -> tuple[Array, Array]:

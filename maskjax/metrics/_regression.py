@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import erf
-from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
 from maskjax._core import checks
@@ -152,6 +151,73 @@ def mixture_crps(means: ArrayLike, variances: ArrayLike, targets: ArrayLike) -> 
     return _mixture_crps(*_gaussians(means, variances, targets, fn=fn, members=True))
 
 
+def interval_coverage(
+    lower: ArrayLike,
+    upper: ArrayLike,
+    targets: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+) -> Array:
+    """The fraction of targets that are in their predicted intervals (PICP).
+
+    Of calibrated intervals for 95 % it is .95. A wide interval covers more, so compare
+    widths too.
+
+    Args:
+        lower: [..., B], floating: where the intervals begin.
+        upper: [..., B], floating: where they end. Both ends are inside.
+        targets: [B] or [..., B], floating.
+        where: [B] or [..., B], booleans: the targets that count. `None`: all. What is
+            ignored may be anything.
+
+    Returns:
+        [...], float32: the number of covered targets divided by the number that count,
+        correctly rounded. An interval whose end is below its begin covers nothing. nan
+        if no target counts, or an argument is nan.
+
+    Raises:
+        TypeError: If an argument is not floating, or `where` not boolean.
+        ValueError: If there are no targets, or the shapes do not fit.
+
+    Example:
+        >>> mean, deviation = jnp.zeros(3), jnp.array([1.0, 1.0, 2.0])
+        >>> half = 1.96 * deviation  # of a normal distribution, for 95 %
+        >>> targets = jnp.array([0.0, 3.0, 3.0])
+        >>> print(metrics.interval_coverage(mean - half, mean + half, targets))
+        0.6666667
+        >>> draws = jax.random.normal(jax.random.key(0), (1000, 3))  # of an ensemble
+        >>> ends = jnp.quantile(draws, jnp.array([0.025, 0.975]), axis=0)
+        >>> print(metrics.interval_coverage(*ends, targets))
+        0.33333334
+    """
+    fn = "maskjax.metrics.interval_coverage"
+    low = _predicted.scores(lower, "lower", fn=fn)
+    high = _predicted.scores(upper, "upper", fn=fn)
+    if high.shape != low.shape:
+        raise ValueError(
+            f"`{fn}` needs `upper` of shape {low.shape}, like `lower`, got "
+            f"{high.shape}."
+        )
+    y = _predicted.trailing(targets, low.shape, "targets", fn=fn)
+    if where is not None:
+        where = _predicted.flags(where, low.shape, "where", fn=fn)
+    return _interval_coverage(low, high, y, where)
+
+
+@jax.jit
+def _interval_coverage(
+    lower: Array, upper: Array, targets: Array, where: Array | None
+) -> Array:
+    dtype = jnp.result_type(lower.dtype, upper.dtype, targets.dtype)
+    lower, upper, targets = (x.astype(dtype) for x in (lower, upper, targets))
+    covered = (lower <= targets) & (targets <= upper)
+    known = ~(jnp.isnan(lower) | jnp.isnan(upper) | jnp.isnan(targets))
+    if where is not None:
+        covered, known = covered & where, known | ~where
+    size = _predicted.count_where(where, targets.shape[-1])
+    return _predicted.share(_predicted.count(covered), size, known.all(-1), dtype)
+
+
 @jax.jit
 def _gaussian_nll(mean: Array, variance: Array, targets: Array) -> Array:
     return _nll(*_shaped(mean, variance, targets))
@@ -188,14 +254,24 @@ def _mixture_crps(means: Array, variances: Array, targets: Array) -> Array:
 
 
 def _nll(mean: Array, variance: Array, targets: Array) -> Array:
-    return -norm.logpdf(targets, mean, jnp.sqrt(variance))
+    deviation, apart = jnp.sqrt(variance), targets - mean
+    # Where the square would overflow. Derivatives there could be 0 times infinity, as
+    # of a member that has no part in a mixture.
+    far = abs(apart) > float(jnp.finfo(mean.dtype).max) ** 0.5 * deviation
+    z = jnp.where(far, 0, apart) / deviation
+    nll = z * z / 2 + jnp.log(deviation) + float(np.log(2 * np.pi) / 2)
+    return jnp.where(far, jnp.inf, nll)
 
 
 def _distance(mean: Array, variance: Array) -> Array:
     """The expectation of |X| for normal X."""
     deviation = jnp.sqrt(variance)
-    z = mean / deviation * float(np.sqrt(0.5))
-    return mean * erf(z) + deviation * jnp.exp(-(z**2)) * float(np.sqrt(2 / np.pi))
+    # So far out that the rest vanishes; its derivatives could be 0 times infinity.
+    far = abs(mean) > 100 * deviation
+    near = jnp.where(far, 0, mean)
+    z = near / deviation * float(np.sqrt(0.5))
+    spread = deviation * jnp.exp(-(z**2)) * float(np.sqrt(2 / np.pi))
+    return jnp.where(far, abs(mean), near * erf(z) + spread)
 
 
 def _gaussians(

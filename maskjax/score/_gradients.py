@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax._core import checks, trees, turns
+from maskjax._core import batches, checks, trees, turns
 from maskjax._core.trees import Array, Params, Predicate, Scores
 from maskjax.score._objective import Objective, objective, sensitivities, total, wide
 from maskjax.where import kernels
@@ -128,7 +128,9 @@ def fisher(
 
     Args:
         loss: `(params, *data) -> scalar`. It is called on one example at a time, with a
-            leading axis of 1.
+            leading axis of 1 (and once traced with more, to warn): use running
+            statistics, not those of the batch. A batch of one is normalized to 0, and
+            its scores are 0.
         params: Tree of arrays.
         *data: Arrays, or trees of them, whose leading axis counts N examples.
         batch_size: How many examples to differentiate together. Each of them takes the
@@ -145,6 +147,10 @@ def fisher(
         TypeError: If a chosen leaf is not floating, or the loss is no floating scalar.
         ValueError: If `where` chooses nothing, `batch_size` is less than 1, or the
             arrays of `data` do not share a leading axis of 1 or more.
+
+    Warns:
+        UserWarning: If `loss` mixes the examples of a batch, as BatchNorm does in
+            training mode. It is told while tracing.
 
     Example:
         >>> loss = lambda params, x: jnp.sum(x @ params["w"])
@@ -222,6 +228,14 @@ def _mean_squares(
     checks.at_least(batch_size, 1, fn=fn, name="batch_size")
     data = jax.tree.map(jnp.asarray, data)
     examples = _examples(data, fn=fn)
+    batches.told_if_mixed(
+        f.value,
+        f.chosen,
+        data,
+        fn=fn,
+        gives="`loss` one example at a time",
+        cure="Use running statistics.",
+    )
 
     def summed(batch: Any) -> list[Array]:
         """From examples [B, ...] to sums over B."""
@@ -233,9 +247,9 @@ def _mean_squares(
     def add(total: list[Array], batch: Any) -> tuple[list[Array], None]:
         return [a + b for a, b in zip(total, summed(batch), strict=True)], None
 
-    batches, rest = turns.batches(data, batch_size)
+    full, rest = turns.batches(data, batch_size)
     sums = [jnp.zeros_like(wide(w)) for w in f.chosen]
-    sums, _ = lax.scan(add, sums, batches)
+    sums, _ = lax.scan(add, sums, full)
     if rest is not None:
         sums, _ = add(sums, rest)
     return [square / examples for square in sums]

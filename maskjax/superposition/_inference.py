@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import masking, packing, stacking
-from maskjax._core import checks, placement, trees
+from maskjax._core import batches, checks, placement, trees
 from maskjax._core.trees import Array, Mask, Params, SoftMask
 from maskjax.bank import MaskBank, capacity, is_used, mean
 from maskjax.bank._bank import require_bank
@@ -77,7 +77,8 @@ def infer(
     """The task that each image is from.
 
     Args:
-        apply: `(params, images) -> logits [B, outputs]`.
+        apply: `(params, images) -> logits [B, outputs]`. If it normalizes by statistics
+            of the batch, decide per batch: one image alone is normalized to 0.
         params: Tree of arrays, the same for all tasks.
         bank: The masks to choose from.
         images: [B, ...].
@@ -103,6 +104,10 @@ def infer(
         ValueError: If there are no images, no task is known to be learned, the masks do
             not fit `params`, or all outputs have a label.
 
+    Warns:
+        UserWarning: If `per="image"` and `apply` mixes the images of a batch, as
+            BatchNorm does in training mode. It is told while tracing.
+
     Example:
         >>> params = {"w": jnp.array([[9.0, 0.0], [9.0, 9.0]])}
         >>> rows = {"w": jnp.array([[[True], [False]], [[False], [True]]])}
@@ -123,13 +128,7 @@ def infer(
             f"{jnp.shape(images)}."
         )
     _ready(bank, params, images, fn, "images")
-    image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
-    outputs = jax.eval_shape(apply, params, image).shape[-1]
-    if labels is not None and labels == outputs:
-        raise ValueError(
-            f"`{fn}` needs fewer `labels` than outputs, got {labels} of {outputs}. If "
-            "all outputs have a label, `labels=None` tells tasks by `logit_entropy`."
-        )
+    _fewer_labels(apply, params, images, labels, fn)
 
     def objective(params: Params, images: Array) -> Array:
         logits = apply(params, images)
@@ -144,6 +143,14 @@ def infer(
 
     if per == "batch":
         return one(images)
+    batches.told_if_mixed(
+        apply,
+        params,
+        [images],
+        fn=fn,
+        gives="`apply` one image at a time",
+        cure='Use running statistics, or `per="batch"` for images of one task.',
+    )
     each = placement.clear_of(jnp.asarray(images), bank.masks)[:, None]
     return stacking.map(one, each, batch_size=batch_size)
 
@@ -332,6 +339,25 @@ def _lowest(bank: MaskBank, values: Array) -> Array:
     comparable = is_used(bank) & ~jnp.isnan(values)
     best = jnp.argmin(jnp.where(comparable, values, jnp.inf))
     return jnp.where(bank.learned > 0, best, -1).astype(jnp.int32)
+
+
+def _fewer_labels(
+    apply: Callable[..., Array],
+    params: Params,
+    images: Array,
+    labels: int | None,
+    fn: str,
+) -> None:
+    """Raise if all outputs have a label."""
+    if labels is None:
+        return
+    image = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    outputs = jax.eval_shape(apply, params, image).shape[-1]
+    if labels == outputs:
+        raise ValueError(
+            f"`{fn}` needs fewer `labels` than outputs, got {labels} of {outputs}. If "
+            "all outputs have a label, `labels=None` tells tasks by `logit_entropy`."
+        )
 
 
 def _ready(

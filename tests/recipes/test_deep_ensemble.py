@@ -135,6 +135,28 @@ def test_a_head_yields_means_and_variances_above_the_floor():
     assert np.isfinite(slopes).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e5m2", "float32"])
+def test_a_sure_head_has_finite_losses_and_gradients_in_every_format(dtype):
+    raw = np.array([[0, -20], [30, -20], [-1, -1e4], [0, 40]], dtype)
+    y = np.array([[1], [0], [-1], [5]], dtype)
+
+    @jax.jit
+    def run(raw):
+        loss = lambda raw: deep_ensemble.gaussian_loss(raw, y).sum()  # noqa: E731
+        return deep_ensemble.gaussian_loss(raw, y), jax.grad(loss)(raw)
+
+    losses, slopes = run(raw)
+    assert losses.dtype == np.float32
+    assert slopes.dtype == dtype
+    assert np.isfinite(losses).all()
+    assert np.isfinite(trees.to_numpy(slopes)).all()
+    floor = max(1e-6, 64 / float(jnp.finfo(dtype).max))
+    mean, pre = np.float64(raw)[:, :1], np.float64(raw)[:, 1:]
+    var = reference.softplus(pre) + floor
+    exact = np.log(var) / 2 + (np.float64(y) - mean) ** 2 / (2 * var)
+    np.testing.assert_allclose(losses, exact, rtol=1e-5)
+
+
 def test_the_mixture_agrees_with_the_papers_formula_and_is_symmetric():
     rng = np.random.default_rng(0)
     means = rng.normal(size=(5, 7)).astype("float32")

@@ -370,10 +370,8 @@ def members(stack: trees.Mask, *, fn: str) -> int:
 
     def said(leaf: Any) -> str | None:
         if isinstance(leaf, PackedMask) and not leaf.lead:
-            return "one mask. A stack is packed by `jax.vmap(packing.pack)(stack)`"
-        if leaf is None:
-            return None
-        return "one mask" if length(leaf) is None else str(length(leaf))
+            return f"one mask {leaf.shape}; pack a stack by `jax.vmap(packing.pack)`"
+        return None if leaf is None else str(length(leaf))
 
     needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
     every(no_array, found, stack, needs, TypeError, trees.is_mask_leaf)

@@ -3,22 +3,24 @@
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import checks
+from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array
 
 _FN = "maskjax.recipes.deep_ensemble"
 
 
-def gaussian(outputs: Array, *, floor: float = 1e-6) -> tuple[Array, Array]:
+def gaussian(outputs: Array, *, floor: float | None = None) -> tuple[Array, Array]:
     """The mean and the variance that a network outputs: 2.
 
     Args:
         outputs: [..., 2 * D], floating: D means, then D numbers whose softplus is the
             variance.
         floor: Added to the softplus, so that the logarithm of the variance is finite.
+            `None`: 1e-6, but for float16 outputs 64 / 65504, so that gradients fit into
+            float16 (for any format, at least 64 divided by its largest number).
 
     Returns:
-        Two arrays [..., D]: the means, and variances above 0.
+        Two arrays [..., D], at least float32: the means, and variances above 0.
 
     Raises:
         ValueError: If the last axis is not even.
@@ -32,20 +34,26 @@ def gaussian(outputs: Array, *, floor: float = 1e-6) -> tuple[Array, Array]:
             f"`{_FN}.gaussian` needs `outputs` with an even last axis, got shape "
             f"{outputs.shape}."
         )
-    mean, raw = jnp.split(outputs, 2, axis=-1)
+    if floor is None:
+        floor = max(1e-6, 64 / float(jnp.finfo(outputs.dtype).max))
+    wide = outputs.astype(dtypes.at_least_float32(outputs.dtype))
+    mean, raw = jnp.split(wide, 2, axis=-1)
     return mean, jax.nn.softplus(raw) + floor
 
 
-def gaussian_loss(outputs: Array, targets: Array, *, floor: float = 1e-6) -> Array:
+def gaussian_loss(
+    outputs: Array, targets: Array, *, floor: float | None = None
+) -> Array:
     """The negative log-likelihood of a network's normals, without its constant: 2.
 
     Args:
         outputs: [..., 2 * D], floating: what `gaussian` takes.
         targets: [..., D].
-        floor: Added to the softplus that makes variances.
+        floor: Added to the softplus that makes variances, as in `gaussian`.
 
     Returns:
-        [..., D]: log(variance) / 2 + (target - mean)^2 / (2 * variance).
+        [..., D], at least float32: log(variance) / 2 plus (target - mean)^2 / (2 *
+        variance).
 
     Raises:
         ValueError: If the last axis of `outputs` is not even, or the shapes do not fit.
@@ -59,7 +67,8 @@ def gaussian_loss(outputs: Array, targets: Array, *, floor: float = 1e-6) -> Arr
     """
     mean, variance = gaussian(outputs, floor=floor)
     checks.of_shape(targets, mean.shape, fn=f"{_FN}.gaussian_loss", name="targets")
-    return 0.5 * jnp.log(variance) + (targets - mean) ** 2 / (2 * variance)
+    apart = jnp.asarray(targets, mean.dtype) - mean
+    return 0.5 * jnp.log(variance) + apart**2 / (2 * variance)
 
 
 def mixture(means: Array, variances: Array) -> tuple[Array, Array]:

@@ -1,0 +1,155 @@
+"""Whether what a function makes of a sample depends on the others of its batch.
+
+A batch as long as a large prime is traced. Axes of samples are those whose length is a
+multiple of it. What is summed along one, or ranked, or multiplied, depends on several
+samples; if that meets samples again, they are mixed. A mean loss does not, as it ends
+in a scalar; batch statistics do.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+_PRIME = 8191
+
+_REDUCTIONS = {
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor "
+        "argmax argmin".split(),
+        "axes",
+    ),
+    **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), "axis"),
+    "reduce": "dimensions",
+    "sort": "dimension",
+}
+_BODIES = ("jaxpr", "call_jaxpr", "call")
+
+
+def told_if_mixed(
+    function: Callable[..., Any],
+    params: Any,
+    data: Sequence[Any],
+    *,
+    fn: str,
+    gives: str,
+    cure: str,
+) -> None:
+    """Warn if a function that will get one sample at a time mixes those of a batch.
+
+    It costs a trace and no computation; JAX keeps the trace of a function that is the
+    same object. A function that can't be traced with a larger batch is left alone.
+
+    Args:
+        function: `(params, *data) -> any tree`.
+        params: A tree of arrays.
+        data: Trees of arrays whose leading axis counts samples.
+        fn: The public function that warns.
+        gives: What `fn` gives to which argument.
+        cure: What to do.
+    """
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    def many(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((_PRIME, *x.shape[1:]), x.dtype)
+
+    try:
+        shapes = jax.tree.map(shape, params), *jax.tree.map(many, tuple(data))
+        traced = jax.make_jaxpr(function)(*shapes)
+        mixed = _Walk().run(traced, [False] * len(traced.jaxpr.invars))[1]
+    except Exception:  # what is made for one sample may refuse several in any way
+        return
+    if mixed:
+        warnings.warn(
+            f"`{fn}` gives {gives}, but it mixes the samples of a batch, as BatchNorm "
+            f"does in training mode: a batch of one is normalized to 0. {cure}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+class _Walk:
+    """Through a jaxpr: which values depend on several samples."""
+
+    def run(self, jaxpr: Any, several: Sequence[bool]) -> tuple[list[bool], bool]:
+        """Which outputs do, for inputs that do; and whether samples are mixed."""
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        known = dict(zip(jaxpr.invars, several, strict=True))
+        mixed = False
+
+        def read(atom: Any) -> bool:
+            literal = hasattr(atom, "val")  # `jax.extend.core` is slow to import
+            return not literal and known.get(atom, False)
+
+        for equation in jaxpr.eqns:
+            outs, inner = self.step(equation, [read(atom) for atom in equation.invars])
+            known.update(zip(equation.outvars, outs, strict=True))
+            met = any(
+                out and _samples(var.aval.shape)
+                for var, out in zip(equation.outvars, outs, strict=True)
+                if hasattr(var.aval, "shape")
+            )
+            mixed = mixed or inner or met
+        return [read(atom) for atom in jaxpr.outvars], mixed
+
+    def step(self, equation: Any, ins: list[bool]) -> tuple[list[bool], bool]:
+        name, params = equation.primitive.name, equation.params
+        if name == "scan":
+            return self.scan(params, ins)
+        if name == "while":
+            first, second = params["cond_nconsts"], params["body_nconsts"]
+            consts, carry = ins[first : first + second], ins[first + second :]
+            return self.loop(params["body_jaxpr"], consts, carry, [])
+        if name == "cond":
+            runs = [self.run(body, ins[1:]) for body in params["branches"]]
+            outs = [any(each) for each in zip(*(out for out, _ in runs), strict=True)]
+            return [out or ins[0] for out in outs], any(mixed for _, mixed in runs)
+        body = next((params[key] for key in _BODIES if key in params), None)
+        if body is not None and len(getattr(body, "jaxpr", body).invars) == len(ins):
+            return self.run(body, ins)
+        several = any(ins) or _reduces(equation)
+        return [several] * len(equation.outvars), False
+
+    def scan(self, params: Any, ins: list[bool]) -> tuple[list[bool], bool]:
+        first, n = params["num_consts"], params["num_carry"]
+        consts, carry, rows = ins[:first], ins[first : first + n], ins[first + n :]
+        if params["length"] % _PRIME == 0:  # a step for each sample
+            carry = [True] * n
+        return self.loop(params["jaxpr"], consts, carry, rows)
+
+    def loop(
+        self, body: Any, consts: list[bool], carry: list[bool], rows: list[bool]
+    ) -> tuple[list[bool], bool]:
+        """A body whose first outputs are its next carry, until nothing changes."""
+        while True:
+            outs, mixed = self.run(body, [*consts, *carry, *rows])
+            joined = [a or b for a, b in zip(carry, outs, strict=False)]
+            if joined == carry:
+                return [*carry, *outs[len(carry) :]], mixed
+            carry = joined
+
+
+def _samples(shape: Sequence[int]) -> bool:
+    return any(size and size % _PRIME == 0 for size in shape)
+
+
+def _reduces(equation: Any) -> bool:
+    """Whether an equation makes one number of several samples."""
+    name, params = equation.primitive.name, equation.params
+    shape: Any = (
+        getattr(equation.invars[0].aval, "shape", ()) if equation.invars else ()
+    )
+    if name in _REDUCTIONS:
+        axes = params[_REDUCTIONS[name]]
+        axes = (axes,) if isinstance(axes, int) else axes
+        return _samples([shape[axis] for axis in axes])
+    if name == "dot_general":
+        (axes, _), _ = params["dimension_numbers"]
+        return _samples([shape[axis] for axis in axes])
+    if name.startswith("scatter"):  # a sum of segments
+        updates = equation.invars[2].aval.shape
+        return _samples(updates) and not _samples(shape)
+    return False

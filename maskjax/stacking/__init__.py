@@ -1,0 +1,21 @@
+"""Many masks as one tree: every leaf has a leading axis K of tasks, members or seeds.
+
+>>> a, b = {"w": jnp.array([True, False])}, {"w": jnp.array([True, True])}
+>>> stack = stacking.stack([a, b])
+>>> stacking.size(stack), stacking.take(stack, 1)
+(2, {'w': Array([ True,  True], dtype=bool)})
+"""
+
+from maskjax.stacking._members import map, predict, predict_each
+from maskjax.stacking._stacks import mix, size, stack, take, unstack
+
+__all__ = [
+    "map",
+    "mix",
+    "predict",
+    "predict_each",
+    "size",
+    "stack",
+    "take",
+    "unstack",
+]
