@@ -96,6 +96,8 @@ def _mnist(path: pathlib.Path) -> Data:
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(path, "a folder" if path.is_dir() else "no such file")
+    if problem := no_archive(path):
+        raise DataError(path, problem)
     try:
         with path.open("rb") as file, np.load(file) as archive:
             missing = [name for name in Data._fields[1:] if name not in archive]
@@ -104,10 +106,23 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             there = ", ".join(archive) or "no arrays"
             problems = [f"no {', '.join(missing)}", f"it holds {there}"]
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(path, f"not readable: {error}") from error
-    except (AttributeError, TypeError):  # np.load gave one array, not an archive
-        problems = ["a single array"]
+        raise DataError(path, unreadable(error)) from error
     raise DataError(path, *problems)
+
+
+def no_archive(path: pathlib.Path) -> str | None:
+    """What a file is that is not an archive of arrays, for the user."""
+    if zipfile.is_zipfile(path):
+        return None
+    with path.open("rb") as file:
+        array = file.read(6) == b"\x93NUMPY"
+    return "a single array" if array else "not readable: no .npz archive"
+
+
+def unreadable(error: Exception) -> str:
+    """Why an archive cannot be read, without NumPy's advice to unpickle it."""
+    objects = "pickle" in str(error)
+    return f"not readable: {'it holds Python objects' if objects else error}"
 
 
 def _unlike(arrays: dict[str, np.ndarray], part: str) -> list[str]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from benchmarks._data import Data, DataError
+from benchmarks._data import Data, DataError, no_archive, unreadable
 
 Set = tuple[Array, Array]
 Episodes = tuple[Set, Set]
@@ -100,11 +100,15 @@ def omniglot(path: pathlib.Path) -> Classes:
     """
     unlike = functools.partial(DataError, path, expected=_EXPECTED)
     try:
+        if problem := no_archive(path):
+            raise unlike(problem)
         with path.open("rb") as file, np.load(file) as archive:
             drawn, which = archive["images"], archive["character"]
             counts = np.bincount(which)
+    except DataError:
+        raise
     except Exception as error:
-        raise unlike(f"not readable: {error}") from error
+        raise unlike(unreadable(error)) from error
     if drawn.dtype != np.uint8 or drawn.shape != (len(which), 28, 28):
         found = f"images: {drawn.dtype} of shape {list(drawn.shape)}"
         raise unlike(f"{found}, for {len(which)} characters")

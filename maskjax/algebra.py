@@ -126,8 +126,9 @@ def count(m: Mask, params: Params | None = None) -> Array:
     Args:
         m: A mask.
         params: The parameters it is for. If given, a decision that several entries
-            share (an axis of 1) counts once for each of them. Parameters without a mask
-            (`None`) are not counted.
+            share (an axis of 1) counts once for each of them, and True and False may
+            stand for whole leaves and subtrees. Parameters without a mask (`None`) are
+            not counted.
 
     Returns:
         An integer scalar: int32, or int64 under `jax_enable_x64`.
@@ -247,6 +248,8 @@ def _counted(
     mask: Mask, params: Params | None, *, fn: str
 ) -> tuple[list[Any], tuple[int, ...], int]:
     """The leaves, how many entries share each of their decisions, and all entries."""
+    if params is not None:
+        mask = checks.spread(params, mask)
     _check(mask, fn=fn)
     checks.together(fn=fn, mask=mask)
     if params is None:

@@ -19,7 +19,7 @@ from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, Predicate, SoftMask
 from maskjax.where import kernels
 
-__all__ = ["apply", "everything", "rescale"]
+__all__ = ["apply", "everything", "nonzero", "rescale"]
 
 
 def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> Params:
@@ -27,18 +27,22 @@ def apply(params: Params, mask: Mask | SoftMask, fill: Params | None = None) -> 
 
     Boolean leaves select and never multiply: a removed entry is exactly 0 even where
     the parameter is inf or nan, and its gradient is exactly 0. Floating leaves (soft
-    masks) multiply, `m * params + (1 - m) * fill`, so gradients reach them.
+    masks) multiply, `m * params + (1 - m) * fill`, so gradients reach them. They do so
+    whatever they hold: 0.0 times inf is nan (`m > 0` is a mask that selects), and
+    scores scale (`select.top_k` makes a mask of them).
 
     Args:
         params: Tree of arrays.
         mask: A mask of the same structure: True keeps. A leaf is boolean, floating,
             packed, or `None`; each of its axes is the parameter's or 1. For `None` the
-            parameter is passed through, uncopied.
+            parameter is passed through uncopied. True, False and `None` may also stand
+            for whole leaves and subtrees, as in `{"encoder": False, "head": True}`.
         fill: A tree like `params` with the values of removed entries. `None` means 0,
             for the tree or for a leaf. It is not used where the mask is `None`.
 
     Returns:
-        A tree like `params`, of the same dtypes.
+        A tree like `params`, of the same dtypes. A loop that donates it deletes what
+        was passed through; `jax.tree.map(jnp.copy, ...)` of it is safe.
 
     Raises:
         TypeError: If a leaf of the mask is neither boolean nor floating.
@@ -91,6 +95,29 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
     return trees.map_mask(lambda w: placement.follow(placement.ones(w), w), leaves)
 
 
+def nonzero(params: Params, *, where: Predicate = kernels) -> Mask:
+    """The mask of a sparse network: what is not exactly 0, as in a checkpoint.
+
+    Args:
+        params: Tree of arrays, of a network that was masked.
+        where: Which leaves carry a mask.
+
+    Returns:
+        A mask: True where a parameter is not 0 (nan is not); `None` where `where` does
+        not choose.
+
+    Raises:
+        TypeError: If a chosen leaf is not floating.
+        ValueError: If `where` chooses nothing.
+
+    Example:
+        >>> masking.nonzero({"w": jnp.array([[0.0, -2.0]]), "b": jnp.zeros(2)})
+        {'b': None, 'w': Array([[False,  True]], dtype=bool)}
+    """
+    leaves = checks.chosen_leaves(params, where, fn="maskjax.masking.nonzero")
+    return trees.map_mask(_nonzero, leaves)
+
+
 def rescale(
     params: Params, mask: Mask | SoftMask, *, through_count: bool = True
 ) -> Params:
@@ -104,7 +131,8 @@ def rescale(
     Args:
         params: Tree of arrays, floating where there is a mask.
         mask: A mask, packed or soft ones too, as `apply` takes it. Entries along an
-            axis of 1 count once.
+            axis of 1 count once. Where it is `None`, parameters are passed through
+            uncopied.
         through_count: Whether the gradient by a soft mask goes through the factor too.
             Otherwise the factor is a constant.
 
@@ -133,6 +161,15 @@ def rescale(
         for param, leaf in rows
     ]
     return jax.tree.structure(params).unflatten(leaves)
+
+
+@jax.jit
+def _nonzero(param: Array) -> Array:
+    # Of the bits, because comparisons of floats may round subnormal numbers to 0.
+    width = jnp.finfo(param.dtype).bits
+    bits = lax.bitcast_convert_type(param, jnp.dtype(f"uint{width}"))
+    signed = not str(param.dtype).endswith("fnuz")  # those have no -0
+    return bits << int(signed) != 0
 
 
 @jax.jit

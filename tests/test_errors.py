@@ -6,10 +6,13 @@ Each case is a call and the pattern that its message must match, dots across lin
 import re
 import sys
 
+import flax.core
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import maskjax
 from maskjax import (
@@ -27,9 +30,8 @@ from maskjax import (
     superposition,
     where,
 )
-from maskjax.recipes import edge_popup
+from maskjax.recipes import edge_popup, lottery_ticket
 from maskjax.structure import Block, NofM, Units
-from tests import trees
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -158,6 +160,15 @@ over_dense = pytest.mark.parametrize(("fn", "call"), DENSE.items(), ids=DENSE)
 def test_a_density_lies_between_0_and_1(fn, call, density):
     with raises(ValueError, rf"`{fn}` needs `density` in \[0, 1\], got {density}"):
         call(density)
+
+
+@over_dense
+def test_a_density_may_be_a_numpy_array_without_axes(fn, call):
+    call(np.asarray(0.5, "float32"))
+    with raises(ValueError, rf"`{fn}` needs `density` in \[0, 1\], got nan"):
+        call(np.asarray(np.nan))
+    with raises(TypeError, rf"`{fn}` needs `density` as a number .* got bool array"):
+        call(np.asarray(1, bool))
 
 
 @over_dense
@@ -340,12 +351,60 @@ def test_mask_and_parameters_have_one_structure(transform):
         "  only in `params`: b\n  only in `params`: c\n  only in `mask`: d",
     ):
         transform(masking.apply)(WEIGHTS, mask)
-    with raises(ValueError, "`maskjax.apply` needs `params` and `mask` of the same s"):
-        masking.apply(trees.Layer(jnp.ones(2), jnp.ones(2)), (None, None))
     with raises(
         ValueError, r"only in `params`: dense/kernel\n  only in `mask`: dense$"
     ):
-        masking.apply({"dense": {"kernel": jnp.ones(2)}}, {"dense": None})
+        masking.apply({"dense": {"kernel": jnp.ones(2)}}, {"dense": np.ones(1, bool)})
+
+
+def test_containers_of_two_kinds_are_named_with_the_way_out():
+    pair, mask = {"a": WEIGHTS["a"], "b": WEIGHTS["b"]}, {"a": MASK["a"], "b": None}
+    start = "`maskjax.apply` needs `params` and `mask` of the same structure, got:\n  "
+    for params, kept, line in (
+        ((1.0, 2.0), [None, True], "the root: `params` has tuple, `mask` list"),
+        (
+            {"net": pair},
+            {"net": flax.core.freeze(mask)},
+            "net: `params` has dict, `mask` FrozenDict (`flax.core.unfreeze`)",
+        ),
+        (
+            {"a": flax.linen.Partitioned(WEIGHTS["a"], ("x", "y"))},
+            {"a": MASK["a"]},
+            "a: `params` has Partitioned (`flax.linen.meta.unbox`), `mask` bool array "
+            "of shape (4, 6)",
+        ),
+        (
+            nnx.State(pair),
+            {"a": MASK["a"]},
+            "the root: `params` has State (`flax.nnx.to_pure_dict`), `mask` dict\n  "
+            "only in `params`: b",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(start + line) + "$"):
+            masking.apply(params, kept)
+
+
+def test_one_mask_for_a_stack_and_a_stack_for_one_mask_are_told():
+    fits = "shaped like its parameter, .* a decision"
+    for fn, call in TAKERS_OF_PARAMS.items():
+        one = r"one mask for a stack\? `stacking.stack\(\[mask\]\)` is a stack of one"
+        with raises(ValueError, rf"`{fn}` needs .*{fits} \({one}\), got:\n  a: .* \(6"):
+            call({"a": np.ones((4, 6), bool), "b": np.ones((4, 5), bool), "c": None})
+    with raises(ValueError, rf"{fits} \(a stack of masks\? .*`stacking.map`\), got:"):
+        masking.apply(WEIGHTS, STACK)
+
+
+TAKERS_OF_PARAMS = {
+    "maskjax.stacking.predict": lambda s: stacking.predict(
+        lambda p: p["a"], WEIGHTS, s
+    ),
+    "maskjax.recipes.lottery_ticket.retrain": lambda s: lottery_ticket.retrain(
+        lambda params, mask, key: (params, ()), WEIGHTS, s, key=KEY
+    ),
+    "maskjax.superposition.one_shot": lambda s: superposition.one_shot(
+        lambda p: p["a"].sum(), WEIGHTS, bank.from_stack(s)
+    ),
+}
 
 
 def test_mask_leaves_have_the_shapes_of_parameters(transform):
@@ -361,9 +420,11 @@ def test_mask_leaves_have_the_shapes_of_parameters(transform):
 
 def test_mask_leaves_are_boolean_or_floating_arrays():
     with raises(
-        TypeError, "`maskjax.apply` needs every leaf of `mask` to be .*a: bool T"
+        TypeError, "`maskjax.apply` needs every leaf of `mask` to be .*a: str 'yes'"
     ):
-        masking.apply(WEIGHTS, replaced(MASK, a=True))
+        masking.apply(WEIGHTS, replaced(MASK, a="yes"))
+    with raises(TypeError, "`maskjax.packing.pack` needs .* boolean .*a: bool True"):
+        packing.pack({"a": True})
     with raises(
         TypeError, "`maskjax.apply` needs every leaf of `mask` to be a bool.*a: int"
     ):

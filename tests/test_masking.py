@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 import maskjax
-from maskjax import masking, packing, where
+from maskjax import (
+    algebra,
+    initializer,
+    masking,
+    optim,
+    packing,
+    report,
+    score,
+    select,
+    where,
+)
+from maskjax.recipes import deconstructing, iterand, meta_ticket, pacnet
 from tests import trees
 
 pytestmark = pytest.mark.optimized
@@ -99,6 +110,16 @@ def test_soft_masks_multiply_and_gradients_reach_them(filled, dtype):
     np.testing.assert_allclose(gradient, w64 - f64, atol=tolerance)
 
 
+def test_soft_masks_multiply_whatever_they_and_the_parameters_hold():
+    params = {"w": np.array([np.inf, 2, 3, 4], "float32")}
+    soft = {"w": np.array([0, -1, 2.5, 1], "float32")}
+    np.testing.assert_array_equal(
+        masking.apply(params, soft)["w"], [np.nan, -2, 7.5, 4]
+    )
+    hard = {"w": soft["w"] > 0}
+    np.testing.assert_array_equal(masking.apply(params, hard)["w"], [0, 0, 3, 4])
+
+
 def test_integer_parameters_can_be_masked_and_keep_their_dtype():
     params = {"table": jax.device_put(np.arange(6, dtype=np.int32).reshape(2, 3))}
     out = masking.apply(params, {"table": MASK})["table"]
@@ -110,6 +131,95 @@ def test_numpy_leaves_are_arrays_too():
     params = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
     out = masking.apply(params, {"w": np.asarray(MASK), "b": None})
     np.testing.assert_array_equal(out["w"], MASK)
+
+
+NETWORK = {"encoder": {"w": counting(2, 3), "b": counting(3)}, "head": counting(2, 3)}
+
+
+def test_plain_booleans_and_prefixes_are_masks(every_transform):
+    plain = {"encoder": False, "head": True}
+    out = every_transform(lambda p: masking.apply(p, plain))(NETWORK)
+    expected = {"encoder": jax.tree.map(np.zeros_like, NETWORK["encoder"])}
+    same(out, {**expected, "head": NETWORK["head"]})
+    mixed = {"encoder": {"w": MASK, "b": None}, "head": np.False_}
+    kept = {"w": np.where(KEPT, NETWORK["encoder"]["w"], 0)}
+    expected = {"encoder": {**kept, "b": NETWORK["encoder"]["b"]}, "head": np.zeros(())}
+    same(masking.apply(NETWORK, mixed), expected)
+    fill = jax.tree.map(np.ones_like, NETWORK)
+    same(masking.apply(NETWORK, False, fill), fill)  # noqa: FBT003
+    same(masking.rescale(NETWORK, {"encoder": None, "head": True}), NETWORK)
+    for mask in (None, True, {"encoder": None, "head": None}):
+        same(masking.apply(NETWORK, mask), NETWORK)
+
+
+def test_plain_booleans_are_counted_by_the_parameters_they_decide_on():
+    plain = {"encoder": {"w": KEPT, "b": True}, "head": False}
+    assert algebra.count(plain, NETWORK) == 3 + 3
+    assert algebra.density(plain, NETWORK) == np.float32(6 / 15)
+    assert algebra.count({"encoder": None, "head": True}, NETWORK) == 6
+
+
+_KEY = jax.random.key(0)
+TAKERS = {  # every function that takes a mask with its parameters
+    "algebra.density": lambda m: algebra.density(m, NETWORK),
+    "deconstructing.restart": lambda m: deconstructing.restart(
+        NETWORK, NETWORK, m, kept="constant", key=_KEY
+    ),
+    "deconstructing.scores": lambda m: deconstructing.scores(
+        NETWORK, NETWORK, m, key=_KEY
+    ),
+    "initializer.scores_of": lambda m: initializer.scores_of(
+        NETWORK, m, where=where.matching("b$", axes="inputs") | where.kernels
+    ),
+    "iterand.redraw": lambda m: iterand.redraw(
+        initializer.uniform(), NETWORK, m, key=_KEY
+    ),
+    "meta_ticket.adapt": lambda m: meta_ticket.adapt(
+        lambda params: jnp.sum(params["head"]),
+        NETWORK,
+        m,
+        inner_learning_rates=0.5,
+        steps=1,
+    ),
+    "optim.mask_updates": lambda m: optim.mask_updates(m).init(NETWORK),
+    "pacnet.l2_sp": lambda m: pacnet.l2_sp(
+        NETWORK, jax.tree.map(np.zeros_like, NETWORK), m
+    ),
+    "report.table": lambda m: [report.table(m, NETWORK).encode()],
+    "select.drop": lambda m: select.drop(
+        score.magnitude(NETWORK, where=where.floating), m, rate=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("taker", TAKERS.values(), ids=TAKERS)
+def test_plain_booleans_are_masks_wherever_a_mask_meets_parameters(taker):
+    plain = {"encoder": {"w": True, "b": True}, "head": False}
+    whole = jax.tree.map(lambda k, p: np.full((1,) * p.ndim, k), plain, NETWORK)
+    out, expected = taker(plain), taker(whole)
+    if taker is TAKERS["report.table"]:
+        assert out == expected
+    else:
+        same(out, expected)
+
+
+def same(out, expected):
+    jax.tree.map(np.testing.assert_array_equal, out, broadcast(expected, out))
+
+
+def broadcast(tree, like):
+    return jax.tree.map(lambda x, y: np.broadcast_to(x, y.shape), tree, like)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz"]
+)
+def test_what_is_not_zero_is_the_mask_of_a_sparse_network(dtype):
+    w = np.array([[0, -0.0, 1, -2, np.nan, 0]]).astype(jnp.dtype(dtype))
+    w.view(f"uint{8 * w.itemsize}")[0, -1] = 1  # the smallest subnormal number
+    mask = masking.nonzero({"w": w, "b": w[0]})
+    np.testing.assert_array_equal(mask["w"], [[False, False, *[True] * 4]])
+    assert mask["b"] is None
 
 
 def test_a_single_array_is_a_tree():

@@ -59,6 +59,37 @@ def test_frozen_entries_keep_their_bits(dtype, packed):
     trees.assert_same(packing.unpack(optim.mask_of(state)), mask)
 
 
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", False), ("float16", True)])
+def test_of_frozen_entries_only_subnormal_ones_are_rounded_to_zero(dtype, exact):
+    """What the docstring says that XLA's addition does on CPU."""
+    tiny = np.array(jnp.finfo(dtype).smallest_subnormal)
+    params = {"w": np.array([1, -0.0, 0, -2, tiny, -tiny], dtype)}
+    optimizer = optim.mask_updates({"w": False})
+    after, _ = run(optimizer, params, steps=1)
+    np.testing.assert_array_equal(bits(after["w"])[:4], bits(params["w"])[:4])
+    expected = params["w"] if exact else np.array([1, -0.0, 0, -2, 0, -0.0], dtype)
+    np.testing.assert_array_equal(bits(after["w"]), bits(expected))
+
+
+@pytest.mark.parametrize("make", [optim.mask_updates, optim.keep_sparse])
+def test_plain_booleans_and_prefixes_are_masks_and_no_mask_at_all_is_refused(make):
+    params = make_params("float32")
+    trees_of = {name: jax.tree.map(np.ones_like, p) for name, p in params.items()}
+    optimizer = make({"a": False, **{name: True for name in params if name != "a"}})
+    updates, state = optimizer.update(trees_of, optimizer.init(params), params)
+    after = optax.apply_updates(params, updates)
+    wanted = params["a"] if make is optim.mask_updates else trees_of["a"]
+    scale = 1 if make is optim.mask_updates else 0
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(x, scale * y), after["a"], wanted
+    )
+    assert (np.asarray(after["b"]["kernel"]) != params["b"]["kernel"]).all()
+    assert not optim.mask_of(state)["a"]["kernel"].any()
+    for none in (None, jax.tree.map(lambda _: None, params)):
+        with pytest.raises(ValueError, match="needs a mask with at least one leaf, go"):
+            make(none).init(params)
+
+
 def test_keep_sparse_prunes_in_one_shot_and_holds():
     params = make_params("bfloat16")
     larger = lambda p: select.top_k(score.magnitude(p), density=0.5)  # noqa: E731

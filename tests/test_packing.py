@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import packing, stacking
+from maskjax import algebra, bank, masking, packing, report, stacking
 from tests import trees
 from tests.reference import mixing
 from tests.reference import packing as reference
@@ -70,6 +70,26 @@ def test_dot_is_the_inner_product_with_each_mask(k):
     out = jax.jit(packing.dot)(packed, {**tree, "bias": np.ones(3)})
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 40), (64, 3), (2, 32)])
+def test_bits_past_the_end_count_for_nothing(shape):
+    kept = np.random.default_rng(0).random((2, *shape)) < 0.3
+    packed = jax.vmap(packing.pack)({"w": kept})
+    flipped = jax.tree.map(np.invert, jax.device_get(packed))
+    other = jax.tree.map(lambda words: words[0], flipped)
+    np.testing.assert_array_equal(packing.unpack(flipped)["w"], ~kept)
+    assert algebra.count(other) == (~kept[0]).sum()
+    assert algebra.density(flipped) == np.float32((~kept).sum() / kept.size)
+    assert algebra.overlap(other, packing.pack({"w": ~kept[0]})) == 1
+    ones = {"w": np.ones(shape, "float32")}
+    sums = (~kept).reshape(2, -1).sum(1)
+    np.testing.assert_array_equal(packing.dot(flipped, ones), sums)
+    np.testing.assert_array_equal(report.overlaps(flipped).diagonal(), [1, 1])
+    tasks = bank.from_stack(flipped)
+    np.testing.assert_array_equal(tasks.counts["w"], (~kept).sum(0))
+    larger = np.max(masking.rescale(ones, other)["w"])
+    np.testing.assert_allclose(larger, kept[0].size / sums[0], rtol=1e-6)
 
 
 def test_dot_of_bfloat16_sums_in_float32():

@@ -83,7 +83,7 @@ def from_stack(
     `stacking.mix`, and more slots than K move masks as in `grow`.
 
     Args:
-        stack: A stack of K masks, packed or not.
+        stack: A stack of K masks, packed or not; of one, `stacking.stack([mask])`.
         capacity: C, the number of slots, at least K. `None` means K.
         learned: How many of the K masks are learned; the others are cleared. A traced
             number is clipped to [0, K]. `None` means all.
@@ -155,7 +155,9 @@ def grow(bank: MaskBank, capacity: int) -> MaskBank:
     require_bank(bank, fn=fn)
     checks.at_least(capacity, checks.members(bank.masks, fn=fn), fn=fn, name="capacity")
     checks.together(fn=fn, bank=bank)
-    return bank._replace(masks=_grown(bank.masks, capacity))
+    # Copies, because a loop that donates the result must not take the old bank along.
+    rest = jax.tree.map(jnp.copy, bank._replace(masks=None))
+    return rest._replace(masks=_grown(bank.masks, capacity))
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -145,6 +145,7 @@ def scores_of(
     """
     fn = "maskjax.initializer.scores_of"
     checks.predicate(where, fn=fn)
+    mask = checks.spread(params, mask)
     pairs = checks.shaped_like(params, mask, fn=fn, names=("params", "mask"))
     needed = [leaf is not None for _, leaf in pairs]
     every = layout.fans(params, needed, where, fn=fn, why=_FANS)
@@ -216,7 +217,7 @@ def _deviation(layer: Array) -> Array:
 
 
 def _centered(leaf: Any, gain: float, fan_in: int, dtype: Any) -> Array:
-    centered = 2 * packing.unpack_leaf(leaf).astype(jnp.float32) - 1
+    centered = 2 * jnp.asarray(packing.unpack_leaf(leaf), jnp.float32) - 1
     return (centered * (gain * max(fan_in, 1) ** -0.5)).astype(dtype)
 
 

@@ -10,7 +10,8 @@
 They go last in a chain, where they see what will be added to the parameters; the page
 on optax says where they go with each of its optimizers and wrappers. Removed
 weights are exactly zero after every step, and frozen ones never change, bit for bit,
-under any optimizer, with momentum and weight decay, as long as parameters are finite.
+under any optimizer, with momentum and weight decay, as long as parameters are finite
+(`mask_updates` says what becomes of subnormal ones).
 
 >>> import optax
 >>> from maskjax import optim

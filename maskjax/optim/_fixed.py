@@ -18,18 +18,22 @@ def mask_updates(mask: Mask | Callable[[Params], Mask]) -> Transformation:
     """Freeze what a mask removes: entries with False never change, bit for bit.
 
     Their updates become -0.0, the one number that changes nothing when it is added,
-    whatever the transformations before it computed.
+    whatever the transformations before it computed. Only subnormal parameters (below
+    1.2e-38 in float32 and bfloat16) become 0 where XLA's addition rounds them to it, as
+    on CPU: no update can prevent that.
 
     Args:
         mask: A mask, boolean or packed: True trains, False freezes; a `None` leaf
-            trains. Or a function from parameters to a mask, called by `init`.
+            trains. True and False may stand for whole leaves and subtrees, as in
+            `optax.masked`. Or a function from parameters to a mask, called by `init`.
 
     Returns:
         A transformation, to be the last of a chain.
 
     Raises:
         TypeError: If a leaf is neither boolean nor packed.
-        ValueError: If the mask does not fit the parameters or the updates.
+        ValueError: If the mask has no leaf, or does not fit the parameters or the
+            updates.
 
     Example:
         >>> mask = {"w": jnp.array([[True, False]])}
@@ -53,9 +57,9 @@ def keep_sparse(mask: Mask | Callable[[Params], Mask]) -> Transformation:
     Gradients are left as they are, so the optimizers before it see the dense gradient.
 
     Args:
-        mask: A mask, boolean or packed: True keeps; a `None` leaf is left alone. Or a
-            function from parameters to a mask, called by `init`, which prunes in one
-            shot.
+        mask: A mask, boolean or packed: True keeps; a `None` leaf is left alone. True
+            and False may stand for whole leaves and subtrees. Or a function from
+            parameters to a mask, called by `init`, which prunes in one shot.
 
     Returns:
         A transformation, to be the last of a chain. Its `update` needs `params`.
@@ -63,8 +67,8 @@ def keep_sparse(mask: Mask | Callable[[Params], Mask]) -> Transformation:
 
     Raises:
         TypeError: If a leaf is neither boolean nor packed.
-        ValueError: If the mask does not fit the parameters or the updates, or if
-            `update` is called without `params`.
+        ValueError: If the mask has no leaf, or does not fit the parameters or the
+            updates, or if `update` is called without `params`.
 
     Example:
         >>> mask = {"w": jnp.array([[True, False]])}
@@ -91,8 +95,11 @@ def _holding(
     """The `init` of a transformation whose mask stays."""
 
     def init(params: Params) -> MaskState:
-        given = fitted(params, mask(params) if is_function(mask) else mask)
+        given = checks.spread(params, mask(params) if is_function(mask) else mask)
+        given = fitted(params, given)
         checks.masked(params, given, fn=fn)
+        if not jax.tree.leaves(given) and jax.tree.leaves(params):
+            raise ValueError(f"`{fn}` needs a mask with at least one leaf, got none.")
         # A copy, because a loop that donates the state would delete the user's mask.
         own = jax.tree.map(jnp.copy, given)
         return MaskState(own, jnp.zeros((), jnp.int32) if counted else None)

@@ -143,7 +143,7 @@ def reset_moments(
     Wherever the state contains a tree of the masks' structure (momentum, second
     moments, step sizes, averages), entries of its floating arrays whose mask has
     changed are set to their initial values. Everything else, such as step counts and
-    the factored moments of `optax.adafactor`, stays as it is.
+    the factored moments of `optax.adafactor`, is passed through uncopied.
 
     Args:
         opt_state: The state of any optimizer.

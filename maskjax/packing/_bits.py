@@ -90,7 +90,11 @@ def joined(planes: Array, shape: tuple[int, ...]) -> Array:
 @functools.partial(jax.jit, static_argnums=1)
 def population(leaf: PackedMask, dtype: Any = "int32") -> Array:
     """How many entries each mask of a packed leaf keeps. See `dtypes.counting`."""
-    kept, lead = lax.population_count(leaf.bits).astype(jnp.int32), len(leaf.lead)
+    bits, lead = leaf.bits, len(leaf.lead)
+    how = layout(leaf.shape)
+    if how.view[how.axis] % WORD:  # `jax.tree.map(jnp.invert, packed)` sets more
+        bits &= lax.expand_dims(valid_bits(leaf.shape), range(lead))
+    kept = lax.population_count(bits).astype(jnp.int32)
     end = lead + dtypes.blocks((*kept.shape, WORD), lead)
     blocks = jnp.sum(kept, axis=tuple(range(end, kept.ndim)), dtype=jnp.int32)
     blocks = blocks.astype(dtype)

@@ -87,6 +87,7 @@ def redraw(
     checks.unit_interval(probability, fn=fn, name="probability")
     checks.unit_interval(mix, fn=fn, name="mix")
     checks.predicate(where, fn=fn)
+    mask = checks.spread(weights, mask)
     checks.boolean(mask, fn=fn)
     checks.shaped_like(weights, mask, fn=fn, names=("weights", "mask"))
     masked = {path for path, leaf in trees.mask_leaves(mask)[0] if leaf is not None}

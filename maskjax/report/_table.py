@@ -85,7 +85,8 @@ def table(
     """How much a mask keeps of each parameter, as text.
 
     Args:
-        mask: A mask with concrete leaves, boolean or packed.
+        mask: A mask with concrete leaves, boolean or packed, or plain booleans that
+            stand for whole leaves and subtrees.
         params: The parameters it is for, or their shapes.
         flops: From `flops`: a tree like `params` of integers, `None` where unknown.
         where: Which axes stack layers: the shape of 12 layers is `12 x (64 x 256)`. It
@@ -128,6 +129,7 @@ def table(
     """
     fn = "maskjax.report.table"
     _drawing.require("rich", fn)
+    mask = checks.spread(params, mask)
     counts = counts_of(mask, params, fn=fn)
     work = [None] * len(counts)
     if flops is not None:
@@ -266,6 +268,7 @@ def _layer_rows(path: str, stack: Stack, flops: int | None) -> list[tuple[str, .
 
 def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
     """How much a mask keeps of each parameter."""
+    mask = checks.spread(params, mask)
     checks.boolean(mask, fn=fn)
     checks.packed(mask, fn=fn, stacked=False)
     _drawing.concrete(mask, fn=fn, what="a mask with values")

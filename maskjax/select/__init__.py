@@ -1,6 +1,7 @@
 """Scores in, mask out. True keeps.
 
-- `top_k` keeps the highest scores, an exact fraction of them.
+- `top_k` keeps the highest scores, an exact fraction of them. Scores have signs: to
+  keep the largest parameters of either sign, rank `score.magnitude(params)`.
 - `threshold` keeps the scores that reach a number, `bernoulli` draws from
   probabilities, `random` and `random_like` draw masks with exact counts.
 - `drop`, `shrink` and `grow` change a mask; `iterative_top_k` prunes in rounds.

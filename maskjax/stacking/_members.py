@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import masking
-from maskjax._core import batches, checks, placement, trees, turns
+from maskjax._core import batches, blame, checks, placement, trees, turns
 from maskjax._core.trees import Array, Mask, Params, SoftMask
 from maskjax.stacking._stacks import take
 
@@ -50,16 +50,16 @@ def predict(
         <BLANKLINE>
                [[ 1.]]], dtype=float32)
     """
+    fn = "maskjax.stacking.predict"
     # A mesh axis holds either masks or parts of what all masks meet.
     whole, inputs = placement.clear((params, inputs), stack)
-    return _map(
-        lambda mask, *inputs: apply(masking.apply(whole, mask), *inputs),
-        stack,
-        *inputs,
-        batch_size=batch_size,
-        fn="maskjax.stacking.predict",
-        params=params,
-    )
+
+    def under(mask: Mask, *inputs: Any) -> Any:
+        with blame.instead_of("maskjax.apply", fn):
+            masked = masking.apply(whole, mask)
+        return apply(masked, *inputs)
+
+    return _map(under, stack, *inputs, batch_size=batch_size, fn=fn, params=params)
 
 
 def map(

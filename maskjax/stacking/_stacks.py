@@ -20,7 +20,8 @@ def stack(masks: Sequence[Mask]) -> Mask:
         masks: K >= 1 masks of the same structure, shapes and dtypes, packed or not.
 
     Returns:
-        A stack: a mask whose every leaf has one more, leading axis K.
+        A stack: a mask whose every leaf has one more, leading axis K. One mask is not a
+        stack: where no parameters tell, its first axis is taken for K.
 
     Raises:
         TypeError: If a leaf is neither an array nor None, as activation functions of

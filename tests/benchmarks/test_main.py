@@ -72,7 +72,8 @@ def test_wrong_arguments_are_refused(arguments, complaint, capsys):
         (None, "no such file"),
         ("a folder", "a folder"),
         (b"", "not readable"),
-        (b"not an archive", "not readable"),
+        (b"not an archive", "not readable: no .npz archive"),
+        (b"\x93NUMPY of version 1.0", "a single array"),
         (struct.pack("<9d", *[1] * 9), "not readable"),
         (0.0, "not readable"),
         (0.3, "not readable"),
@@ -88,7 +89,9 @@ def test_a_file_that_is_no_archive_is_refused(content, found, tmp_path, capsys):
         path.write_bytes(whole[: int(content * len(whole))])
     elif content is not None:
         path.write_bytes(content)
-    assert found in _refusal(path, tmp_path, capsys)
+    refused = _refusal(path, tmp_path, capsys)
+    assert found in refused
+    assert "pickle" not in refused
 
 
 def test_a_damaged_array_is_refused(tmp_path, capsys):
@@ -125,7 +128,7 @@ def test_other_arrays_are_named(tmp_path, capsys):
         ({"y_train": np.arange(6) + 5}, "y_train: labels from 5 to 10"),
         ({"y_train": np.arange(6) - 1}, "y_train: labels from -1 to 4"),
         ({"x_test": np.zeros((0, 28, 28), np.uint8)}, "x_test: no images"),
-        ({"y_test": np.array([None] * 6)}, "not readable: Object arrays"),
+        ({"y_test": np.array([None] * 6)}, "not readable: it holds Python objects"),
     ],
 )
 def test_wrong_arrays_are_described(others, expected, tmp_path, capsys):

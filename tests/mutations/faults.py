@@ -511,6 +511,47 @@ FAULTS = (
         "jax.random.key_data(key)",
         ("test_optim.py",),
     ),
+    Fault(
+        "ticket-shares-the-rewind-point",
+        "lottery_ticket.search: the trace holds the arrays of its caller, and twice.",
+        "recipes/lottery_ticket",
+        "jax.tree.map(jnp.copy, (params, rewound))",
+        "(params, rewound)",
+        ("test_buffers.py",),
+    ),
+    Fault(
+        "bank-grows-on-the-counts-of-the-old",
+        "bank.grow: the grown bank and the old one share counts.",
+        "bank",
+        "jax.tree.map(jnp.copy, bank._replace(masks=None))",
+        "bank._replace(masks=None)",
+        ("test_buffers.py",),
+    ),
+    # Masks
+    Fault(
+        "stray-bits-count",
+        "algebra.count: bits past the end of a packed mask are counted.",
+        "packing",
+        "bits &= lax.expand_dims(valid_bits(leaf.shape), range(lead))",
+        "pass",
+        ("test_packing.py",),
+    ),
+    Fault(
+        "plain-booleans-keep",
+        "apply: a plain False at a subtree keeps it.",
+        "_core",
+        "np.full((1,) * np.ndim(p), leaf, bool)",
+        "np.full((1,) * np.ndim(p), True, bool)",
+        ("test_masking.py",),
+    ),
+    Fault(
+        "weights-that-stay-are-zeroed",
+        "deconstructing.restart: with _rev weights that did not move become 0.",
+        "recipes/deconstructing",
+        "before < after if removed",
+        "before <= after if removed",
+        ("recipes/test_deconstructing.py",),
+    ),
     # Scores
     Fault(
         "synflow-of-signed-weights",

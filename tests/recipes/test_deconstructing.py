@@ -222,6 +222,19 @@ def test_actions_agree_with_the_reference(kept, removed):
         np.testing.assert_allclose(start[name], expected, rtol=rtol)
 
 
+def test_weights_that_did_not_move_are_zeroed_neither_way():
+    w_i, w_f = np.float32([[1, -2, 3, -4]]), np.float32([[0.5, 2, -4, -5]])
+    mask = {"w": np.array([[False, False, False, True]])}
+    for removed, expected in (
+        ("freeze_init_zero_mask", [0, -2, 3, -4]),
+        ("freeze_init_zero_mask_rev", [1, -2, 0, -4]),
+        ("freeze_init_zero_all", [0, -2, 3, -4]),
+        ("freeze_init_zero_all_rev", [1, -2, 0, 0]),
+    ):
+        start = restarted(({"w": w_i}, {"w": w_f}), mask, removed=removed)
+        np.testing.assert_array_equal(start["w"], [expected], err_msg=removed)
+
+
 @pytest.mark.parametrize("removed", RESHUFFLED)
 def test_control_zeros_are_as_many_at_random_places(removed):
     mask = some()

@@ -624,10 +624,26 @@ WRONG = {"body": np.ones((2, 5), bool), "bias": None, "head": np.ones(2, bool)}
 COUNTER = {"w": np.ones((2, 2), "f"), "counter": np.zeros((), "int32")}
 NONE = "at least one sample, and one task, got:\n"
 RATE = (
-    "every leaf of `inner_learning_rates` as a number, a floating scalar or None, got"
+    "every leaf of `inner_learning_rates` as a number, None, or a floating array shaped"
+    " like its parameter, got"
 )
 SAME = "every leaf of `tasks` with the same number of tasks, got:\n"
 CUT = "every threshold as a number or a floating scalar, got:\n  body"
+
+
+def test_every_weight_may_have_a_rate_of_its_own():
+    w, rate = np.float32([[1, 2], [3, 4]]), np.float32([[0.5, 0], [0.25, 1]])
+    slope = lambda params: jnp.sum(params["w"])  # noqa: E731
+    adapted = functools.partial(meta_ticket.adapt, slope, {"w": w}, steps=2)
+    for rates, each in ((rate, rate), (rate[:1], rate[[0, 0]]), (rate[:, :1], None)):
+        each = np.repeat(rate[:, :1], 2, 1) if each is None else each
+        out = adapted(None, inner_learning_rates={"w": rates})["w"]
+        np.testing.assert_array_equal(out, w - 2 * each)
+    kept = np.array([[True, False], [True, True]])
+    out = adapted({"w": kept}, inner_learning_rates={"w": rate})["w"]
+    np.testing.assert_array_equal(out, np.where(kept, w - 2 * rate, 0))
+    by = jax.grad(lambda r: adapted(None, inner_learning_rates={"w": r})["w"].sum())
+    np.testing.assert_array_equal(by(rate), np.full((2, 2), -2))
 
 
 def rates(bias):

@@ -228,6 +228,32 @@ def test_a_loop_may_donate_what_it_is_given():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start))
 
 
+def test_heads_of_different_widths_stay_outside_of_the_state():
+    """As the module's docstring says."""
+    x = np.ones((1, 2), "float32")
+    state, heads, said = (
+        packnet.init({"w": np.eye(2, dtype="f4")}, head=None, capacity=2),
+        [],
+        [],
+    )
+    loss = lambda body, head: jnp.sum((x @ body["w"] @ head - 1) ** 2)  # noqa: E731
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    for width, rate in ((3, 0.5), (5, None)):
+        phase, head = packnet.begin(state), np.full((2, width), 0.1, "f4")
+        by_body, by_head = slopes(phase.params, head)
+        params = jax.tree.map(np.subtract, jax.device_get(phase.params), by_body)
+        if rate:
+            phase = packnet.prune(phase, params, rate=rate)
+            params = phase.params
+        state = packnet.commit(phase, params)
+        heads.append(head - by_head)
+        said.append(x @ packnet.params_of(state, -1)["w"] @ heads[-1])
+    assert [out.shape for out in said] == [(1, 3), (1, 5)]
+    for task in range(2):
+        body = packnet.params_of(state, task)["w"]
+        np.testing.assert_array_equal(x @ body @ heads[task], said[task])
+
+
 def test_a_rate_of_1_leaves_a_task_its_head_on_the_features_before_it(history):
     after = turn(history[1], 2, 1)
     assert after.counts[2] == 0

@@ -77,12 +77,12 @@ def zeros(
     w_i: np.ndarray, w_f: np.ndarray, kept: np.ndarray, removed: str
 ) -> np.ndarray:
     """Which weights a mask-0 action sets to 0."""
-    shrank = np.abs(w_f) < np.abs(w_i)
+    shrank, grew = np.abs(w_f) < np.abs(w_i), np.abs(w_f) > np.abs(w_i)
     return {
         "zero": ~kept,
         "freeze_init": np.zeros_like(kept),
         "freeze_init_zero_mask": ~kept & shrank,
-        "freeze_init_zero_mask_rev": ~kept & ~shrank,
+        "freeze_init_zero_mask_rev": ~kept & grew,
         "freeze_init_zero_all": shrank,
-        "freeze_init_zero_all_rev": ~shrank,
+        "freeze_init_zero_all_rev": grew,
     }[removed]

@@ -39,6 +39,7 @@ from maskjax._core.checks._leaves import (
     same_shapes,
     shaped_like,
 )
+from maskjax._core.checks._structure import spread
 from maskjax._core.checks._values import (
     BY_VMAP,
     at_least,
@@ -98,6 +99,7 @@ __all__ = [
     "samples",
     "shaped",
     "shaped_like",
+    "spread",
     "structure",
     "together",
     "typed_key",

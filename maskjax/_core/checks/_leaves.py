@@ -21,6 +21,7 @@ from maskjax._core.checks._kinds import (
     none_of,
     shaped,
 )
+from maskjax._core.checks._structure import PLAIN, apart_at, hint_of_ranks, spread
 from maskjax._core.checks._values import floating, predicate
 from maskjax._core.packed import PackedMask
 
@@ -43,16 +44,9 @@ def rows(
         try:
             columns.append(treedef.flatten_up_to(other))
         except ValueError as error:
-            mine = set(trees.paths(tree, is_leaf))
-            theirs = set(trees.paths(other, trees.is_mask_leaf))
-            lines = [
-                *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
-                *(f"only in `{name}`: {path}" for path in sorted(theirs - mine)),
-            ]
-            raise listing(
-                lines or [str(error)],
-                f"`{fn}` needs `{names[0]}` and `{name}` of the same structure",
-            ) from error
+            needs = f"`{fn}` needs `{names[0]}` and `{name}` of the same structure"
+            lines = apart_at(tree, other, (names[0], name), is_leaf)
+            raise listing(lines or [str(error)], needs) from error
     found = list(zip(*columns, strict=True))
     if others:
         names = tuple(names)
@@ -169,13 +163,18 @@ def masked(
 ) -> list[tuple[Any, Any]]:
     """Parameters paired with the leaves of one mask that fits them.
 
-    A leaf of the mask is None, boolean, packed, or, if `soft`, floating.
+    A leaf is None, boolean, packed, or, if `soft`, floating, or what `spread` takes.
     """
+    how: Any = {"fn": fn, "names": names, "is_leaf": is_leaf}
     try:
-        found = rows(params, mask, fn=fn, names=names, is_leaf=is_leaf)
+        found = rows(params, mask, **how)
     except ValueError:
-        boolean(mask, fn=fn, name=names[1], or_soft=soft)
-        raise
+        if spread(params, mask) is mask:
+            boolean(spread(mask, mask), fn=fn, name=names[1], or_soft=soft)
+            raise
+        found = rows(params, spread(params, mask), **how)
+    if any(type(leaf) in PLAIN for _, leaf in found):
+        found = rows(params, spread(params, mask), **how)
     leaves = [(leaf,) for _, leaf in found]
     _check_kind(leaves, params, is_leaf, names[1], fn, soft=soft)
     _check_bits(leaves, params, is_leaf, fn=fn, stacked=False)
@@ -215,7 +214,7 @@ def _check_fits(
         f"`{fn}` needs every leaf of `{names[1]}` shaped like its parameter, or 1 "
         "where entries share a decision"
     )
-    every(misfit, found, tree, needs, ValueError, stop)
+    every(misfit, found, tree, needs + hint_of_ranks(found), ValueError, stop)
 
 
 def floating_where_masked(

@@ -70,8 +70,8 @@ def unit_interval(
         value = np.asarray(value, np.float64)
         near = np.round(value)
         value = np.where(np.abs(value - near) <= 1e-6, near, value)
-    single = value.item() if isinstance(value, np.ndarray) and not shape else value
-    for number in np.ravel(value).tolist() if shape else [single]:
+    array = isinstance(value, np.ndarray)
+    for number in np.ravel(value).tolist() if array else [value]:
         if not is_number(number):
             also = ", or an array of them" if several else ""
             raise TypeError(
@@ -86,6 +86,8 @@ def not_negative(value: Any, *, fn: str, name: str) -> None:
     """A finite Python number of at least 0, or a scalar array, not looked at."""
     if isinstance(value, jax.Array) and not value.shape and is_real(value):
         return
+    if isinstance(value, np.ndarray) and not value.shape:
+        value = value.item()
     if not is_number(value):
         raise TypeError(f"`{fn}` needs `{name}` as a number, got {kind_of(value)}.")
     if not 0.0 <= float(value) < math.inf:
@@ -98,6 +100,8 @@ def at_least(
     """A whole number that is not too small. If `traceable`, any array passes."""
     if traceable and isinstance(value, jax.Array):
         return
+    if traceable and isinstance(value, np.ndarray) and not value.shape:
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
             f"`{fn}` needs `{name}` as a whole number, got {kind_of(value)}."

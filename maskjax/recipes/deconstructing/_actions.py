@@ -31,15 +31,17 @@ def restart(
     Args:
         initial: The weights w_i before training.
         final: The weights w_f after training; only "freeze_init_zero_..." uses them.
-        mask: True keeps. Leaves where it is `None` are returned as in `initial`.
+        mask: True keeps. Where it is `None`, the leaf of `initial` is passed through
+            uncopied.
         kept: "rewind": w_i. "reinit": w_i of the whole leaf, permuted. "reshuffle": w_i
             of the kept weights, permuted. "constant": the standard deviation of w_i.
         sign: "original": the sign of w_i. "random": a coin, or with "reinit" and
             "reshuffle" the sign of the value that came.
         removed: "zero". "freeze_init": w_i. "freeze_init_zero_mask": 0 for weights that
             shrank, |w_f| < |w_i|, else w_i. "freeze_init_zero_all": the same, and kept
-            weights that shrank start at 0 too. With "_rev" added the two set those that
-            did not shrink to 0; with "_reshuffle", the same number at random places.
+            weights that shrank start at 0 too. With "_rev" added the two set weights
+            that grew to 0 instead, |w_f| > |w_i|; with "_reshuffle", as many as shrank,
+            at random places.
         key: A typed key; every leaf gets its own.
 
     Returns:
@@ -85,7 +87,9 @@ def _restarted(
 ) -> Array:
     one, two = jax.random.split(key)
     value = jnp.where(m, _value(w_i, m, kept, sign, one), w_i)  # 3.
-    zero = _zero(jnp.abs(w_f) < jnp.abs(w_i), m, removed, two)
+    before, after = jnp.abs(w_i), jnp.abs(w_f)
+    moved = before < after if removed.endswith("rev") else after < before
+    zero = _zero(moved, m, removed, two)
     return jnp.where(zero, 0.0, value).astype(dtype)  # 4.
 
 
@@ -100,13 +104,13 @@ def _value(w: Array, m: Array, kept: str, sign: str, key: Array) -> Array:
     return jnp.copysign(value, w if sign == "original" else signs)
 
 
-def _zero(shrank: Array, m: Array, removed: str, key: Array) -> Array:
+def _zero(moved: Array, m: Array, removed: str, key: Array) -> Array:
     if removed in ("zero", "freeze_init"):
         return ~m & (removed == "zero")
     among = ~m | ("zero_all" in removed)
     if removed.endswith("reshuffle"):
-        shrank = _permuted(shrank, among, key)
-    return among & (shrank ^ removed.endswith("rev"))
+        moved = _permuted(moved, among, key)
+    return among & moved
 
 
 def _permuted(x: Array, among: Array, key: Array) -> Array:

@@ -109,6 +109,7 @@ def masked(
 ) -> tuple[Mask, Params, Params]:
     """The mask in full shape; leaves with a mask of both trees, in float32 at least."""
     checks.same_shapes(initial, other, fn=fn, names=("initial", name), is_leaf=None)
+    mask = checks.spread(initial, mask)
     checks.boolean(mask, fn=fn)
     mask = packing.unpack(mask)
     checks.shaped_like(initial, mask, fn=fn, names=("initial", "mask"))

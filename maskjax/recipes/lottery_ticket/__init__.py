@@ -102,7 +102,8 @@ def search(
             order: `warm_up` takes the first batches, `train` the others.
 
     Returns:
-        The trace. Mask r keeps about n (1 - rate)^r of the n weights of a leaf.
+        The trace, in arrays of its own. Mask r keeps about n (1 - rate)^r of the n
+        weights of a leaf.
 
     Raises:
         TypeError: If `train` returns no pair, the key is not typed, `rounds` or a rate
@@ -141,4 +142,6 @@ def search(
         return (prune(final, mask), start), (mask, final, metrics)  # 3.
 
     _, (masks, final, metrics) = lax.scan(turn, (mask, rewound), length=rounds + 1)
+    # Copies: a loop may donate what it trains, and the trace holds no array twice.
+    params, rewound = jax.tree.map(jnp.copy, (params, rewound))
     return Trace(masks, params, rewound, final, metrics)

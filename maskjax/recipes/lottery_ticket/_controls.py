@@ -100,7 +100,8 @@ def random_masks(
 
 def trained(train: Train, start: Params, mask: Mask, key: Array, fn: str) -> Any:
     """One training under a mask: parameters, exactly masked, and metrics."""
-    start = masking.apply(start, mask)
+    with blame.instead_of("maskjax.apply", fn):
+        start = masking.apply(start, mask)
     result = train(start, mask, key=key)
     if not (isinstance(result, tuple) and len(result) == 2):
         got = type(result).__name__

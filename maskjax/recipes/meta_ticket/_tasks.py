@@ -32,15 +32,16 @@ def adapt(
         mask: A mask, or a soft mask that meta-gradients go through. Removed weights
             are 0 and stay 0. `None` keeps everything (MAML).
         *support: The support set, trees of arrays [n, ...], passed on to `loss`.
-        inner_learning_rates: A number, or a tree of numbers like `params`. Leaves whose
-            rate is 0 or `None` do not adapt; `None` saves their gradient.
+        inner_learning_rates: A number, or a tree like `params` of numbers or of arrays,
+            one rate for each weight (an axis of 1 shares it). Leaves whose rate is 0 or
+            `None` do not adapt; `None` saves their gradient.
         steps: The number of gradient steps, a Python number.
         first_order: Whether meta-gradients treat the gradients of the steps as
             constants.
 
     Returns:
         A tree like `params` with the mask applied. Leaves without a mask that do not
-        adapt are the parameters' own arrays.
+        adapt are passed through uncopied.
 
     Raises:
         TypeError: If a rate is not a number, `steps` is not a whole number, or a leaf
@@ -57,12 +58,12 @@ def adapt(
 
     References:
         Finn et al., arXiv:1703.03400, algorithm 2; per-leaf rates of 0: Raghu et al.
-        (ANIL), arXiv:1909.09157; Oh et al. (BOIL), arXiv:2008.08882.
+        (ANIL), arXiv:1909.09157; Oh et al. (BOIL), arXiv:2008.08882; a rate for each
+        weight: Li et al. (Meta-SGD), arXiv:1707.09835.
     """
     fn = f"{_FN}.adapt"
     checks.at_least(steps, 0, fn=fn, name="steps")
-    if mask is None:
-        mask = jax.tree.map(lambda _: None, params)
+    mask = checks.spread(params, mask)
     checks.shaped_like(params, mask, fn=fn, names=("params", "mask"))
     checks.boolean(mask, fn=fn, or_soft=True)
     _not_empty({"support": support}, fn=fn)
@@ -137,10 +138,15 @@ def _rates(rates: Any, params: Params, *, fn: str) -> Any:
     if trees.is_single(rates):
         rates = jax.tree.map(lambda _: rates, params)
     pairs = checks.matched(params, rates, fn=fn, names=("params", name))
-    wrong = [(p, r) for p, _, r in pairs if r is not None and not is_scalar(r)]
+    wrong = [
+        f"{path}: {checks.kind_of(r)}, params {np.shape(w)}"
+        for path, w, r in pairs
+        if r is not None and not is_scalar(r) and not _fits(r, w)
+    ]
     checks.raise_all(
-        (f"{path}: {checks.kind_of(r)}" for path, r in wrong),
-        f"`{fn}` needs every leaf of `{name}` as a number, a floating scalar or None",
+        wrong,
+        f"`{fn}` needs every leaf of `{name}` as a number, None, or a floating array "
+        "shaped like its parameter",
         TypeError,
     )
     return rates
@@ -149,6 +155,10 @@ def _rates(rates: Any, params: Params, *, fn: str) -> Any:
 def is_scalar(x: Any) -> bool:
     """Whether something is a number, or a floating array without axes."""
     return checks.is_number(x) or checks.is_floating(x) and not x.shape
+
+
+def _fits(rate: Any, w: Array) -> bool:
+    return checks.is_floating(rate) and checks.fits(rate.shape, np.shape(w))
 
 
 def _pace(w: Array, m: Any, inner: Any, rate: Any) -> Array | None:

@@ -20,7 +20,8 @@ Departures from the paper:
   * frozen weights never change, bit for bit, even if an optimizer moves them
   * in the paper all tasks use the first task's running statistics: `statistics=None`
 
-The training loop is yours. It may donate the parameters that it is given.
+The training loop is yours. It may donate the parameters that it is given. Heads of
+different widths: keep them out of `params`, one for each task, and give `head=None`.
 
     >>> from maskjax.recipes import packnet
     >>> params = {"w": jnp.array([[3.0, -1.0]]), "head": jnp.zeros((2, 1))}

@@ -23,7 +23,7 @@ class Training(NamedTuple):
     Attributes:
         params: Where training starts: all weights, and the task's own leaves.
         mask: What the task may change, for `optim.mask_updates`: True trains.
-        state: The network before the task.
+        state: The network before the task, as it was given to `begin`.
     """
 
     params: Params
@@ -53,8 +53,10 @@ def begin(
             its weights can learn again.
 
     Returns:
-        Where training starts, in arrays of its own. If `learned` is traced and there is
-        no room, nothing trains, and `commit` changes nothing.
+        Where training starts: `params` and `mask` in arrays of their own; `state` is
+        the one that was given, uncopied, so donate `params` but not the whole. If
+        `learned` is traced and there is no room, nothing trains, and `commit` changes
+        nothing.
 
     Raises:
         TypeError: If `state` is not a `PackNetState`.
@@ -106,7 +108,8 @@ def prune(
         where: What the axes mean, for "layer" and "output".
 
     Returns:
-        The task with the freed weights at 0, to be trained again.
+        The task with the freed weights at 0, to be trained again. Its `state` is that
+        of `training`, uncopied.
 
     Raises:
         TypeError: If `training` is not a `Training`, or the rate is not a number.

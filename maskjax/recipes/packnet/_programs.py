@@ -66,7 +66,8 @@ def freed(mask: Mask, kept: Mask, params: Params) -> tuple[Params, Mask]:
         return w if kept is None else jnp.where(trained & ~kept, jnp.zeros_like(w), w)
 
     params = jax.tree.map(zeroed, params, mask, kept)
-    return params, jax.tree.map(lambda m, k: m if k is None else k, mask, kept)
+    own = lambda m, k: jnp.copy(m) if k is None else k  # noqa: E731
+    return params, jax.tree.map(own, mask, kept)
 
 
 @jax.jit

@@ -9,9 +9,12 @@ Algorithm (numbers match the comments below):
   2. If k max(nu) < 1 + epsilon, no mask is much better than the others: a new task.
   3. Otherwise go on with the scores of the task of the largest nu.
   4. Train the current scores as in `supsup`.
-Departures: the first decisions are among `least` masks, untrained ones too, as in the
-reference code (a single mask, nu = 1, would never see a second batch). "mean_masks"
-centers the masks, or it would keep every weight.
+Departures:
+  * the first decisions are among `least` masks, untrained ones too, as in the reference
+    code: a single mask, nu = 1, would never see a second batch
+  * an untrained mask counts in nu but is never chosen; the reference code trains on
+    with it if its nu is the largest
+  * "mean_masks" centers the masks, or it would keep every weight
 
     >>> from maskjax.recipes import supsup_stream
     >>> weights, x = {"w": jnp.array([[3.0, -3.0], [-3.0, 3.0]])}, jnp.eye(2)[:1]
