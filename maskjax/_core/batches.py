@@ -1,9 +1,9 @@
 """Whether what a function makes of a sample depends on the others of its batch.
 
 A batch as long as a large prime is traced. Axes of samples are those whose length is a
-multiple of it. What is summed along one, or ranked, or multiplied, depends on several
+multiple of it. What is summed along one, or ranked, or contracted, depends on several
 samples; if that meets samples again, they are mixed. A mean loss does not, as it ends
-in a scalar; batch statistics do.
+in a scalar; batch statistics do. Shifts and slices along samples go unnoticed.
 """
 
 import warnings
@@ -35,6 +35,7 @@ def told_if_mixed(
     fn: str,
     gives: str,
     cure: str,
+    stacklevel: int = 3,
 ) -> None:
     """Warn if a function that will get one sample at a time mixes those of a batch.
 
@@ -48,6 +49,7 @@ def told_if_mixed(
         fn: The public function that warns.
         gives: What `fn` gives to which argument.
         cure: What to do.
+        stacklevel: How far above is the line that the warning shows: that of the user.
     """
 
     def shape(x: Any) -> jax.ShapeDtypeStruct:
@@ -67,7 +69,7 @@ def told_if_mixed(
             f"`{fn}` gives {gives}, but it mixes the samples of a batch, as BatchNorm "
             f"does in training mode: a batch of one is normalized to 0. {cure}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

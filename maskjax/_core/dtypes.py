@@ -48,11 +48,11 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def ratio(part: jax.Array, whole: Any, dtype: Any) -> jax.Array:
-    """Counts divided by counts, correctly rounded, also under `jit`.
+    """Counts divided by counts that `dtype` holds (float32: up to 2^24), rounded once.
 
-    XLA would replace the division of many numbers by one, or by a known one, by a
-    product with its reciprocal, which is one unit in the last place off for 35 of 37.
-    So each divisor depends on its count, as far as XLA knows.
+    XLA would replace the division of many numbers by one that they share, or by a
+    constant, by a product with its reciprocal, which is one unit in the last place off
+    for 35 of 37. So each divisor depends on its count, as far as XLA knows.
     """
     return part.astype(dtype) / jnp.where(part >= 0, jnp.asarray(whole, dtype), jnp.nan)
 

@@ -235,6 +235,7 @@ def _mean_squares(
         fn=fn,
         gives="`loss` one example at a time",
         cure="Use running statistics.",
+        stacklevel=4,
     )
 
     def summed(batch: Any) -> list[Array]:

@@ -57,8 +57,8 @@ def choose(
         holding: A mask that the result contains; its scores do not matter.
         of_all: True if shares are fractions of all decisions, False if of those within.
         guess: The cutoffs of an earlier call.
-        absolute: Whether entries are ranked by absolute value: of scores in memory that
-            takes no memory, unlike passing their absolute values.
+        absolute: Whether absolute values are ranked, if the structure is `Entries()`.
+            Unlike passing them, that takes no memory.
     """
     leaves = Leaves(scores, scope, structure, where, fn=fn)
     keeps = leaves.mask(within, name=mask_name)

@@ -36,7 +36,7 @@ def order_key(
 
 
 def exactly(x: Array, dtype: jnp.dtype) -> Array:
-    """Floats in a wider format, also the subnormal ones, which some backends flush."""
+    """Floats in a wider format; to float64 also those that are subnormal in float32."""
     if x.dtype == dtype:
         return x
     if dtype == jnp.float32:

@@ -137,7 +137,7 @@ def threshold(scores: Scores, *, at: ArrayLike | Scores) -> Mask:
             is kept.
         at: Entries with `score >= at` are kept; nan never is. A number, a scalar array,
             or a tree of either like `scores`, such as the cutoffs of `top_k`. Arrays
-            may be traced.
+            may be traced. Nothing is rounded: 0.7 in float32 is less than 0.7.
 
     Returns:
         A mask shaped like `scores`: True keeps.
@@ -195,6 +195,7 @@ def _fits(scores: Array, level: Any) -> bool:
 
 def _reaches(s: Array, level: Any) -> Array:
     wide = dtypes.at_least_float32(s.dtype)
+    level = level.item() if isinstance(level, np.generic) else level
     if not checks.shaped(level):  # a Python number, which may lie between two floats
         with np.errstate(over="ignore"):
             at = np.array(level, wide)

@@ -89,8 +89,9 @@ def infer(
         per: "image" decides for each image. "batch" decides once, for images that are
             all of one task.
         batch_size: How many images are decided at once. Memory grows with it, by one
-            network's gradient an image. "exhaustive" tries as many masks at once, too;
-            under `jit` on an Auto mesh, fewer than there are devices are gathered.
+            network's gradient an image. "exhaustive" tries as many masks at once, too,
+            so that its memory grows with the square; under `jit` on an Auto mesh, masks
+            are gathered if it tries fewer at once than there are devices.
             Images on several devices are decided there, if masks are not sharded over
             the same mesh axis; under `jit` on an Auto mesh, only if as many at once as
             there are devices. Otherwise images are gathered.
