@@ -64,9 +64,9 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
     Raises:
         TypeError: If the capacity is no whole number.
         ValueError: If there are more masks than the capacity.
-        StorageError: If the file can't be read, is damaged, has another format version, was not
-            written by maskjax, does not fit `like`, asks for more memory than the
-            caller named, or is no bank and a capacity is given.
+        StorageError: If the file can't be read, is damaged, has another format version,
+            was not written by maskjax, does not fit `like`, asks for more memory than
+            the caller named, or is no bank and a capacity is given.
 
     Example:
         >>> import tempfile
@@ -94,8 +94,8 @@ def info(path: StrPath) -> Info:
         checksum; the bits are checked by `load`.
 
     Raises:
-        StorageError: If the file can't be read, is damaged, has another format version, or was
-            not written by maskjax.
+        StorageError: If the file can't be read, is damaged, has another format version,
+            or was not written by maskjax.
 
     Example:
         >>> import tempfile
