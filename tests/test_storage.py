@@ -121,7 +121,7 @@ def test_masks_of_features_are_a_stack_if_each_is_packed(path):
     trees.assert_same(packing.unpack(one), masks)
     with raises(
         r"`maskjax.stacking.map` needs .* same number of members, got:\n"
-        r"  features: one mask\. A stack is packed by `jax.vmap\(packing.pack\)",
+        r"  features: one mask \(.*\); pack a stack by `jax.vmap\(packing.pack\)",
         ValueError,
     ):
         stacking.map(lambda mask: mask, one)
