@@ -34,6 +34,15 @@ def test_halves_are_rounded_up_as_they_are_written():
     assert quota(np.float32(0.145), 100) == 15
 
 
+def test_a_density_computed_from_a_sparsity_is_the_one_that_is_meant():
+    for percent in range(101):
+        for n in (10, 30, 100, 1000, 2**31 - 2):
+            meant = quota(percent / 100, n)
+            assert quota(1 - (100 - percent) / 100, n) == meant
+            assert quota(1.0 - np.float64((100 - percent) / 100), n) == meant
+    assert quota(1 - 0.55, 30) == quota(0.45, 30) == 14
+
+
 def exact(density):
     return Fraction(*float(density).as_integer_ratio())
 

@@ -76,7 +76,7 @@ def operand(rule: Keep | Leave, n: int | None) -> Quota:
         return Count(np.asarray(counts, dtypes.counts(n)).reshape(share.shape))
     if n is not None:
         return Count(np.asarray(rule.of(n), dtypes.counts(n)))
-    exact = fractions.Fraction(str(share))
+    exact = as_meant(share)
     if exact.denominator < _SMALL:
         return rule._replace(
             share=Ratio(np.int32(exact.numerator), np.int32(exact.denominator))
@@ -84,12 +84,22 @@ def operand(rule: Keep | Leave, n: int | None) -> Quota:
     return rule._replace(share=jnp.asarray(share, jnp.float32))
 
 
+def as_meant(number: Any) -> fractions.Fraction:
+    """A number as a decimal of up to 15 digits, all of which a float64 holds.
+
+    What is computed from decimals, such as 1 - 0.55, is off in the 16th or 17th.
+    """
+    digits = f"{number:.15g}" if isinstance(number, float) else str(number)
+    return fractions.Fraction(digits)
+
+
 def quota(density: Density | Ratio, n: int | Array) -> Array | int:
     """The number of entries to keep, in [0, n].
 
     Python numbers are read as decimals: 0.35 of 10 is 3.5, which rounds up to 4, though
-    the float64 closest to 0.35 is below it. Arrays are read as the number they hold,
-    plus half a unit in its last place (at most 1/256 of an entry).
+    the float64 closest to 0.35 is below it, and 1 - 0.55 is 0.45. Arrays are read as
+    the number they hold, plus half a unit in its last place (at most 1/256 of an
+    entry).
 
     Args:
         density: The fraction to keep: a Python number, or a scalar array that may be
@@ -107,8 +117,7 @@ def quota(density: Density | Ratio, n: int | Array) -> Array | int:
     else:
         if not isinstance(n, int):
             return operand(Keep(density), None).of(n)
-        exact = fractions.Fraction(str(density))
-        return math.floor(exact * n + fractions.Fraction(1, 2))
+        return math.floor(as_meant(density) * n + fractions.Fraction(1, 2))
     if dtypes.wide_integers():
         return _of_float64(density, jnp.asarray(n, jnp.int64))
     return _of_float32(density, jnp.asarray(n, jnp.int32))

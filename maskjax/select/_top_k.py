@@ -74,7 +74,7 @@ def top_k(
             except in scope "global", a tree of either like `scores`. In scope "layer"
             and "output" its leaves may also be arrays of a number for each layer.
             Python numbers are read as decimals: 0.35 of 10 is 3.5, which rounds up to
-            4. Arrays may be traced, and are clipped to [0, 1].
+            4, and 1 - 0.55 is 0.45. Arrays may be traced, and are clipped to [0, 1].
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them, in leaves that have inputs.

@@ -101,8 +101,8 @@ FAULTS = (
         "halves-to-even",
         "select.top_k: density * n that ends in one half is rounded to the even count.",
         "select",
-        "math.floor(exact * n + fractions.Fraction(1, 2))",
-        "round(exact * n)",
+        "math.floor(as_meant(density) * n + fractions.Fraction(1, 2))",
+        "round(as_meant(density) * n)",
         ("test_quota.py",),
     ),
     Fault(
