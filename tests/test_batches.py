@@ -56,7 +56,7 @@ def is_told(function):
     if isinstance(function, nn.Module):
         params = jax.eval_shape(function.init, jax.random.key(0), X)
         run = lambda params, x: function.apply(params, x, mutable=["batch_stats"])[0]  # noqa: E731
-    many = jax.ShapeDtypeStruct((batches._PRIME, *X.shape[1:]), X.dtype)
+    many = jax.ShapeDtypeStruct((batches._PRIMES[0], *X.shape[1:]), X.dtype)
     if function is not APART["one image only"]:
         jax.eval_shape(run, params, many)  # or else there would be nothing to tell
     with warnings.catch_warnings(record=True) as found:
@@ -79,3 +79,12 @@ def test_samples_that_stay_apart_are_no_matter(name):
 @pytest.mark.parametrize("name", MIXED)
 def test_samples_that_are_mixed_are_told(name):
     assert is_told(MIXED[name])
+
+
+def test_as_many_features_as_traced_samples_are_no_samples():
+    wide = jax.ShapeDtypeStruct((2, batches._PRIMES[0]), "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches.told_if_mixed(
+            lambda _, x: jax.nn.softmax(x), (), [wide], fn="f", gives="", cure=""
+        )

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-_PRIME = 8191
+_PRIMES = (8191, 8209, 8219, 8221)
 
 _REDUCTIONS = {
     **dict.fromkeys(
@@ -56,12 +56,16 @@ def told_if_mixed(
         return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
     def many(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((_PRIME, *x.shape[1:]), x.dtype)
+        return jax.ShapeDtypeStruct((prime, *x.shape[1:]), x.dtype)
 
+    sizes = {n for x in jax.tree.leaves(params) for n in x.shape if n}
+    sizes |= {n for x in jax.tree.leaves(tuple(data)) for n in x.shape[1:] if n}
+    apart = (p for p in _PRIMES if all(n % p for n in sizes))
+    prime = next(apart, _PRIMES[0])
     try:
         shapes = jax.tree.map(shape, params), *jax.tree.map(many, tuple(data))
         traced = jax.make_jaxpr(function)(*shapes)
-        mixed = _Walk().run(traced, [False] * len(traced.jaxpr.invars))[1]
+        mixed = _Walk(prime).run(traced, [False] * len(traced.jaxpr.invars))[1]
     except Exception:  # what is made for one sample may refuse several in any way
         return
     if mixed:
@@ -75,6 +79,9 @@ def told_if_mixed(
 
 class _Walk:
     """Through a jaxpr: which values depend on several samples."""
+
+    def __init__(self, prime: int):
+        self.prime = prime
 
     def run(self, jaxpr: Any, several: Sequence[bool]) -> tuple[list[bool], bool]:
         """Which outputs do, for inputs that do; and whether samples are mixed."""
@@ -90,7 +97,7 @@ class _Walk:
             outs, inner = self.step(equation, [read(atom) for atom in equation.invars])
             known.update(zip(equation.outvars, outs, strict=True))
             met = any(
-                out and _samples(var.aval.shape)
+                out and self.samples(var.aval.shape)
                 for var, out in zip(equation.outvars, outs, strict=True)
                 if hasattr(var.aval, "shape")
             )
@@ -112,13 +119,13 @@ class _Walk:
         body = next((params[key] for key in _BODIES if key in params), None)
         if body is not None and len(getattr(body, "jaxpr", body).invars) == len(ins):
             return self.run(body, ins)
-        several = any(ins) or _reduces(equation)
+        several = any(ins) or self.reduces(equation)
         return [several] * len(equation.outvars), False
 
     def scan(self, params: Any, ins: list[bool]) -> tuple[list[bool], bool]:
         first, n = params["num_consts"], params["num_carry"]
         consts, carry, rows = ins[:first], ins[first : first + n], ins[first + n :]
-        if params["length"] % _PRIME == 0:  # a step for each sample
+        if params["length"] % self.prime == 0:  # a step for each sample
             carry = [True] * n
         return self.loop(params["jaxpr"], consts, carry, rows)
 
@@ -133,25 +140,23 @@ class _Walk:
                 return [*carry, *outs[len(carry) :]], mixed
             carry = joined
 
+    def samples(self, shape: Sequence[int]) -> bool:
+        return any(size and size % self.prime == 0 for size in shape)
 
-def _samples(shape: Sequence[int]) -> bool:
-    return any(size and size % _PRIME == 0 for size in shape)
-
-
-def _reduces(equation: Any) -> bool:
-    """Whether an equation makes one number of several samples."""
-    name, params = equation.primitive.name, equation.params
-    shape: Any = (
-        getattr(equation.invars[0].aval, "shape", ()) if equation.invars else ()
-    )
-    if name in _REDUCTIONS:
-        axes = params[_REDUCTIONS[name]]
-        axes = (axes,) if isinstance(axes, int) else axes
-        return _samples([shape[axis] for axis in axes])
-    if name == "dot_general":
-        (axes, _), _ = params["dimension_numbers"]
-        return _samples([shape[axis] for axis in axes])
-    if name.startswith("scatter"):  # a sum of segments
-        updates = equation.invars[2].aval.shape
-        return _samples(updates) and not _samples(shape)
-    return False
+    def reduces(self, equation: Any) -> bool:
+        """Whether an equation makes one number of several samples."""
+        name, params = equation.primitive.name, equation.params
+        shape: Any = (
+            getattr(equation.invars[0].aval, "shape", ()) if equation.invars else ()
+        )
+        if name in _REDUCTIONS:
+            axes = params[_REDUCTIONS[name]]
+            axes = (axes,) if isinstance(axes, int) else axes
+            return self.samples([shape[axis] for axis in axes])
+        if name == "dot_general":
+            (axes, _), _ = params["dimension_numbers"]
+            return self.samples([shape[axis] for axis in axes])
+        if name.startswith("scatter"):  # a sum of segments
+            updates = equation.invars[2].aval.shape
+            return self.samples(updates) and not self.samples(shape)
+        return False
