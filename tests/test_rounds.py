@@ -264,6 +264,13 @@ def test_masks_scopes_and_structures_that_do_not_fit_are_refused(name):
         call(scores, mask, structure=structure.Units)
 
 
+def test_scores_of_rounds_are_shaped_as_a_tree_like_the_parameters():
+    params = {"w": jnp.ones((4, 2))}
+    blame = r"`maskjax.select.iterative_top_k` needs `params` and `score\(params\)`"
+    with pytest.raises(ValueError, match=blame + r" of the same structure(.|\n)*z"):
+        select.iterative_top_k(lambda p: {"z": p["w"]}, params, density=0.5, rounds=2)
+
+
 def test_bad_input_is_refused():
     scores, mask = make()
     params = {"w": np.ones((2, 2), "float32")}

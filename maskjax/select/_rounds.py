@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import masking
-from maskjax._core import checks
+from maskjax._core import checks, trees
 from maskjax._core.trees import Density, Mask, Params, Predicate, Scores
 from maskjax.select._choice import choose, full
 from maskjax.select._leaves import Scope
@@ -231,7 +231,10 @@ def iterative_top_k(
         how = {"scope": scope, "structure": structure, "where": where}
         return shrink(scores, mask, density=to, **how)
 
-    mask = full(jax.eval_shape(score, params), scope, structure, where, fn=fn)
+    shapes = jax.eval_shape(score, params)
+    names = ("params", "score(params)")
+    checks.rows(params, shapes, fn=fn, names=names, is_leaf=trees.is_mask_leaf)
+    mask = full(shapes, scope, structure, where, fn=fn)
     fractions = jnp.arange(1, rounds, dtype=jnp.float32) / jnp.float32(rounds)
     steps = jnp.asarray(density, jnp.float32) ** fractions
     mask, _ = lax.scan(lambda m, to: (shrunk(m, to), None), mask, steps)
