@@ -1,5 +1,6 @@
 """Where arrays are that meet each other, and that what they hold is summed up."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -98,8 +99,12 @@ def _unfinished(leaf: Any) -> bool:
     """Whether a type says that an array is yet to be summed, or was for gradients."""
     if not isinstance(leaf, jax.Array):
         return False
-    spec = jax.typeof(leaf).sharding.spec  # type: ignore[attr-defined]
-    return bool(spec.unreduced or spec.reduced)
+    # The type of an array with values takes long to make.
+    traced = isinstance(leaf, Tracer)
+    sharding: Any = jax.typeof(leaf).sharding if traced else leaf.sharding  # type: ignore[attr-defined]
+    if not isinstance(sharding, NamedSharding):
+        return False
+    return bool(sharding.spec.unreduced or sharding.spec.reduced)
 
 
 def _place(leaf: Any) -> _Place | None:
@@ -108,7 +113,11 @@ def _place(leaf: Any) -> _Place | None:
         return None
     if not leaf.committed:
         return None
-    sharding = leaf.sharding
+    return _place_of(leaf.sharding)
+
+
+@functools.lru_cache(maxsize=1024)
+def _place_of(sharding: Any) -> _Place:
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     order = None if mesh is None else tuple(mesh.devices.flat)  # type: ignore[union-attr]
     return _Place(frozenset(sharding.device_set), order)
