@@ -92,7 +92,7 @@ def everything(params: Params, *, where: Predicate = kernels) -> Mask:
         {'b': None, 'w': Array([[ True,  True]], dtype=bool)}
     """
     leaves = checks.chosen_leaves(params, where, fn="maskjax.masking.everything")
-    return trees.map_mask(lambda w: placement.follow(placement.ones(w), w), leaves)
+    return trees.map_mask(placement.ones, leaves)
 
 
 def nonzero(params: Params, *, where: Predicate = kernels) -> Mask:
@@ -163,13 +163,7 @@ def rescale(
     return jax.tree.structure(params).unflatten(leaves)
 
 
-@jax.jit
-def _nonzero(param: Array) -> Array:
-    # Of the bits, because comparisons of floats may round subnormal numbers to 0.
-    width = jnp.finfo(param.dtype).bits
-    bits = lax.bitcast_convert_type(param, jnp.dtype(f"uint{width}"))
-    signed = not str(param.dtype).endswith("fnuz")  # those have no -0
-    return bits << int(signed) != 0
+_nonzero = jax.jit(dtypes.nonzero)
 
 
 @jax.jit

@@ -41,6 +41,15 @@ def test_weights_that_come_back_are_counted_by_path():
         optim.check(state, masked)
 
 
+def test_removed_weights_that_are_almost_zero_are_counted():
+    """Subnormal numbers, which comparisons of floats may round to 0; -0.0 is 0."""
+    params, mask = {"w": np.ones(8, "f4")}, {"w": np.arange(8) < 4}
+    _, state = run(optim.keep_sparse(mask), params, steps=1)
+    optim.check(state, {"w": np.where(mask["w"], 1, -0.0).astype("f4")})
+    with pytest.raises(ValueError, match="\n  w: 4 of 4 removed$"):
+        optim.check(state, {"w": np.where(mask["w"], 1, 1e-45).astype("f4")})
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_before_the_first_step_parameters_may_be_dense(packed):
     params = make_params()

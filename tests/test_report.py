@@ -97,7 +97,7 @@ def test_a_table_says_how_many_parameters_are_not_zero(packed):
         "shape": jax.ShapeDtypeStruct((4,), "float32"),
     }
     params["kernel"][0] = -0.0
-    params["kernel"][1, 0, :3] = 0.0, np.nan, 1e-30
+    params["kernel"][1, 0, :3] = 0.0, np.nan, 1e-40  # subnormal
     kept = np.arange(24).reshape(3, 2, 4) >= 10
     mask = dict.fromkeys(params) | {"kernel": kept}
     if packed:

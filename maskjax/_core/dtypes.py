@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 # From here on counts need 64 bits. Tests lower it.
 _MOST = 2**31 - 1
@@ -45,6 +46,37 @@ def blocks(shape: Sequence[int], lead: int = 0) -> int:
 def at_least_float32(dtype: Any) -> Any:
     """The dtype to sum in: float32 for narrower floats (also with strict promotion)."""
     return jnp.dtype("float64" if jnp.finfo(dtype).bits == 64 else "float32")
+
+
+def bits(x: jax.Array) -> jax.Array:
+    """What tells floats apart that compare as equal; other numbers as they are.
+
+    Those are 0.0 and -0.0, and subnormal numbers where comparisons round them to 0.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return lax.bitcast_convert_type(x, jnp.dtype(f"uint{jnp.finfo(x.dtype).bits}"))
+
+
+def nonzero(x: jax.Array) -> jax.Array:
+    """Where numbers are not 0 or -0; nan is not, nor are subnormal numbers."""
+    signed = jnp.issubdtype(x.dtype, jnp.floating)
+    signed &= not str(x.dtype).endswith("fnuz")  # those have no -0
+    return bits(x) << 1 != 0 if signed else bits(x) != 0
+
+
+def summed(x: jax.Array, lead: int, dtype: Any, *, most: int = 1) -> jax.Array:
+    """Sums of whole numbers over all axes but the first ones. See `counting`.
+
+    Args:
+        x: Flags or integers, each at most `most`.
+        lead: How many of the first axes stay.
+        dtype: Of the sums. Those of each block are added up in 32 bits (`blocks`).
+        most: The largest number that an entry may be.
+    """
+    end = lead + blocks((*x.shape, most), lead)
+    sums = jnp.sum(x, axis=tuple(range(end, x.ndim)), dtype=jnp.int32).astype(dtype)
+    return jnp.sum(sums, axis=tuple(range(lead, sums.ndim)), dtype=dtype)
 
 
 def ratio(part: jax.Array, whole: Any, dtype: Any) -> jax.Array:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.core import Tracer
 
 from maskjax import packing
@@ -98,17 +97,10 @@ def _differing(
     dtype = dtypes.counts(param.size)
     out = ~jnp.broadcast_to(packing.unpack_leaf(mask), param.shape)
     if old is None:
-        apart = (param != 0) & (jnp.any(jnp.asarray(count) > 0))
+        apart = dtypes.nonzero(param) & (jnp.any(jnp.asarray(count) > 0))
     else:
-        apart = _bits(param) != _bits(old)
+        apart = dtypes.bits(param) != dtypes.bits(old)
     return jnp.sum(out & apart, dtype=dtype), jnp.sum(out, dtype=dtype)
-
-
-def _bits(x: Array) -> Array:
-    """What tells numbers apart that are equal, as 0.0 and -0.0 are."""
-    if not checks.is_floating(x):
-        return x
-    return lax.bitcast_convert_type(x, f"uint{jnp.finfo(x.dtype).bits}")
 
 
 def _message(counts: dict[str, tuple[Any, Any]], *, fn: str) -> str | None:

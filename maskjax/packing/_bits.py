@@ -95,10 +95,7 @@ def population(leaf: PackedMask, dtype: Any = "int32") -> Array:
     if how.view[how.axis] % WORD:  # `jax.tree.map(jnp.invert, packed)` sets more
         bits &= lax.expand_dims(valid_bits(leaf.shape), range(lead))
     kept = lax.population_count(bits).astype(jnp.int32)
-    end = lead + dtypes.blocks((*kept.shape, WORD), lead)
-    blocks = jnp.sum(kept, axis=tuple(range(end, kept.ndim)), dtype=jnp.int32)
-    blocks = blocks.astype(dtype)
-    return jnp.sum(blocks, axis=tuple(range(lead, blocks.ndim)), dtype=dtype)
+    return dtypes.summed(kept, lead, dtype, most=WORD)
 
 
 def valid_bits(shape: tuple[int, ...]) -> Array:

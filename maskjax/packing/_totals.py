@@ -18,11 +18,10 @@ def total(leaves: list[Any], shared: tuple[int, ...], dtype: Any) -> Array:
     found = jnp.zeros((), dtype)
     for leaf, times in zip(leaves, shared, strict=True):
         if isinstance(leaf, PackedMask):
-            blocks = population(leaf, dtype)
+            kept = jnp.sum(population(leaf, dtype), dtype=dtype)
         else:
-            inner = tuple(range(dtypes.blocks(leaf.shape), leaf.ndim))
-            blocks = jnp.sum(leaf, axis=inner, dtype=jnp.int32).astype(dtype)
-        found += jnp.sum(blocks, dtype=dtype) * times
+            kept = dtypes.summed(leaf, 0, dtype)
+        found += kept * times
     return found
 
 

@@ -287,12 +287,18 @@ def counts_of(mask: Mask, params: Params, *, fn: str) -> list[Count]:
 
 def _not_zero(params: Params) -> dict[int, Any]:
     """Where each parameter that has values is not zero."""
-    return {
-        i: leaf != 0
+    found = {
+        i: leaf
         for i, leaf in enumerate(jax.tree.leaves(params))
         if isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, Tracer)
         if jnp.issubdtype(leaf.dtype, jnp.number)
     }
+    return _nonzero_entries(found)
+
+
+@jax.jit
+def _nonzero_entries(leaves: dict[int, Any]) -> dict[int, Array]:
+    return {i: dtypes.nonzero(leaf) for i, leaf in leaves.items()}
 
 
 def _nonzero(params: Params) -> list[int | None]:

@@ -483,7 +483,7 @@ FAULTS = (
         "revived-weights-go-unnoticed",
         "optim.check: weights that a mask removes may be anything.",
         "optim",
-        "apart = (param != 0) & (jnp.any(jnp.asarray(count) > 0))",
+        "apart = dtypes.nonzero(param) & (jnp.any(jnp.asarray(count) > 0))",
         "apart = (param != param) & (jnp.any(jnp.asarray(count) > 0))",
         ("test_optim_check.py",),
     ),
