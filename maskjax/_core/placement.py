@@ -106,6 +106,15 @@ def place(x: Array, spec: Any, *, like: Any = None) -> Array:
     return move(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def spec_for(shape: Sequence[int], like: Any) -> list[Names]:
+    """The spec of another array, for one whose axes of other lengths are whole.
+
+    Axes of 1 are whole, which the entries along the other array's share.
+    """
+    pairs = zip(shape, like.shape, spec_of(like), strict=True)
+    return [names if n == other and n > 1 else None for n, other, names in pairs]
+
+
 def cut_as(x: Array, spec: Sequence[Names], *, like: Array) -> Array:
     """The array with axes that are whole cut as a spec says, where they can be.
 
@@ -225,7 +234,8 @@ def zeros(shape: Any, dtype: Any, like: Any, *, spec: Any = None) -> Array:
         if isinstance(where, NamedSharding) and not names_of(where.spec):
             where = None  # the type of any constant
         made = jnp.zeros(shape, dtype, out_sharding=where)  # type: ignore[arg-type]
-        return vary_like(made, like)
+        made = vary_like(made, like)
+        return follow(made, like) if spec is None else made
     return jnp.zeros(shape, dtype, device=where)
 
 
@@ -270,8 +280,8 @@ def uniform(key: Array, like: Any) -> Array:
 
 def ones(like: Any) -> Array:
     """True for each entry of an array, sharded as that is."""
-    if isinstance(like, jax.Array):  # follows its sharding, and varies as it does
-        return jnp.ones_like(like, dtype=bool)
+    if isinstance(like, jax.Array):  # varies as it does
+        return follow(jnp.ones_like(like, dtype=bool), like)
     return jnp.ones(like.shape, bool)
 
 

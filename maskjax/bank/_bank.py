@@ -67,8 +67,7 @@ def empty(params: Params, *, capacity: int, where: Predicate = kernels) -> MaskB
         return PackedMask(words, leaf.shape)
 
     def count(leaf: Array) -> Array:
-        none = placement.zeros(leaf.shape, jnp.int32, leaf)
-        return placement.follow(none, leaf)
+        return placement.zeros(leaf.shape, jnp.int32, leaf)
 
     masks, counts = trees.map_mask(bits, leaves), trees.map_mask(count, leaves)
     return MaskBank(masks, counts, jnp.int32(0), jnp.int32(0))

@@ -75,7 +75,7 @@ def init(weights: Params, *, where: Predicate = kernels) -> Scores:
     """
     fn = "maskjax.recipes.supermask.init"
     leaves = checks.chosen_leaves(weights, where, fn=fn)
-    return map_mask(lambda w: placement.follow(jnp.zeros_like(w), w), leaves)  # 1.
+    return map_mask(lambda w: placement.zeros(w.shape, w.dtype, w), leaves)  # 1.
 
 
 def soft_mask(scores: Scores, *, rounded: Density = 0.0, key: Array) -> SoftMask:

@@ -228,25 +228,18 @@ def _cut_back(mask: Array, scores: Array, plan: Plan) -> Array:
     """A mask sharded as its scores, also where a structure straddles their shards."""
     if isinstance(plan.structure, Entries):
         return mask
-    spec = [
-        names if a == b else None
-        for a, b, names in zip(
-            mask.shape, scores.shape, placement.spec_of(scores), strict=True
-        )
-    ]
+    spec = placement.spec_for(mask.shape, scores)
     return placement.follow(placement.cut_as(mask, spec, like=scores), scores)
 
 
 def _like(masks: list[Array | None], scores: list[Array]) -> list[Array | None]:
     """Masks sharded like the scores, as far as types say how these are."""
-
-    def of_leaf(mask: Array, like: Array) -> Array:
-        pairs = zip(mask.shape, placement.spec_of(like), strict=True)
-        spec = [None if n == 1 else names for n, names in pairs]
-        return placement.place(mask, spec, like=like)
-
-    pairs = zip(masks, scores, strict=True)
-    return [None if m is None else of_leaf(m, x) for m, x in pairs]
+    return [
+        None
+        if m is None
+        else placement.place(m, placement.spec_for(m.shape, x), like=x)
+        for m, x in zip(masks, scores, strict=True)
+    ]
 
 
 def _laid(

@@ -318,9 +318,7 @@ def _placed_as(mask: Array | None, param: Array) -> Array | None:
     """A soft mask where its parameter is, as its gradient is then."""
     if mask is None:
         return None
-    pairs = zip(mask.shape, param.shape, placement.spec_of(param), strict=True)
-    spec = [names if a == b else None for a, b, names in pairs]
-    return placement.place(mask, spec, like=param)
+    return placement.place(mask, placement.spec_for(mask.shape, param), like=param)
 
 
 @jax.jit

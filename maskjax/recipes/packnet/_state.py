@@ -146,8 +146,7 @@ def _empty(params: Params, weights: Params, own: Params, capacity: int) -> PackN
         return placement.follow(blank, leaf)
 
     def owners_of(leaf: Array) -> Array:
-        nobody = placement.zeros(leaf.shape, dtype, leaf)
-        return placement.follow(nobody, leaf)
+        return placement.zeros(leaf.shape, dtype, leaf)
 
     counts, learned, overflowed = (jnp.zeros(n, int) for n in (capacity, (), ()))
     return PackNetState(
