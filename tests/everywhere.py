@@ -7,9 +7,7 @@
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,16 +17,11 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from tests import processes
 from tests.calls import CALLS, Call
 
 DEVICES = 8
 WAYS = ("auto", "explicit", "shard_map", "vmap", "eager")
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # each program runs once
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"
-    " --xla_cpu_use_fusion_emitters=false",  # compiles faster
-}
 _SIZES = {"x": 4, "y": 2}
 _MEMBERS = PartitionSpec(("x", "y"))
 _MOVES = {
@@ -40,16 +33,7 @@ _MOVES = {
 
 def run(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     """The complaint of each pair of a call and a way, "" where all is well."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.everywhere", json.dumps(pairs)],
-        env={**os.environ, **_ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout)
+    return processes.run("-m", "tests.everywhere", json.dumps(pairs))
 
 
 def complaint(call: Call, way: str) -> str:

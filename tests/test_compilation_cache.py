@@ -4,11 +4,9 @@ Nothing in a program may depend on the process that traced it: no address, no ca
 no order of a set.
 """
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
+
+from tests import processes
 
 _PROGRAM = """
 import collections
@@ -55,26 +53,13 @@ print(json.dumps([events[f"/jax/compilation_cache/{kind}"] for kind in kinds]))
 
 def _run(cache: pathlib.Path) -> list[int]:
     """How many programs a new process needed, and how many it found in a cache."""
-    flags = "--xla_force_host_platform_device_count=8"
-    flags += " --xla_cpu_use_fusion_emitters=false"  # compiles faster
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        env={
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "XLA_FLAGS": flags,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
-        cwd=pathlib.Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
+    return processes.run(
+        "-c",
+        _PROGRAM,
+        JAX_COMPILATION_CACHE_DIR=str(cache),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_a_second_process_compiles_nothing(tmp_path):

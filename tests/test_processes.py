@@ -3,15 +3,15 @@
 They write the same files, byte for byte, and nothing waits for ever.
 """
 
-import os
-import pathlib
 import re
 import socket
 import subprocess
 import sys
 import time
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "devices.md"
+from tests.processes import ROOT, environment
+
+PAGE = ROOT / "docs" / "devices.md"
 # What the page says of masks that are not gathered.
 REFUSED = """
 for sharded in (masks, learned):
@@ -30,20 +30,12 @@ def begin(folder, processes, tail=""):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={8 // processes}"
-    flags += " --xla_cpu_use_fusion_emitters=false"  # compiles faster
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": flags,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(PAGE.parent.parent),
-    }
+    own = {**environment(8 // processes), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program + tail, address, str(processes)]
     return [
         subprocess.Popen(
             [*command, str(process), "."],
-            env=environment,
+            env=own,
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -3,13 +3,9 @@
 It runs in a process of its own, which pretends to have eight devices.
 """
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
+
+from tests import processes
 
 _PROGRAM = '''
 import json
@@ -226,23 +222,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    flags = "--xla_force_host_platform_device_count=8"
-    flags += " --xla_cpu_use_fusion_emitters=false"  # compiles faster
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        env={
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # it runs once
-        },
-        cwd=pathlib.Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return processes.run("-c", _PROGRAM)
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])

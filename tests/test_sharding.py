@@ -4,13 +4,10 @@ It runs in a process of its own, which pretends to have eight devices.
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-DEVICES = 8
+from tests import processes
 
 _PROGRAM = '''
 import json
@@ -203,22 +200,7 @@ CASES = [  # each factor by itself
 
 @pytest.fixture(scope="module")
 def results():
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
-    flags += " --xla_cpu_use_fusion_emitters=false"  # compiles faster
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, json.dumps(CASES)],
-        env={
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # it runs once
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return processes.run("-c", _PROGRAM, json.dumps(CASES))
 
 
 over_cases = pytest.mark.parametrize(
