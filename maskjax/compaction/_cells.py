@@ -1,0 +1,319 @@
+"""Which positions of which axes have to stay: cells, the links between them, the least
+choice that satisfies all.
+
+A cell is an axis of a value: for each step of the loops around it, and each position,
+whether it stays. Five kinds of links say how cells go together:
+
+  equal   the same positions: one cell, by union-find; or, where one has more steps than
+          the other, the same positions in every step
+  part    the positions of one are some of the other's: slices, parts of a concatenation
+  product a flat axis has the positions of several: those of a reshape
+  need    some positions have to stay
+  pin     all have to stay, with the reason
+
+`solve` starts from what is needed and adds what the links ask for. Then each axis keeps
+at least one position, and as many in each step of a loop as in every other.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskjax.compaction._program import Var
+
+FREE = -1  # in `why`: the position does not stay
+
+
+class Cell:
+    """Positions of an axis, for each step. `why` has the reason why each one stays."""
+
+    __slots__ = ("flat", "links", "parent", "prefix", "size", "why")
+
+    def __init__(self, prefix: tuple[int, ...], size: int) -> None:
+        self.prefix, self.size = prefix, size
+        self.parent: Cell | None = None
+        self.links: list[Any] = []
+        self.flat = False
+        self.why = np.empty(0)
+
+    @property
+    def keep(self) -> np.ndarray:
+        """Which positions stay, [*steps, n]."""
+        return self.why != FREE
+
+
+@dataclasses.dataclass(eq=False)
+class Steps:
+    """A cell whose positions are the same in each step of another with more steps."""
+
+    few: Cell
+    many: Cell
+
+    def cells(self) -> tuple[Cell, ...]:
+        return (self.few, self.many)
+
+    def close(self, cells: "Cells") -> list[Cell]:
+        few, many = cells.root(self.few), cells.root(self.many)
+        wide = _spread(few, many)
+        grown = _grow(many, wide)
+        extra = tuple(range(len(few.prefix), len(many.prefix)))
+        back = _folded(many.why, extra)
+        return [c for c, more in ((many, grown), (few, _grow(few, back))) if more]
+
+
+def _spread(few: Cell, many: Cell) -> np.ndarray:
+    more = (1,) * (len(many.prefix) - len(few.prefix))
+    shape = (*few.prefix, *more, few.size)
+    return np.broadcast_to(few.why.reshape(shape), (*many.prefix, many.size))
+
+
+def _folded(why: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """A reason of any step: the largest is one, since FREE is below all."""
+    why = why.max(axis=axes) if axes else why
+    return why
+
+
+@dataclasses.dataclass(eq=False)
+class Part:
+    """The positions of `small` are those of `big` at `places`."""
+
+    big: Cell
+    small: Cell
+    places: np.ndarray
+
+    def cells(self) -> tuple[Cell, ...]:
+        return (self.big, self.small)
+
+    def close(self, cells: "Cells") -> list[Cell]:
+        big, small = cells.root(self.big), cells.root(self.small)
+        down = _grow(small, big.why[..., self.places])
+        up = np.full_like(big.why, FREE)
+        up[..., self.places] = small.why
+        return [c for c, more in ((small, down), (big, _grow(big, up))) if more]
+
+
+@dataclasses.dataclass(eq=False)
+class Product:
+    """`flat` is the row-major product of `factors`: a factor stays if any of it does."""
+
+    flat: Cell
+    factors: tuple[Cell, ...]
+
+    def cells(self) -> tuple[Cell, ...]:
+        return (self.flat, *self.factors)
+
+    def close(self, cells: "Cells") -> list[Cell]:
+        flat, changed = cells.root(self.flat), []
+        factors = [cells.root(f) for f in self.factors]
+        k, sizes = len(flat.prefix), [f.size for f in factors]
+        grid = flat.why.reshape(*flat.prefix, *sizes)
+        for i, factor in enumerate(factors):
+            others = tuple(k + j for j in range(len(factors)) if j != i)
+            if _grow(factor, grid.max(axis=others)):
+                changed.append(factor)
+        whole, reason = None, None
+        for i, factor in enumerate(factors):
+            shape = [1] * len(factors)
+            shape[i] = factor.size
+            why = factor.why.reshape(*flat.prefix, *shape)
+            kept = why != FREE
+            whole = kept if whole is None else whole & kept
+            reason = why if reason is None else np.maximum(reason, why)
+        wanted = np.where(whole, reason, FREE).reshape(flat.why.shape)
+        if _grow(flat, wanted):
+            changed.append(flat)
+        return changed
+
+
+def _grow(cell: Cell, why: np.ndarray) -> bool:
+    """Add positions, with their reasons; whether there were new ones."""
+    new = (cell.why == FREE) & (why != FREE)
+    if not new.any():
+        return False
+    cell.why = np.where(new, why, cell.why)
+    return True
+
+
+class Cells:
+    """The cells of all values, and the links between them."""
+
+    def __init__(self) -> None:
+        self._of: dict[Var, list[Cell]] = {}
+        self.links: list[Any] = []
+        self.needs: list[tuple[Cell, np.ndarray | bool, str, bool]] = []
+        self.reasons: list[str] = []
+
+    def of(self, var: Var) -> list[Cell]:
+        """The cells of a value's axes."""
+        if var not in self._of:
+            self._of[var] = [Cell(var.prefix(i), n) for i, n in enumerate(var.shape)]
+        return self._of[var]
+
+    def at(self, var: Var, axis: int) -> Cell:
+        return self.root(self.of(var)[axis])
+
+    def root(self, cell: Cell) -> Cell:
+        while cell.parent is not None:
+            if cell.parent.parent is not None:
+                cell.parent = cell.parent.parent
+            cell = cell.parent
+        return cell
+
+    def known(self, var: Var) -> bool:
+        return var in self._of
+
+    # Links.
+
+    def equate(self, a: Cell, b: Cell) -> None:
+        """The same positions, in every step."""
+        a, b = self.root(a), self.root(b)
+        if a is b:
+            return
+        if a.prefix == b.prefix:
+            b.parent = a
+            a.flat |= b.flat
+            return
+        few, many = (a, b) if len(a.prefix) <= len(b.prefix) else (b, a)
+        if few.prefix != many.prefix[: len(few.prefix)]:  # steps of 1 against n
+            common = Cell((), few.size)
+            self.links += [Steps(common, few), Steps(common, many)]
+        else:
+            self.links.append(Steps(few, many))
+
+    def same(self, a: Var, i: int, b: Var, j: int) -> None:
+        """Two axes of equal length keep the same positions."""
+        self.equate(self.of(a)[i], self.of(b)[j])
+
+    def part(self, big: tuple[Var, int], small: tuple[Var, int], places: Any) -> None:
+        """An axis has the positions of another at these places."""
+        one, other = self.of(big[0])[big[1]], self.of(small[0])[small[1]]
+        one, other = self._level(one, other)
+        self.links.append(Part(one, other, np.asarray(places)))
+
+    def product(
+        self, flat: tuple[Var, int] | Cell, factors: Sequence[tuple[Var, int]]
+    ) -> None:
+        """A flat axis is the product of others, in order."""
+        whole = flat if isinstance(flat, Cell) else self.of(flat[0])[flat[1]]
+        parts = [self.of(var)[axis] for var, axis in factors]
+        whole, *parts = self._level(whole, *parts)
+        if len(parts) == 1:
+            self.equate(whole, parts[0])
+            return
+        self.root(whole).flat = True
+        self.links.append(Product(whole, tuple(parts)))
+
+    def _level(self, *cells: Cell) -> list[Cell]:
+        """Cells with the same steps: where they differ, those that all have."""
+        prefixes = {cell.prefix for cell in cells}
+        if len(prefixes) == 1:
+            return list(cells)
+        common = min(prefixes, key=len)
+        common = common if all(p[: len(common)] == common for p in prefixes) else ()
+        level = []
+        for cell in cells:
+            if cell.prefix != common:
+                few = Cell(common, cell.size)
+                self.equate(few, cell)
+                cell = few
+            level.append(cell)
+        return level
+
+    def need(self, var: Var, axis: int, where: Any, reason: str) -> None:
+        """These positions have to stay."""
+        self.needs.append((self.of(var)[axis], where, reason, False))
+
+    def pin(self, var: Var, axes: Iterable[int], reason: str) -> None:
+        """All positions of these axes have to stay, whatever is masked."""
+        for axis in axes:
+            self.needs.append((self.of(var)[axis], True, reason, True))
+
+    # Solving.
+
+    def solve(self) -> None:
+        """Find the least choice that satisfies the links."""
+        self._clear()
+        number: dict[str, int] = {}
+        for cell, where, reason, _ in self.needs:
+            root = self.root(cell)
+            i = number.setdefault(reason, len(number))
+            shape = root.why.shape
+            _grow(root, np.where(np.broadcast_to(where, shape), i, FREE))
+        number.setdefault(ALONE, len(number))
+        number.setdefault(UNEVEN, len(number))
+        self.reasons = list(number)
+        self._close(self.links)
+        while changed := self._fill(number[ALONE], number[UNEVEN]):
+            self._close(link for cell in changed for link in cell.links)
+
+    def _clear(self) -> None:
+        for cell in self.every():
+            cell.why = np.full((*cell.prefix, cell.size), FREE, np.int32)
+            cell.links = []
+        for link in self.links:
+            for cell in link.cells():
+                root = self.root(cell)
+                if not root.why.size and root.size:
+                    root.why = np.full((*root.prefix, root.size), FREE, np.int32)
+                root.links.append(link)
+
+    def every(self) -> list[Cell]:
+        """All cells that stand for themselves."""
+        found: dict[int, Cell] = {}
+        for cells in self._of.values():
+            for cell in cells:
+                root = self.root(cell)
+                found[id(root)] = root
+        for link in self.links:
+            for cell in link.cells():
+                root = self.root(cell)
+                found[id(root)] = root
+        return list(found.values())
+
+    def _close(self, links: Iterable[Any]) -> None:
+        queue = collections.deque(dict.fromkeys(links))
+        waiting = set(map(id, queue))
+        while queue:
+            link = queue.popleft()
+            waiting.discard(id(link))
+            for cell in link.close(self):
+                for other in cell.links:
+                    if other is not link and id(other) not in waiting:
+                        waiting.add(id(other))
+                        queue.append(other)
+                    elif other is link and id(other) not in waiting:
+                        waiting.add(id(other))
+                        queue.append(other)
+
+    def _fill(self, alone: int, uneven: int) -> list[Cell]:
+        """One position for empty axes, equal counts for steps; products come last."""
+        for flat in (False, True):
+            changed = []
+            for cell in self.every():
+                if cell.flat != flat or not cell.size:
+                    continue
+                counts = cell.keep.sum(-1)
+                most = max(int(counts.max(initial=0)), 1)
+                if counts.size and int(counts.min()) < most:
+                    _pad(cell, most, alone if most == 1 and not counts.any() else uneven)
+                    changed.append(cell)
+            if changed:
+                return changed
+        return []
+
+
+ALONE = "every axis keeps at least one position"
+UNEVEN = "every step of a loop keeps as many positions as the others"
+
+
+def _pad(cell: Cell, most: int, reason: int) -> None:
+    """Add the first removed positions, until each step keeps `most`."""
+    rows = cell.why.reshape(math.prod(cell.prefix), cell.size).copy()
+    for row in rows:
+        free = np.flatnonzero(row == FREE)
+        row[free[: most - int((row != FREE).sum())]] = reason
+    cell.why = rows.reshape(cell.why.shape)

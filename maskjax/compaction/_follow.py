@@ -1,0 +1,110 @@
+"""The three walks over a program: facts, links, and how it is written small."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from maskjax._core.trees import Array
+from maskjax.compaction._facts import Fact, Facts
+from maskjax.compaction._program import Const, Equation, Program, Var
+from maskjax.compaction._rules import RULES, Links, as_it_is, pin, unknown
+from maskjax.compaction._small import Small, Unfit
+
+
+class Pinned(dict[Equation, str]):
+    """Equations that cannot be written small, and why."""
+
+
+def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
+    """What is known of all values of a program, from what is known of its inputs."""
+
+    def follow(program: Program, facts: Facts) -> list[Fact]:
+        for equation in program.equations:
+            rule = RULES.get(equation.name)
+            found = unknown(equation, facts)
+            if rule is not None:
+                found = rule.facts(equation, facts)
+            facts.update(zip(equation.outs, found, strict=True))
+        return [facts.of(var) for var in program.outs]
+
+    facts = Facts(follow)
+    facts.follow(program, ins)
+    return facts
+
+
+def links_of(program: Program, facts: Facts, pinned: Pinned) -> Links:
+    """How the axes of all values of a program go together."""
+
+    def follow(program: Program, links: Links) -> None:
+        for equation in program.equations:
+            rule = RULES.get(equation.name)
+            why = pinned.get(equation)
+            if rule is None:
+                why = f"meets {equation.name}, for which there is no rule"
+            if rule is not None and (why is None or equation.bodies):
+                rule.links(equation, links)
+            if why is not None:
+                pin(equation, links, why)
+
+    links = Links(facts, follow)
+    follow(program, links)
+    return links
+
+
+def written(
+    program: Program,
+    links: Links,
+    pinned: Pinned,
+    arrays: Sequence[Array],
+    whole: Sequence[bool],
+) -> list[Array]:
+    """The small outputs of a program, of inputs that are small, or `whole`.
+
+    Raises:
+        Unfit: If an equation cannot be written for the positions that stay.
+    """
+
+    def follow(program: Program, small: Small, arrays: Sequence[Array]) -> list[Array]:
+        env: dict[Var, Any] = dict(zip(program.ins, arrays, strict=True))
+
+        def value(var: Var) -> Any:
+            if var not in env:
+                assert isinstance(var, Const), "a value before its equation"
+                env[var] = small.cut(_array(var), var)
+            return env[var]
+
+        for equation in program.equations:
+            outs = _emitted(equation, [value(v) for v in equation.ins], small)
+            env.update(zip(equation.outs, outs, strict=True))
+        return [value(var) for var in program.outs]
+
+    def _emitted(equation: Equation, arrays: list[Any], small: Small) -> list[Any]:
+        rule = RULES.get(equation.name)
+        fixed = rule is None or equation in pinned and not equation.bodies
+        try:
+            emit = as_it_is if rule is None or fixed else rule.emit
+            outs = emit(equation, arrays, small)
+        except (LookupError, TypeError, ValueError) as error:
+            if fixed:
+                raise
+            raise Unfit(equation, str(error).split("\n")[0]) from error
+        for out, var in zip(outs, equation.outs, strict=True):
+            if jnp.shape(out) != small.shape(var):
+                raise Unfit(equation, "it has another shape when written small")
+        return outs
+
+    small = Small(links, follow)
+    cut = [
+        small.cut(x, var) if w else x
+        for x, var, w in zip(arrays, program.ins, whole, strict=True)
+    ]
+    return follow(program, small, cut)
+
+
+def _array(var: Const) -> Any:
+    """A constant as an array of its own type."""
+    if hasattr(var.value, "dtype") or var.dtype is None:
+        return var.value
+    return np.asarray(var.value, var.dtype)

@@ -1,0 +1,180 @@
+"""The small function."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskjax._core import checks
+from maskjax.compaction import _calls, _facts, _follow, _network
+from maskjax.compaction._facts import Fact, Known
+from maskjax.compaction._network import Network
+from maskjax.compaction._plan import Plan
+from maskjax.compaction._program import Const, Program, Var
+from maskjax.compaction._rules import Links
+
+KEPT = "the plan keeps it"
+
+
+def narrow(
+    apply: Callable[..., Any], plan: Plan, *, state_outputs: Any = None
+) -> Callable[..., Any]:
+    """A function of the small parameters that does what `apply` does of the masked ones.
+
+    It takes and gives what `apply` does, with small leaves in place of whole ones: in its
+    first argument, and wherever a leaf belongs to a parameter by path and shape, as in
+    optimizer states. It may be another function than the one that was planned, such as a
+    loss or a training step, with inputs of other shapes. It is analysed again for each
+    combination of shapes, at the time of tracing, and can be jitted, vmapped and
+    differentiated.
+
+    Args:
+        apply: `(params, ...) -> outputs`, written for the whole parameters. Python
+            numbers and words among its arguments are part of the program.
+        plan: From `plan`.
+        state_outputs: As in `plan`.
+
+    Returns:
+        The small function.
+
+    Raises:
+        ValueError: When called, if the parameters do not have the plan's small shapes, or
+            `apply` needs something that was taken out; parameter, axis and cause are
+            named.
+
+    Example:
+        >>> import jax
+        >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> mask = {"up": jnp.array([[True, False, True]]), "down": None}
+        >>> plan = compaction.plan(apply, params, mask, jnp.ones((1, 2)))
+        >>> small = compaction.shrink(maskjax.apply(params, mask), plan)
+        >>> jax.jit(compaction.narrow(apply, plan))(small, jnp.ones((5, 2))).shape
+        (5, 1)
+    """
+    fn = "maskjax.compaction.narrow"
+    known: dict[Any, Any] = {}
+    paths = [leaf.path for leaf in plan.leaves]
+    small = [leaf.small for leaf in plan.leaves]
+    whole = [leaf.shape for leaf in plan.leaves]
+
+    @functools.wraps(apply)
+    def narrowed(params: Any, *inputs: Any, **named: Any) -> Any:
+        _check(params, plan, fn=fn)
+        call = _calls.Call(params, inputs, named, paths, small, whole)
+        found = known.get(call.key)
+        if found is None:
+            network = call.network(apply, state_outputs, fn=fn)
+            found = network, *_solved(network, plan, fn=fn)
+            if not _holds_tracers(network.program):
+                known[call.key] = found
+        network, links, pinned = found
+        outs = _network.written(network, links, pinned, call.arrays)
+        return network.treedef.unflatten(outs)
+
+    return narrowed
+
+
+def _check(params: Any, plan: Plan, *, fn: str) -> None:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    given = {path: leaf for path, leaf in _named(params)}
+    lines = [
+        f"{leaf.path}: {'missing' if leaf.path not in given else given[leaf.path].shape}, "
+        f"planned {leaf.small}"
+        for leaf in plan.leaves
+        if leaf.path not in given or given[leaf.path].shape != leaf.small
+    ]
+    if lines or len(leaves) != len(plan.leaves):
+        more = [path for path in given if path not in {leaf.path for leaf in plan.leaves}]
+        lines += [f"{path}: not in the plan" for path in more]
+        raise checks.listing(
+            lines,
+            f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
+            "`compaction.shrink(params, plan)`",
+        )
+
+
+def _named(params: Any) -> list[tuple[str, Any]]:
+    from maskjax._core import trees
+
+    return trees.named_leaves(params)
+
+
+def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
+    """What stays: at least what the plan keeps, and no more of any parameter."""
+
+    def known(owner: int, var: Var) -> Fact:
+        leaf = plan.leaves[owner]
+        if not leaf.shape:
+            return (None,)
+        return tuple(
+            _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
+        )
+
+    def wanted(links: Links) -> None:
+        for var, owner in zip(network.program.ins, network.owners, strict=True):
+            if owner is not None:
+                leaf = plan.leaves[owner]
+                for axis, keep in enumerate(leaf.keep):
+                    rows = _rows(keep, leaf.lead, var, axis, any_of=True)
+                    links.need(var, axis, rows, KEPT)
+
+    pinned = _follow.Pinned()
+
+    def refused(links: Links) -> Links:
+        lines = []
+        for var, owner in zip(network.program.ins, network.owners, strict=True):
+            if owner is None:
+                continue
+            leaf = plan.leaves[owner]
+            for axis, keep in enumerate(leaf.keep):
+                now = _network.kept(links, var, axis)
+                rows = np.broadcast_to(_rows(keep, leaf.lead, var, axis, any_of=True), now.shape)
+                more = now & ~rows
+                if more.any():
+                    why = links.reasons[links.at(var, axis).why[more][0]]
+                    lines.append(f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}")
+        if lines:
+            raise checks.listing(
+                dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
+            )
+        shapes = _network.small_shapes(network, links)
+        jax.eval_shape(lambda *xs: _network.written(network, links, pinned, xs), *shapes)
+        return links
+
+    links, _ = _network.solved(network, known, wanted, pinned, refused)
+    return links, pinned
+
+
+def _rows(
+    table: np.ndarray, lead: int, var: Var, axis: int, *, any_of: bool
+) -> np.ndarray:
+    """A plan's table for the steps that a value has in this function."""
+    steps = len(var.prefix(axis))
+    have = table.ndim - 1
+    if have > steps:
+        axes = tuple(range(steps, have))
+        return table.any(axes) if any_of else table.all(axes)
+    if have < steps:
+        table = table.reshape(*table.shape[:-1], *(1,) * (steps - have), table.shape[-1])
+    return np.broadcast_to(table, (*var.prefix(axis), var.shape[axis]))
+
+
+def _stepped(dead: np.ndarray, lead: int, var: Var, axis: int) -> Known | None:
+    return _facts.zero(_rows(dead, lead, var, axis, any_of=False), var.dtype)
+
+
+def _holds_tracers(program: Program) -> bool:
+    """Whether a program closes over values of a trace that ends."""
+    for equation in program.equations:
+        if any(
+            isinstance(v, Const) and isinstance(v.value, jax.core.Tracer)
+            for v in equation.ins
+        ) or any(map(_holds_tracers, equation.bodies)):
+            return True
+    return any(
+        isinstance(v, Const) and isinstance(v.value, jax.core.Tracer)
+        for v in program.outs
+    )

@@ -1,0 +1,144 @@
+"""A function of parameters, analysed: which of its axes can do with fewer positions."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskjax.compaction import _facts, _follow, _matching, _program
+from maskjax.compaction._cells import FREE
+from maskjax.compaction._facts import Fact
+from maskjax.compaction._follow import Pinned
+from maskjax.compaction._program import Program, Var
+from maskjax.compaction._rules import Links
+from maskjax.compaction._small import Unfit
+
+
+@dataclasses.dataclass(eq=False)
+class Network:
+    """A traced function.
+
+    Attributes:
+        program: Its equations.
+        owners: For each input the number of the parameter that it is, or belongs to.
+        results: The same for each output; None where all of it is handed back.
+        treedef: The structure of its output.
+        first: For each parameter the first input that belongs to it.
+    """
+
+    program: Program
+    owners: list[int | None]
+    results: list[int | None]
+    treedef: Any
+
+    def var(self, parameter: int) -> Var | None:
+        """The input that is a parameter."""
+        for var, owner in zip(self.program.ins, self.owners, strict=True):
+            if owner == parameter:
+                return var
+        return None
+
+    def facts(self, known: Callable[[int, Var], Fact]) -> _facts.Facts:
+        """What is known of all values, from what is known of parameters."""
+        ins = [
+            (None,) * max(len(var.shape), 1) if owner is None else known(owner, var)
+            for var, owner in zip(self.program.ins, self.owners, strict=True)
+        ]
+        return _follow.facts_of(self.program, ins)
+
+    def links(self, facts: _facts.Facts, pinned: Pinned, *, inputs: bool) -> Links:
+        """How axes go together; outputs are whole, and inputs if so asked."""
+        links = _follow.links_of(self.program, facts, pinned)
+        first: dict[int, Var] = {}
+        for var, owner in zip(self.program.ins, self.owners, strict=True):
+            axes = range(len(var.shape))
+            if owner is not None:
+                known = first.setdefault(owner, var)
+                for axis in axes:
+                    links.same(known, axis, var, axis)
+            elif inputs:
+                links.pin(var, axes, "is an input")
+        for var, owner in zip(self.program.outs, self.results, strict=True):
+            axes = range(len(var.shape))
+            if owner is not None and owner in first:
+                for axis in axes:
+                    links.same(first[owner], axis, var, axis)
+            else:
+                why = "is an output; what is handed on as state may shrink: `state_outputs`"
+                links.pin(var, axes, why)
+        return links
+
+
+def traced(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    owners: Sequence[int | None],
+    paths: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    state: Callable[[Any], list[bool]] | None,
+) -> Network:
+    """The network of a function of leaves.
+
+    Args:
+        fun: From a list of leaves to a tree.
+        args: Shapes of all leaves that it is given, whole.
+        owners: For each the number of its parameter, or None.
+        paths: The paths of the parameters.
+        shapes: Their whole shapes.
+        state: Which leaves of its output may shrink, or None: those that belong to a
+            parameter.
+    """
+    program, out = _program.traced(fun, list(args))
+    leaves, treedef = _matching.named(out)
+    results = _matching.owners(leaves, paths, shapes)
+    if state is not None:
+        may = state(out)
+        results = [r if m else None for r, m in zip(results, may, strict=True)]
+    return Network(program, list(owners), results, treedef)
+
+
+def solved(
+    network: Network,
+    known: Callable[[int, Var], Fact],
+    wanted: Callable[[Links], None],
+    pinned: Pinned,
+    write: Callable[[Links], Any],
+    *,
+    inputs: bool = False,
+) -> tuple[Links, Any]:
+    """Find what stays; what cannot be written small then is pinned, and again."""
+    facts = network.facts(known)
+    while True:
+        links = network.links(facts, pinned, inputs=inputs)
+        wanted(links)
+        links.solve()
+        try:
+            return links, write(links)
+        except Unfit as unfit:
+            pinned[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
+
+
+def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
+    """The shapes of small inputs: those that are no parameters come whole."""
+    shapes = []
+    for var, owner in zip(network.program.ins, network.owners, strict=True):
+        shape = var.shape
+        if owner is not None:
+            shape = tuple(int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape)))
+        shapes.append(jax.ShapeDtypeStruct(shape, var.dtype))
+    return shapes
+
+
+def written(
+    network: Network, links: Links, pinned: Pinned, arrays: Sequence[Any]
+) -> list[Any]:
+    """The outputs, of small parameters and whole inputs."""
+    picked = [owner is None for owner in network.owners]
+    return _follow.written(network.program, links, pinned, arrays, picked)
+
+
+def kept(links: Links, var: Var, axis: int) -> np.ndarray:
+    """Which positions of an axis stay, [*stack, n]."""
+    return links.at(var, axis).why != FREE

@@ -1,0 +1,198 @@
+"""A plan: which positions of which axes of which parameters stay."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskjax._core import checks
+from maskjax._core.trees import Array
+from maskjax.compaction import _matching
+from maskjax.compaction._matching import PackedMask
+from maskjax.compaction._small import places
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+    """What stays of one parameter.
+
+    Attributes:
+        path: Its path.
+        shape: Its whole shape.
+        lead: How many first axes stack: along them, other axes may keep other positions.
+        keep: For each axis which positions stay, [*stack, n].
+        dead: For each axis which positions the mask makes 0, [*stack, n].
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    lead: int
+    keep: tuple[np.ndarray, ...]
+    dead: tuple[np.ndarray, ...]
+
+    @property
+    def small(self) -> tuple[int, ...]:
+        """The shape of what stays."""
+        return tuple(int(k.sum(-1).flat[0]) if k.size else 0 for k in self.keep)
+
+    def key(self) -> Any:
+        """What makes two of them equal."""
+        rows = (*self.keep, *self.dead)
+        return self.path, self.shape, self.lead, tuple(r.tobytes() for r in rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Which units of a network stay; see `plan`. Hashable; `str` gives the report.
+
+    Attributes:
+        leaves: What stays of each parameter, in their order.
+        report: For each axis that keeps positions though they are masked, why.
+    """
+
+    leaves: tuple[Leaf, ...]
+    report: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> Any:
+        return tuple(leaf.key() for leaf in self.leaves)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The small shape of each parameter, by path: what a rebuilt model needs."""
+        return {leaf.path: leaf.small for leaf in self.leaves}
+
+    def __str__(self) -> str:
+        before = sum(math.prod(leaf.shape) for leaf in self.leaves)
+        after = sum(math.prod(leaf.small) for leaf in self.leaves)
+        lines = [f"{before:,} -> {after:,} parameters"]
+        for leaf in self.leaves:
+            if leaf.small != leaf.shape:
+                lines.append(f"{leaf.path}: {leaf.shape} -> {leaf.small}")
+        return "\n".join([*lines, *self.report])
+
+
+def shrink(tree: Any, plan: Plan) -> Any:
+    """What stays of any tree that belongs to the parameters of a plan.
+
+    Parameters, gradients, moments of optimizers, averages, statistics and masks: a leaf
+    belongs to the parameter whose path its own path ends with, and whose shape it has.
+    Other leaves, such as counters, are handed back as they are.
+
+    Args:
+        tree: Arrays, or shapes. Mask leaves may be `None`, packed, or have axes of 1.
+        plan: From `plan`.
+
+    Returns:
+        The tree, with smaller leaves.
+
+    Raises:
+        ValueError: If no leaf of `tree` belongs to a parameter of the plan.
+
+    Example:
+        >>> import jax
+        >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
+        >>> apply = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
+        >>> mask = {"up": jnp.array([[True, False, True]]), "down": None}
+        >>> plan = compaction.plan(apply, params, mask, jnp.ones((1, 2)))
+        >>> jax.tree.map(jnp.shape, compaction.shrink(params, plan))
+        {'down': (2, 1), 'up': (2, 2)}
+    """
+    return _changed(tree, plan, _taken, [leaf.shape for leaf in plan.leaves], "shrink")
+
+
+def expand(tree: Any, plan: Plan) -> Any:
+    """The inverse of `shrink`: zeros, in masks False, where something was taken out.
+
+    Args:
+        tree: A tree that belongs to the small parameters.
+        plan: From `plan`.
+
+    Returns:
+        The tree, with whole leaves.
+
+    Raises:
+        ValueError: If no leaf of `tree` belongs to a parameter of the plan.
+
+    Example:
+        >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
+        >>> apply = lambda p, x: x @ p["up"] @ p["down"]
+        >>> mask = {"up": jnp.array([[True, False, True]]), "down": None}
+        >>> plan = compaction.plan(apply, params, mask, jnp.ones((1, 2)))
+        >>> compaction.expand(compaction.shrink(params, plan), plan)["up"][0]
+        Array([1., 0., 1.], dtype=float32)
+    """
+    return _changed(tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand")
+
+
+def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str) -> Any:
+    leaves, treedef = _matching.named(tree)
+    owners = _matching.owners(leaves, [leaf.path for leaf in plan.leaves], shapes)
+    if all(owner is None for owner in owners):
+        given = [f"{path}: {_matching.shape_of(leaf)}" for path, leaf in leaves]
+        raise checks.listing(
+            given,
+            f"`maskjax.compaction.{fn}` needs leaves with the paths and shapes of the "
+            "plan's parameters",
+        )
+    changed = []
+    for (_, leaf), owner in zip(leaves, owners, strict=True):
+        if owner is None or leaf is None:
+            changed.append(leaf)
+        elif isinstance(leaf, PackedMask):
+            from maskjax import packing
+
+            changed.append(packing.pack(change(packing.unpack(leaf), plan.leaves[owner])))
+        else:
+            changed.append(change(leaf, plan.leaves[owner]))
+    return treedef.unflatten(changed)
+
+
+def _taken(x: Any, leaf: Leaf) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(_sized(x.shape, leaf.shape, leaf.small), x.dtype)
+    for axis, keep in enumerate(leaf.keep):
+        if x.shape[axis] == keep.shape[-1] and not keep.all():
+            x = _take(x, axis, places(keep), leaf.lead if axis >= leaf.lead else 0)
+    return x
+
+
+def _sized(own: Any, before: Any, after: Any) -> tuple[int, ...]:
+    pairs = zip(own, before, after, strict=True)
+    return tuple(to if n == whole else n for n, whole, to in pairs)
+
+
+def _take(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
+    if not lead:
+        return jnp.take(x, table, axis=axis)
+    return jnp.take_along_axis(x, _aligned(x, axis, table, lead), axis=axis)
+
+
+def _aligned(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
+    """A table of places, [*stack, k], with axes of 1 for those between and after."""
+    others = [i for i in range(lead, x.ndim) if i != axis]
+    return jnp.expand_dims(jnp.asarray(table), others)
+
+
+def _put_back(x: Any, leaf: Leaf) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(_sized(x.shape, leaf.small, leaf.shape), x.dtype)
+    for axis, keep in enumerate(leaf.keep):
+        n = keep.shape[-1]
+        if keep.all() or x.shape[axis] != leaf.small[axis] or n == x.shape[axis]:
+            continue
+        # Each whole position has the place of a small one, or one past them: 0.
+        rank = np.where(keep, keep.cumsum(-1) - 1, leaf.small[axis])
+        widths = [(0, int(i == axis)) for i in range(x.ndim)]
+        padded = jnp.pad(jnp.asarray(x), widths)
+        x = _take(padded, axis, rank, leaf.lead if axis >= leaf.lead else 0)
+    return x

@@ -1,0 +1,77 @@
+"""Operations on each entry, and values that come from nowhere."""
+
+from typing import Any
+
+from maskjax._core.trees import Array
+from maskjax.compaction import _facts
+from maskjax.compaction._program import Equation
+from maskjax.compaction._rules._rule import Links, Rule
+from maskjax.compaction._small import Small
+
+
+def _entry_by_entry(equation: Equation, links: Links) -> None:
+    """Equal axes keep the same; an axis of 1, or a scalar, is shared by all."""
+    out = equation.outs[0]
+    for other in equation.outs[1:]:
+        for axis in range(len(out.shape)):
+            links.same(out, axis, other, axis)
+    for var in equation.ins:
+        if len(var.shape) != len(out.shape):
+            continue
+        for axis, n in enumerate(out.shape):
+            if var.shape[axis] == n:
+                links.same(out, axis, var, axis)
+
+
+def _pairs(equation: Equation, links: Links) -> None:
+    """Each output is made of the input at its place."""
+    for one, other in zip(equation.ins, equation.outs, strict=True):
+        for axis in range(len(one.shape)):
+            links.same(one, axis, other, axis)
+
+
+def _carried(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
+    return [facts.of(var) for var in equation.ins]
+
+
+def _nothing(equation: Equation, links: Links) -> None:
+    for var in equation.ins:
+        links.pin(var, range(len(var.shape)), f"goes into {equation.name}")
+
+
+def _whole_then_cut(
+    equation: Equation, arrays: list[Array], small: Small
+) -> list[Array]:
+    """Random numbers and counts are the same as in the whole network."""
+    outs = equation.bind(*arrays)
+    return [small.cut(x, var) for x, var in zip(outs, equation.outs, strict=True)]
+
+
+def _constrained(equation: Equation, arrays: list[Array], small: Small) -> list[Any]:
+    """A sharding that still divides stays; else the compiler chooses."""
+    try:
+        return equation.bind(*arrays)
+    except ValueError:
+        return arrays
+
+
+_NAMES = """
+abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+bitcast_convert_type cbrt ceil clamp clz convert_element_type copy copy_p cos cosh
+digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
+integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
+polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem
+round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+sqrt square stop_gradient sub tan tanh xor zeta eq_to le_to lt_to
+""".split()
+
+_ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
+_PAIRS = Rule(_pairs, _carried)
+_SOURCE = Rule(_nothing, emit=_whole_then_cut)
+
+RULES = {
+    **dict.fromkeys(_NAMES, _ENTRIES),
+    **dict.fromkeys(["device_put", "optimization_barrier"], _PAIRS),
+    "sharding_constraint": Rule(_pairs, _carried, _constrained),
+    **dict.fromkeys(["iota", "random_bits", "random_gamma", "empty"], _SOURCE),
+}

@@ -1,0 +1,131 @@
+"""Rows that data choose: axes that are taken whole go through."""
+
+import numpy as np
+
+from maskjax._core.trees import Array
+from maskjax.compaction._facts import Fact, Facts, Known, met
+from maskjax.compaction._program import Equation
+from maskjax.compaction._rules._rule import Links, Rule, told
+from maskjax.compaction._small import Small
+
+
+def _windows(numbers: object, operand: tuple[int, ...], name: str) -> list[int]:
+    """The axes of the operand that a window has, in order."""
+    gone = getattr(numbers, name)
+    batching = getattr(numbers, "operand_batching_dims", ())
+    return [i for i in range(len(operand)) if i not in gone and i not in batching]
+
+
+def _gather_links(equation: Equation, links: Links) -> None:
+    (x, rows), (out,) = equation.ins, equation.outs
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    why = f"is looked up in {told(equation)}"
+    windows = _windows(numbers, x.shape, "collapsed_slice_dims")
+    through = {}
+    for axis, to in zip(windows, numbers.offset_dims, strict=True):
+        if sizes[axis] == x.shape[axis]:
+            links.same(x, axis, out, to)
+            through[axis] = to
+        else:
+            links.pin(out, [to], why)
+    links.pin(x, [i for i in range(len(x.shape)) if i not in through], why)
+    links.pin(rows, range(len(rows.shape)), why)
+    batch = [i for i in range(len(out.shape)) if i not in numbers.offset_dims]
+    links.pin(out, batch, why)
+
+
+def _gather_facts(equation: Equation, facts: Facts) -> list[Fact]:
+    (x, _), (out,) = equation.ins, equation.outs
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    fact: list[Known | None] = [None] * max(len(out.shape), 1)
+    windows = _windows(numbers, x.shape, "collapsed_slice_dims")
+    for axis, to in zip(windows, numbers.offset_dims, strict=True):
+        if sizes[axis] == x.shape[axis]:
+            fact[to] = facts.spread(x, axis, out.prefix(to), out.shape[to])
+    return [tuple(fact)]
+
+
+def _gather_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
+    x, sizes = equation.ins[0], equation.params["slice_sizes"]
+    numbers = equation.params["dimension_numbers"]
+    windows = _windows(numbers, x.shape, "collapsed_slice_dims")
+    own = tuple(
+        small.count(x, i) if i in windows and size == x.shape[i] else size
+        for i, size in enumerate(sizes)
+    )
+    return equation.bind(*arrays, slice_sizes=own)
+
+
+def _slice_links(equation: Equation, links: Links) -> None:
+    """`dynamic_slice`, and `dynamic_update_slice` with its update."""
+    x, out, why = equation.ins[0], equation.outs[0], f"is cut in {told(equation)}"
+    part = equation.ins[1] if equation.name == "dynamic_update_slice" else out
+    for axis, n in enumerate(x.shape):
+        for var in {x, out, part}:
+            if part.shape[axis] != n:
+                links.pin(var, [axis], why)
+            elif var is not x:
+                links.same(x, axis, var, axis)
+
+
+def _slice_facts(equation: Equation, facts: Facts) -> list[Fact]:
+    x, out = equation.ins[0], equation.outs[0]
+    update = equation.ins[1] if equation.name == "dynamic_update_slice" else None
+    fact: list[Known | None] = []
+    for axis, n in enumerate(out.shape):
+        part = out if update is None else update
+        known = None
+        if part.shape[axis] == x.shape[axis]:
+            known = facts.spread(x, axis, out.prefix(axis), n)
+            if update is not None:
+                known = met(known, facts.spread(update, axis, out.prefix(axis), n))
+        fact.append(known)
+    return [tuple(fact)]
+
+
+def _slice_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
+    if equation.name == "dynamic_update_slice":
+        return equation.bind(*arrays)
+    return equation.bind(*arrays, slice_sizes=small.shape(equation.outs[0]))
+
+
+def _scatter_links(equation: Equation, links: Links) -> None:
+    (x, rows, updates), (out,) = equation.ins, equation.outs
+    numbers, why = equation.params["dimension_numbers"], f"is put in {told(equation)}"
+    windows = _windows(numbers, x.shape, "inserted_window_dims")
+    through = set()
+    for axis, at in zip(windows, numbers.update_window_dims, strict=True):
+        if updates.shape[at] == x.shape[axis]:
+            links.same(x, axis, updates, at)
+            through.add((axis, at))
+    axes, ats = {axis for axis, _ in through}, {at for _, at in through}
+    links.pin(x, [i for i in range(len(x.shape)) if i not in axes], why)
+    links.pin(rows, range(len(rows.shape)), why)
+    links.pin(updates, [i for i in range(len(updates.shape)) if i not in ats], why)
+    for axis in range(len(x.shape)):
+        links.same(x, axis, out, axis)
+
+
+def _scatter_facts(equation: Equation, facts: Facts) -> list[Fact]:
+    (x, _, updates), (out,) = equation.ins, equation.outs
+    numbers = equation.params["dimension_numbers"]
+    fact: list[Known | None] = [None] * max(len(out.shape), 1)
+    windows = _windows(numbers, x.shape, "inserted_window_dims")
+    for axis, at in zip(windows, numbers.update_window_dims, strict=True):
+        if updates.shape[at] == x.shape[axis]:
+            one = facts.spread(x, axis, out.prefix(axis), out.shape[axis])
+            other = facts.spread(updates, at, out.prefix(axis), out.shape[axis])
+            if one is not None and other is not None:
+                where = one.zeros() & other.zeros()
+                fact[axis] = Known(where, one.value) if np.any(where) else None
+    return [tuple(fact)]
+
+
+RULES = {
+    "gather": Rule(_gather_links, _gather_facts, _gather_emit),
+    "dynamic_slice": Rule(_slice_links, _slice_facts, _slice_emit),
+    "dynamic_update_slice": Rule(_slice_links, _slice_facts, _slice_emit),
+    "scatter": Rule(_scatter_links, _scatter_facts),
+    "scatter_add": Rule(_scatter_links, _scatter_facts),
+    "scatter-add": Rule(_scatter_links, _scatter_facts),
+}

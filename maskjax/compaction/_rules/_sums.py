@@ -1,0 +1,111 @@
+"""Operations along an axis: sums, extremes, sorting, running sums."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from maskjax.compaction._facts import Fact, Facts, Known
+from maskjax.compaction._program import Equation
+from maskjax.compaction._rules._rule import Links, Rule, told
+
+
+def _rest(equation: Equation) -> list[int]:
+    """The axes of the input that are left, in order."""
+    gone = equation.params["axes"]
+    return [i for i in range(len(equation.ins[0].shape)) if i not in gone]
+
+
+def _reduce_links(equation: Equation, links: Links) -> None:
+    """What is summed is needed where it is not 0; what is compared, everywhere."""
+    why = f"enters {told(equation)}, which is not a sum"
+    for var in equation.ins:
+        if not var.shape:
+            continue
+        for axis in equation.params["axes"]:
+            if equation.name == "reduce_sum":
+                zeros = links.facts.zeros(var, axis)
+                why = f"is not zero where it is summed, in {told(equation)}"
+                links.need(var, axis, ~np.asarray(zeros), why)
+            else:
+                links.pin(var, [axis], why)
+        for out in equation.outs:
+            for to, axis in enumerate(_rest(equation)):
+                links.same(var, axis, out, to)
+
+
+def _reduce_facts(equation: Equation, facts: Facts) -> list[Fact]:
+    (x, *_), (out, *_) = equation.ins, equation.outs
+    count = math.prod(x.shape[i] for i in equation.params["axes"])
+
+    def reduced(known: Known | None) -> Known | None:
+        if known is None or count == 0:
+            return None
+        if equation.name == "reduce_sum":
+            with np.errstate(all="ignore"):
+                value = known.value * np.asarray(count, known.value.dtype)
+            return Known(known.where, value.astype(out.dtype))
+        return known
+
+    if equation.name not in ("reduce_sum", "reduce_max", "reduce_min"):
+        return [(None,) * max(len(o.shape), 1) for o in equation.outs]
+    if not out.shape:
+        return [(reduced(facts.whole(x)),)]
+    return [
+        tuple(
+            reduced(facts.spread(x, axis, out.prefix(to), out.shape[to]))
+            for to, axis in enumerate(_rest(equation))
+        )
+    ]
+
+
+def _axis(equation: Equation) -> Sequence[int]:
+    """The axis along which positions meet."""
+    params = equation.params
+    for name in ("axis", "dimension"):
+        if name in params:
+            return (params[name] % len(equation.ins[0].shape),)
+    return (len(equation.ins[0].shape) - 1,)
+
+
+def _along_links(equation: Equation, links: Links) -> None:
+    """Positions of one axis meet; the others go through."""
+    first = equation.ins[0]
+    meet = _axis(equation)
+    for var in (*equation.ins, *equation.outs):
+        if len(var.shape) != len(first.shape):
+            continue
+        links.pin(var, meet, f"enters {told(equation)}, where positions meet")
+        for axis, n in enumerate(var.shape):
+            if axis not in meet and n == first.shape[axis]:
+                links.same(first, axis, var, axis)
+
+
+def _along_facts(equation: Equation, facts: Facts) -> list[Fact]:
+    """0 stays 0 in running sums and products, in sorting, on the other axes."""
+    (x, *_), meet = equation.ins, _axis(equation)
+    fact: list[Known | None] = []
+    for axis in range(len(x.shape)):
+        known = None if axis in meet else facts.of(x)[axis]
+        if known is not None and equation.name != "sort":
+            where = known.zeros()
+            known = Known(where, known.value) if where.any() else None
+        fact.append(known)
+    none = (None,) * max(len(x.shape), 1)
+    single = len(equation.ins) == 1
+    return [tuple(fact) if single and not i else none for i in range(len(equation.outs))]
+
+
+_REDUCE = Rule(_reduce_links, _reduce_facts)
+_ALONG = Rule(_along_links, _along_facts)
+_ALONG_UNKNOWN = Rule(_along_links)
+
+RULES = {
+    **dict.fromkeys(
+        "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor "
+        "argmax argmin".split(),
+        _REDUCE,
+    ),
+    **dict.fromkeys("cumsum cumprod cummax cummin sort".split(), _ALONG),
+    **dict.fromkeys("cumlogsumexp top_k approx_top_k".split(), _ALONG_UNKNOWN),
+}

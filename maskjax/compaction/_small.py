@@ -1,0 +1,130 @@
+"""Small values: how an equation is written for the positions that stay.
+
+The rule of every emission: a small value is the masked value at the positions that its
+axes keep, in order.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskjax._core.trees import Array
+from maskjax.compaction._cells import Cells
+from maskjax.compaction._program import Equation, Program, Var
+
+
+class Unfit(Exception):
+    """An equation that cannot be written for these positions: all of it has to stay."""
+
+    def __init__(self, equation: Equation, why: str) -> None:
+        super().__init__(why)
+        self.equation, self.why = equation, why
+
+
+class Small:
+    """The positions that stay, and the step of every loop that is being written.
+
+    Attributes:
+        steps: The numbers of the steps, for each loop around; `None` for members of a
+            stack, which have no number.
+    """
+
+    def __init__(
+        self,
+        cells: Cells,
+        follow: Callable[[Program, "Small", Sequence[Array]], list[Array]],
+        steps: tuple[Any, ...] = (),
+    ) -> None:
+        self._cells, self._follow, self.steps = cells, follow, steps
+
+    def follow(self, program: Program, arrays: Sequence[Array]) -> list[Array]:
+        """The small outputs of a program."""
+        return self._follow(program, self, arrays)
+
+    def inside(self, step: Any) -> "Small":
+        """The same, in one step more of a loop."""
+        return Small(self._cells, self._follow, (*self.steps, step))
+
+    def keep(self, var: Var, axis: int) -> np.ndarray:
+        """Which positions stay, [*steps, n]."""
+        return self._cells.at(var, axis).keep
+
+    def count(self, var: Var, axis: int) -> int:
+        """How many positions stay, the same in each step."""
+        keep = self.keep(var, axis)
+        return int(keep.sum(-1).flat[0]) if keep.size else keep.shape[-1]
+
+    def shape(self, var: Var) -> tuple[int, ...]:
+        """The small shape."""
+        return tuple(self.count(var, axis) for axis in range(len(var.shape)))
+
+    def full(self, var: Var, axis: int) -> bool:
+        """Whether all positions stay."""
+        return bool(self.keep(var, axis).all())
+
+    def places(self, var: Var, axis: int) -> np.ndarray:
+        """The positions that stay, [*steps, k]."""
+        return places(self.keep(var, axis))
+
+    def taken(
+        self, array: Array, axis: int, table: np.ndarray, lead: int = 0
+    ) -> Array:
+        """The entries of an axis at these places, [*steps, *lead, k].
+
+        Raises:
+            LookupError: If places differ between members that have no number.
+        """
+        table = self._now(table, lead)
+        if isinstance(table, np.ndarray) and table.ndim == 1:
+            first, k = int(table[0]), len(table)
+            if (table == np.arange(first, first + k)).all():
+                return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
+            return jnp.take(array, table, axis=axis, mode="clip")
+        table = jnp.asarray(table)
+        if table.ndim == 1:
+            return jnp.take(array, table, axis=axis, mode="clip")
+        more = range(lead, array.ndim)
+        where = jnp.expand_dims(table, [i for i in more if i != axis])
+        return jnp.take_along_axis(array, where, axis=axis, mode="clip")
+
+    def _now(self, table: np.ndarray, lead: int) -> Any:
+        """The rows of a table for the steps that are being written."""
+        n = table.ndim - 1 - lead
+        rows = table.reshape(math.prod(table.shape[:n]), *table.shape[n:])
+        same = bool((rows == rows[:1]).all()) if len(rows) else True
+        if same:
+            row = rows[0]
+            flat = row.reshape(-1, row.shape[-1])
+            return flat[0] if lead and (flat == flat[:1]).all() else row
+        if any(step is None for step in self.steps):
+            raise LookupError("positions differ between members")
+        return jnp.asarray(table)[tuple(self.steps[:n])]
+
+    def cut(self, array: Array, var: Var) -> Array:
+        """A whole value, cut to the positions that stay."""
+        for axis in range(len(var.shape)):
+            if not self.full(var, axis):
+                lead = len(var.prefix(axis)) - len(var.scope)
+                array = self.taken(array, axis, self.places(var, axis), lead)
+        return array
+
+    def uniform(self, numbers: np.ndarray) -> int:
+        """A number that is the same in each step.
+
+        Raises:
+            LookupError: If it is not.
+        """
+        first = int(numbers.flat[0])
+        if not (numbers == first).all():
+            raise LookupError("counts differ between the steps of a loop")
+        return first
+
+
+def places(keep: np.ndarray) -> np.ndarray:
+    """The positions that stay, in order, [*steps, k], of [*steps, n]."""
+    k = int(keep.sum(-1).flat[0]) if keep.size else keep.shape[-1]
+    return np.nonzero(keep.reshape(-1, keep.shape[-1]))[1].reshape(*keep.shape[:-1], k)
