@@ -12,8 +12,9 @@
 Array([[4.]], dtype=float32)
 """
 
+from maskjax.compaction._groups import groups
 from maskjax.compaction._narrow import narrow
 from maskjax.compaction._plan import Plan, expand, shrink
 from maskjax.compaction._planning import plan
 
-__all__ = ["Plan", "expand", "narrow", "plan", "shrink"]
+__all__ = ["Plan", "expand", "groups", "narrow", "plan", "shrink"]

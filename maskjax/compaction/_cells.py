@@ -250,6 +250,12 @@ class Cells:
         while changed := self._fill(number[ALONE], number[UNEVEN]):
             self._close(link for cell in changed for link in cell.links)
 
+    def needed(self, var: Var, axis: int) -> np.ndarray:
+        """Which positions stay for a reason other than that something has to."""
+        why = self.at(var, axis).why
+        filled = [self.reasons.index(ALONE), self.reasons.index(UNEVEN)]
+        return (why != FREE) & ~np.isin(why, filled)
+
     def _clear(self) -> None:
         for cell in self.every():
             cell.why = np.full((*cell.prefix, cell.size), FREE, np.int32)

@@ -116,8 +116,7 @@ def planned(
         for var in firsts:
             for axis in range(len(var.shape) if var is not None else 0):
                 if var is not None:
-                    unused = ~_network.kept(plain, var, axis)
-                    links.need(var, axis, unused, UNUSED)
+                    links.need(var, axis, ~plain.needed(var, axis), UNUSED)
 
     links, _ = _network.solved(
         network, known, wanted, pinned, lambda links: _tried(network, links, pinned)

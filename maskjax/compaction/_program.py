@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 
@@ -129,9 +130,20 @@ class _Reader:
                 outs = self._called(eqn, atoms, here)
             else:
                 outs = [Var(x.aval, self.scope) for x in eqn.outvars]
+                if name == "reshape" and eqn.params["dimensions"] is not None:
+                    atoms = [self._permuted(eqn, atoms[0], here)]
                 self.equations.append(self._equation(eqn, atoms, outs, here))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [atom(x) for x in jaxpr.outvars]
+
+    def _permuted(self, eqn: Any, x: Var, here: str) -> Var:
+        """A reshape may permute axes first: that is an equation of its own."""
+        order = tuple(eqn.params["dimensions"])
+        shape = tuple(x.shape[i] for i in order)
+        out = Var(jax.ShapeDtypeStruct(shape, x.dtype), self.scope)
+        params = {"permutation": order}
+        self.equations.append(Equation(lax.transpose_p, params, [x], [out], here))
+        return out
 
     def _called(self, eqn: Any, atoms: list[Var], here: str) -> list[Var]:
         params = eqn.params
@@ -159,6 +171,8 @@ class _Reader:
                 _derivative(eqn, atoms), self.scope, here, guard=True
             )
             bodies = (inside(params["call_jaxpr"]), derivative)
+        if name == "reshape":
+            params = {**params, "dimensions": None}
         return Equation(
             eqn.primitive, params, atoms, outs, here, bodies, bool(eqn.effects)
         )

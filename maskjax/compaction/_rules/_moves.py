@@ -100,7 +100,7 @@ _MOST = 1 << 25  # a flat axis of more positions is not followed
 
 def _reshape_links(equation: Equation, links: Links) -> None:
     (x, *_), (out,) = equation.ins, equation.outs
-    if 0 in x.shape or equation.params.get("dimensions") is not None:
+    if 0 in x.shape:
         pin(equation, links, "goes into reshape")
         return
     for ins, outs in _blocks(x.shape, out.shape):

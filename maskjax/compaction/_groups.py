@@ -1,0 +1,389 @@
+"""Which units of a network can leave, and what leaves with each.
+
+From each position of an axis the closure of dropping it is taken: what is equal, a part,
+or a product with it. All positions of an axis are followed at once, each with the number
+of its unit; where two numbers meet, they are one unit. What meets a pin is fixed.
+"""
+
+import collections
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskjax._core.trees import Params
+from maskjax.compaction import _calls, _facts, _follow, _network
+from maskjax.compaction._cells import Cell, Part, Product, Steps
+from maskjax.compaction._facts import Fact
+from maskjax.compaction._network import Network
+from maskjax.compaction._program import Var
+from maskjax.compaction._rules import Links
+from maskjax.structure import Group, Groups, Member
+
+NONE = -1
+
+
+def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
+    """The units of a network that can be taken out, each with all that leaves with it.
+
+    A channel leaves with its bias, its scale, its statistics and the inputs of what reads
+    it; the residual stream leaves everywhere at once; a head leaves with its queries, keys,
+    values and outputs, and a dimension of all heads' queries with that of their keys. Units
+    of a network with `scan` are those of each layer. Inputs and outputs are fixed.
+
+    The groups are a structure: `select.top_k(scores, structure=groups)` and
+    `optim.prune(structure=groups)` remove whole units on every leaf, and `plan` of such a
+    mask takes exactly them out.
+
+    Args:
+        apply: `(params, *inputs) -> outputs`, any function that JAX can trace.
+        params: Tree of arrays, or of their shapes.
+        *inputs: What else `apply` takes; arrays, or shapes.
+
+    Returns:
+        The groups; `print` lists them. `fixed` says what can't be removed, and why.
+
+    Raises:
+        ValueError: If no unit can be taken out.
+
+    Example:
+        >>> params = {"up": jnp.ones((2, 3)), "b": jnp.ones(3), "down": jnp.ones((3, 1))}
+        >>> apply = lambda p, x: jnp.tanh(x @ p["up"] + p["b"]) @ p["down"]
+        >>> units = compaction.groups(apply, params, jnp.ones((1, 2)))
+        >>> print(units["b axis 0"])
+        b axis 0: 3 units in b[0], down[0], up[1]
+
+    References:
+        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
+        arXiv:2301.12900, for the same question about modules.
+    """
+    fn = "maskjax.compaction.groups"
+    call = _calls.Call(params, inputs, {})
+    network = call.network(apply, None, fn=fn)
+    links = _linked(network)
+    found = list(_found(network, links, call))
+    free, fixed = _tried(network, call, found)
+    lines = [*_pinned_lines(network, links, call, free), *fixed]
+    return Groups(tuple(free), fixed=tuple(lines))
+
+
+def _nothing(_: int, var: Var) -> Fact:
+    return (None,) * max(len(var.shape), 1)
+
+
+def _linked(network: Network) -> Links:
+    facts = network.facts(_nothing)
+    links = network.links(facts, _follow.Pinned(), inputs=True)
+    links.solve()
+    return links
+
+
+class _Closure:
+    """The units of one axis, and their numbers at all positions that leave with them."""
+
+    def __init__(self, start: Cell, links: Links) -> None:
+        self._links = links
+        n = math.prod(start.prefix) * start.size
+        self._same = np.arange(n)
+        self.start = start
+        self.numbers: dict[Cell, np.ndarray] = {
+            start: np.arange(n, dtype=np.int64).reshape(*start.prefix, start.size)
+        }
+        self._spread()
+
+    def _spread(self) -> None:
+        queue = collections.deque(self.start.links)
+        while queue:
+            link = queue.popleft()
+            for cell in self._through(link):
+                queue.extend(other for other in cell.links if other not in queue)
+
+    def _through(self, link: Any) -> list[Cell]:
+        root = self._links.root
+        if isinstance(link, Steps):
+            return self._steps(root(link.few), root(link.many))
+        if isinstance(link, Part):
+            return self._part(root(link.big), root(link.small), link.places)
+        return self._product(root(link.flat), [root(f) for f in link.factors])
+
+    def _at(self, cell: Cell) -> np.ndarray:
+        if cell not in self.numbers:
+            shape = (*cell.prefix, cell.size)
+            self.numbers[cell] = np.full(shape, NONE, np.int64)
+        return self.numbers[cell]
+
+    def _put(self, cell: Cell, numbers: np.ndarray) -> bool:
+        """Units at some positions; those that meet others there become one with them."""
+        own = self._at(cell)
+        numbers = np.broadcast_to(numbers, own.shape)
+        both = (own != NONE) & (numbers != NONE) & (own != numbers)
+        merged = both.any() and self._merge(own[both], numbers[both])
+        new = (own == NONE) & (numbers != NONE)
+        if new.any():
+            self.numbers[cell] = np.where(new, numbers, own)
+        return bool(new.any() or merged)
+
+    def _merge(self, ones: np.ndarray, others: np.ndarray) -> bool:
+        changed = False
+        for a, b in {*zip(ones.tolist(), others.tolist(), strict=True)}:
+            first, second = self.unit(a), self.unit(b)
+            if first != second:
+                self._same[max(first, second)] = min(first, second)
+                changed = True
+        return changed
+
+    def unit(self, number: int) -> int:
+        """The unit that a number stands for."""
+        while self._same[number] != number:
+            number = int(self._same[number])
+        return number
+
+    def units(self, cell: Cell) -> np.ndarray:
+        """The unit at each position, or -1."""
+        table = np.array([self.unit(i) for i in range(len(self._same))] + [NONE])
+        return table[self.numbers[cell]]
+
+    def _steps(self, few: Cell, many: Cell) -> list[Cell]:
+        changed = []
+        if few in self.numbers:
+            more = (1,) * (len(many.prefix) - len(few.prefix))
+            own = self.numbers[few].reshape(*few.prefix, *more, few.size)
+            if self._put(many, own):
+                changed.append(many)
+        if many in self.numbers:
+            axes = tuple(range(len(few.prefix), len(many.prefix)))
+            wide = np.moveaxis(self.numbers[many], axes, range(len(axes)))
+            for row in wide.reshape(-1, *wide.shape[len(axes) :]):
+                if self._put(few, row) and few not in changed:
+                    changed.append(few)
+        return changed
+
+    def _part(self, big: Cell, small: Cell, places: np.ndarray) -> list[Cell]:
+        changed = []
+        if big in self.numbers and self._put(small, self.numbers[big][..., places]):
+            changed.append(small)
+        if small in self.numbers:
+            up = np.full((*big.prefix, big.size), NONE, np.int64)
+            up[..., places] = self.numbers[small]
+            if self._put(big, up):
+                changed.append(big)
+        return changed
+
+    def _product(self, flat: Cell, factors: Sequence[Cell]) -> list[Cell]:
+        changed = []
+        k, sizes = len(flat.prefix), [f.size for f in factors]
+        for i, factor in enumerate(factors):
+            if factor not in self.numbers:
+                continue
+            shape = [1] * len(factors)
+            shape[i] = factor.size
+            own = self.numbers[factor].reshape(*flat.prefix, *shape)
+            whole = np.broadcast_to(own, (*flat.prefix, *sizes))
+            if self._put(flat, whole.reshape(*flat.prefix, flat.size)):
+                changed.append(flat)
+        if flat in self.numbers:
+            grid = self.units(flat).reshape(*flat.prefix, *sizes)
+            for i, factor in enumerate(factors):
+                rows = np.moveaxis(grid, k + i, k).reshape(*flat.prefix, sizes[i], -1)
+                same = (rows == rows[..., :1]).all(-1)
+                if self._put(factor, np.where(same, rows[..., 0], NONE)):
+                    changed.append(factor)
+        return changed
+
+    def fixed(self) -> dict[int, str]:
+        """The units that meet a pin, or only a part of a product."""
+        found: dict[int, str] = {}
+        for cell, where, reason, pinned in self._links.needs:
+            root = self._links.root(cell)
+            if pinned and root in self.numbers:
+                for unit in np.unique(self.units(root)).tolist():
+                    found.setdefault(unit, reason)
+        for link in self._links.links:
+            if isinstance(link, Product):
+                flat = self._links.root(link.flat)
+                if flat in self.numbers:
+                    for unit in self._unexplained(link, flat):
+                        found.setdefault(unit, "leaves only with others of a product")
+        found.pop(NONE, None)
+        return found
+
+    def _unexplained(self, link: Product, flat: Cell) -> list[int]:
+        """Units at flat positions of which no factor's position leaves."""
+        factors = [self._links.root(f) for f in link.factors]
+        sizes = [f.size for f in factors]
+        covered = np.zeros((*flat.prefix, *sizes), bool)
+        for i, factor in enumerate(factors):
+            if factor in self.numbers:
+                shape = [1] * len(sizes)
+                shape[i] = factor.size
+                gone = self.numbers[factor] != NONE
+                covered |= gone.reshape(*flat.prefix, *shape)
+        units = self.units(flat)
+        return np.unique(units[~covered.reshape(units.shape) & (units != NONE)]).tolist()
+
+
+def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]:
+    """The groups, in the order in which axes of parameters meet them."""
+    axes: dict[Cell, list[tuple[int, int]]] = collections.defaultdict(list)
+    for i in range(len(call.paths)):
+        var = network.var(i)
+        for axis in range(len(var.shape) if var is not None else 0):
+            assert var is not None
+            axes[links.at(var, axis)].append((i, axis))
+    pinned = {
+        links.root(cell)
+        for cell, where, _, pin in links.needs
+        if pin and where is True
+    }
+    seen: set[Any] = set()
+    names: set[str] = set()
+    for start in _starts(links, axes, pinned):
+        closure = _Closure(start, links)
+        reached = [cell for cell in closure.numbers if cell in axes]
+        if not reached:
+            continue
+        fixed = closure.fixed()
+        places = sorted(place for cell in reached for place in axes[cell])
+        of = {place: cell for cell in reached for place in axes[cell]}
+        group = _group(closure, fixed, [(p, of[p]) for p in places], network, call, seen, names)
+        if group is not None:
+            names.add(group.name)
+            yield group
+
+
+def _starts(links: Links, axes: Any, pinned: set[Cell]) -> list[Cell]:
+    """Axes that are no product; those that have parts come last."""
+    bigs = {links.root(link.big) for link in links.links if isinstance(link, Part)}
+    cells = [c for c in links.every() if not c.flat and c not in pinned and c.size > 1]
+    order = {cell: i for i, cell in enumerate(axes)}
+    return sorted(cells, key=lambda c: (c in bigs, order.get(c, len(order))))
+
+
+def _group(
+    closure: _Closure,
+    fixed: dict[int, str],
+    places: Sequence[tuple[tuple[int, int], Cell]],
+    network: Network,
+    call: _calls.Call,
+    seen: set[Any],
+    names: set[str],
+) -> Group | None:
+    """A group of the units that are free and were not seen before."""
+    units = {place: closure.units(cell) for place, cell in places}
+    content: dict[int, list[Any]] = collections.defaultdict(list)
+    for place, table in units.items():
+        flat = table.reshape(-1)
+        for position in np.flatnonzero(flat != NONE).tolist():
+            content[int(flat[position])].append((place, position))
+    new = []
+    for unit in sorted(content):
+        key = tuple(content[unit])
+        if unit not in fixed and key not in seen:
+            seen.add(key)
+            new.append(unit)
+    prefix = closure.start.prefix
+    layer = closure.start.size
+    stack = prefix if len(prefix) == 1 and _apart(new, layer, prefix, units) else ()
+    size = len(new) // math.prod(stack)
+    if size < 2:
+        return None
+    table = np.full(len(closure.numbers[closure.start].reshape(-1)) + 1, NONE, np.int32)
+    for number, unit in enumerate(new):
+        table[unit] = number % size if stack else number
+    members = []
+    for (i, axis), _ in places:
+        rows = table[units[i, axis]]
+        if (rows != NONE).any():
+            if not stack and (rows == rows.reshape(-1, rows.shape[-1])[0]).all():
+                rows = rows.reshape(-1, rows.shape[-1])[0]
+            members.append(Member(call.paths[i], axis, rows, shape=call.shapes[i]))
+    name = _name(members[0], size, names)
+    return Group(name, stack, size, tuple(members))
+
+
+def _apart(new: list[int], layer: int, prefix: Any, units: Any) -> bool:
+    """Whether each layer of a stack has units of its own, as many as any other."""
+    counts = collections.Counter(unit // layer for unit in new)
+    if len(counts) != prefix[0] or len(set(counts.values())) != 1:
+        return False
+    for table in units.values():
+        if table.shape[:-1] != prefix:
+            return False
+        own = np.arange(prefix[0])[:, None]
+        if (np.where(table == NONE, own, table // layer) != own).any():
+            return False
+    return True
+
+
+def _name(member: Member, size: int, names: set[str]) -> str:
+    """A leaf's axis; with the number of units where it has more positions than that."""
+    name = f"{member.path} axis {member.axis}"
+    n = member.shape[member.axis]
+    if size != n:
+        name += f", {size} of {n}"
+    number, first = 2, name
+    while name in names:
+        name, number = f"{first} ({number})", number + 1
+    return name
+
+
+def _tried(
+    network: Network, call: _calls.Call, found: list[Group]
+) -> tuple[list[Group], list[str]]:
+    """The groups whose first unit leaves when it is masked, and why others don't."""
+    masks: list[Any] = [None] * len(call.paths)
+    index = {path: i for i, path in enumerate(call.paths)}
+    for group in found:
+        for member in group.members:
+            i = index[member.path]
+            whole = np.ones(call.shapes[i], bool) if masks[i] is None else masks[i]
+            units = np.asarray(member.units)
+            lead = units.ndim - 1
+            shape = [n if j < lead else 1 for j, n in enumerate(member.shape)]
+            shape[member.axis] = member.shape[member.axis]
+            masks[i] = whole & (units != 0).reshape(shape)
+
+    def known(owner: int, var: Var) -> Fact:
+        mask = masks[owner]
+        return _nothing(owner, var) if mask is None else _facts.masked(mask, var)
+
+    links = network.links(network.facts(known), _follow.Pinned(), inputs=True)
+    links.solve()
+    free, fixed = [], []
+    for group in found:
+        member = group.members[0]
+        var = network.var(index[member.path])
+        assert var is not None
+        cell = links.at(var, member.axis)
+        still = cell.keep & (np.asarray(member.units) == 0)
+        if still.any():
+            reason = links.reasons[cell.why[still][0]]
+            fixed.append(f"{group.name}: {group.size} units: {reason}")
+        else:
+            free.append(group)
+    return free, fixed
+
+
+def _pinned_lines(
+    network: Network, links: Links, call: _calls.Call, free: list[Group]
+) -> list[str]:
+    """Axes of parameters without any unit that is free, and the first reason."""
+    taken = {(m.path, m.axis) for group in free for m in group.members}
+    lines = []
+    for i, (path, shape) in enumerate(zip(call.paths, call.shapes, strict=True)):
+        var = network.var(i)
+        for axis, n in enumerate(shape):
+            if n < 2 or (path, axis) in taken:
+                continue
+            reason = "is not used"
+            if var is not None:
+                cell = links.at(var, axis)
+                pins = [
+                    why
+                    for other, _, why, pin in links.needs
+                    if pin and links.root(other) is cell
+                ]
+                reason = pins[0] if pins else "goes with something that is fixed"
+            lines.append(f"{path} axis {axis}: {reason}")
+    return lines
