@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax.compaction import _matching, _network
 from maskjax.compaction._network import Network
 
@@ -58,13 +58,14 @@ class Call:
     @property
     def key(self) -> Any:
         """What a trace depends on."""
-        kinds = tuple((x.shape, str(x.dtype)) for x in self.arrays)
-        return self._treedef, kinds, tuple(map(repr, self._static))
+        kinds = tuple(placement.typed(x.shape, x) for x in self.arrays)
+        mesh = jax.sharding.get_abstract_mesh()
+        return self._treedef, kinds, tuple(map(repr, self._static)), mesh
 
-    def whole(self) -> list[jax.ShapeDtypeStruct]:
-        """The shapes of the leaves, as in the whole network."""
+    def whole(self) -> list[Any]:
+        """The types of the leaves, as in the whole network."""
         return [
-            jax.ShapeDtypeStruct(x.shape if o is None else self.shapes[o], x.dtype)
+            placement.typed(x.shape if o is None else self.shapes[o], x)
             for x, o in zip(self.arrays, self.owners, strict=True)
         ]
 

@@ -140,8 +140,8 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
-        shapes = _network.small_shapes(network, links)
-        jax.eval_shape(lambda *xs: _network.written(network, links, pinned, xs), *shapes)
+        types = _network.small_types(network, links)
+        jax.eval_shape(lambda *xs: _network.written(network, links, pinned, xs), *types)
         return links
 
     links, _ = _network.solved(network, known, wanted, pinned, refused)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskjax._core import placement
 from maskjax.compaction import _facts, _follow, _matching, _program
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
@@ -25,13 +26,14 @@ class Network:
         owners: For each input the number of the parameter that it is, or belongs to.
         results: The same for each output; None where all of it is handed back.
         treedef: The structure of its output.
-        first: For each parameter the first input that belongs to it.
+        types: The type of each input, whole: how it is sharded, and varies.
     """
 
     program: Program
     owners: list[int | None]
     results: list[int | None]
     treedef: Any
+    types: list[Any]
 
     def var(self, parameter: int) -> Var | None:
         """The input that is a parameter."""
@@ -83,7 +85,7 @@ def traced(
 
     Args:
         fun: From a list of leaves to a tree.
-        args: Shapes of all leaves that it is given, whole.
+        args: Types of all leaves that it is given, whole.
         owners: For each the number of its parameter, or None.
         paths: The paths of the parameters.
         shapes: Their whole shapes.
@@ -96,7 +98,7 @@ def traced(
     if state is not None:
         may = state(out)
         results = [r if m else None for r, m in zip(results, may, strict=True)]
-    return Network(program, list(owners), results, treedef)
+    return Network(program, list(owners), results, treedef, list(args))
 
 
 def solved(
@@ -120,15 +122,16 @@ def solved(
             pinned[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
 
 
-def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
-    """The shapes of small inputs: those that are no parameters come whole."""
-    shapes = []
-    for var, owner in zip(network.program.ins, network.owners, strict=True):
+def small_types(network: Network, links: Links) -> list[Any]:
+    """The types of small inputs: those that are no parameters come whole."""
+    types = []
+    ins = zip(network.program.ins, network.owners, network.types, strict=True)
+    for var, owner, whole in ins:
         shape = var.shape
         if owner is not None:
             shape = tuple(int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape)))
-        shapes.append(jax.ShapeDtypeStruct(shape, var.dtype))
-    return shapes
+        types.append(placement.typed(shape, whole))
+    return types
 
 
 def written(

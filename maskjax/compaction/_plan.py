@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from maskjax._core import checks
-from maskjax._core.trees import Array
+from maskjax._core import checks, placement, rows
 from maskjax.compaction import _matching
 from maskjax.compaction._matching import PackedMask
 from maskjax.compaction._small import places
@@ -159,10 +158,10 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
 
 def _taken(x: Any, leaf: Leaf) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(_sized(x.shape, leaf.shape, leaf.small), x.dtype)
+        return _resized(x, _sized(x.shape, leaf.shape, leaf.small))
     for axis, keep in enumerate(leaf.keep):
         if x.shape[axis] == keep.shape[-1] and not keep.all():
-            x = _take(x, axis, places(keep), leaf.lead if axis >= leaf.lead else 0)
+            x = rows.taken(x, places(keep), axis)
     return x
 
 
@@ -171,28 +170,21 @@ def _sized(own: Any, before: Any, after: Any) -> tuple[int, ...]:
     return tuple(to if n == whole else n for n, whole, to in pairs)
 
 
-def _take(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
-    if not lead:
-        return jnp.take(x, table, axis=axis)
-    return jnp.take_along_axis(x, _aligned(x, axis, table, lead), axis=axis)
-
-
-def _aligned(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
-    """A table of places, [*stack, k], with axes of 1 for those between and after."""
-    others = [i for i in range(lead, x.ndim) if i != axis]
-    return jnp.expand_dims(jnp.asarray(table), others)
+def _resized(x: jax.ShapeDtypeStruct, shape: tuple[int, ...]) -> Any:
+    where = x.sharding
+    if isinstance(where, NamedSharding):
+        where = placement.fitted(where, shape)
+    return x.update(shape=shape, sharding=where)
 
 
 def _put_back(x: Any, leaf: Leaf) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(_sized(x.shape, leaf.small, leaf.shape), x.dtype)
+        return _resized(x, _sized(x.shape, leaf.small, leaf.shape))
     for axis, keep in enumerate(leaf.keep):
         n = keep.shape[-1]
         if keep.all() or x.shape[axis] != leaf.small[axis] or n == x.shape[axis]:
             continue
         # Each whole position has the place of a small one, or one past them: 0.
         rank = np.where(keep, keep.cumsum(-1) - 1, leaf.small[axis])
-        widths = [(0, int(i == axis)) for i in range(x.ndim)]
-        padded = jnp.pad(jnp.asarray(x), widths)
-        x = _take(padded, axis, rank, leaf.lead if axis >= leaf.lead else 0)
+        x = rows.taken(x, rank, axis, fill=True)
     return x

@@ -132,12 +132,12 @@ def planned(
 
 def _tried(network: Network, links: Links, pinned: _follow.Pinned) -> Any:
     """Write the small program for shapes alone, to see that it can be."""
-    shapes = _network.small_shapes(network, links)
+    types = _network.small_types(network, links)
 
     def small(*arrays: Any) -> Any:
         return _network.written(network, links, pinned, arrays)
 
-    return jax.eval_shape(small, *shapes)
+    return jax.eval_shape(small, *types)
 
 
 def _leaf(

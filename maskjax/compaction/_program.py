@@ -16,16 +16,20 @@ import jax
 import numpy as np
 from jax import lax
 from jax.extend import core
+from jax.sharding import NamedSharding
+
+from maskjax._core import placement
 
 
 class Var:
     """A value of a program."""
 
-    __slots__ = ("dtype", "lead", "scope", "shape")
+    __slots__ = ("dtype", "kind", "lead", "scope", "shape")
 
     def __init__(self, aval: Any, scope: tuple[int, ...]) -> None:
         self.shape = tuple(getattr(aval, "shape", ()))
         self.dtype = getattr(aval, "dtype", None)
+        self.kind = aval
         self.scope = scope
         self.lead = 0
 
@@ -63,6 +67,17 @@ class Equation:
     @property
     def name(self) -> str:
         return self.primitive.name
+
+    def fitted(self, shape: tuple[int, ...]) -> "Equation":
+        """The same, with the shardings that it asks for fitted to a small output."""
+        changes = {
+            name: placement.fitted(value, shape)
+            for name, value in self.params.items()
+            if isinstance(value, NamedSharding)
+        }
+        if not changes:
+            return self
+        return dataclasses.replace(self, params={**self.params, **changes})
 
     def bind(self, *arrays: Any, **changes: Any) -> list[Any]:
         """The primitive itself, of other arrays."""
@@ -140,7 +155,7 @@ class _Reader:
         """A reshape may permute axes first: that is an equation of its own."""
         order = tuple(eqn.params["dimensions"])
         shape = tuple(x.shape[i] for i in order)
-        out = Var(jax.ShapeDtypeStruct(shape, x.dtype), self.scope)
+        out = Var(placement.typed(shape, x.kind), self.scope)
         params = {"permutation": order}
         self.equations.append(Equation(lax.transpose_p, params, [x], [out], here))
         return out
@@ -180,7 +195,7 @@ class _Reader:
 
 def _derivative(eqn: Any, atoms: Sequence[Var]) -> Any:
     """The program of a custom derivative, from primals and tangents."""
-    shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in atoms]
+    shapes = [v.kind for v in atoms]
 
     def fun(*primals: Any) -> Any:
         params = eqn.primitive.get_bind_params(eqn.params)

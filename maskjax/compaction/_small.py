@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskjax._core import placement, rows
 from maskjax._core.trees import Array
 from maskjax.compaction._cells import Cells
 from maskjax.compaction._program import Equation, Program, Var
@@ -81,15 +82,10 @@ class Small:
         table = self._now(table, lead)
         if isinstance(table, np.ndarray) and table.ndim == 1:
             first, k = int(table[0]), len(table)
-            if (table == np.arange(first, first + k)).all():
+            run = (table == np.arange(first, first + k)).all()
+            if run and placement.spec_of(array)[axis] is None:
                 return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
-            return jnp.take(array, table, axis=axis, mode="clip")
-        table = jnp.asarray(table)
-        if table.ndim == 1:
-            return jnp.take(array, table, axis=axis, mode="clip")
-        more = range(lead, array.ndim)
-        where = jnp.expand_dims(table, [i for i in more if i != axis])
-        return jnp.take_along_axis(array, where, axis=axis, mode="clip")
+        return rows.taken(array, table, axis)
 
     def _now(self, table: np.ndarray, lead: int) -> Any:
         """The rows of a table for the steps that are being written."""

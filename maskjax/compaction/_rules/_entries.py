@@ -34,6 +34,14 @@ def _carried(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
     return [facts.of(var) for var in equation.ins]
 
 
+def _zeros(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
+    """What is 0 on every device."""
+    return [
+        tuple(k and _facts.zero(k.zeros(), var.dtype) for k in facts.of(var))
+        for var in equation.ins
+    ]
+
+
 def _nothing(equation: Equation, links: Links) -> None:
     for var in equation.ins:
         links.pin(var, range(len(var.shape)), f"goes into {equation.name}")
@@ -47,23 +55,19 @@ def _whole_then_cut(
     return [small.cut(x, var) for x, var in zip(outs, equation.outs, strict=True)]
 
 
-def _constrained(equation: Equation, arrays: list[Array], small: Small) -> list[Any]:
-    """A sharding that still divides stays; else the compiler chooses."""
-    try:
-        return equation.bind(*arrays)
-    except ValueError:
-        return arrays
-
-
 _NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
 bitcast_convert_type cbrt ceil clamp clz convert_element_type copy copy_p cos cosh
 digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
 integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
-polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem
+polygamma population_count pow real reduce_precision regularized_incomplete_beta rem
 round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
 sqrt square stop_gradient sub tan tanh xor zeta eq_to le_to lt_to
 """.split()
+
+# The same values elsewhere, and with those of other devices.
+_SAME = "device_put mesh_cast optimization_barrier pvary reshard sharding_constraint"
+_MEETINGS = "pmax pmin ppermute psum psum_invariant"
 
 _ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
 _PAIRS = Rule(_pairs, _carried)
@@ -71,7 +75,7 @@ _SOURCE = Rule(_nothing, emit=_whole_then_cut)
 
 RULES = {
     **dict.fromkeys(_NAMES, _ENTRIES),
-    **dict.fromkeys(["device_put", "optimization_barrier"], _PAIRS),
-    "sharding_constraint": Rule(_pairs, _carried, _constrained),
+    **dict.fromkeys(_SAME.split(), _PAIRS),
+    **dict.fromkeys(_MEETINGS.split(), Rule(_pairs, _zeros)),
     **dict.fromkeys(["iota", "random_bits", "random_gamma", "empty"], _SOURCE),
 }
