@@ -10,6 +10,7 @@ import numpy as np
 from maskjax._core import checks
 from maskjax.compaction import _calls, _facts, _follow, _network
 from maskjax.compaction._facts import Fact, Known
+from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Plan
 from maskjax.compaction._program import Const, Program, Var
@@ -105,13 +106,25 @@ def _named(params: Any) -> list[tuple[str, Any]]:
 def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
 
+    folded = plan.folded
+    folding = None
+    if folded is not None:
+        if kind(network.program) != folded.kind:
+            raise ValueError(
+                f"`{fn}`: a plan made with `fold=True` serves the function it was made "
+                "for, and this one has other operations."
+            )
+        variables = [network.var(i) for i in range(len(plan.leaves))]
+        present = [var for var in variables if var is not None]
+        folding = Folding(network.program, present, folded.folds)
+
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
-        if not leaf.shape:
-            return (None,)
-        return tuple(
+        fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        )
+        ) or (None,)
+        value = None if folded is None else folded.values[owner]
+        return fact if value is None else valued(fact, var, value)
 
     def wanted(links: Links) -> None:
         for var, owner in zip(network.program.ins, network.owners, strict=True):
@@ -144,7 +157,9 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
         jax.eval_shape(lambda *xs: _network.written(network, links, pinned, xs), *shapes)
         return links
 
-    links, _ = _network.solved(network, known, wanted, pinned, refused)
+    links, _ = _network.solved(
+        network, known, wanted, pinned, refused, folding=folding
+    )
     return links, pinned
 
 

@@ -22,17 +22,12 @@ def _needed(
             zeros = other.zeros()
             dead = _level(zeros, links, sides[0], var, axis) | dead
     var, axis = sides[0]
-    constant = links.facts.of(var)[axis]
-    why = f"is not zero where it enters {told(equation)}"
     needed = ~np.asarray(dead)
-    if constant is not None and constant.where.any():
-        fixed = constant.where & needed
-        told_so = (
-            f"is a constant that is not zero where it enters {told(equation)}: something "
-            "that is not masked, such as a bias, adds it. Mask that too, or `fold=True`"
-        )
-        links.need(var, axis, fixed, told_so)
-    links.need(var, axis, needed, why)
+    data = links.folding.data(equation) if links.folding is not None else None
+    if links.folding is not None and data is not None:
+        constant = links.facts.of(data[0])[data[1]]
+        needed = needed & ~np.asarray(links.folding.spared(equation, constant))
+    links.need(var, axis, needed, f"is not zero where it enters {told(equation)}")
 
 
 def _level(

@@ -7,6 +7,7 @@ from typing import Any
 from maskjax._core.trees import Array
 from maskjax.compaction._cells import Cells
 from maskjax.compaction._facts import Fact, Facts
+from maskjax.compaction._folding import Folding
 from maskjax.compaction._program import Equation, Program
 from maskjax.compaction._small import Small
 
@@ -17,11 +18,17 @@ class Links(Cells):
     Attributes:
         facts: What is known of the values.
         follow: Links the values of a program inside.
+        folding: Finds what can be folded, if anything is to be.
     """
 
-    def __init__(self, facts: Facts, follow: Callable[[Program, "Links"], None]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        follow: Callable[[Program, "Links"], None],
+        folding: Folding | None = None,
+    ) -> None:
         super().__init__()
-        self.facts, self._follow = facts, follow
+        self.facts, self._follow, self.folding = facts, follow, folding
 
     def follow(self, program: Program) -> None:
         """Link the values of a program inside."""
