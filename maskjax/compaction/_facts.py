@@ -262,7 +262,8 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
     if key not in _memo:
         try:
             with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
-                operands = [jnp.asarray(x, c.dtype) for x, c in zip(row, columns, strict=True)]
+                numbers = zip(row, columns, strict=True)
+                operands = [jnp.asarray(x.astype(c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])
         except Exception:  # a primitive that takes no scalars is not known
             _memo[key] = None

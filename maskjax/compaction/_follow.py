@@ -9,6 +9,7 @@ import numpy as np
 from maskjax._core.trees import Array
 from maskjax.compaction._facts import Fact, Facts
 from maskjax.compaction._folding import Folding
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Const, Equation, Program, Var
 from maskjax.compaction._rules import RULES, Links, as_it_is, pin, unknown
 from maskjax.compaction._small import Small, Unfit
@@ -39,7 +40,11 @@ def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
 
 
 def links_of(
-    program: Program, facts: Facts, pinned: Pinned, folding: Folding | None = None
+    program: Program,
+    facts: Facts,
+    pinned: Pinned,
+    folding: Folding | None = None,
+    ghosts: Ghosts | None = None,
 ) -> Links:
     """How the axes of all values of a program go together."""
 
@@ -54,7 +59,7 @@ def links_of(
             if why is not None:
                 pin(equation, links, why)
 
-    links = Links(facts, follow, folding)
+    links = Links(facts, follow, folding, ghosts)
     follow(program, links)
     return links
 
@@ -103,7 +108,7 @@ def written(
                 raise Unfit(equation, "it has another shape when written small")
         return outs
 
-    small = Small(links, follow)
+    small = Small(links, follow, ghosts=links.ghosts)
     cut = [
         small.cut(x, var) if w else x
         for x, var, w in zip(arrays, program.ins, whole, strict=True)

@@ -158,7 +158,7 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
         return links
 
     links, _ = _network.solved(
-        network, known, wanted, pinned, refused, folding=folding
+        network, known, wanted, pinned, refused, folding=folding, ghosts=plan.ghosts
     )
     return links, pinned
 

@@ -12,6 +12,7 @@ from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._folding import Folding
 from maskjax.compaction._follow import Pinned
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Program, Var
 from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unfit
@@ -56,9 +57,11 @@ class Network:
         *,
         inputs: bool = False,
         folding: Folding | None = None,
+        ghosts: bool = False,
     ) -> Links:
         """How axes go together; outputs are whole, and inputs if so asked."""
-        links = _follow.links_of(self.program, facts, pinned, folding)
+        equal = Ghosts(self.program, facts) if ghosts else None
+        links = _follow.links_of(self.program, facts, pinned, folding, equal)
         first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
             axes = range(len(var.shape))
@@ -114,11 +117,12 @@ def solved(
     pinned: Pinned,
     write: Callable[[Links], Any],
     folding: Folding | None = None,
+    ghosts: bool = False,
 ) -> tuple[Links, Any]:
     """Find what stays; what cannot be written small then is pinned, and again."""
     facts = network.facts(known)
     while True:
-        links = network.links(facts, pinned, folding=folding)
+        links = network.links(facts, pinned, folding=folding, ghosts=ghosts)
         wanted(links)
         links.solve()
         try:

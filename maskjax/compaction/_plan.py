@@ -54,11 +54,13 @@ class Plan:
         leaves: What stays of each parameter, in their order.
         report: For each axis that keeps positions though they are masked, why.
         folded: With `fold=True`, the constants that left.
+        ghosts: Whether one of several equal positions stands for all in a sum.
     """
 
     leaves: tuple[Leaf, ...]
     report: tuple[str, ...] = ()
     folded: Folded | None = None
+    ghosts: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key() == other._key()
@@ -68,7 +70,7 @@ class Plan:
 
     def _key(self) -> Any:
         folded = None if self.folded is None else self.folded.key()
-        return folded, tuple(leaf.key() for leaf in self.leaves)
+        return self.ghosts, folded, tuple(leaf.key() for leaf in self.leaves)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

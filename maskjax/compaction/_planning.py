@@ -28,6 +28,7 @@ def plan(
     *inputs: Any,
     state_outputs: Any = None,
     fold: bool = False,
+    ghosts: bool = False,
 ) -> Plan:
     """What a mask lets you take out of a network, exactly.
 
@@ -55,6 +56,10 @@ def plan(
             whose kernel is masked, and not the bias or what BatchNorm adds. They move
             into the next dense layer or convolution. For inference: it takes the values
             of `params`, and the small network has no gradients for them.
+        ghosts: Whether one of several positions that are provably equal may stand for
+            all in a sum. A residual stream then leaves a LayerNorm that passes over its
+            inputs twice (Equinox, `use_fast_variance=False`), at one position more. For
+            inference: that position has no right gradient.
 
     Returns:
         The plan. `str(plan)` reports what leaves, and for each axis that stays though it
@@ -81,7 +86,7 @@ def plan(
     call = _calls.Call(params, inputs, {})
     network = call.network(apply, state_outputs, fn=fn)
     numbers = _Numbers(params, mask, fn=fn) if fold else None
-    return planned(network, call, masks, numbers)
+    return planned(network, call, masks, numbers, ghosts=ghosts)
 
 
 class _Numbers:
@@ -126,6 +131,8 @@ def planned(
     call: _calls.Call,
     masks: Sequence[np.ndarray | None],
     numbers: _Numbers | None,
+    *,
+    ghosts: bool,
 ) -> Plan:
     """The plan of a network for a mask."""
     variables = [network.var(i) for i in range(len(masks))]
@@ -143,7 +150,9 @@ def planned(
         return None if numbers is None else Folding(network.program, [v for _, v in present])
 
     pinned = _follow.Pinned()
-    plain = network.links(network.facts(unmasked), pinned, folding=folding())
+    plain = network.links(
+        network.facts(unmasked), pinned, folding=folding(), ghosts=ghosts
+    )
     plain.solve()
 
     def wanted(links: Links) -> None:
@@ -159,18 +168,20 @@ def planned(
         pinned,
         lambda links: _tried(network, links, pinned),
         folding=own,
+        ghosts=ghosts,
     )
     rows = zip(call.paths, call.shapes, variables, masks, strict=True)
     leaves = tuple(_leaf(*row, links) for row in rows)
     report = tuple(_report(leaves, variables, links))
     if own is None or numbers is None:
-        return Plan(leaves, report)
+        return Plan(leaves, report, ghosts=ghosts)
     folds = own.folds(links, [(var, numbers.masked[i]) for i, var in present])
     values = tuple(
         None if var is None or len(var.shape) > var.lead + 1 else numbers.masked[i]
         for i, var in enumerate(variables)
     )
-    return Plan(leaves, report, Folded(kind(network.program), values, tuple(folds)))
+    folded = Folded(kind(network.program), values, tuple(folds))
+    return Plan(leaves, report, folded, ghosts)
 
 
 def _tried(network: Network, links: Links, pinned: _follow.Pinned) -> Any:
