@@ -57,7 +57,11 @@ HEAD = {**ENDS, "head/kernel": "r ."}
 LINEN = {**HEAD, "pos_embedding": ". r"}
 NNX = {**HEAD, "positions": ". r"}
 BATCH_NORM = {"scale": "a", "bias": "a", "mean": "a", "var": "a"}
-LSTM = {"[ih][ifgo]/kernel": "{} a", "[ih][ifgo]/bias": "a"}
+
+
+def stacked(words):
+    """Words of leaves with one more axis in front."""
+    return {path: f". {axes}" for path, axes in words.items()}
 
 
 def recurrent(cell, gates):
@@ -70,18 +74,99 @@ def recurrent(cell, gates):
     return words, {"a": 7}
 
 
-def resnet():
-    parts = {"stem": ". r", "block/first": "r f", "block/second": "f r", "wide": "r w"}
+def resnet(*, scan=False):
+    stack = "." if scan else ""
+    block = "blocks" if scan else "block"
+    parts = [
+        ("stem", ". r", ""),
+        (f"{block}/first", "r f", stack),
+        (f"{block}/second", "f r", stack),
+        ("wide", "r w", ""),
+    ]
     words = dense("params/head", "w", ".")
-    for path, axes in parts.items():
-        words |= conv(f"params/{path}/conv", *axes.split())
-        group = axes.split()[1]
-        words |= norm(f"params/{path}/bn", group)
-        kinds = {"mean": group, "var": group}
-        words |= under(f"batch_stats/{path}/bn", kinds)
-    return words, {"r": 5, "f": 7, "w": 13}
+    for path, axes, stack in parts:
+        ins, outs = axes.split()
+        words |= under(f"params/{path}", conv("conv", ins, outs), stack)
+        words |= under(f"params/{path}", norm("bn", outs), stack)
+        kinds = {"mean": outs, "var": outs}
+        words |= under(f"batch_stats/{path}/bn", kinds, stack)
+    return words, {"r": 5, "f": (2, 7) if scan else 7, "w": 13}
 
 
+def fused_gates(words):
+    """All gates in one kernel."""
+    return {**words, **dense("head", "a", ".")}, {"a": 7}
+
+
+FLAX_GATES = {
+    "rnn/cell/dense_i/kernel": ". a",
+    "rnn/cell/dense_h/kernel": "a a",
+    "rnn/cell/dense_*/bias": "a",
+}
+EQUINOX_GATES = (
+    {
+        "cell/weight_ih": "a .",
+        "cell/weight_hh": "a a",
+        "cell/bias*": "a",
+        **linear("head", "a", "."),
+    },
+    {"a": 7},
+)
+
+
+def equinox_gpt(*, scan=False, grouped=False):
+    """The variance of its norms is in two passes: the stream between blocks stays."""
+    if grouped:
+        attention = {
+            **linear("query", ".", "h+g+d"),
+            **linear("key", ".", "h+d"),
+            **linear("value", ".", "h+e"),
+            "out/weight": ". h+g+e",
+        }
+    else:
+        attention = {
+            "query_proj/weight": "h+d .",
+            "key_proj/weight": "h+d .",
+            "value_proj/weight": "h+e .",
+            "output_proj/weight": ". h+e",
+        }
+    block = {
+        **under("attention", attention),
+        **linear("up", ".", "f"),
+        "down/weight": ". f",
+    }
+    inner = {"h": 2, "d": 4, "e": 3, "f": 14}
+    if grouped:
+        inner = {"h": 2, "g": 2, "d": 3, "e": 3, "f": 14}
+    scanned = 3 if scan else 0
+    words, sizes = gpt("blocks" if scan else "blocks/", {}, inner, block, 10, scanned)
+    del sizes["r"]
+    return words, sizes
+
+
+LINEN_MLPS = (
+    {
+        **under("params", dense("Dense_1", ".", "a"), "."),
+        **under("params", norm("LayerNorm_0", "a"), "."),
+        **under("params", dense("Dense_0", "a", "."), "."),
+    },
+    {"a": 7},
+)
+LINEN_CNNS = (
+    {
+        **under("params", conv("Conv_0", ".", "a"), "."),
+        **under("params", norm("BatchNorm_0", "a"), "."),
+        **under("batch_stats/BatchNorm_0", {"mean": "a", "var": "a"}, "."),
+        **under("params", dense("Dense_0", "a", "."), "."),
+    },
+    {"a": 7},
+)
+NNX_CNN = {
+    **conv("conv", ".", "a"),
+    **under("bn", BATCH_NORM),
+    **dense("head", "a", "."),
+}
+NNX_MLP = {**dense("up", ".", "f"), **norm("norm", "f"), **dense("down", "f", ".")}
 TOLD = {
     "linen/gpt": gpt("layers/block_", LINEN, INNER),
     "linen/gpt_scanned": gpt("layers/blocks", LINEN, INNER, scan=3),
@@ -92,6 +177,17 @@ TOLD = {
         "layers/blocks", LINEN, SHARED_INNER, SHARED, 12, 3
     ),
     "linen/resnet": resnet(),
+    "linen/resnet_scanned": resnet(scan=True),
+    "linen/residual_scanned": ({}, {}),
+    "linen/convolutions": (
+        {
+            **conv("grouped_conv", ".", "b"),
+            **conv("oblong_conv", "b", "c"),
+            **conv("ConvTranspose_0", "c", "."),
+        },
+        {"b": 5, "c": 7},
+    ),
+    "linen/experts": ({"up_kernel": ". . f", "down_kernel": ". f ."}, {"f": 7}),
     "linen/text": (
         {**conv("Conv_0", ".", "a", 1), **dense("Dense_0", "a", ".")},
         {"a": 8},
@@ -106,15 +202,10 @@ TOLD = {
         },
         {"a": 7},
     ),
-    "linen/cnns_apart": (
-        {
-            **under("params/Conv_0", {"kernel": ". . . . a", "bias": ". a"}),
-            **under("params/BatchNorm_0", {"scale": ". a", "bias": ". a"}),
-            **under("batch_stats/BatchNorm_0", {"mean": ". a", "var": ". a"}),
-            "params/Dense_0/kernel": ". a .",
-        },
-        {"a": 7},
-    ),
+    "linen/mlps": LINEN_MLPS,
+    "linen/mlps_apart": LINEN_MLPS,
+    "linen/cnns": LINEN_CNNS,
+    "linen/cnns_apart": LINEN_CNNS,
     "nnx/gpt": gpt("blocks/", NNX, INNER),
     "nnx/gpt_scanned": gpt("blocks", NNX, INNER, scan=3),
     "nnx/gpt_tied": gpt("blocks/", {**ENDS, "positions": ". r"}, INNER),
@@ -129,6 +220,18 @@ TOLD = {
         },
         {"a": 5, "b": 7},
     ),
+    "nnx/gpt_grouped": gpt("blocks/", NNX, SHARED_INNER, SHARED, 12),
+    "nnx/gpt_grouped_scanned": gpt("blocks", NNX, SHARED_INNER, SHARED, 12, 3),
+    "nnx/convolutions": (
+        {**conv("grouped_conv", ".", "b"), **conv("conv", "b", ".")},
+        {"b": 5},
+    ),
+    "nnx/text": ({**conv("conv", ".", "a", 1), **dense("head", "a", ".")}, {"a": 8}),
+    "nnx/lstm": fused_gates(FLAX_GATES),
+    "nnx/gru": fused_gates(FLAX_GATES),
+    "nnx/experts": (under("experts", NNX_MLP, "."), {"f": 7}),
+    "nnx/mlps": (stacked(NNX_MLP), {"f": 7}),
+    "nnx/cnns": (stacked(NNX_CNN), {"a": 7}),
     "nnx/lora": (
         {
             **dense("first", ".", "a"),
@@ -137,6 +240,38 @@ TOLD = {
             **dense("second", "a", "."),
         },
         {"a": 7, "l": 2},
+    ),
+    "equinox/gpt": equinox_gpt(),
+    "equinox/gpt_scanned": equinox_gpt(scan=True),
+    "equinox/gpt_tied": equinox_gpt(),
+    "equinox/gpt_grouped": equinox_gpt(grouped=True),
+    "equinox/gpt_grouped_scanned": equinox_gpt(scan=True, grouped=True),
+    "equinox/text": (
+        {"conv/weight": "a . .", "conv/bias": "a .", **linear("head", "a", ".")},
+        {"a": 8},
+    ),
+    "equinox/lstm": EQUINOX_GATES,
+    "equinox/gru": EQUINOX_GATES,
+    "equinox/weight_norm": (
+        {
+            **linear("first/layer", ".", "a"),
+            "first/g": "a .",
+            **linear("second", "a", "."),
+        },
+        {"a": 7},
+    ),
+    # Norms in two passes: a whole group of channels may leave, and no unit of an MLP.
+    "equinox/experts": ({}, {}),
+    "equinox/mlps": ({}, {}),
+    "equinox/cnns": (
+        stacked(
+            {
+                **conv_eqx("conv", ".", "g"),
+                **dict.fromkeys(("norm/weight", "norm/bias"), "g"),
+                **linear("head", "g", "."),
+            }
+        ),
+        {"g": 2},
     ),
     "equinox/convolutions": (
         {
@@ -163,6 +298,34 @@ TOLD = {
             "out/w": "a .",
         },
         {"e": 5, "l": 2, "a": 7},
+    ),
+    "plain/lora_scanned": (
+        {"layers/lora_a": ". . l", "layers/lora_b": ". l ."},
+        {"l": (3, 2)},
+    ),
+    "plain/experts": (
+        {"experts/w_up": ". . f", "experts/w_down": ". f ."},
+        {"f": 7},
+    ),
+    "plain/experts_all": (
+        {"experts/w_up": ". . f", "experts/w_down": ". f ."},
+        {"f": 7},
+    ),
+    "plain/vision": (
+        {
+            "patches/w": ". r",
+            "patches/b": "r",
+            "cls_token": ". . r",
+            "pos_embed": ". . r",
+            "layers/up/w": ". r f",
+            "layers/up/b": ". f",
+            "layers/prelu/negative_slope": ". f",
+            "layers/down/w": ". f r",
+            "layers/down/b": ". r",
+            "layers/layer_scale": ". r",
+            "head/w": "r .",
+        },
+        {"r": 10, "f": (3, 7)},
     ),
     "plain/tied_autoencoder": ({"w": ". a"}, {"a": 7}),
 }
