@@ -66,12 +66,10 @@ def groups_of(name):
     return compaction.groups(net.predict or net.apply, net.params, *net.inputs)
 
 
-def planned(name, mask, **options):
+def planned(name, mask):
     """A plan by shapes alone."""
     net = zoo.get(name)
-    if net.state is not None:
-        options["state_outputs"] = net.state
-    return compaction.plan(net.apply, net.params, mask, *net.inputs, **options)
+    return compaction.plan(net.apply, net.params, mask, *net.inputs)
 
 
 def shapes_of(tree):
@@ -86,7 +84,7 @@ def small_shapes(name, plan):
 
 def shrunk_outputs(name, outputs, plan):
     """Outputs of the masked network as the small one gives them: state is smaller."""
-    if zoo.get(name).state is None:
+    if not zoo.get(name).state:
         return outputs
     out, state = outputs
     return out, compaction.shrink(state, plan)
@@ -236,18 +234,27 @@ def test_layers_of_a_scan_keep_as_many_as_the_one_that_keeps_most(name):
 # Gradients.
 
 
-def gradients(name, mask, plan):
-    """`(params, inputs) -> ` gradients of the small network, and of the masked one."""
-    net = zoo.get(name)
+def loss_of(name):
+    """`(apply, params, inputs) -> ` a sum of all outputs, each with its own weight."""
+    state = zoo.get(name).state
 
     def loss(apply, params, inputs):
         out = apply(params, *inputs)
-        out = out[0] if net.state is not None else out
-        leaves = [leaf.astype("float32") for leaf in jax.tree.leaves(out)]
+        leaves = jax.tree.leaves(out[0] if state else out)
         return sum(
-            (leaf * jnp.cos(jnp.arange(1.0, leaf.size + 1)).reshape(leaf.shape)).sum()
+            (
+                leaf.astype("float32")
+                * jnp.cos(jnp.arange(1.0, leaf.size + 1)).reshape(leaf.shape)
+            ).sum()
             for leaf in leaves
         )
+
+    return loss
+
+
+def gradients(name, mask, plan):
+    """`(params, inputs) -> ` gradients of the small network, and of the masked one."""
+    net, loss = zoo.get(name), loss_of(name)
 
     @jax.jit
     def both(params, inputs):
@@ -261,6 +268,15 @@ def gradients(name, mask, plan):
     return both
 
 
+def close(name, ours, masked):
+    """Whether gradients agree, relative to the largest of all."""
+    leaves = [np.asarray(leaf, "f8") for leaf in jax.tree.leaves(masked)]
+    if name in NOT_FINITE and not all(np.isfinite(leaf).all() for leaf in leaves):
+        return
+    largest = max(np.abs(leaf).max(initial=1e-3) for leaf in leaves)
+    agree(ours, masked, tolerance=TOLERANCE.get(name, 1e-5), scale=largest)
+
+
 GRADIENTS = ("linen/mlp_normed", "linen/llama_scanned", "plain/checkpointed")
 
 
@@ -269,13 +285,28 @@ def test_gradients_are_slices_of_those_of_the_masked_network(name):
     net = zoo.get(name)
     mask = masks.draw("units", groups_of(name), net.params, 5)
     both = gradients(name, mask, planned(name, mask))
-    ours, masked = both(zoo.make(name), zoo.data(name))
-    leaves = [np.asarray(leaf, "f8") for leaf in jax.tree.leaves(masked)]
-    if name in NOT_FINITE and not all(np.isfinite(leaf).all() for leaf in leaves):
-        return
-    largest = max(np.abs(leaf).max(initial=0) for leaf in leaves)
-    tolerance = TOLERANCE.get(name, 1e-5)
-    agree(ours, masked, tolerance=tolerance, scale=max(largest, 1e-3))
+    close(name, *both(zoo.make(name), zoo.data(name)))
+
+
+@each([name for name in zoo.NAMES if name not in NO_GRADIENT], GRADIENTS)
+def test_a_step_of_training_is_a_slice_of_that_of_the_masked_network(name):
+    """The step itself is made small, with the gradients inside it."""
+    net, loss = zoo.get(name), loss_of(name)
+    mask = masks.draw("units", groups_of(name), net.params, 12)
+    plan = planned(name, mask)
+
+    def step(params, inputs):
+        slopes = jax.grad(lambda params: loss(net.apply, params, inputs))(params)
+        return jax.tree.map(lambda p, slope: p - slope / 8, params, slopes)
+
+    @jax.jit
+    def both(params, inputs):
+        masked = maskjax.apply(params, mask)
+        small = compaction.shrink(masked, plan)
+        ours = compaction.narrow(step, plan)(small, inputs)
+        return ours, compaction.shrink(step(masked, inputs), plan)
+
+    close(name, *both(zoo.make(name), zoo.data(name)))
 
 
 @pytest.mark.parametrize("name", ["plain/relu", "plain/gentle", "plain/checkpointed"])
@@ -334,8 +365,7 @@ def test_the_small_network_under_a_mask_of_trues_is_left_alone(name):
     small = jax.eval_shape(shrink, net.params)
     narrow = compaction.narrow(net.apply, plan)
     trues = masks.draw("all", (), small)
-    options = {} if net.state is None else {"state_outputs": net.state}
-    again = compaction.plan(narrow, small, trues, *net.inputs, **options)
+    again = compaction.plan(narrow, small, trues, *net.inputs)
     found = jax.eval_shape(lambda small: compaction.shrink(small, again), small)
     assert shapes_of(found) == shapes_of(small)
 

@@ -33,7 +33,7 @@ class Specimen:
         groups: The units that may leave, one entry for each group: the stack with the
             number of units, and the axes of leaves that run along them. `None` if they
             are not told.
-        state: What `plan` is told of outputs that may shrink.
+        state: Whether the second output is state, which shrinks with the parameters.
         predict: `apply` without outputs that are state: what `groups` is asked about.
     """
 
@@ -41,7 +41,7 @@ class Specimen:
     apply: Callable[..., Any]
     inputs: tuple[Any, ...]
     groups: tuple[Group, ...] | None
-    state: Any = None
+    state: bool = False
     predict: Callable[..., Any] | None = None
 
 

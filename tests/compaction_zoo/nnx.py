@@ -29,7 +29,7 @@ def of(build, *inputs, words, sizes, train=False):
     other = {}
     if train:
         predict = functools.partial(run, train=False)
-        other = {"predict": predict, "state": (False, True)}
+        other = {"predict": predict, "state": True}
     return specimen(params, run, inputs, words, sizes, **other)
 
 
