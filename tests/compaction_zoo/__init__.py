@@ -34,7 +34,7 @@ class Specimen:
             number of units, and the axes of leaves that run along them. `None` if they
             are not told.
         state: Whether the second output is state, which shrinks with the parameters.
-        predict: `apply` without outputs that are state: what `groups` is asked about.
+        predict: `apply` as it is used after training: what `groups` is asked about.
     """
 
     params: Any

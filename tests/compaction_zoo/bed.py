@@ -275,10 +275,12 @@ TOLD = {
     ),
     "equinox/convolutions": (
         {
-            **conv_eqx("layers/2", ".", "a"),
-            **linear("layers/4", "a", "."),
+            **conv_eqx("layers/0", ".", "g+a"),
+            **conv_eqx("layers/1", ".", "g+a"),
+            **conv_eqx("layers/2", "a", "g+b"),
+            **linear("layers/4", "g+b", "."),
         },
-        {"a": 5},
+        {"g": 2, "a": 3, "b": 5},
     ),
     "plain/mlp": (
         {"hidden/w": ". a", "hidden/b": "a", "out/w": "a ."},
