@@ -64,7 +64,10 @@ class Folding:
     """Finds what can be folded in a program, or repeats what a plan folds."""
 
     def __init__(
-        self, program: Program, params: Sequence[Var], told: Sequence[Fold] | None = None
+        self,
+        program: Program,
+        params: Sequence[Var],
+        told: Sequence[Fold] | None = None,
     ) -> None:
         self._program = program
         self._made = _made_of(program, params)

@@ -49,10 +49,16 @@ class Ghosts:
         if known is None or not (known.where.sum(-1) > 1).any():
             return labels
         n = var.shape[axis]
-        own = np.broadcast_to(np.arange(n), known.where.shape) if labels is None else labels
+        own = (
+            np.broadcast_to(np.arange(n), known.where.shape)
+            if labels is None
+            else labels
+        )
         values, back = np.unique(known.value, return_inverse=True)
         del values
-        return _numbered(np.where(known.where, n + back.reshape(known.where.shape), own))
+        return _numbered(
+            np.where(known.where, n + back.reshape(known.where.shape), own)
+        )
 
     def first(self, var: Var, axis: int) -> np.ndarray | bool:
         """The positions that stand for all that equal them: the first of each."""
@@ -73,7 +79,9 @@ class Ghosts:
         labels = np.broadcast_to(labels, keep.shape)
         first = np.broadcast_to(self.first(var, axis), keep.shape)
         found = []
-        for row, kept, one in zip(*(x.reshape(-1, x.shape[-1]) for x in (labels, keep, first)), strict=True):
+        for row, kept, one in zip(
+            *(x.reshape(-1, x.shape[-1]) for x in (labels, keep, first)), strict=True
+        ):
             gone = np.bincount(row[~kept], minlength=row.max() + 1)
             found.append((1 + np.where(one, gone[row], 0))[kept])
         table = np.stack(found).reshape(*keep.shape[:-1], -1)

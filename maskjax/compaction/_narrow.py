@@ -88,7 +88,9 @@ def _check(params: Any, plan: Plan, *, fn: str) -> None:
         if leaf.path not in given or given[leaf.path].shape != leaf.small
     ]
     if lines or len(leaves) != len(plan.leaves):
-        more = [path for path in given if path not in {leaf.path for leaf in plan.leaves}]
+        more = [
+            path for path in given if path not in {leaf.path for leaf in plan.leaves}
+        ]
         lines += [f"{path}: not in the plan" for path in more]
         raise checks.listing(
             lines,
@@ -144,17 +146,23 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
             leaf = plan.leaves[owner]
             for axis, keep in enumerate(leaf.keep):
                 now = _network.kept(links, var, axis)
-                rows = np.broadcast_to(_rows(keep, leaf.lead, var, axis, any_of=True), now.shape)
+                rows = np.broadcast_to(
+                    _rows(keep, leaf.lead, var, axis, any_of=True), now.shape
+                )
                 more = now & ~rows
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
-                    lines.append(f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}")
+                    lines.append(
+                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}"
+                    )
         if lines:
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
         shapes = _network.small_shapes(network, links)
-        jax.eval_shape(lambda *xs: _network.written(network, links, pinned, xs), *shapes)
+        jax.eval_shape(
+            lambda *xs: _network.written(network, links, pinned, xs), *shapes
+        )
         return links
 
     links, _ = _network.solved(
@@ -173,7 +181,9 @@ def _rows(
         axes = tuple(range(steps, have))
         return table.any(axes) if any_of else table.all(axes)
     if have < steps:
-        table = table.reshape(*table.shape[:-1], *(1,) * (steps - have), table.shape[-1])
+        table = table.reshape(
+            *table.shape[:-1], *(1,) * (steps - have), table.shape[-1]
+        )
     return np.broadcast_to(table, (*var.prefix(axis), var.shape[axis]))
 
 

@@ -137,7 +137,9 @@ def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
     for var, owner in zip(network.program.ins, network.owners, strict=True):
         shape = var.shape
         if owner is not None:
-            shape = tuple(int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape)))
+            shape = tuple(
+                int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape))
+            )
         shapes.append(jax.ShapeDtypeStruct(shape, var.dtype))
     return shapes
 

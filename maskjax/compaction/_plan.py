@@ -137,7 +137,9 @@ def expand(tree: Any, plan: Plan) -> Any:
         >>> compaction.expand(compaction.shrink(params, plan), plan)["up"][0]
         Array([1., 0., 1.], dtype=float32)
     """
-    return _changed(tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand")
+    return _changed(
+        tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand"
+    )
 
 
 def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str) -> Any:
@@ -157,7 +159,9 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
         elif isinstance(leaf, PackedMask):
             from maskjax import packing
 
-            changed.append(packing.pack(change(packing.unpack(leaf), plan.leaves[owner])))
+            changed.append(
+                packing.pack(change(packing.unpack(leaf), plan.leaves[owner]))
+            )
         else:
             changed.append(change(leaf, plan.leaves[owner]))
     return treedef.unflatten(changed)

@@ -147,7 +147,11 @@ def planned(
         return fact if numbers is None else valued(fact, var, numbers.masked[owner])
 
     def folding() -> Folding | None:
-        return None if numbers is None else Folding(network.program, [v for _, v in present])
+        return (
+            None
+            if numbers is None
+            else Folding(network.program, [v for _, v in present])
+        )
 
     pinned = _follow.Pinned()
     plain = network.links(

@@ -75,9 +75,7 @@ class Small:
         """The positions that stay, [*steps, k]."""
         return places(self.keep(var, axis))
 
-    def taken(
-        self, array: Array, axis: int, table: np.ndarray, lead: int = 0
-    ) -> Array:
+    def taken(self, array: Array, axis: int, table: np.ndarray, lead: int = 0) -> Array:
         """The entries of an axis at these places, [*steps, *lead, k].
 
         Raises:

@@ -11,9 +11,7 @@ from maskjax.compaction._rules._rule import Links, Rule, pin, told
 from maskjax.compaction._small import Small
 
 
-def _needed(
-    links: Links, sides: list[tuple[Var, int]], equation: Equation
-) -> None:
+def _needed(links: Links, sides: list[tuple[Var, int]], equation: Equation) -> None:
     """A position that is contracted stays where neither side is 0."""
     dead: Any = False
     for var, axis in sides:
@@ -96,7 +94,9 @@ def _dot_facts(equation: Equation, facts: Facts) -> list[Fact]:
             extra = (1,) * (len(steps) - nothing.ndim + 1)
             where = np.broadcast_to(nothing.reshape(nothing.shape + extra), (*steps, n))
             before = fact[to]
-            fact[to] = zero(where if before is None else where | before.where, out.dtype)
+            fact[to] = zero(
+                where if before is None else where | before.where, out.dtype
+            )
         if not out.shape:
             fact = [zero(nothing.reshape(*out.scope, 1), out.dtype)]
     return [tuple(fact) or (None,)]
@@ -139,7 +139,9 @@ def _conv_links(equation: Equation, links: Links) -> None:
     links.pin(out, result[2:], why)
     links.same(kernel, window[0], out, result[1])
     if batches > 1:
-        if groups > 1 or not _grouped(links, batches, (x, image[0]), (out, result[0]), (kernel, window[0])):
+        if groups > 1 or not _grouped(
+            links, batches, (x, image[0]), (out, result[0]), (kernel, window[0])
+        ):
             pin(equation, links, why)
         links.same(x, image[1], kernel, window[1])
         _needed(links, [(x, image[1]), (kernel, window[1])], equation)
@@ -214,8 +216,8 @@ def _conv_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Ar
         whole = small.count(x, image[0]) * batches
         changes["batch_group_count"] = whole // x.shape[image[0]] or 1
     elif groups > 1:
-        changes["feature_group_count"] = (
-            small.count(x, image[1]) // small.count(kernel, window[1])
+        changes["feature_group_count"] = small.count(x, image[1]) // small.count(
+            kernel, window[1]
         )
     return equation.bind(*arrays, **changes)
 

@@ -118,7 +118,9 @@ def _along_facts(equation: Equation, facts: Facts) -> list[Fact]:
         fact.append(known)
     none = (None,) * max(len(x.shape), 1)
     single = len(equation.ins) == 1
-    return [tuple(fact) if single and not i else none for i in range(len(equation.outs))]
+    return [
+        tuple(fact) if single and not i else none for i in range(len(equation.outs))
+    ]
 
 
 _REDUCE = Rule(_reduce_links, _reduce_facts, _reduce_emit)
