@@ -10,6 +10,7 @@ import numpy as np
 from maskjax._core import checks
 from maskjax.compaction import _calls, _facts, _follow, _network
 from maskjax.compaction._facts import Fact, Known
+from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Plan
 from maskjax.compaction._program import Const, Program, Var
@@ -87,7 +88,9 @@ def _check(params: Any, plan: Plan, *, fn: str) -> None:
         if leaf.path not in given or given[leaf.path].shape != leaf.small
     ]
     if lines or len(leaves) != len(plan.leaves):
-        more = [path for path in given if path not in {leaf.path for leaf in plan.leaves}]
+        more = [
+            path for path in given if path not in {leaf.path for leaf in plan.leaves}
+        ]
         lines += [f"{path}: not in the plan" for path in more]
         raise checks.listing(
             lines,
@@ -105,13 +108,25 @@ def _named(params: Any) -> list[tuple[str, Any]]:
 def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
 
+    folded = plan.folded
+    folding = None
+    if folded is not None:
+        if kind(network.program) != folded.kind:
+            raise ValueError(
+                f"`{fn}`: a plan made with `fold=True` serves the function it was made "
+                "for, and this one has other operations."
+            )
+        variables = [network.var(i) for i in range(len(plan.leaves))]
+        present = [var for var in variables if var is not None]
+        folding = Folding(network.program, present, folded.folds)
+
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
-        if not leaf.shape:
-            return (None,)
-        return tuple(
+        fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        )
+        ) or (None,)
+        value = None if folded is None else folded.values[owner]
+        return fact if value is None else valued(fact, var, value)
 
     def wanted(links: Links) -> None:
         for var, owner in zip(network.program.ins, network.owners, strict=True):
@@ -131,20 +146,28 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
             leaf = plan.leaves[owner]
             for axis, keep in enumerate(leaf.keep):
                 now = _network.kept(links, var, axis)
-                rows = np.broadcast_to(_rows(keep, leaf.lead, var, axis, any_of=True), now.shape)
+                rows = np.broadcast_to(
+                    _rows(keep, leaf.lead, var, axis, any_of=True), now.shape
+                )
                 more = now & ~rows
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
-                    lines.append(f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}")
+                    lines.append(
+                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}"
+                    )
         if lines:
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
         types = _network.small_types(network, links)
-        jax.eval_shape(lambda *xs: _network.written(network, links, pinned, xs), *types)
+        jax.eval_shape(
+            lambda *xs: _network.written(network, links, pinned, xs), *types
+        )
         return links
 
-    links, _ = _network.solved(network, known, wanted, pinned, refused)
+    links, _ = _network.solved(
+        network, known, wanted, pinned, refused, folding=folding, ghosts=plan.ghosts
+    )
     return links, pinned
 
 
@@ -158,7 +181,9 @@ def _rows(
         axes = tuple(range(steps, have))
         return table.any(axes) if any_of else table.all(axes)
     if have < steps:
-        table = table.reshape(*table.shape[:-1], *(1,) * (steps - have), table.shape[-1])
+        table = table.reshape(
+            *table.shape[:-1], *(1,) * (steps - have), table.shape[-1]
+        )
     return np.broadcast_to(table, (*var.prefix(axis), var.shape[axis]))
 
 

@@ -11,7 +11,9 @@ from maskjax._core import placement
 from maskjax.compaction import _facts, _follow, _matching, _program
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
+from maskjax.compaction._folding import Folding
 from maskjax.compaction._follow import Pinned
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Program, Var
 from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unfit
@@ -50,9 +52,18 @@ class Network:
         ]
         return _follow.facts_of(self.program, ins)
 
-    def links(self, facts: _facts.Facts, pinned: Pinned, *, inputs: bool) -> Links:
+    def links(
+        self,
+        facts: _facts.Facts,
+        pinned: Pinned,
+        *,
+        inputs: bool = False,
+        folding: Folding | None = None,
+        ghosts: bool = False,
+    ) -> Links:
         """How axes go together; outputs are whole, and inputs if so asked."""
-        links = _follow.links_of(self.program, facts, pinned)
+        equal = Ghosts(self.program, facts) if ghosts else None
+        links = _follow.links_of(self.program, facts, pinned, folding, equal)
         first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
             axes = range(len(var.shape))
@@ -107,13 +118,13 @@ def solved(
     wanted: Callable[[Links], None],
     pinned: Pinned,
     write: Callable[[Links], Any],
-    *,
-    inputs: bool = False,
+    folding: Folding | None = None,
+    ghosts: bool = False,
 ) -> tuple[Links, Any]:
     """Find what stays; what cannot be written small then is pinned, and again."""
     facts = network.facts(known)
     while True:
-        links = network.links(facts, pinned, inputs=inputs)
+        links = network.links(facts, pinned, folding=folding, ghosts=ghosts)
         wanted(links)
         links.solve()
         try:
@@ -129,7 +140,9 @@ def small_types(network: Network, links: Links) -> list[Any]:
     for var, owner, whole in ins:
         shape = var.shape
         if owner is not None:
-            shape = tuple(int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape)))
+            shape = tuple(
+                int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape))
+            )
         types.append(placement.typed(shape, whole))
     return types
 

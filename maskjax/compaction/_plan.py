@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 
 from maskjax._core import checks, placement, rows
 from maskjax.compaction import _matching
+from maskjax.compaction._folding import Folded
 from maskjax.compaction._matching import PackedMask
 from maskjax.compaction._small import places
 
@@ -51,10 +52,14 @@ class Plan:
     Attributes:
         leaves: What stays of each parameter, in their order.
         report: For each axis that keeps positions though they are masked, why.
+        folded: With `fold=True`, the constants that left.
+        ghosts: Whether one of several equal positions stands for all in a sum.
     """
 
     leaves: tuple[Leaf, ...]
     report: tuple[str, ...] = ()
+    folded: Folded | None = None
+    ghosts: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key() == other._key()
@@ -63,7 +68,8 @@ class Plan:
         return hash(self._key())
 
     def _key(self) -> Any:
-        return tuple(leaf.key() for leaf in self.leaves)
+        folded = None if self.folded is None else self.folded.key()
+        return self.ghosts, folded, tuple(leaf.key() for leaf in self.leaves)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -130,7 +136,9 @@ def expand(tree: Any, plan: Plan) -> Any:
         >>> compaction.expand(compaction.shrink(params, plan), plan)["up"][0]
         Array([1., 0., 1.], dtype=float32)
     """
-    return _changed(tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand")
+    return _changed(
+        tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand"
+    )
 
 
 def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str) -> Any:
@@ -150,7 +158,9 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
         elif isinstance(leaf, PackedMask):
             from maskjax import packing
 
-            changed.append(packing.pack(change(packing.unpack(leaf), plan.leaves[owner])))
+            changed.append(
+                packing.pack(change(packing.unpack(leaf), plan.leaves[owner]))
+            )
         else:
             changed.append(change(leaf, plan.leaves[owner]))
     return treedef.unflatten(changed)

@@ -1,7 +1,5 @@
 """Operations on each entry, and values that come from nowhere."""
 
-from typing import Any
-
 from maskjax._core.trees import Array
 from maskjax.compaction import _facts
 from maskjax.compaction._program import Equation
@@ -55,7 +53,8 @@ def _whole_then_cut(
     return [small.cut(x, var) for x, var in zip(outs, equation.outs, strict=True)]
 
 
-_NAMES = """
+ENTRIES = frozenset(
+    """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
 bitcast_convert_type cbrt ceil clamp clz convert_element_type copy copy_p cos cosh
 digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
@@ -64,6 +63,7 @@ polygamma population_count pow real reduce_precision regularized_incomplete_beta
 round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
 sqrt square stop_gradient sub tan tanh xor zeta eq_to le_to lt_to
 """.split()
+)
 
 # The same values elsewhere, and with those of other devices.
 _SAME = "device_put mesh_cast optimization_barrier pvary reshard sharding_constraint"
@@ -74,7 +74,7 @@ _PAIRS = Rule(_pairs, _carried)
 _SOURCE = Rule(_nothing, emit=_whole_then_cut)
 
 RULES = {
-    **dict.fromkeys(_NAMES, _ENTRIES),
+    **dict.fromkeys(ENTRIES, _ENTRIES),
     **dict.fromkeys(_SAME.split(), _PAIRS),
     **dict.fromkeys(_MEETINGS.split(), Rule(_pairs, _zeros)),
     **dict.fromkeys(["iota", "random_bits", "random_gamma", "empty"], _SOURCE),
