@@ -111,6 +111,20 @@ class Small:
                 array = self.taken(array, axis, self.places(var, axis), lead)
         return array
 
+    def part(self, array: Array, var: Var, inside: Var) -> Array:
+        """Of what every step of a loop reads, the positions that this step keeps."""
+        for axis in range(len(var.shape)):
+            keep, wanted = self.keep(var, axis), self.keep(inside, axis)
+            more = (1,) * (wanted.ndim - keep.ndim)
+            keep = keep.reshape(*keep.shape[:-1], *more, keep.shape[-1])
+            keep = np.broadcast_to(keep, wanted.shape)
+            if (keep != wanted).any():
+                rank = keep.cumsum(-1) - 1  # a position's place among those that stay
+                table = rank[wanted].reshape(*wanted.shape[:-1], self.count(inside, axis))
+                lead = len(inside.prefix(axis)) - len(inside.scope)
+                array = self.taken(array, axis, table, lead)
+        return array
+
     def uniform(self, numbers: np.ndarray) -> int:
         """A number that is the same in each step.
 
