@@ -247,7 +247,9 @@ def value_of(equation: Equation, columns: Sequence[np.ndarray]) -> np.ndarray | 
     with np.errstate(all="ignore"):
         if own is not None:
             return own(*columns)
-        table = np.stack([np.asarray(c).astype(np.float64) for c in columns])
+        kinds = {np.asarray(c).dtype.kind for c in columns}
+        wide = np.complex128 if "c" in kinds else np.float64
+        table = np.stack([np.asarray(c).astype(wide) for c in columns])
         rows, back = np.unique(table, axis=1, return_inverse=True)
         values = [_at(equation, rows[:, i], columns) for i in range(rows.shape[1])]
         if any(v is None for v in values):
@@ -272,11 +274,18 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
         try:
             with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
                 numbers = zip(row, columns, strict=True)
-                operands = [jnp.asarray(x.astype(c.dtype)) for x, c in numbers]
+                operands = [jnp.asarray(_cast(x, c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])
         except Exception:  # a primitive that takes no scalars is not known
             _memo[key] = None
     return _memo[key]
+
+
+def _cast(x: np.ndarray, dtype: Any) -> np.ndarray:
+    real = np.issubdtype(x.dtype, np.complexfloating) and not np.issubdtype(
+        dtype, np.complexfloating
+    )
+    return (x.real if real else x).astype(dtype)
 
 
 def _cpu() -> Any:

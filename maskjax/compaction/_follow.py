@@ -21,6 +21,10 @@ FOLDED = ("conv_general_dilated", "dot_general")
 class Pinned(dict[Equation, str]):
     """Equations that cannot be written small, and why."""
 
+    def add(self, unfit: Unfit) -> None:
+        """One more."""
+        self[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
+
 
 def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
     """What is known of all values of a program, from what is known of its inputs."""

@@ -124,7 +124,7 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
         leaf = plan.leaves[owner]
         fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        ) or (None,)
+        ) or (_facts.zero(np.full(1, leaf.nothing), var.dtype),)
         value = None if folded is None else folded.values[owner]
         return fact if value is None else valued(fact, var, value)
 
@@ -153,16 +153,13 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
                     lines.append(
-                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}"
+                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size} more: {why}"
                     )
         if lines:
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
-        shapes = _network.small_shapes(network, links)
-        jax.eval_shape(
-            lambda *xs: _network.written(network, links, pinned, xs), *shapes
-        )
+        _network.check(network, links, pinned)
         return links
 
     links, _ = _network.solved(

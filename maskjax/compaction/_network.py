@@ -102,7 +102,8 @@ def traced(
             parameter.
     """
     program, out = _program.traced(fun, list(args))
-    leaves, treedef = _matching.named(out)
+    leaves = [(path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None]
+    treedef = jax.tree.structure(out)
     results = _matching.owners(leaves, paths, shapes)
     if state is not None:
         may = state(out)
@@ -128,7 +129,7 @@ def solved(
         try:
             return links, write(links)
         except Unfit as unfit:
-            pinned[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
+            pinned.add(unfit)
 
 
 def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
@@ -150,6 +151,16 @@ def written(
     """The outputs, of small parameters and whole inputs."""
     picked = [owner is None for owner in network.owners]
     return _follow.written(network.program, links, pinned, arrays, picked)
+
+
+def check(network: Network, links: Links, pinned: Pinned) -> None:
+    """Write the small program for shapes alone, to see that it can be.
+
+    Raises:
+        Unfit: If it can't.
+    """
+    shapes = small_shapes(network, links)
+    jax.eval_shape(lambda *xs: written(network, links, pinned, xs), *shapes)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

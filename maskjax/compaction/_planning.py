@@ -170,7 +170,7 @@ def planned(
         known,
         wanted,
         pinned,
-        lambda links: _tried(network, links, pinned),
+        lambda links: _network.check(network, links, pinned),
         folding=own,
         ghosts=ghosts,
     )
@@ -186,16 +186,6 @@ def planned(
     )
     folded = Folded(kind(network.program), values, tuple(folds))
     return Plan(leaves, report, folded, ghosts)
-
-
-def _tried(network: Network, links: Links, pinned: _follow.Pinned) -> Any:
-    """Write the small program for shapes alone, to see that it can be."""
-    shapes = _network.small_shapes(network, links)
-
-    def small(*arrays: Any) -> Any:
-        return _network.written(network, links, pinned, arrays)
-
-    return jax.eval_shape(small, *shapes)
 
 
 def _leaf(
@@ -214,7 +204,8 @@ def _leaf(
         np.zeros_like(row) if known is None else known.zeros()
         for row, known in zip(keep, fact[: len(shape)], strict=True)
     )
-    return Leaf(path, shape, var.lead, keep, dead)
+    nothing = mask is not None and not mask.any()
+    return Leaf(path, shape, var.lead, keep, dead, nothing)
 
 
 def _report(leaves: Sequence[Leaf], firsts: Sequence[Any], links: Links) -> list[str]:
