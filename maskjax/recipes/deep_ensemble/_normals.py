@@ -87,14 +87,11 @@ def mixture(means: Array, variances: Array) -> tuple[Array, Array]:
     return jnp.mean(means, 0), jnp.mean(variances, 0) + jnp.var(means, 0)
 
 
-def _normals(
-    outputs: Array, floor: float | None, *, fn: str
-) -> tuple[Array, Array]:
+def _normals(outputs: Array, floor: float | None, *, fn: str) -> tuple[Array, Array]:
     checks.floating(outputs, fn=fn, name="outputs")
     if not outputs.ndim or not outputs.shape[-1] or outputs.shape[-1] % 2:
         raise ValueError(
-            f"`{fn}` needs `outputs` with an even last axis, got shape "
-            f"{outputs.shape}."
+            f"`{fn}` needs `outputs` with an even last axis, got shape {outputs.shape}."
         )
     if floor is None:
         floor = max(1e-6, 64 / float(jnp.finfo(outputs.dtype).max))
