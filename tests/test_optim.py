@@ -693,7 +693,7 @@ def test_updates_without_what_they_need_are_refused():
 
     rigl = optim.rigl(0.5, rate=0.3, every=10, key=KEY)
     state = shaped(rigl.init, params)
-    match = "needs `gradients`, to grow(.|\n)*`optim.with_gradients`"
+    match = "needs `gradients`, to grow(.|\n)*`optim.with_gradients`, and that in wra"
     refusal(ValueError, match, shaped, rigl.update, gradients, state, params)
     wrong = {"a": gradients["a"], "b": few["b"]}
     match = r"b/kernel: params \(8, 4\), gradients \(2, 2\)"

@@ -129,7 +129,8 @@ def rigl(
         if extra.get("gradients") is None:
             raise ValueError(
                 f"`{fn}` needs `gradients`, to grow where they are large. Wrap the "
-                "optimizer in `optim.with_gradients`, or pass `gradients=` to `update`."
+                "optimizer in `optim.with_gradients`, and that in wrappers such as "
+                "`optax.MultiSteps`, or pass `gradients=` to `update`."
             )
         gradients = fitted(params, extra["gradients"])
         names = ("params", "gradients")

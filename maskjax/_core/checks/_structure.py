@@ -45,6 +45,10 @@ def apart_at(first: Any, second: Any, names: tuple[str, str], is_leaf: Any) -> l
     """In words, which paths only one tree has, or where their containers differ."""
     mine = set(trees.paths(first, is_leaf))
     theirs = set(trees.paths(second, trees.is_mask_leaf))
+    for prefix in _prefixes(second):  # it fits what is below it: others are to blame
+        below = {path for path in mine if path.startswith(f"{prefix}/")}
+        if below and (mine - below) ^ (theirs - {prefix}):
+            mine, theirs = mine - below, theirs - {prefix}
     lines = [
         *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
         *(f"only in `{names[1]}`: {path}" for path in sorted(theirs - mine)),
@@ -56,6 +60,12 @@ def apart_at(first: Any, second: Any, names: tuple[str, str], is_leaf: Any) -> l
         if not lines or _children(one) and _children(other)
     ]
     return kinds + lines
+
+
+def _prefixes(mask: Any) -> list[str]:
+    """The paths of what may stand for all leaves of a subtree."""
+    leaves, _ = trees.mask_leaves(mask)
+    return [path for path, leaf in leaves if leaf is None or type(leaf) in PLAIN]
 
 
 def _containers(first: Any, second: Any, path: tuple) -> list[tuple[Any, Any, Any]]:
