@@ -702,6 +702,11 @@ def test_updates_without_what_they_need_are_refused():
     for tx in (rigl, optim.prune(0.5), keep):
         state = shaped(tx.init, params)
         refusal(ValueError, "needs `params`", tx.update, gradients, state)
+    for name, tx in (("rigl", rigl), ("prune", optim.prune(0.5))):
+        state = shaped(tx.init, params)
+        update = functools.partial(tx.update, gradients=few)
+        match = rf"`maskjax.optim.{name}` needs (.|\n)*b/kernel: mask \(8, 4\), params "
+        refusal(ValueError, match, shaped, update, few, state, few)
 
 
 def _rank_by_gradients(params, gradients):

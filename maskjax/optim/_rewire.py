@@ -273,7 +273,9 @@ def _rewiring(
         wanted = growth(params, extra)
 
         def change() -> tuple[Mask, Mask]:
-            scores = scored(masking.apply(params, alive))
+            with blame.instead_of("maskjax.apply", fn):
+                now = masking.apply(params, alive)
+            scores = scored(now)
             with blame.instead_of("maskjax.select.drop", fn):
                 kept = select.drop(scores, alive, rate=at_step(rate, count), **how)
             worth = wanted(key)
