@@ -144,7 +144,7 @@ def infer(
         return _METHODS[method](objective, params, bank, images, **how)
 
     if per == "image" or len(images) == 1:
-        cure = 'Use running statistics, or `per="batch"` for several images of one task.'
+        cure = 'Use running statistics, or `per="batch"` for images of one task.'
         gives = "`apply` one image at a time"
         batches.told_if_mixed(apply, params, [images], fn=fn, gives=gives, cure=cure)
     if per == "batch":
