@@ -53,7 +53,7 @@ class Leaves:
         self.tree = scores
         self.leaves, self.treedef = jax.tree.flatten(scores, is_leaf=trees.is_mask_leaf)
         self.scored = [i for i, x in enumerate(self.leaves) if x is not None]
-        self.scores = [_stopped(self.leaves[i]) for i in self.scored]
+        self.scores = [lax.stop_gradient(self.leaves[i]) for i in self.scored]
         self.joint = scope == "global"
         self.apart = scope in ("layer", "output")
         self.structures = self._structures(structure)
@@ -239,8 +239,3 @@ def is_tree(structure: Any) -> bool:
     if isinstance(structure, type | str) or hasattr(structure, "complaint"):
         return False
     return not trees.is_single(structure)
-
-
-def _stopped(x: Any) -> Any:
-    """Scores without gradient. What has only a shape would become a constant."""
-    return x if isinstance(x, jax.ShapeDtypeStruct) else lax.stop_gradient(x)
