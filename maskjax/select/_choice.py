@@ -140,7 +140,7 @@ def full(
             follows = placement.left_to_compiler(own)
             return placement.follow(mask, decided(x)) if follows else mask
         # What has only a shape is nowhere: there is nothing to follow.
-        only = isinstance(own, jax.ShapeDtypeStruct)
+        only = isinstance(own, jax.ShapeDtypeStruct) and isinstance(x, jax.Array)
         return jnp.ones_like(x, dtype=bool) if only else placement.ones(x)
 
     own = (leaves.leaves[i] for i in leaves.scored)
