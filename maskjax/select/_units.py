@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import packing
-from maskjax._core import blame, checks, trees
+from maskjax._core import blame, checks, placement, trees
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Mask, Scores
 from maskjax.select._keys import order_key
@@ -115,7 +115,9 @@ def all_kept(scores: Scores, groups: Groups, scope: str, *, fn: str) -> Mask:
     check_scope(scope, fn=fn)
     with blame.instead_of("maskjax.structure.Groups.pool", fn):
         jax.eval_shape(groups.pool, scores)
-    return groups.spread({g.name: jnp.ones(g.shape, bool) for g in groups}, scores)
+    flags = {group.name: jnp.ones(group.shape, bool) for group in groups}
+    arrays = [x for x in jax.tree.leaves(scores) if isinstance(x, jax.Array)]
+    return groups.spread(placement.vary_like(flags, arrays), scores)
 
 
 def smoothed(scores: Scores, groups: Groups, *, fn: str) -> Scores:
@@ -208,9 +210,13 @@ def _lowered(cuts: Units, flags: Units, units: Units) -> Units:
 @functools.partial(jax.jit, static_argnames="least")
 def _best(x: Array, alive: Array | None, held: Array | None, *, least: int) -> Array:
     """The best units that count, and those that are held."""
-    _, best = lax.top_k(order_key(x, alive, held), least)
-    places = lax.broadcasted_iota(best.dtype, (*best.shape, x.shape[-1]), best.ndim)
-    flags = jnp.any(best[..., None] == places, axis=-2)
+    keys = order_key(x, alive, held)
+    if least == 1:
+        best = jnp.argmax(keys, axis=-1, keepdims=True)
+        flags = lax.broadcasted_iota(best.dtype, x.shape, x.ndim - 1) == best
+    else:  # `lax.top_k` would gather members that are sharded
+        order = jnp.argsort(~keys, axis=-1, stable=True)
+        flags = jnp.argsort(order, axis=-1) < least
     flags = flags if alive is None else flags & alive
     return flags if held is None else flags | held
 

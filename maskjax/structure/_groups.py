@@ -39,6 +39,8 @@ class Groups:
     the mean of its units' scores and counts as one, so that all layers keep equally
     many. "output" has no meaning here.
 
+    On many devices leaves stay where they are; vectors of units travel.
+
     Attributes:
         groups: The groups; each name is used once.
         fixed: Lines for the reader: what can't be removed, and why.
