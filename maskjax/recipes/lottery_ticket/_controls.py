@@ -99,9 +99,9 @@ def random_masks(
     def one(mask: Mask, key: Array) -> Mask:
         if mode != "even":
             scope = "leaf" if mode == "layerwise" else mode
+            how: Any = {"scope": scope, "structure": structure, "where": where}
             with blame.instead_of("maskjax.select.random_like", fn):
-                how: Any = {"scope": scope, "structure": structure, "where": where}
-            return select.random_like(mask, **how, key=key)
+                return select.random_like(mask, **how, key=key)
         blank = trees.map_mask(lambda m: jnp.zeros(m.shape), mask)
         share = algebra.density(mask)
         return select.random(blank, density=share, where=lambda *_: True, key=key)
