@@ -125,7 +125,8 @@ def prune(
         def cut() -> Mask:
             # Not the parameters after the step: handing updates to a branch would keep
             # XLA from fusing the optimizer's arithmetic with what is done to them here.
-            now = masking.apply(params, alive)
+            with blame.instead_of("maskjax.apply", fn):
+                now = masking.apply(params, alive)
             return shrunk(scored(now), alive, now, count)
 
         mask = when(count % every == 0, cut, alive, fn=fn)

@@ -129,7 +129,8 @@ def rigl(
         if extra.get("gradients") is None:
             raise ValueError(
                 f"`{fn}` needs `gradients`, to grow where they are large. Wrap the "
-                "optimizer in `optim.with_gradients`, or pass `gradients=` to `update`."
+                "optimizer in `optim.with_gradients`, and that in wrappers such as "
+                "`optax.MultiSteps`, or pass `gradients=` to `update`."
             )
         gradients = fitted(params, extra["gradients"])
         names = ("params", "gradients")
@@ -277,7 +278,9 @@ def _rewiring(
         wanted = growth(params, extra)
 
         def change() -> tuple[Mask, Mask]:
-            scores = scored(masking.apply(params, alive))
+            with blame.instead_of("maskjax.apply", fn):
+                now = masking.apply(params, alive)
+            scores = scored(now)
             with blame.instead_of("maskjax.select.drop", fn):
                 kept = select.drop(scores, alive, rate=at_step(rate, count), **how)
             worth = wanted(key)

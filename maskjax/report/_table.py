@@ -75,6 +75,7 @@ def flops(apply: Callable[..., Any], params: Params, *inputs: Any) -> Params:
     return treedef.unflatten([counted.get(i) for i in range(treedef.num_leaves)])
 
 
+@_drawing.in_no_trace
 def table(
     mask: Mask,
     params: Params,

@@ -154,14 +154,14 @@ def full(
     def of_leaf(own: Any, x: Array, plan: Plan) -> Array:
         decided = lambda x: plan.spread(plan.pool(plan.laid(x)))  # noqa: E731
         one = jax.eval_shape(decided, x)
-        if one.shape == x.shape:
-            mask, like = placement.ones(x), lambda x: x
-        else:
+        if one.shape != x.shape:
             spec = placement.spec_of(one)
-            mask, like = ~placement.zeros(one.shape, bool, x, spec=spec), decided
-        # What has only a shape is nowhere.
-        follows = placement.left_to_compiler(own)
-        return placement.follow(mask, like(x)) if follows else mask
+            mask = ~placement.zeros(one.shape, bool, x, spec=spec)
+            follows = placement.left_to_compiler(own)
+            return placement.follow(mask, decided(x)) if follows else mask
+        # What has only a shape is nowhere: there is nothing to follow.
+        only = isinstance(own, jax.ShapeDtypeStruct) and isinstance(x, jax.Array)
+        return jnp.ones_like(x, dtype=bool) if only else placement.ones(x)
 
     own = (leaves.leaves[i] for i in leaves.scored)
     pairs = zip(own, leaves.scores, leaves.plans, strict=True)

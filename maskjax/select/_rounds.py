@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import masking
-from maskjax._core import checks, trees
+from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Density, Mask, Params, Predicate, Scores
 from maskjax.select._choice import choose, full
 from maskjax.select._leaves import Scope
@@ -230,9 +230,12 @@ def iterative_top_k(
     checks.at_least(rounds, 1, fn=fn, name="rounds")
 
     def shrunk(mask: Mask, to: Density) -> Mask:
-        scores = score(masking.apply(params, mask))
+        with blame.instead_of("maskjax.apply", fn):
+            masked = masking.apply(params, mask)
+        scores = score(masked)
         how = {"scope": scope, "structure": structure, "where": where}
-        return shrink(scores, mask, density=to, **how)
+        with blame.instead_of("maskjax.select.shrink", fn):
+            return shrink(scores, mask, density=to, **how)
 
     shapes = jax.eval_shape(score, params)
     names = ("params", "score(params)")
