@@ -42,6 +42,7 @@ def drop(
             output of each of them.
         structure: What is removed together, and counts as one, or a tree of structures
             like `scores`. A block or unit is alive if at least one of its entries is.
+            With `structure.Groups` a tree of rates is a dict by the names of groups.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
             where a structure names roles, or the scope is "layer" or "output".
 
@@ -92,7 +93,8 @@ def shrink(
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
         structure: What is kept or removed together, and counts as one, or a tree of
-            structures like `scores`.
+            structures like `scores`. With `structure.Groups` a tree of densities is a
+            dict by the names of groups.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
             where a structure names roles, or the scope is "layer" or "output".
 
@@ -144,7 +146,8 @@ def grow(
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
         structure: What grows together, and counts as one, or a tree of structures like
-            `scores`.
+            `scores`. With `structure.Groups` a tree of densities is a dict by the names
+            of groups.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
             where a structure names roles, or the scope is "layer" or "output".
 

@@ -196,7 +196,7 @@ def structure(value: Any, *, fn: str, name: str = "structure") -> None:
     got = kind_of(value)
     if isinstance(value, type):
         got = f"the class `{value.__name__}`"
-        own = "structure." if value.__module__ == "maskjax.structure" else ""
+        own = "structure." if value.__module__.startswith("maskjax.structure") else ""
         instead = own + written.get(value.__name__, f"{value.__name__}()")
     elif pattern := re.fullmatch(r"(\d+):(\d+)", str(value)):
         instead = f"structure.NofM({pattern[1]}, {pattern[2]})"

@@ -1,12 +1,4 @@
-"""What is kept or removed together: entries, blocks, units, or N of every M.
-
-A structure is a frozen value. Its axes are roles, which `where` knows for each leaf, or
-integers, which count a leaf's axes as NumPy does. `pool` turns scores into one score
-per decision, and `spread` turns decisions into a mask; `select` does the rest.
-
-    >>> structure.Block((2, 2), axes=(0, 1)).pool(jnp.arange(8.0).reshape(2, 4))
-    Array([[2.5, 4.5]], dtype=float32)
-"""
+"""Structures of one leaf: entries, tiles, whole units, N of every M."""
 
 import dataclasses
 import numbers
@@ -18,8 +10,6 @@ import jax.numpy as jnp
 from maskjax._core import dtypes, placement
 from maskjax._core.axes import ROLES
 from maskjax._core.trees import Array
-
-__all__ = ["Block", "Entries", "NofM", "Structure", "Units"]
 
 
 class Structure(Protocol):
