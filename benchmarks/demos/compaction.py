@@ -8,6 +8,7 @@ are ranked in all groups together, so that widths differ by layer.
 """
 
 import dataclasses
+import functools
 import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import optax
 from benchmarks import _deep, _docstrings, _pictures, _timing, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import compaction, optim, structure
+from maskjax import compaction, optim, score, structure
 
 DENSITIES = {"half": 0.5, "quarter": 0.25}
 GLOBAL = "half of all"
@@ -30,19 +31,15 @@ CUTS = 20  # in so many steps units leave
 SEEDS = 1, 1, 3
 REPEATS = 5, 30, 50
 TIMED = 64  # images, or lines of text, of a forward pass
-STEPS = {"resnet": (40, 200, 600), "gpt": (40, 500, 2_000)}
 LINES, LENGTH, TEXT = 500, 64, 400_000
+STEPS = {"resnet": (40, 200, 600), "gpt": (40, 500, 2_000)}
+_GPT = {"vocabulary": len(_docstrings.CHARACTERS), "width": 64, "heads": 4}
+_GPT |= {"head_width": 16, "hidden": 256, "length": LENGTH}
+_RESNET = {"widths": (16, 32, 64), "blocks": (1, 1, 1)}
+# Compiling takes longest, of what is quick.
 SIZES = {
-    "resnet": {"widths": (16, 32, 64), "blocks": (1, 1, 1)},
-    "gpt": {
-        "vocabulary": len(_docstrings.CHARACTERS),
-        "width": 64,
-        "heads": 4,
-        "head_width": 16,
-        "hidden": 256,
-        "layers": 2,
-        "length": LENGTH,
-    },
+    "resnet": ({"widths": (16, 32), "blocks": (1, 1)}, _RESNET, _RESNET),
+    "gpt": (_GPT | {"layers": 1}, _GPT | {"layers": 2}, _GPT | {"layers": 2}),
 }
 TITLES = {"resnet": "ResNet", "gpt": "GPT, docstrings"}
 
@@ -85,24 +82,29 @@ def run(context: Context) -> Outcome:
     differences = [at["difference"] for each in seen for at in each.values()]
     return Outcome(
         rows=rows("compaction", difference=max(differences), **found),
-        settings={"sizes": SIZES, "pruned": PRUNED, "densities": DENSITIES}
+        settings={"sizes": {name: context.pick(s) for name, s in SIZES.items()}}
+        | {"pruned": PRUNED, "densities": DENSITIES}
         | {"steps": {name: context.pick(s) for name, s in STEPS.items()}}
         | {"seeds": context.pick(SEEDS), "optimizer": "adam, cosine"},
         numbers=found,
-        pictures=[_draw(context, {n: each["widths"] for n, each in found.items()})],
+        pictures=[_draw(context, found)],
     )
 
 
 def _found(problem: Problem, context: Context) -> dict[str, Any]:
     """Quality of each seed's networks; what else is told is of the first seed's."""
+    net, x = problem.build(), problem.train[0][:2]
+    units = compaction.groups(_deep.logits(net), _deep.fresh(net, x), x)
+    prunings = {s: _pruning(problem, net, units, s) for s in ("leaf", "global")}
     seeds = range(context.pick(SEEDS))
-    many = [_networks(problem, seed, context) for seed in seeds]
+    many = [_networks(problem, prunings, seed, context) for seed in seeds]
     first = many[0]
     seen = {name: one.seen for name, one in first.items() if one.seen}
     return {
         "quality": {n: np.array([each[n].quality for each in many]) for n in first},
         "seen": seen,
         "then": {name: each["small"] for name, each in seen.items()},
+        "units": {group.name: group.size for group in units},
         "widths": {name: one.widths for name, one in first.items() if one.widths},
         **_costs(problem, first, context),
     }
@@ -110,7 +112,7 @@ def _found(problem: Problem, context: Context) -> dict[str, Any]:
 
 def _problems(context: Context) -> list[Problem]:
     def built(make: Callable[..., nn.Module], name: str) -> Callable[..., nn.Module]:
-        return lambda share=1.0: make(share, **SIZES[name])
+        return lambda share=1.0: make(share, **context.pick(SIZES[name]))
 
     def steps(name: str) -> int:
         return context.pick(STEPS[name])
@@ -133,15 +135,47 @@ def _bits(logits: jax.Array, y: jax.Array) -> jax.Array:
     return _train.cross_entropy(logits, y) / jnp.log(2.0)
 
 
-def _networks(problem: Problem, seed: int, context: Context) -> dict[str, Trained]:
+class Pruning(NamedTuple):
+    """Training that removes units; one program for all densities."""
+
+    net: nn.Module
+    units: structure.Groups  # of its parameters
+    optimizer: Callable[..., Any]  # of a density
+    step: Callable[..., Any]  # `(density, variables, opt_state, x, y)`
+
+
+def _pruning(problem: Problem, net: nn.Module, units: Any, scope: Any) -> Pruning:
+    units = units.of(_deep.apart(_deep.fresh(net, problem.train[0]))[0])
+    how = {"every": problem.steps // CUTS, "scope": scope, "structure": units}
+    how |= {"score": _relative} if scope == "global" else {}
+
+    def optimizer(density: Any) -> Any:
+        falling = _falling(density, problem.steps)
+        return optax.chain(_adam(problem), optim.prune(falling, **how))
+
+    def step(density: Any, *state_and_data: Any) -> tuple[Any, ...]:
+        return _deep.descent(net, optimizer(density))(*state_and_data)
+
+    return Pruning(net, units, optimizer, jax.jit(step))
+
+
+def _relative(params: Any, **how: Any) -> Any:
+    """Magnitudes beside the mean of their leaf, to compare large kernels with small."""
+    return jax.tree.map(lambda s: s / s.mean(), score.magnitude(params, **how))
+
+
+def _networks(
+    problem: Problem, prunings: dict[str, Pruning], seed: int, context: Context
+) -> dict[str, Trained]:
     """All networks, trained from the same seed."""
-    kinds = {"dense": lambda: _built(problem, 1.0, seed)}
+    apart, together = prunings["leaf"], prunings["global"]
+    kinds = {"dense": lambda: _dense(problem, apart, seed)}
     for name, density in DENSITIES.items():
-        how = {"density": density, "scope": "leaf"}
-        kinds[name] = lambda how=how: _pruned(problem, seed, **how)
+        kinds[name] = lambda d=density: _pruned(problem, apart, seed, d)
         kinds[f"built at {name}"] = lambda d=density: _built(problem, d, seed)
-    kinds[GLOBAL] = lambda: _pruned(problem, seed, density=0.5, scope="global")
-    track = context.track(f"compaction: {problem.name}", kinds)
+    kinds[GLOBAL] = lambda: _pruned(problem, together, seed, DENSITIES["half"])
+    names = list(kinds)[: 3 if context.quick else None]
+    track = context.track(f"compaction: {problem.name}", names)
     return {name: kinds[name]() for name in track}
 
 
@@ -149,42 +183,53 @@ def _built(problem: Problem, share: float, seed: int) -> Trained:
     """A network of that width from the start."""
     net, adam = problem.build(share), _adam(problem)
     variables = _deep.fresh(net, problem.train[0], seed)
-    step = _deep.descent(net, adam)
     begun = variables, adam.init(_deep.apart(variables)[0])
+    step = jax.jit(_deep.descent(net, adam))
     variables, _ = _descended(step, begun, problem, problem.rows(seed))
     forward = jax.jit(_deep.logits(net))
     return Trained(forward, variables, _quality(problem, forward, variables))
 
 
-def _pruned(problem: Problem, seed: int, *, density: float, scope: Any) -> Trained:
-    """A whole network that loses units, is compacted, and trains on."""
-    net, adam, x = problem.build(), _adam(problem), problem.train[0][:2]
-    variables = _deep.fresh(net, problem.train[0], seed)
-    params, _ = _deep.apart(variables)
-    units = compaction.groups(_deep.logits(net), variables, x).of(params)
-    falling = _falling(density, problem.steps)
-    how = {"every": problem.steps // CUTS, "scope": scope, "structure": units}
-    optimizer = optax.chain(adam, optim.prune(falling, **how))
-    order, compacted = problem.rows(seed), round(PRUNED[2] * problem.steps)
-    begun = variables, optimizer.init(params)
-    step = _deep.descent(net, optimizer)
-    variables, (moments, held) = _descended(step, begun, problem, order[:compacted])
+def _dense(problem: Problem, pruning: Pruning, seed: int) -> Trained:
+    """The whole network, which loses nothing: it has been compiled for that anyway."""
+    variables, _ = _masked(problem, pruning, seed, 1.0, problem.rows(seed))
+    forward = jax.jit(_deep.logits(pruning.net))
+    return Trained(forward, variables, _quality(problem, forward, variables))
 
+
+def _masked(
+    problem: Problem, pruning: Pruning, seed: int, density: float, order: np.ndarray
+) -> tuple[Any, Any]:
+    """Variables and the optimizer's state of a network that has been losing units."""
+    variables = _deep.fresh(pruning.net, problem.train[0], seed)
+    begun = variables, pruning.optimizer(density).init(_deep.apart(variables)[0])
+    step = functools.partial(pruning.step, jnp.float32(density))
+    return _descended(step, begun, problem, order)
+
+
+def _pruned(problem: Problem, pruning: Pruning, seed: int, density: float) -> Trained:
+    """A whole network that loses units, is compacted, and trains on."""
+    order, compacted = problem.rows(seed), round(PRUNED[2] * problem.steps)
+    masked = _masked(problem, pruning, seed, density, order[:compacted])
+    variables, (moments, held) = masked
+
+    told = _deep.logits(pruning.net)
     mask = _deep.with_rest(optim.mask_of(held), variables)
-    plan = compaction.plan(_deep.logits(net), variables, mask, x)
+    plan = compaction.plan(told, variables, mask, problem.train[0][:2])
     # Adam without pruning goes on: there is no mask any more.
     small = compaction.shrink((variables, moments), plan)
-    whole = jax.jit(_deep.logits(net))
-    forward = jax.jit(compaction.narrow(_deep.logits(net), plan))
-    one, two = whole(variables, problem.test[0]), forward(small[0], problem.test[0])
+    forward = jax.jit(compaction.narrow(told, plan))
+    x, y = problem.test
+    before, after = jax.jit(told)(variables, x), forward(small[0], x)
     seen = {
-        "difference": float(jnp.abs(one - two).max()),
-        "masked": float(problem.quality(one, problem.test[1])),
-        "small": float(problem.quality(two, problem.test[1])),
+        "difference": float(jnp.abs(before - after).max()),
+        "masked": float(problem.quality(before, y)),
+        "small": float(problem.quality(after, y)),
     }
-    step = compaction.narrow(_deep.descent(net, adam), plan)
+    descent = _deep.descent(pruning.net, _adam(problem))
+    step = jax.jit(compaction.narrow(descent, plan))
     variables, _ = _descended(step, small, problem, order[compacted:])
-    quality, widths = _quality(problem, forward, variables), _widths(units, held)
+    quality, widths = _quality(problem, forward, variables), _widths(pruning, held)
     return Trained(forward, variables, quality, widths, seen)
 
 
@@ -204,11 +249,10 @@ def _falling(density: float, steps: int) -> Callable[[jax.Array], jax.Array]:
 
 
 def _descended(
-    step: _deep.Step, state: tuple[Any, Any], problem: Problem, order: np.ndarray
+    step: Callable[..., Any], state: Any, problem: Problem, order: np.ndarray
 ) -> tuple[Any, Any]:
     """Variables and the optimizer's state after these batches."""
     # No `lax.scan`: in loops on CPU, convolutions take twenty times as long.
-    step = jax.jit(step)
     for batch in order:
         *state, _ = step(*state, *(part[batch] for part in problem.train))
     return jax.block_until_ready(tuple(state))
@@ -219,11 +263,10 @@ def _quality(problem: Problem, forward: Callable[..., Any], variables: Any) -> f
     return float(problem.quality(forward(variables, x), y))
 
 
-def _widths(units: structure.Groups, held: Any) -> dict[str, int]:
+def _widths(pruning: Pruning, held: Any) -> dict[str, int]:
     """How many units of each group are left, by the group's name."""
-    kept = units.kept(optim.mask_of(held))
-    short = lambda name: name.removeprefix("params/").split("/kernel")[0]  # noqa: E731
-    return {short(name): int(flags.sum()) for name, flags in kept.items()}
+    kept = pruning.units.kept(optim.mask_of(held))
+    return {name: int(flags.sum()) for name, flags in kept.items()}
 
 
 def _costs(problem: Problem, each: dict[str, Trained], context: Context) -> Any:
@@ -252,17 +295,27 @@ def _on_disk(variables: Any) -> int:
     return file.getbuffer().nbytes
 
 
-def _draw(context: Context, widths: dict[str, dict[str, dict[str, int]]]) -> str:
-    drawn, plots = _pictures.page("Units left, by group", len(widths), size=(11, 4.8))
-    for axes, (name, found) in zip(plots, widths.items(), strict=True):
-        for i, (label, left) in enumerate(found.items()):
-            at = np.arange(len(left)) + (i - (len(found) - 1) / 2) / (len(found) + 1)
-            axes.barh(at, list(left.values()), 1 / (len(found) + 1), label=label)
-        axes.set_yticks(range(len(left)), list(left), fontsize=7)
+def _draw(context: Context, found: dict[str, dict[str, Any]]) -> str:
+    title = "Units left in each group"
+    drawn, plots = _pictures.page(title, len(found), size=(12, 5))
+    for axes, (name, each) in zip(plots, found.items(), strict=True):
+        sizes, widths = each["units"], each["widths"]
+        thick = 1 / (len(widths) + 1)
+        for i, (label, left) in enumerate(widths.items()):
+            at = np.arange(len(sizes)) + (i - (len(widths) - 1) / 2) * thick
+            shares = [100 * left[group] / size for group, size in sizes.items()]
+            axes.barh(at, shares, thick, label=label)
+        named = [f"{_short(group)} ({size})" for group, size in sizes.items()]
+        axes.set_yticks(range(len(sizes)), named, fontsize=7)
         axes.invert_yaxis()
-        axes.set(title=TITLES[name], xlabel="units")
-        axes.legend(loc="lower right")
+        axes.set(title=TITLES[name], xlabel="% of the units", xlim=(0, 100))
+    plots[-1].legend(loc="lower right")
     return _pictures.save(drawn, context, "compaction_widths")
+
+
+def _short(group: str) -> str:
+    """Where a group's first member is, without what is the same everywhere."""
+    return group.removeprefix("params/").replace("/kernel", "")
 
 
 DEMO = Demo("compaction", "units taken out of a network", run, seconds=60)
