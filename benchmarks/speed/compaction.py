@@ -24,6 +24,7 @@ from benchmarks._timing import Contestant
 from benchmarks.speed import _case
 from maskjax import compaction, masking, structure
 
+WHO = "compacted", "masked", "dense", "built small"
 KEPT = 0.5
 OPTIMIZER = optax.adam(1e-3)
 PLANNED = "shapes only"
@@ -73,9 +74,11 @@ QUICK = [
 ]
 
 
-def shapes_of(name: str) -> tuple[nn.Module, Any, jax.ShapeDtypeStruct]:
+def shapes_of(
+    name: str, share: float = 1
+) -> tuple[nn.Module, Any, jax.ShapeDtypeStruct]:
     """A network, the shapes of its variables, and its input's."""
-    net, x = SIZES[name].build(), _input(name)
+    net, x = SIZES[name].build(share), _input(name)
     init = functools.partial(net.init, train=False)
     return net, jax.eval_shape(init, jax.random.key(0), x), x
 
@@ -99,6 +102,31 @@ def planned(name: str) -> tuple[nn.Module, Any, Any, compaction.Plan]:
     return net, variables, mask, compaction.plan(told, variables, mask, x)
 
 
+def versions(
+    make: Callable[..., Any], net: nn.Module, built: nn.Module, mask: Any, plan: Any
+) -> dict[str, Callable[..., Any]]:
+    """What `make` makes of a network, by contestant: a function of variables first."""
+    fn = make(net)
+
+    def masked(variables: Any, *rest: Any) -> Any:
+        return fn(masking.apply(variables, mask), *rest)
+
+    each = compaction.narrow(fn, plan), masked, fn, make(built)
+    return dict(zip(WHO, each, strict=True))
+
+
+def steps(name: str) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """Training steps by contestant, and the shapes of what they are given."""
+    net, whole, mask, plan = planned(name)
+    built, x = SIZES[name].build(KEPT), _input(name)
+    small, half = compaction.shrink(whole, plan), shapes_of(name, KEPT)[1]
+    fns = versions(_descent, net, built, mask, plan)
+    y = jax.ShapeDtypeStruct(x.shape if len(x.shape) == 2 else x.shape[:1], np.int32)
+    given = dict(zip(WHO, (small, whole, whole, half), strict=True))
+    states = {n: jax.eval_shape(begun, given[n]) for n in WHO}
+    return [(n, _of_state(fns[n]), (states[n], x, y)) for n in WHO]
+
+
 def case(kind: str, name: str) -> _case.Case:
     """A forward pass, a training step, or planning."""
     if kind == "plan":
@@ -109,22 +137,15 @@ def case(kind: str, name: str) -> _case.Case:
     whole, half = (_deep.fresh(each, x) for each in (net, built))
     whole = jax.jit(masking.apply)(whole, mask)
     small = compaction.shrink(whole, plan)
-    masked = functools.partial(_masked, mask)
+    given = dict(zip(WHO, (small, whole, whole, half), strict=True))
+    make = _deep.logits if kind == "forward" else _descent
+    fns = versions(make, net, built, mask, plan)
     if kind == "forward":
-        told = _deep.logits(net)
-        contestants = [
-            _case.contestant("compacted", compaction.narrow(told, plan), small, x),
-            _case.contestant("masked", masked(told), whole, x),
-            _case.contestant("dense", told, whole, x),
-            _case.contestant("built small", _deep.logits(built), half, x),
-        ]
+        contestants = [_case.contestant(n, fns[n], given[n], x) for n in WHO]
     else:
-        step = _deep.descent(net, OPTIMIZER)
+        states = {n: begun(variables) for n, variables in given.items()}
         contestants = [
-            _training("compacted", compaction.narrow(step, plan), small, x, y),
-            _training("masked", masked(step), whole, x, y),
-            _training("dense", step, whole, x, y),
-            _training("built small", _deep.descent(built, OPTIMIZER), half, x, y),
+            _case.training(n, _of_state(fns[n]), states[n], x, y) for n in WHO
         ]
 
     def agree(results):
@@ -160,11 +181,7 @@ def _planning(name: str) -> _case.Case:
     ]
 
     def agree(results):
-        small = jax.eval_shape(
-            functools.partial(SIZES[name].build(KEPT).init, train=False),
-            jax.random.key(0),
-            x,
-        )
+        _, small, _ = shapes_of(name, KEPT)
         assert sorted(results["plan"].values()) == sorted(
             leaf.shape for leaf in jax.tree.leaves(small)
         )
@@ -210,15 +227,20 @@ def _batch(name: str) -> tuple[jax.Array, jax.Array]:
     return jax.device_put(x), jax.device_put(y)
 
 
-def _masked(mask: Any, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of masked variables."""
-    return lambda variables, *rest: fn(masking.apply(variables, mask), *rest)
+def begun(variables: Any) -> tuple[Any, Any]:
+    """Variables and the optimizer's state."""
+    return variables, OPTIMIZER.init(_deep.apart(variables)[0])
 
 
-def _training(name: str, step: _deep.Step, variables: Any, *data: Any) -> Contestant:
-    def one(state, *data):
+def _descent(net: nn.Module) -> _deep.Step:
+    return _deep.descent(net, OPTIMIZER)
+
+
+def _of_state(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step `(state, x, y) -> (state, loss)`."""
+
+    def one(state: tuple[Any, Any], *data: Any) -> tuple[Any, Any]:
         *state, value = step(*state, *data)
         return tuple(state), value
 
-    params, _ = _deep.apart(variables)
-    return _case.training(name, one, (variables, OPTIMIZER.init(params)), *data)
+    return one
