@@ -1,6 +1,7 @@
 """The maskjax half: the same units out of the same networks."""
 
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ def same(
 
     mask = jax.tree_util.tree_map_with_path(kept, variables)
     masked = maskjax.apply(variables, mask)
+    start = time.perf_counter()
     plan = compaction.plan(apply, variables, mask, x)
+    plan_s = time.perf_counter() - start
     small, narrow = compaction.shrink(masked, plan), compaction.narrow(apply, plan)
     runs = [
         _contestant("maskjax, dense", "baseline", apply, variables, x),
@@ -56,21 +59,26 @@ def same(
     return {
         "parameters": [_parameters(variables), _parameters(small)],
         "multiply_adds": costs,
+        "plan_s": float(f"{plan_s:.3g}"),
         "error": float(np.abs(found - expected).max() / np.abs(expected).max()),
     }, runs
 
 
 def freedoms(name: str) -> list[list[str]]:
     """The ends of each group of two units or more."""
-    groups = compaction.groups(*network(name))
-    return [sorted({_end(m) for m in each.members}) for each in groups if each.size > 1]
+    apply, variables, x = network(name)
+    ranks = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.ndim
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
 
+    def end(member):
+        layer, leaf = _parts(member.path.split("/"))
+        inputs = leaf == "kernel" and member.axis == ranks[member.path] - 2
+        return f"{layer} {'in' if inputs else 'out'}"
 
-def _end(member: Any) -> str:
-    """The end of a member: of a kernel (..., in, out), as Flax has it."""
-    layer, name = _named_parts(member.path.split("/"))
-    inputs = name == "kernel" and member.axis == (2 if _is_conv(member, layer) else 0)
-    return f"{layer} {'in' if inputs else 'out'}"
+    groups = compaction.groups(apply, variables, x)
+    return [sorted({end(m) for m in each.members}) for each in groups if each.size > 1]
 
 
 def _contestant(name, role, fn, variables, x) -> _timing.Contestant:
@@ -90,9 +98,9 @@ def _multiply_adds(fn: Any, variables: Any, x: np.ndarray) -> int:
 
 
 def _named(path: Sequence[Any]) -> tuple[str, str]:
-    return _named_parts([key.key for key in path])
+    return _parts([key.key for key in path])
 
 
-def _named_parts(parts: Sequence[str]) -> tuple[str, str]:
+def _parts(parts: Sequence[str]) -> tuple[str, str]:
     """The layer and the leaf, without the collection in front."""
     return "/".join(parts[1:-1]), parts[-1]

@@ -57,19 +57,6 @@ def in_torch(leaf: str, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def ways(name: str) -> dict[str, dict[str, Any]]:
-    """How half of every group is asked for: options of the pruner."""
-    if name != "GPT":
-        return {"half of every group": {}}
-    heads = {"prune_num_heads": True, "head_pruning_ratio": 0.5}
-    return {
-        "half of the channels of heads": {"prune_head_dims": True},
-        "half of the heads": {"prune_head_dims": False, **heads},
-        "half of the heads, half of their channels": {"prune_head_dims": True, **heads},
-        "half of the heads, not the stream": {"prune_head_dims": False, **heads},
-    }
-
-
 def half(name: str, way: str) -> tuple[dict[str, Any], list[_timing.Contestant]]:
     """Prune half, compare with the masked network.
 
@@ -78,7 +65,7 @@ def half(name: str, way: str) -> tuple[dict[str, Any], list[_timing.Contestant]]
     """
     full, x = network(name), _modules.inputs(name)
     model = copy.deepcopy(full)
-    removed = _prune(model, x, ways(name)[way], stream="not the stream" not in way)
+    removed = _prune(model, x, way)
     masked = copy.deepcopy(full)
     for layer, leaf, tensor in leaves(masked):
         kept = _ends.kept(layer, leaf, in_flax(leaf, tensor).shape, removed)
@@ -120,9 +107,9 @@ def freedoms(name: str) -> list[list[str]]:
     return [list(ends) for ends in found]
 
 
-def _prune(model: nn.Module, x: Any, options: Any, *, stream: bool) -> _ends.Removed:
+def _prune(model: nn.Module, x: Any, way: str) -> _ends.Removed:
     ignored = [model.head]
-    if not stream:
+    if "not the residual stream" in way:
         names = ("embed", "position", "out", "down")
         ignored += [m for n, m in model.named_modules() if n.split(".")[-1] in names]
     attention = [m for m in model.modules() if isinstance(m, _modules.Attention)]
@@ -136,7 +123,9 @@ def _prune(model: nn.Module, x: Any, options: Any, *, stream: bool) -> _ends.Rem
             pruning_ratio=0.5,
             ignored_layers=ignored,
             num_heads={layer: _sizes.HEADS for each in layers for layer in each},
-            **options,
+            prune_head_dims="channels" in way,
+            prune_num_heads="half of the heads" in way,
+            head_pruning_ratio=0.5,
         )
         names = {module: path for path, module in model.named_modules()}
         removed: _ends.Removed = {}

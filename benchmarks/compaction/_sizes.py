@@ -35,3 +35,16 @@ def inputs(network: str, batch: int = BATCH) -> np.ndarray:
     if network == "GPT":
         return rng.integers(0, VOCABULARY, (batch, CONTEXT)).astype(np.int32)
     return rng.standard_normal((batch, *IMAGE)).astype(np.float32)
+
+
+# How half is taken of every group of units.
+WAYS: dict[str, tuple[str, ...]] = {
+    "ResNet18": ("half of every group",),
+    "MobileNet": ("half of every group",),
+    "GPT": (
+        "half of the heads, not the residual stream",
+        "half of the heads",
+        "half of the channels of heads",
+        "half of the heads, half of their channels",
+    ),
+}
