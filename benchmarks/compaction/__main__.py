@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = {} if there else _lines(committed)
     if not there:
         print(f"The torch half is that of {committed}. To run it: {INSTALL}\n")
-    found = [line for part in options.only or PARTS for line in PARTS[part](known)]
+    parts = PARTS if options.timed else PARTS | {"networks": _untimed}
+    found = [line for part in options.only or PARTS for line in parts[part](known)]
     where = {"question": QUESTION, **_results.environment(), **_versions()}
     new = [line | where for line in found if "run" not in line]
     if not options.quick:
@@ -47,28 +48,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _networks(known: dict[Any, Line]) -> list[Line]:
+def _networks(known: dict[Any, Line], *, timed: bool = True) -> list[Line]:
     """Half of the units out of each network, and how long it takes then."""
     found = []
-    for name, ways in _sizes.WAYS.items():
-        for way in ways:
-            case = f"{name}: {way}"
-            runs: list[_timing.Contestant] = []
-            if known:
-                theirs = known[case, THEIRS]
-            else:
-                from benchmarks.compaction import _pruned
+    asked = [(name, way) for name, ways in _sizes.WAYS.items() for way in ways]
+    for name, way in asked:
+        case = f"{name}: {way}"
+        runs: list[_timing.Contestant] = []
+        if known:
+            theirs = known[case, THEIRS]
+        else:
+            from benchmarks.compaction import _pruned
 
-                theirs, runs = _pruned.half(name, way)
-            ours, more = _compacted.same(name, theirs)
+            theirs, runs = _pruned.half(name, way)
+        ours, more = _compacted.same(name, theirs)
+        if timed:
             how = {"repeats": REPEATS, "seconds": SECONDS}
             timings = _timing.race([*runs, *more], lambda results: None, **how)
-            for line, each in ((theirs, runs), (ours, more)):
-                if each:
-                    line["median_s"] = {c.name: timings[c.name].median_s for c in each}
-            found += [{"case": case, "contestant": THEIRS} | theirs]
-            found += [{"case": case, "contestant": OURS} | ours]
+            seconds = {run: timing.median_s for run, timing in timings.items()}
+            if runs:
+                theirs["median_s"] = {each.name: seconds[each.name] for each in runs}
+            ours["median_s"] = {each.name: seconds[each.name] for each in more}
+        found += [{"case": case, "contestant": THEIRS} | theirs]
+        found += [{"case": case, "contestant": OURS} | ours]
     return found
+
+
+def _untimed(known: dict[Any, Line]) -> list[Line]:
+    return _networks(known, timed=False)
 
 
 def _groups(known: dict[Any, Line]) -> list[Line]:
@@ -146,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     told = f"run this part ({', '.join(PARTS)}); may be repeated"
     parser.add_argument("--only", **only, help=told)
     parser.add_argument("--quick", action="store_true", help="write no lines")
+    told = "time nothing, as where the machine is busy"
+    parser.add_argument("--untimed", dest="timed", action="store_false", help=told)
     told = "print tables of the lines written so far, and run nothing"
     parser.add_argument("--table", action="store_true", help=told)
     return parser

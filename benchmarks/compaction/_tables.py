@@ -52,14 +52,15 @@ def _network(pair: Sequence[Line]) -> Iterable[tuple[str, ...]]:
         exact = error if isinstance(error, str) else f"off by {error:.0%}"
         if not isinstance(error, str) and error < CLOSE:
             exact = "equal"
-        seconds = [line["median_s"][name] for name in list(line["median_s"])]
+        seconds = list(line.get("median_s", {}).values())
+        ends = [seconds[0], seconds[-1]] if seconds else []
         yield (
             line["case"],
             line["contestant"],
             _from_to([f"{n / 1e6:.3f} M" for n in line["parameters"]]),
             _from_to([f"{n / 1e6:.0f} M" for n in line["multiply_adds"]]),
             exact,
-            _from_to([f"{1e3 * s:.1f} ms" for s in (seconds[0], seconds[-1])]),
+            _from_to([f"{1e3 * s:.1f} ms" for s in ends]),
         )
 
 
