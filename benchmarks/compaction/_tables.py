@@ -12,7 +12,7 @@ def markdown(lines: Iterable[Line]) -> str:
     by_case: dict[str, list[Line]] = {}
     for line in lines:
         by_case.setdefault(line["case"], []).append(line)
-    pairs = by_case.values()
+    pairs = [pair for pair in by_case.values() if len(pair) == 2]
     parts = [
         _table(
             ("network", "", "parameters", "multiply-adds", "as masked", "forward"),
@@ -31,7 +31,7 @@ def markdown(lines: Iterable[Line]) -> str:
             ),
         ),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def compared(theirs: list[list[str]], ours: list[list[str]]) -> tuple[int, int, int]:
@@ -75,5 +75,7 @@ def _from_to(both: Sequence[str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    if not (rows := list(rows)):
+        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
