@@ -14,7 +14,6 @@ from maskjax.compaction._program import Const, Equation, Program, Var
 from maskjax.compaction._rules import RULES, Links, as_it_is, pin, unknown
 from maskjax.compaction._small import Small, Unfit
 
-
 FOLDED = ("conv_general_dilated", "dot_general")
 
 

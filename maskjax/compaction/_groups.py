@@ -307,8 +307,21 @@ def _group(
             if not stack and (rows == rows.reshape(-1, rows.shape[-1])[0]).all():
                 rows = rows.reshape(-1, rows.shape[-1])[0]
             members.append(Member(call.paths[i], axis, rows, shape=call.shapes[i]))
-    name = _name(members[0], size, names)
-    return Group(name, stack, size, tuple(members))
+    first = min(members, key=lambda m: _order(m, network, call))
+    return Group(_name(first, size, names), stack, size, tuple(members))
+
+
+def _order(member: Member, network: Network, call: _calls.Call) -> Any:
+    """Kernels before biases, and those that are used first before others."""
+    i = call.paths.index(member.path)
+    var = network.var(i)
+    first = len(network.program.equations)
+    for number, equation in enumerate(network.program.equations):
+        if var in equation.ins:
+            first = number
+            break
+    flat = var is None or len(var.shape) - var.lead < 2
+    return flat, first, i, -member.axis
 
 
 def _apart(new: list[int], layer: int, prefix: Any, units: Any) -> bool:

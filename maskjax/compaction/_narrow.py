@@ -107,7 +107,6 @@ def _named(params: Any) -> list[tuple[str, Any]]:
 
 def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
-
     folded = plan.folded
     folding = None
     if folded is not None:

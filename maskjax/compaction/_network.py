@@ -102,7 +102,9 @@ def traced(
             parameter.
     """
     program, out = _program.traced(fun, list(args))
-    leaves = [(path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None]
+    leaves = [
+        (path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None
+    ]
     treedef = jax.tree.structure(out)
     results = _matching.owners(leaves, paths, shapes)
     if state is not None:

@@ -24,8 +24,8 @@ class Var:
     __slots__ = ("dtype", "lead", "scope", "shape")
 
     def __init__(self, aval: Any, scope: tuple[int, ...]) -> None:
-        self.shape = tuple(getattr(aval, "shape", ()))
-        self.dtype = getattr(aval, "dtype", None)
+        self.shape: tuple[int, ...] = tuple(getattr(aval, "shape", ()))
+        self.dtype: Any = getattr(aval, "dtype", None)
         self.scope = scope
         self.lead = 0
 
@@ -244,9 +244,7 @@ def _again(equation: Equation, out: Var) -> Equation:
     [number] = equation.ins
     assert isinstance(number, Const), "a number in the program's text"
     own = Const(number.value, number, out.scope)
-    return Equation(
-        equation.primitive, equation.params, [own], [out], equation.place
-    )
+    return Equation(equation.primitive, equation.params, [own], [out], equation.place)
 
 
 def _push_inside(equation: Equation, made: dict[Var, Equation]) -> None:
