@@ -1,8 +1,9 @@
 """Which units of a network can leave, and what leaves with each.
 
-From each position of an axis the closure of dropping it is taken: what is equal, a part,
-or a product with it. All positions of an axis are followed at once, each with the number
-of its unit; where two numbers meet, they are one unit. What meets a pin is fixed.
+From each position of an axis the closure of dropping it is taken: what is equal, a
+part, or a product with it. All positions of an axis are followed at once, each with the
+number of its unit; where two numbers meet, they are one unit. What meets a pin is
+fixed.
 """
 
 import collections
@@ -28,14 +29,15 @@ NONE = -1
 def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
     """The units of a network that can be taken out, each with all that leaves with it.
 
-    A channel leaves with its bias, its scale, its statistics and the inputs of what reads
-    it; the residual stream leaves everywhere at once; a head leaves with its queries, keys,
-    values and outputs, and a dimension of all heads' queries with that of their keys. Units
-    of a network with `scan` are those of each layer. Inputs and outputs are fixed.
+    A channel leaves with its bias, its scale, its statistics and the inputs of what
+    reads it; the residual stream leaves everywhere at once; a head leaves with its
+    queries, keys, values and outputs, and a dimension of all heads' queries with that
+    of their keys. Units of a network with `scan` are those of each layer. Inputs and
+    outputs are fixed.
 
     The groups are a structure: `select.top_k(scores, structure=groups)` and
-    `optim.prune(structure=groups)` remove whole units on every leaf, and `plan` of such a
-    mask takes exactly them out.
+    `optim.prune(structure=groups)` remove whole units on every leaf, and `plan` of such
+    a mask takes exactly them out.
 
     Args:
         apply: `(params, *inputs) -> outputs`, any function that JAX can trace.
@@ -49,11 +51,12 @@ def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
         ValueError: If no unit can be taken out.
 
     Example:
-        >>> params = {"up": jnp.ones((2, 3)), "b": jnp.ones(3), "down": jnp.ones((3, 1))}
+        >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
+        >>> params["b"] = jnp.ones(3)
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"] + p["b"]) @ p["down"]
         >>> units = compaction.groups(apply, params, jnp.ones((1, 2)))
-        >>> print(units["b axis 0"])
-        b axis 0: 3 units in b[0], down[0], up[1]
+        >>> print(units["up axis 1"])
+        up axis 1: 3 units in b[0], down[0], up[1]
 
     References:
         Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
@@ -87,7 +90,7 @@ def _linked(network: Network, pinned: _follow.Pinned) -> Links:
 
 
 class _Closure:
-    """The units of one axis, and their numbers at all positions that leave with them."""
+    """The units of one axis, and their numbers wherever positions leave with them."""
 
     def __init__(self, start: Cell, links: Links) -> None:
         self._links = links
@@ -121,7 +124,7 @@ class _Closure:
         return self.numbers[cell]
 
     def _put(self, cell: Cell, numbers: np.ndarray) -> bool:
-        """Units at some positions; those that meet others there become one with them."""
+        """Units at some positions; those that meet there become one."""
         own = self._at(cell)
         numbers = np.broadcast_to(numbers, own.shape)
         both = (own != NONE) & (numbers != NONE) & (own != numbers)
@@ -201,7 +204,7 @@ class _Closure:
     def fixed(self) -> dict[int, str]:
         """The units that meet a pin, or only a part of a product."""
         found: dict[int, str] = {}
-        for cell, where, reason, pinned in self._links.needs:
+        for cell, _, reason, pinned in self._links.needs:
             root = self._links.root(cell)
             if pinned and root in self.numbers:
                 for unit in np.unique(self.units(root)).tolist():

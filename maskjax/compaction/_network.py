@@ -77,7 +77,7 @@ class Network:
                 for axis in axes:
                     links.same(first[owner], axis, var, axis)
             else:
-                why = "is an output; what is handed on as state may shrink: `state_outputs`"
+                why = "is an output (state may shrink: `state_outputs`)"
                 links.pin(var, axes, why)
         return links
 
@@ -119,6 +119,7 @@ def solved(
     wanted: Callable[[Links], None],
     pinned: Pinned,
     write: Callable[[Links], Any],
+    *,
     folding: Folding | None = None,
     ghosts: bool = False,
 ) -> tuple[Links, Any]:

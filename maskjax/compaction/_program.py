@@ -35,7 +35,7 @@ class Var:
 
 
 class Const(Var):
-    """A constant of a program: a number in its text, or an array that it closes over."""
+    """A constant: a number in the program's text, or an array that it closes over."""
 
     __slots__ = ("value",)
 
@@ -84,7 +84,7 @@ _CALLS = frozenset("closed_call core_call custom_vmap_call jit pjit custom_lin".
 
 
 def traced(fun: Callable[..., Any], args: Sequence[Any]) -> tuple[Program, Any]:
-    """The program of a function of trees of shapes or arrays, and its output's shapes."""
+    """The program of a function of shapes or arrays, and its output's shapes."""
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
     program = _program(closed, (), "", guard=False)
     _own_constants(program)
@@ -97,7 +97,7 @@ def _program(
     closed: Any, scope: tuple[int, ...], place: str, *, guard: bool
 ) -> Program:
     ins = [Var(v.aval, scope) for v in closed.jaxpr.invars]
-    reader = _Reader(scope, guard)
+    reader = _Reader(scope, guard=guard)
     outs = reader.read(closed.jaxpr, closed.consts, ins, place)
     return Program(ins, outs, reader.equations)
 
@@ -105,7 +105,7 @@ def _program(
 class _Reader:
     """Reads a jaxpr and what it calls into one list of equations."""
 
-    def __init__(self, scope: tuple[int, ...], guard: bool) -> None:
+    def __init__(self, scope: tuple[int, ...], *, guard: bool) -> None:
         self.scope, self.guard = scope, guard
         self.equations: list[Equation] = []
 
@@ -359,7 +359,7 @@ _TRIMMED = {
 
 
 def _lead(program: Program) -> None:
-    """Set `lead` of all values: parameters stacked for a loop, their moments and sums."""
+    """Set `lead` of all values: stacked parameters, their moments and sums."""
     while _leads(program):
         pass
 
