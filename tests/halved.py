@@ -142,9 +142,7 @@ def _scanned(params: Any, ids: Any) -> Any:
     return _normed(x, params["last"]) @ params["head"]
 
 
-def gpt(
-    *, scan: bool, layers: int, batch: tuple[int, int], **sizes: int
-) -> Network:
+def gpt(*, scan: bool, layers: int, batch: tuple[int, int], **sizes: int) -> Network:
     """A GPT of `sizes`: v words, d of the stream, h heads of e, f hidden."""
     apply = _scanned if scan else _unrolled
     stack = {n: "L" + letters for n, letters in _LAYER.items()}

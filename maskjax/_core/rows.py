@@ -37,7 +37,7 @@ def read(x: Array, row: Array) -> Array:
 
 
 def taken(x: Array, places: Array, axis: int, *, fill: bool = False) -> Array:
-    """The entries of an axis at these places, sharded as the array is where they can be.
+    """The entries of an axis at these places, sharded as the array is where that fits.
 
     Nothing travels along other axes than this one.
 
@@ -53,7 +53,7 @@ def taken(x: Array, places: Array, axis: int, *, fill: bool = False) -> Array:
     if not isinstance(where, NamedSharding) or not placement.names_of(where.spec):
         return _taken(x, places, axis=axis, fill=fill)
     where = placement.fitted(where, shape)
-    return _taker(where, axis, fill)(x, places)
+    return _taker(where, axis, fill=fill)(x, places)
 
 
 def _taken(x: Array, places: Array, *, axis: int, fill: bool) -> Array:
@@ -67,7 +67,7 @@ def _taken(x: Array, places: Array, *, axis: int, fill: bool) -> Array:
 
 
 @functools.lru_cache(maxsize=256)
-def _taker(where: NamedSharding, axis: int, fill: bool) -> Any:
+def _taker(where: NamedSharding, axis: int, *, fill: bool) -> Any:
     taken = functools.partial(_taken, axis=axis, fill=fill)
     if AxisType.Explicit in where.mesh.axis_types:
         taken = jax.sharding.auto_axes(taken, out_sharding=where)

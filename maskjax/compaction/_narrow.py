@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
-from maskjax._core import checks
+from maskjax._core import checks, trees
 from maskjax.compaction import _calls, _facts, _follow, _network
 from maskjax.compaction._facts import Fact, Known
 from maskjax.compaction._folding import Folding, kind, valued
@@ -22,13 +23,13 @@ KEPT = "the plan keeps it"
 def narrow(
     apply: Callable[..., Any], plan: Plan, *, state_outputs: Any = None
 ) -> Callable[..., Any]:
-    """A function of the small parameters that does what `apply` does of the masked ones.
+    """A function of small parameters that does what `apply` does of the masked.
 
-    It takes and gives what `apply` does, with small leaves in place of whole ones: in its
-    first argument, and wherever a leaf belongs to a parameter by path and shape, as in
-    optimizer states. It may be another function than the one that was planned, such as a
-    loss or a training step, with inputs of other shapes. It is analysed again for each
-    combination of shapes, at the time of tracing, and can be jitted, vmapped and
+    It takes and gives what `apply` does, with small leaves in place of whole ones: in
+    its first argument, and wherever a leaf belongs to a parameter by path and shape, as
+    in optimizer states. It may be another function than the one that was planned, such
+    as a loss or a training step, with inputs of other shapes. It is analysed again for
+    each combination of shapes, at the time of tracing, and can be jitted, vmapped and
     differentiated.
 
     Args:
@@ -41,7 +42,8 @@ def narrow(
         The small function.
 
     Raises:
-        ValueError: When called, if the parameters do not have the plan's small shapes, or
+        ValueError: When called, if the parameters do not have the plan's small shapes,
+        or
             `apply` needs something that was taken out; parameter, axis and cause are
             named.
 
@@ -80,12 +82,11 @@ def narrow(
 
 def _check(params: Any, plan: Plan, *, fn: str) -> None:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    given = {path: leaf for path, leaf in _named(params)}
+    given = {path: leaf.shape for path, leaf in trees.named_leaves(params)}
     lines = [
-        f"{leaf.path}: {'missing' if leaf.path not in given else given[leaf.path].shape}, "
-        f"planned {leaf.small}"
+        f"{leaf.path}: {given.get(leaf.path, 'missing')}, planned {leaf.small}"
         for leaf in plan.leaves
-        if leaf.path not in given or given[leaf.path].shape != leaf.small
+        if given.get(leaf.path) != leaf.small
     ]
     if lines or len(leaves) != len(plan.leaves):
         more = [
@@ -99,15 +100,8 @@ def _check(params: Any, plan: Plan, *, fn: str) -> None:
         )
 
 
-def _named(params: Any) -> list[tuple[str, Any]]:
-    from maskjax._core import trees
-
-    return trees.named_leaves(params)
-
-
 def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
-
     folded = plan.folded
     folding = None
     if folded is not None:
@@ -124,7 +118,7 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
         leaf = plan.leaves[owner]
         fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        ) or (None,)
+        ) or (_facts.zero(np.full(1, leaf.nothing), var.dtype),)
         value = None if folded is None else folded.values[owner]
         return fact if value is None else valued(fact, var, value)
 
@@ -152,17 +146,13 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
                 more = now & ~rows
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
-                    lines.append(
-                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}"
-                    )
+                    count = f"{more.sum()} of {now.size} more"
+                    lines.append(f"{leaf.path} axis {axis}: {count}: {why}")
         if lines:
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
-        types = _network.small_types(network, links)
-        jax.eval_shape(
-            lambda *xs: _network.written(network, links, pinned, xs), *types
-        )
+        _network.check(network, links, pinned)
         return links
 
     links, _ = _network.solved(
@@ -179,7 +169,7 @@ def _rows(
     have = table.ndim - 1
     if have > steps:
         axes = tuple(range(steps, have))
-        return table.any(axes) if any_of else table.all(axes)
+        return np.asarray(table.any(axes) if any_of else table.all(axes))
     if have < steps:
         table = table.reshape(
             *table.shape[:-1], *(1,) * (steps - have), table.shape[-1]
@@ -195,11 +185,9 @@ def _holds_tracers(program: Program) -> bool:
     """Whether a program closes over values of a trace that ends."""
     for equation in program.equations:
         if any(
-            isinstance(v, Const) and isinstance(v.value, jax.core.Tracer)
-            for v in equation.ins
+            isinstance(v, Const) and isinstance(v.value, Tracer) for v in equation.ins
         ) or any(map(_holds_tracers, equation.bodies)):
             return True
     return any(
-        isinstance(v, Const) and isinstance(v.value, jax.core.Tracer)
-        for v in program.outs
+        isinstance(v, Const) and isinstance(v.value, Tracer) for v in program.outs
     )

@@ -79,7 +79,7 @@ class Network:
                 for axis in axes:
                     links.same(first[owner], axis, var, axis)
             else:
-                why = "is an output; what is handed on as state may shrink: `state_outputs`"
+                why = "is an output (state may shrink: `state_outputs`)"
                 links.pin(var, axes, why)
         return links
 
@@ -104,7 +104,10 @@ def traced(
             parameter.
     """
     program, out = _program.traced(fun, list(args))
-    leaves, treedef = _matching.named(out)
+    leaves = [
+        (path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None
+    ]
+    treedef = jax.tree.structure(out)
     results = _matching.owners(leaves, paths, shapes)
     if state is not None:
         may = state(out)
@@ -118,6 +121,7 @@ def solved(
     wanted: Callable[[Links], None],
     pinned: Pinned,
     write: Callable[[Links], Any],
+    *,
     folding: Folding | None = None,
     ghosts: bool = False,
 ) -> tuple[Links, Any]:
@@ -130,7 +134,7 @@ def solved(
         try:
             return links, write(links)
         except Unfit as unfit:
-            pinned[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
+            pinned.add(unfit)
 
 
 def small_types(network: Network, links: Links) -> list[Any]:
@@ -153,6 +157,16 @@ def written(
     """The outputs, of small parameters and whole inputs."""
     picked = [owner is None for owner in network.owners]
     return _follow.written(network.program, links, pinned, arrays, picked)
+
+
+def check(network: Network, links: Links, pinned: Pinned) -> None:
+    """Write the small program for shapes alone, to see that it can be.
+
+    Raises:
+        Unfit: If it can't.
+    """
+    types = small_types(network, links)
+    jax.eval_shape(lambda *xs: written(network, links, pinned, xs), *types)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

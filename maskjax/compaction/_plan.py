@@ -26,6 +26,7 @@ class Leaf:
         lead: How many first axes stack: along them, other axes may keep other positions.
         keep: For each axis which positions stay, [*stack, n].
         dead: For each axis which positions the mask makes 0, [*stack, n].
+        nothing: Whether the mask makes all of it 0.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Leaf:
     lead: int
     keep: tuple[np.ndarray, ...]
     dead: tuple[np.ndarray, ...]
+    nothing: bool = False
 
     @property
     def small(self) -> tuple[int, ...]:
@@ -42,7 +44,8 @@ class Leaf:
     def key(self) -> Any:
         """What makes two of them equal."""
         rows = (*self.keep, *self.dead)
-        return self.path, self.shape, self.lead, tuple(r.tobytes() for r in rows)
+        own = (self.path, self.shape, self.lead, self.nothing)
+        return own, tuple(r.tobytes() for r in rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -82,16 +82,16 @@ class Small:
         Raises:
             LookupError: If places differ between members that have no number.
         """
-        table = self.now(table, lead)
-        if isinstance(table, np.ndarray) and table.ndim == 1:
-            first, k = int(table[0]), len(table)
-            run = (table == np.arange(first, first + k)).all()
+        row = self.now(table, lead)
+        if row.ndim == 1 and isinstance(row, np.ndarray):
+            first, k = int(row[0]), len(row)
+            run = (row == np.arange(first, first + k)).all()
             if run and placement.spec_of(array)[axis] is None:
                 return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
-        return rows.taken(array, table, axis)
+        return rows.taken(array, row, axis)
 
     def now(self, table: np.ndarray, lead: int) -> Any:
-        """The row of a table, [*steps, *lead, k], for the steps that are being written."""
+        """The row of a table, [*steps, *lead, k], for the steps being written."""
         n = table.ndim - 1 - lead
         rows = table.reshape(math.prod(table.shape[:n]), *table.shape[n:])
         same = bool((rows == rows[:1]).all()) if len(rows) else True
@@ -120,7 +120,9 @@ class Small:
             keep = np.broadcast_to(keep, wanted.shape)
             if (keep != wanted).any():
                 rank = keep.cumsum(-1) - 1  # a position's place among those that stay
-                table = rank[wanted].reshape(*wanted.shape[:-1], self.count(inside, axis))
+                table = rank[wanted].reshape(
+                    *wanted.shape[:-1], self.count(inside, axis)
+                )
                 lead = len(inside.prefix(axis)) - len(inside.scope)
                 array = self.taken(array, axis, table, lead)
         return array
