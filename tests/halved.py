@@ -53,7 +53,7 @@ class Network:
 
     @property
     def mask(self) -> Any:
-        """A mask without half of the units; in each layer of a stack, without others."""
+        """A mask without half of the units, in each layer of a stack without others."""
         return jax.tree.map(self._mask, self.axes)
 
     def plan(self) -> compaction.Plan:
