@@ -59,7 +59,7 @@ def test_what_stays_has_the_shapes_of_a_network_built_small(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_is_that_of_the_masked_network(name):
-    """In a scan, too, where layers keep other units and what all read is cut for each."""
+    """In a scan, too, where layers keep other units and cut what all of them read."""
     net = NETWORKS[name]
     plan = net.plan()
     params, x, y = drawn((net.params, *net.inputs))
