@@ -19,7 +19,7 @@ RINGS = [
     {"algebra", "packing", "initializer"},
     {"score", "select", "allocation", "masking", "bank"},
     {"estimator", "stacking", "superposition"},
-    {"optim", "layers", "storage", "report", "metrics", "theory"},
+    {"compaction", "optim", "layers", "storage", "report", "metrics", "theory"},
     {"recipes"},
 ]
 RING = {name: i for i, ring in enumerate(RINGS) for name in ring}

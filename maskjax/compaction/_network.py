@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskjax.compaction import _facts, _follow, _matching, _program
+from maskjax.compaction import _facts, _follow, _matching, _tracing
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._folding import Folding
@@ -101,7 +101,7 @@ def traced(
         state: Which leaves of its output may shrink, or None: those that belong to a
             parameter.
     """
-    program, out = _program.traced(fun, list(args))
+    program, out = _tracing.traced(fun, list(args))
     leaves = [
         (path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None
     ]
