@@ -78,6 +78,7 @@ def traced(
     paths: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     state: Callable[[Any], list[bool]] | None,
+    scope: tuple[int, ...] = (),
 ) -> Network:
     """The network of a function of leaves.
 
@@ -89,8 +90,9 @@ def traced(
         shapes: Their whole shapes.
         state: Which leaves of its output may shrink, or None: those that belong to a
             parameter.
+        scope: (K,) for K members, each with positions of its own.
     """
-    program, out = _program.traced(fun, list(args))
+    program, out = _program.traced(fun, list(args), scope)
     leaves, treedef = _matching.named(out)
     results = _matching.owners(leaves, paths, shapes)
     if state is not None:
@@ -132,11 +134,15 @@ def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
 
 
 def written(
-    network: Network, links: Links, pinned: Pinned, arrays: Sequence[Any]
+    network: Network,
+    links: Links,
+    pinned: Pinned,
+    arrays: Sequence[Any],
+    members: tuple[Any, ...] = (),
 ) -> list[Any]:
-    """The outputs, of small parameters and whole inputs."""
+    """The outputs, of small parameters and whole inputs; of a stack, of one member."""
     picked = [owner is None for owner in network.owners]
-    return _follow.written(network.program, links, pinned, arrays, picked)
+    return _follow.written(network.program, links, pinned, arrays, picked, members)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

@@ -26,6 +26,7 @@ def plan(
     mask: Mask,
     *inputs: Any,
     state_outputs: Any = None,
+    stack: bool = False,
 ) -> Plan:
     """What a mask lets you take out of a network, exactly.
 
@@ -49,6 +50,9 @@ def plan(
         state_outputs: Which outputs may shrink: a tree of booleans like the output, or a
             prefix of it. By default those that belong to a parameter by path and shape,
             such as new batch statistics.
+        stack: Whether `mask` is a stack of K masks: leaves [K, ...]. Each member keeps
+            positions of its own, equally many, so that small members have one shape.
+            `shrink` then gives leaves [K, ...], and `narrow` runs one member.
 
     Returns:
         The plan. `str(plan)` reports what leaves, and for each axis that stays though it
@@ -56,7 +60,8 @@ def plan(
 
     Raises:
         TypeError: If a leaf of the mask is not boolean.
-        ValueError: If the mask does not fit `params`, or is traced.
+        ValueError: If the mask does not fit `params`, or is traced, or members of a
+            stack differ in number.
 
     Example:
         >>> import jax
@@ -69,15 +74,29 @@ def plan(
         up: (2, 3) -> (2, 2)
     """
     fn = "maskjax.compaction.plan"
-    rows = checks.masked(params, mask, fn=fn)
+    members = checks.members(mask, fn=fn) if stack else None
+    if members is None:
+        rows = checks.masked(params, mask, fn=fn)
+    else:
+        one = jax.tree.map(_member, mask, is_leaf=trees.is_mask_leaf)
+        checks.masked(params, one, fn=fn, names=("params", "a member of mask"))
+        rows = checks.rows(params, mask, fn=fn, names=("params", "mask"))
     masks = _concrete(rows, params, fn=fn)
     call = _calls.Call(params, inputs, {})
-    network = call.network(apply, state_outputs, fn=fn)
-    return planned(network, call, masks)
+    network = call.network(apply, state_outputs, fn=fn, members=members)
+    return planned(network, call, masks, members)
+
+
+def _member(leaf: Any) -> Any:
+    """The first mask of a stack, for its shape."""
+    if leaf is None:
+        return None
+    whole = packing.unpack(leaf) if isinstance(leaf, PackedMask) else leaf
+    return whole[0]
 
 
 def _concrete(
-    rows: Sequence[tuple[Any, Any]], params: Params, *, fn: str
+    rows: Sequence[Sequence[Any]], params: Params, *, fn: str
 ) -> list[np.ndarray | None]:
     """The leaves of a mask in NumPy."""
     masks: list[np.ndarray | None] = []
@@ -96,9 +115,12 @@ def _concrete(
 
 
 def planned(
-    network: Network, call: "_calls.Call", masks: Sequence[np.ndarray | None]
+    network: Network,
+    call: "_calls.Call",
+    masks: Sequence[np.ndarray | None],
+    members: int | None = None,
 ) -> Plan:
-    """The plan of a network for a mask."""
+    """The plan of a network for a mask, or for each of so many."""
 
     def nothing(_: int, var: Var) -> Fact:
         return (None,) * max(len(var.shape), 1)
@@ -118,33 +140,46 @@ def planned(
                 if var is not None:
                     links.need(var, axis, ~plain.needed(var, axis), UNUSED)
 
+    scope = () if members is None else (members,)
     links, _ = _network.solved(
-        network, known, wanted, pinned, lambda links: _tried(network, links, pinned)
+        network,
+        known,
+        wanted,
+        pinned,
+        lambda links: _tried(network, links, pinned, scope),
     )
     leaves = [
-        _leaf(path, shape, var, links, known(i, var) if var is not None else ())
+        _leaf(path, shape, var, links, known(i, var) if var is not None else (), scope)
         for i, (path, shape, var) in enumerate(
             zip(call.paths, call.shapes, firsts, strict=True)
         )
     ]
-    return Plan(tuple(leaves), tuple(_report(leaves, firsts, links)))
+    return Plan(tuple(leaves), tuple(_report(leaves, firsts, links)), members)
 
 
-def _tried(network: Network, links: Links, pinned: _follow.Pinned) -> Any:
+def _tried(
+    network: Network, links: Links, pinned: _follow.Pinned, scope: tuple[int, ...]
+) -> Any:
     """Write the small program for shapes alone, to see that it can be."""
     shapes = _network.small_shapes(network, links)
+    member = [jax.ShapeDtypeStruct((), np.int32)] * len(scope)
 
-    def small(*arrays: Any) -> Any:
-        return _network.written(network, links, pinned, arrays)
+    def small(member: list[Any], *arrays: Any) -> Any:
+        return _network.written(network, links, pinned, arrays, tuple(member))
 
-    return jax.eval_shape(small, *shapes)
+    return jax.eval_shape(small, member, *shapes)
 
 
 def _leaf(
-    path: str, shape: tuple[int, ...], var: Var | None, links: Links, fact: Fact
+    path: str,
+    shape: tuple[int, ...],
+    var: Var | None,
+    links: Links,
+    fact: Fact,
+    scope: tuple[int, ...],
 ) -> Leaf:
     if var is None:  # no input of the function
-        every = tuple(np.ones(n, bool) for n in shape)
+        every = tuple(np.ones((*scope, n), bool) for n in shape)
         return Leaf(path, shape, 0, every, tuple(~row for row in every))
     keep = tuple(_network.kept(links, var, axis) for axis in range(len(shape)))
     dead = tuple(

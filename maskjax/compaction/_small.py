@@ -25,12 +25,16 @@ class Unfit(Exception):
         self.equation, self.why = equation, why
 
 
+class Unnumbered(Exception):
+    """Something is cut for one member of a stack, and it is not known which."""
+
+
 class Small:
     """The positions that stay, and the step of every loop that is being written.
 
     Attributes:
-        steps: The numbers of the steps, for each loop around; `None` for members of a
-            stack, which have no number.
+        steps: The numbers of the steps, for each loop around; that of a member of a
+            stack is `None` if it is not known.
     """
 
     def __init__(
@@ -76,7 +80,8 @@ class Small:
         """The entries of an axis at these places, [*steps, *lead, k].
 
         Raises:
-            LookupError: If places differ between members that have no number.
+            Unnumbered: If places differ between members, and which one is written is
+                not known.
         """
         table = self._now(table, lead)
         if isinstance(table, np.ndarray) and table.ndim == 1:
@@ -100,9 +105,14 @@ class Small:
             row = rows[0]
             flat = row.reshape(-1, row.shape[-1])
             return flat[0] if lead and (flat == flat[:1]).all() else row
-        if any(step is None for step in self.steps):
-            raise LookupError("positions differ between members")
-        return jnp.asarray(table)[tuple(self.steps[:n])]
+        steps = self.steps[:n]
+        if n and steps[0] is None:
+            if (table != table[:1]).any():
+                raise Unnumbered
+            table, steps = table[0], steps[1:]
+        if all(isinstance(step, int) for step in steps):
+            return table[steps]
+        return jnp.asarray(table)[steps]
 
     def cut(self, array: Array, var: Var) -> Array:
         """A whole value, cut to the positions that stay."""
