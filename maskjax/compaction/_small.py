@@ -91,7 +91,10 @@ class Small:
             return jnp.take(array, table, axis=axis, mode="clip")
         table = jnp.asarray(table)
         if table.ndim == 1:
-            return jnp.take(array, table, axis=axis, mode="clip")
+            # Whole rows are fast to copy, of all members at once too. A barrier, because
+            # fused with what follows they are transposed, slowly on a CPU.
+            rows = jnp.take(jnp.moveaxis(array, axis, 0), table, axis=0, mode="clip")
+            return jax.lax.optimization_barrier(jnp.moveaxis(rows, 0, axis))
         more = range(lead, array.ndim)
         where = jnp.expand_dims(table, [i for i in more if i != axis])
         return jnp.take_along_axis(array, where, axis=axis, mode="clip")
