@@ -36,7 +36,9 @@ class Call:
     ) -> None:
         leaves, self._treedef = jax.tree.flatten((params, tuple(inputs), named))
         self._dynamic = [checks.shaped(leaf) for leaf in leaves]
-        self._static = [None if d else x for d, x in zip(self._dynamic, leaves, strict=True)]
+        self._static = [
+            None if d else x for d, x in zip(self._dynamic, leaves, strict=True)
+        ]
         self.arrays = [x for x, d in zip(leaves, self._dynamic, strict=True) if d]
         given = trees.named_leaves(params)
         self.paths = [path for path, _ in given] if paths is None else list(paths)
@@ -51,7 +53,9 @@ class Call:
     ) -> list[int | None]:
         own = _owned(params, self.paths, small)
         rest = [
-            o for tree in (*inputs, *named.values()) for o in _owned(tree, self.paths, small)
+            o
+            for tree in (*inputs, *named.values())
+            for o in _owned(tree, self.paths, small)
         ]
         return [*own, *rest]
 

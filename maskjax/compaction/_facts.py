@@ -57,7 +57,9 @@ class Facts(dict[Var, Fact]):
 
         Axes of 1 and scalars are spread.
         """
-        return self.spread(var, axis if var.shape else -1, like.prefix(axis), like.shape[axis])
+        return self.spread(
+            var, axis if var.shape else -1, like.prefix(axis), like.shape[axis]
+        )
 
     def spread(
         self, var: Var, axis: int, prefix: tuple[int, ...], n: int
@@ -76,7 +78,9 @@ class Facts(dict[Var, Fact]):
             return fact[0]
         for axis, known in enumerate(fact):
             if known is not None and known.where.size and known.where.all(-1).any():
-                return _same(_stepped(known, var.prefix(axis), var.scope, known.where.shape[-1]))
+                return _same(
+                    _stepped(known, var.prefix(axis), var.scope, known.where.shape[-1])
+                )
         return None
 
     def zeros(self, var: Var, axis: int) -> np.ndarray | bool:
@@ -243,7 +247,9 @@ def value_of(equation: Equation, columns: Sequence[np.ndarray]) -> np.ndarray | 
     with np.errstate(all="ignore"):
         if own is not None:
             return own(*columns)
-        table = np.stack([np.asarray(c).astype(np.float64) for c in columns])
+        kinds = {np.asarray(c).dtype.kind for c in columns}
+        wide = np.complex128 if "c" in kinds else np.float64
+        table = np.stack([np.asarray(c).astype(wide) for c in columns])
         rows, back = np.unique(table, axis=1, return_inverse=True)
         values = [_at(equation, rows[:, i], columns) for i in range(rows.shape[1])]
         if any(v is None for v in values):
@@ -258,15 +264,28 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
         for k, v in equation.params.items()
         if isinstance(v, (int, float, str, bool, np.dtype, type)) or v is None
     }
-    key = (equation.name, tuple(sorted(map(str, params.items()))), dtypes, row.tobytes())
+    key = (
+        equation.name,
+        tuple(sorted(map(str, params.items()))),
+        dtypes,
+        row.tobytes(),
+    )
     if key not in _memo:
         try:
             with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
-                operands = [jnp.asarray(x, c.dtype) for x, c in zip(row, columns, strict=True)]
+                numbers = zip(row, columns, strict=True)
+                operands = [jnp.asarray(_cast(x, c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])
         except Exception:  # a primitive that takes no scalars is not known
             _memo[key] = None
     return _memo[key]
+
+
+def _cast(x: np.ndarray, dtype: Any) -> np.ndarray:
+    real = np.issubdtype(x.dtype, np.complexfloating) and not np.issubdtype(
+        dtype, np.complexfloating
+    )
+    return (x.real if real else x).astype(dtype)
 
 
 def _cpu() -> Any:

@@ -19,6 +19,7 @@ from maskjax.compaction._facts import Fact
 from maskjax.compaction._network import Network
 from maskjax.compaction._program import Var
 from maskjax.compaction._rules import Links
+from maskjax.compaction._small import Unfit
 from maskjax.structure import Group, Groups, Member
 
 NONE = -1
@@ -61,9 +62,15 @@ def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
     fn = "maskjax.compaction.groups"
     call = _calls.Call(params, inputs, {})
     network = call.network(apply, None, fn=fn)
-    links = _linked(network)
-    found = list(_found(network, links, call))
-    free, fixed = _tried(network, call, found)
+    pinned = _follow.Pinned()
+    while True:
+        links = _linked(network, pinned)
+        found = _joined(list(_found(network, links, call)))
+        try:
+            free, fixed = _tried(network, call, found, pinned)
+            break
+        except Unfit as unfit:
+            pinned.add(unfit)
     lines = [*_pinned_lines(network, links, call, free), *fixed]
     return Groups(tuple(free), fixed=tuple(lines))
 
@@ -72,9 +79,9 @@ def _nothing(_: int, var: Var) -> Fact:
     return (None,) * max(len(var.shape), 1)
 
 
-def _linked(network: Network) -> Links:
+def _linked(network: Network, pinned: _follow.Pinned) -> Links:
     facts = network.facts(_nothing)
-    links = network.links(facts, _follow.Pinned(), inputs=True)
+    links = network.links(facts, pinned, inputs=True)
     links.solve()
     return links
 
@@ -220,7 +227,9 @@ class _Closure:
                 gone = self.numbers[factor] != NONE
                 covered |= gone.reshape(*flat.prefix, *shape)
         units = self.units(flat)
-        return np.unique(units[~covered.reshape(units.shape) & (units != NONE)]).tolist()
+        return np.unique(
+            units[~covered.reshape(units.shape) & (units != NONE)]
+        ).tolist()
 
 
 def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]:
@@ -232,9 +241,7 @@ def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]
             assert var is not None
             axes[links.at(var, axis)].append((i, axis))
     pinned = {
-        links.root(cell)
-        for cell, where, _, pin in links.needs
-        if pin and where is True
+        links.root(cell) for cell, where, _, pin in links.needs if pin and where is True
     }
     seen: set[Any] = set()
     names: set[str] = set()
@@ -246,7 +253,9 @@ def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]
         fixed = closure.fixed()
         places = sorted(place for cell in reached for place in axes[cell])
         of = {place: cell for cell in reached for place in axes[cell]}
-        group = _group(closure, fixed, [(p, of[p]) for p in places], network, call, seen, names)
+        group = _group(
+            closure, fixed, [(p, of[p]) for p in places], network, call, seen, names
+        )
         if group is not None:
             names.add(group.name)
             yield group
@@ -328,8 +337,51 @@ def _name(member: Member, size: int, names: set[str]) -> str:
     return name
 
 
+def _joined(found: list[Group]) -> list[Group]:
+    """Groups of units on the same axes are one, as where an axis is cut and rolled."""
+    alike: dict[Any, list[Group]] = {}
+    for group in found:
+        key = (group.stack, tuple((m.path, m.axis) for m in group.members))
+        alike.setdefault(key, []).append(group)
+    return [_one(groups) for groups in alike.values()]
+
+
+def _one(parts: list[Group]) -> Group:
+    """One group of the units of several, in the order of their first positions."""
+    first, *others = parts
+    if not others or first.stack:
+        return first
+    tables = [np.asarray(m.units) for m in first.members]
+    size = first.size
+    for group in others:
+        for table, member in zip(tables, group.members, strict=True):
+            units = np.asarray(member.units)
+            if (table[units != NONE] != NONE).any() or units.shape != table.shape:
+                return first  # they overlap: heads, and what heads are made of
+        tables = [
+            np.where(np.asarray(m.units) != NONE, np.asarray(m.units) + size, table)
+            for table, m in zip(tables, group.members, strict=True)
+        ]
+        size += group.size
+    flat = tables[0].reshape(-1)
+    order = list(dict.fromkeys(flat[flat != NONE].tolist()))
+    number = np.full(size + 1, NONE, np.int32)
+    number[order] = np.arange(len(order))
+    members = [
+        Member(m.path, m.axis, number[table], shape=m.shape)
+        for m, table in zip(first.members, tables, strict=True)
+    ]
+    name = f"{members[0].path} axis {members[0].axis}"
+    n = members[0].shape[members[0].axis]
+    name = name if size == n else f"{name}, {size} of {n}"
+    return Group(name, (), size, tuple(members))
+
+
 def _tried(
-    network: Network, call: _calls.Call, found: list[Group]
+    network: Network,
+    call: _calls.Call,
+    found: list[Group],
+    pinned: _follow.Pinned,
 ) -> tuple[list[Group], list[str]]:
     """The groups whose first unit leaves when it is masked, and why others don't."""
     masks: list[Any] = [None] * len(call.paths)
@@ -348,8 +400,9 @@ def _tried(
         mask = masks[owner]
         return _nothing(owner, var) if mask is None else _facts.masked(mask, var)
 
-    links = network.links(network.facts(known), _follow.Pinned(), inputs=True)
+    links = network.links(network.facts(known), pinned, inputs=True)
     links.solve()
+    _network.check(network, links, pinned)
     free, fixed = [], []
     for group in found:
         member = group.members[0]

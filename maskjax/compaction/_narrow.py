@@ -10,6 +10,7 @@ import numpy as np
 from maskjax._core import checks
 from maskjax.compaction import _calls, _facts, _follow, _network
 from maskjax.compaction._facts import Fact, Known
+from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Plan
 from maskjax.compaction._program import Const, Program, Var
@@ -50,9 +51,9 @@ def narrow(
         The small function; of one member of a stack, to be mapped over.
 
     Raises:
-        ValueError: If `member` is not one of the plan's. When called, if the parameters do not have the plan's small shapes, or
-            `apply` needs something that was taken out; parameter, axis and cause are
-            named.
+        ValueError: If `member` is not one of the plan's. When called, if the parameters
+            do not have the plan's small shapes, `apply` needs something that was taken
+            out (parameter, axis and cause are named), or `member` is needed.
 
     Example:
         >>> import jax
@@ -120,7 +121,9 @@ def _check(params: Any, plan: Plan, *, fn: str) -> None:
         if leaf.path not in given or given[leaf.path].shape != leaf.small
     ]
     if lines or len(leaves) != len(plan.leaves):
-        more = [path for path in given if path not in {leaf.path for leaf in plan.leaves}]
+        more = [
+            path for path in given if path not in {leaf.path for leaf in plan.leaves}
+        ]
         lines += [f"{path}: not in the plan" for path in more]
         of_one = "" if plan.members is None else ", of one member: use `jax.vmap`"
         raise checks.listing(
@@ -141,13 +144,25 @@ def _solved(
 ) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
 
+    folded = plan.folded
+    folding = None
+    if folded is not None:
+        if kind(network.program) != folded.kind:
+            raise ValueError(
+                f"`{fn}`: a plan made with `fold=True` serves the function it was made "
+                "for, and this one has other operations."
+            )
+        variables = [network.var(i) for i in range(len(plan.leaves))]
+        present = [var for var in variables if var is not None]
+        folding = Folding(network.program, present, folded.folds)
+
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
-        if not leaf.shape:
-            return (None,)
-        return tuple(
+        fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        )
+        ) or (_facts.zero(leaf.nothing[..., None], var.dtype),)
+        value = None if folded is None else folded.values[owner]
+        return fact if value is None else valued(fact, var, value)
 
     def wanted(links: Links) -> None:
         for var, owner in zip(network.program.ins, network.owners, strict=True):
@@ -167,24 +182,25 @@ def _solved(
             leaf = plan.leaves[owner]
             for axis, keep in enumerate(leaf.keep):
                 now = _network.kept(links, var, axis)
-                rows = np.broadcast_to(_rows(keep, leaf.lead, var, axis, any_of=True), now.shape)
+                rows = np.broadcast_to(
+                    _rows(keep, leaf.lead, var, axis, any_of=True), now.shape
+                )
                 more = now & ~rows
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
-                    lines.append(f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}")
+                    lines.append(
+                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size} more: {why}"
+                    )
         if lines:
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
-        shapes = _network.small_shapes(network, links)
-
-        def small(*arrays: Any) -> Any:
-            return _network.written(network, links, pinned, arrays, steps)
-
-        jax.eval_shape(small, *shapes)
+        _network.check(network, links, pinned, steps)
         return links
 
-    links, _ = _network.solved(network, known, wanted, pinned, refused)
+    links, _ = _network.solved(
+        network, known, wanted, pinned, refused, folding=folding, ghosts=plan.ghosts
+    )
     return links, pinned
 
 
@@ -198,7 +214,9 @@ def _rows(
         axes = tuple(range(steps, have))
         return table.any(axes) if any_of else table.all(axes)
     if have < steps:
-        table = table.reshape(*table.shape[:-1], *(1,) * (steps - have), table.shape[-1])
+        table = table.reshape(
+            *table.shape[:-1], *(1,) * (steps - have), table.shape[-1]
+        )
     return np.broadcast_to(table, (*var.prefix(axis), var.shape[axis]))
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from maskjax.compaction import _facts, _follow, _matching, _program
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
+from maskjax.compaction._folding import Folding
 from maskjax.compaction._follow import Pinned
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Program, Var
 from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unfit
@@ -25,13 +27,14 @@ class Network:
         owners: For each input the number of the parameter that it is, or belongs to.
         results: The same for each output; None where all of it is handed back.
         treedef: The structure of its output.
-        first: For each parameter the first input that belongs to it.
+        members: How many members it is analysed for, each with positions of its own.
     """
 
     program: Program
     owners: list[int | None]
     results: list[int | None]
     treedef: Any
+    members: int | None = None
 
     def var(self, parameter: int) -> Var | None:
         """The input that is a parameter."""
@@ -48,9 +51,18 @@ class Network:
         ]
         return _follow.facts_of(self.program, ins)
 
-    def links(self, facts: _facts.Facts, pinned: Pinned, *, inputs: bool) -> Links:
+    def links(
+        self,
+        facts: _facts.Facts,
+        pinned: Pinned,
+        *,
+        inputs: bool = False,
+        folding: Folding | None = None,
+        ghosts: bool = False,
+    ) -> Links:
         """How axes go together; outputs are whole, and inputs if so asked."""
-        links = _follow.links_of(self.program, facts, pinned)
+        equal = Ghosts(self.program, facts) if ghosts else None
+        links = _follow.links_of(self.program, facts, pinned, folding, equal)
         first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
             axes = range(len(var.shape))
@@ -93,12 +105,14 @@ def traced(
         scope: (K,) for K members, each with positions of its own.
     """
     program, out = _program.traced(fun, list(args), scope)
-    leaves, treedef = _matching.named(out)
+    leaves = [(path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None]
+    treedef = jax.tree.structure(out)
     results = _matching.owners(leaves, paths, shapes)
     if state is not None:
         may = state(out)
         results = [r if m else None for r, m in zip(results, may, strict=True)]
-    return Network(program, list(owners), results, treedef)
+    members = scope[0] if scope else None
+    return Network(program, list(owners), results, treedef, members)
 
 
 def solved(
@@ -107,19 +121,19 @@ def solved(
     wanted: Callable[[Links], None],
     pinned: Pinned,
     write: Callable[[Links], Any],
-    *,
-    inputs: bool = False,
+    folding: Folding | None = None,
+    ghosts: bool = False,
 ) -> tuple[Links, Any]:
     """Find what stays; what cannot be written small then is pinned, and again."""
     facts = network.facts(known)
     while True:
-        links = network.links(facts, pinned, inputs=inputs)
+        links = network.links(facts, pinned, folding=folding, ghosts=ghosts)
         wanted(links)
         links.solve()
         try:
             return links, write(links)
         except Unfit as unfit:
-            pinned[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
+            pinned.add(unfit)
 
 
 def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
@@ -128,7 +142,9 @@ def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
     for var, owner in zip(network.program.ins, network.owners, strict=True):
         shape = var.shape
         if owner is not None:
-            shape = tuple(int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape)))
+            shape = tuple(
+                int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape))
+            )
         shapes.append(jax.ShapeDtypeStruct(shape, var.dtype))
     return shapes
 
@@ -143,6 +159,29 @@ def written(
     """The outputs, of small parameters and whole inputs; of a stack, of one member."""
     picked = [owner is None for owner in network.owners]
     return _follow.written(network.program, links, pinned, arrays, picked, members)
+
+
+def check(
+    network: Network,
+    links: Links,
+    pinned: Pinned,
+    members: tuple[Any, ...] | None = None,
+) -> None:
+    """Write the small program for shapes alone, to see that it can be.
+
+    Without `members` that of any member, which has a number.
+
+    Raises:
+        Unfit: If it can't.
+    """
+    shapes = small_shapes(network, links)
+    number = [jax.ShapeDtypeStruct((), np.int32)] * (network.members is not None)
+
+    def small(number: Sequence[Any], *xs: Any) -> Any:
+        known = tuple(number) if members is None else members
+        return written(network, links, pinned, xs, known)
+
+    jax.eval_shape(small, number, *shapes)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

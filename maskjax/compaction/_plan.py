@@ -12,6 +12,7 @@ import numpy as np
 from maskjax._core import checks
 from maskjax._core.trees import Array
 from maskjax.compaction import _matching
+from maskjax.compaction._folding import Folded
 from maskjax.compaction._matching import PackedMask
 from maskjax.compaction._small import places
 
@@ -27,6 +28,7 @@ class Leaf:
         keep: For each axis which positions stay, [*stack, n]; [K, *stack, n] for a
             stack of K masks.
         dead: For each axis which positions the mask makes 0, of the same shapes.
+        nothing: Whether the mask makes all of it 0, [] or [K].
     """
 
     path: str
@@ -34,6 +36,7 @@ class Leaf:
     lead: int
     keep: tuple[np.ndarray, ...]
     dead: tuple[np.ndarray, ...]
+    nothing: np.ndarray
 
     @property
     def small(self) -> tuple[int, ...]:
@@ -42,8 +45,9 @@ class Leaf:
 
     def key(self) -> Any:
         """What makes two of them equal."""
-        rows = (*self.keep, *self.dead)
-        return self.path, self.shape, self.lead, tuple(r.tobytes() for r in rows)
+        rows = (*self.keep, *self.dead, self.nothing)
+        own = (self.path, self.shape, self.lead)
+        return own, tuple(r.tobytes() for r in rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,11 +57,15 @@ class Plan:
     Attributes:
         leaves: What stays of each parameter, in their order.
         report: For each axis that keeps positions though they are masked, why.
+        folded: With `fold=True`, the constants that left.
+        ghosts: Whether one of several equal positions stands for all in a sum.
         members: K, for a stack of masks: each member keeps other positions, equally many.
     """
 
     leaves: tuple[Leaf, ...]
     report: tuple[str, ...] = ()
+    folded: Folded | None = None
+    ghosts: bool = False
     members: int | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -67,7 +75,9 @@ class Plan:
         return hash(self._key())
 
     def _key(self) -> Any:
-        return self.members, tuple(leaf.key() for leaf in self.leaves)
+        folded = None if self.folded is None else self.folded.key()
+        leaves = tuple(leaf.key() for leaf in self.leaves)
+        return self.members, self.ghosts, folded, leaves
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -86,10 +96,11 @@ class Plan:
                 leaf,
                 keep=tuple(row[i] for row in leaf.keep),
                 dead=tuple(row[i] for row in leaf.dead),
+                nothing=leaf.nothing[i],
             )
             for leaf in self.leaves
         ]
-        return Plan(tuple(leaves))
+        return Plan(tuple(leaves), ghosts=self.ghosts)
 
     def __str__(self) -> str:
         before = sum(math.prod(leaf.shape) for leaf in self.leaves)
@@ -154,7 +165,9 @@ def expand(tree: Any, plan: Plan) -> Any:
         >>> compaction.expand(compaction.shrink(params, plan), plan)["up"][0]
         Array([1., 0., 1.], dtype=float32)
     """
-    return _changed(tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand")
+    return _changed(
+        tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand"
+    )
 
 
 def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str) -> Any:

@@ -81,9 +81,7 @@ class Program:
     equations: list[Equation]
 
 
-_CALLS = frozenset(
-    "closed_call core_call custom_vmap_call jit pjit custom_lin".split()
-)
+_CALLS = frozenset("closed_call core_call custom_vmap_call jit pjit custom_lin".split())
 
 
 def traced(
@@ -95,6 +93,7 @@ def traced(
     """
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
     program = _program(closed, scope, "", guard=False)
+    _own_constants(program)
     _trim(program, [True] * len(program.outs))
     _lead(program)
     return program, out
@@ -173,9 +172,7 @@ class _Reader:
         elif name in ("remat2", "checkpoint"):
             bodies = (inside(core.ClosedJaxpr(params["jaxpr"], ())),)
         elif name == "custom_jvp_call":
-            derivative = _program(
-                _derivative(eqn, atoms), self.scope, here, guard=True
-            )
+            derivative = _program(_derivative(eqn, atoms), self.scope, here, guard=True)
             bodies = (inside(params["call_jaxpr"]), derivative)
         if name == "reshape":
             params = {**params, "dimensions": None}
@@ -206,6 +203,72 @@ def _derivative(eqn: Any, atoms: Sequence[Var]) -> Any:
 
 def _real(x: Any) -> bool:
     return jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)
+
+
+# Constants.
+
+
+def _own_constants(program: Program) -> None:
+    """Arrays of one number are made anew for each use.
+
+    Two layers may start from the same zeros: that does not make their units the same.
+    """
+    made: dict[Var, Equation] = {}
+    equations: list[Equation] = []
+
+    def own(var: Var) -> Var:
+        if var not in made:
+            return var
+        out = Var(var, var.scope)
+        equations.append(_again(made[var], out))
+        return out
+
+    for equation in program.equations:
+        if _is_one_number(equation):
+            made[equation.outs[0]] = equation
+            continue
+        if equation.name == "scan":
+            _push_inside(equation, made)
+        equation.ins = [own(var) for var in equation.ins]
+        equations.append(equation)
+        for body in equation.bodies:
+            _own_constants(body)
+    program.outs[:] = [own(var) for var in program.outs]
+    program.equations[:] = equations
+
+
+def _is_one_number(equation: Equation) -> bool:
+    return (
+        equation.name == "broadcast_in_dim"
+        and len(equation.ins) == 1
+        and isinstance(equation.ins[0], Const)
+        and not equation.ins[0].shape
+    )
+
+
+def _again(equation: Equation, out: Var) -> Equation:
+    [number] = equation.ins
+    assert isinstance(number, Const), "a number in the program's text"
+    own = Const(number.value, number, out.scope)
+    return Equation(
+        equation.primitive, equation.params, [own], [out], equation.place
+    )
+
+
+def _push_inside(equation: Equation, made: dict[Var, Equation]) -> None:
+    """What is the same in all steps of a loop, and one number, is made in each step."""
+    [body], n = equation.bodies, equation.params["num_consts"]
+    gone = [i < n and var in made for i, var in enumerate(equation.ins)]
+    inside = [
+        _again(made[var], own)
+        for var, own, out in zip(equation.ins, body.ins, gone, strict=True)
+        if out
+    ]
+    body.equations[:0] = inside
+    stays = [not out for out in gone]
+    equation.ins[:] = _picked(equation.ins, stays)
+    body.ins[:] = _picked(body.ins, stays)
+    equation.params = {**equation.params, "num_consts": n - sum(gone)}
 
 
 # Dead code.
@@ -331,7 +394,9 @@ def _alike(equation: Equation) -> Iterator[list[tuple[Var, int]]]:
         pairs = zip(equation.ins, body.ins, strict=True)
         for i, (outside, inside) in enumerate(pairs):
             yield [(outside, 0), (inside, int(i >= last))]
-        for i, (outside, inside) in enumerate(zip(equation.outs, body.outs, strict=True)):
+        for i, (outside, inside) in enumerate(
+            zip(equation.outs, body.outs, strict=True)
+        ):
             yield [(outside, 0), (inside, int(i >= n))]
         first = params["num_consts"]
         for inside, outside in zip(body.ins[first:last], body.outs[:n], strict=True):
