@@ -26,7 +26,10 @@ def named(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 
 def owners(
-    leaves: Sequence[tuple[str, Any]], paths: Sequence[str], shapes: Sequence[Shape]
+    leaves: Sequence[tuple[str, Any]],
+    paths: Sequence[str],
+    shapes: Sequence[Shape],
+    members: int | None = None,
 ) -> list[int | None]:
     """For each leaf the number of its parameter, or None.
 
@@ -34,6 +37,7 @@ def owners(
         leaves: Leaves with their paths.
         paths: The paths of the parameters.
         shapes: The shapes that their leaves have in this tree; an axis may be 1.
+        members: How many there may be of each leaf, along a first axis of their own.
     """
     places = {path: i for i, (path, _) in enumerate(leaves)}
     found: list[int | None] = [None] * len(leaves)
@@ -43,7 +47,7 @@ def owners(
             continue
         whole = [places.get(_joined(start, p)) for p in paths]
         if all(
-            i is not None and _fits(leaves[i][1], shape)
+            i is not None and _fits(leaves[i][1], shape, members)
             for i, shape in zip(whole, shapes, strict=True)
         ):
             for parameter, i in enumerate(whole):
@@ -52,7 +56,7 @@ def owners(
     ends = _ends(paths)
     for i, (path, leaf) in enumerate(leaves):
         if found[i] is None and leaf is not None:
-            found[i] = _owner(path.split("/"), leaf, ends, shapes)
+            found[i] = _owner(path.split("/"), leaf, ends, shapes, members)
     return found
 
 
@@ -60,11 +64,13 @@ def _joined(start: str, path: str) -> str:
     return start + path if path else start.removesuffix("/")
 
 
-def _fits(leaf: Any, shape: Shape) -> bool:
+def _fits(leaf: Any, shape: Shape, members: int | None) -> bool:
     """Whether a leaf is shaped like a parameter; axes that share a value have length 1."""
     if leaf is None:
         return True
     own = shape_of(leaf)
+    if members is not None and len(own) == len(shape) + 1 and own[0] == members:
+        own = own[1:]
     return len(own) == len(shape) and all(
         n in (1, size) for n, size in zip(own, shape, strict=True)
     )
@@ -87,11 +93,15 @@ def _ends(paths: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
 
 
 def _owner(
-    parts: Sequence[str], leaf: Any, ends: dict[Any, list[int]], shapes: Sequence[Shape]
+    parts: Sequence[str],
+    leaf: Any,
+    ends: dict[Any, list[int]],
+    shapes: Sequence[Shape],
+    members: int | None,
 ) -> int | None:
     for k in range(len(parts)):
         owned = ends.get(tuple(parts[k:]), ())
-        fits = [i for i in owned if _fits(leaf, shapes[i])]
+        fits = [i for i in owned if _fits(leaf, shapes[i], members)]
         if len(fits) == 1:
             return fits[0]
     return None

@@ -14,10 +14,15 @@ from maskjax.compaction._program import Const, Equation, Program, Var
 _CALLS = frozenset("closed_call core_call custom_vmap_call jit pjit custom_lin".split())
 
 
-def traced(fun: Callable[..., Any], args: Sequence[Any]) -> tuple[Program, Any]:
-    """The program of a function of shapes or arrays, and its output's shapes."""
+def traced(
+    fun: Callable[..., Any], args: Sequence[Any], scope: tuple[int, ...] = ()
+) -> tuple[Program, Any]:
+    """The program of a function of shapes or arrays, and its output's shapes.
+
+    With the scope (K,) it is that of each of K members, which may keep other positions.
+    """
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
-    program = _program(closed, (), "", guard=False)
+    program = _program(closed, scope, "", guard=False)
     _trimming.own_constants(program)
     _trimming.trim(program, [True] * len(program.outs))
     _trimming.lead(program)
