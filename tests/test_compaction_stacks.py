@@ -171,11 +171,11 @@ def test_inputs_are_cut_for_the_member_that_has_a_number():
 
 def test_bad_stacks_are_refused():
     plan = compaction.plan
+    of_two = {"a": np.ones((2, 3, 8), bool), "c": None}
+    of_each = of_two | {"c": np.ones((3, 8, 2), bool)}
     with pytest.raises(ValueError, match="same number of members"):
-        stack = {"a": np.ones((2, 3, 8), bool), "c": np.ones((3, 8, 2), bool)}
-        plan(network, PARAMS, stack, X, stack=True)
+        plan(network, PARAMS, of_each, X, stack=True)
     with pytest.raises(ValueError, match="a member of mask"):
         plan(network, PARAMS, {"a": np.ones((3, 8), bool), "c": None}, X, stack=True)
     with pytest.raises(ValueError, match="can't fold"):
-        stack = {"a": np.ones((2, 3, 8), bool), "c": None}
-        plan(network, PARAMS, stack, X, stack=True, fold=True)
+        plan(network, PARAMS, of_two, X, stack=True, fold=True)
