@@ -96,7 +96,7 @@ class Plan:
                 leaf,
                 keep=tuple(row[i] for row in leaf.keep),
                 dead=tuple(row[i] for row in leaf.dead),
-                nothing=leaf.nothing[i],
+                nothing=np.asarray(leaf.nothing[i]),
             )
             for leaf in self.leaves
         ]
