@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskjax import packing
 from maskjax._core import checks
-from maskjax.compaction import _calls, _facts, _follow, _network
+from maskjax.compaction import _calls, _facts, _follow, _matching, _network
 from maskjax.compaction._facts import Fact, Known
 from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Plan
@@ -71,77 +72,77 @@ def narrow(
             if not _holds_tracers(network.program):
                 known[call.key] = found
         network, links, pinned = found
-        outs = _network.written(network, links, pinned, call.arrays)
+        outs: list[Any] = _network.written(network, links, pinned, call.arrays)
+        for i, owner in enumerate(network.results):
+            if owner in call.packed and outs[i].dtype == bool:
+                outs[i] = packing.pack(outs[i])
         return network.treedef.unflatten(outs)
 
     return narrowed
 
 
 def _check(params: Any, plan: Plan, *, fn: str) -> None:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    given = {path: leaf for path, leaf in _named(params)}
+    leaves, _ = _matching.named(params)
+    small = [leaf.small for leaf in plan.leaves]
+    found = _matching.owners(leaves, [leaf.path for leaf in plan.leaves], small)
+    shapes = {path: _matching.shape_of(leaf) for path, leaf in leaves}
     lines = [
-        f"{leaf.path}: {'missing' if leaf.path not in given else given[leaf.path].shape}, "
-        f"planned {leaf.small}"
-        for leaf in plan.leaves
-        if leaf.path not in given or given[leaf.path].shape != leaf.small
+        f"{leaf.path}: {shapes.get(leaf.path, 'missing')}, planned {leaf.small}"
+        for i, leaf in enumerate(plan.leaves)
+        if i not in found
     ]
-    if lines or len(leaves) != len(plan.leaves):
-        more = [path for path in given if path not in {leaf.path for leaf in plan.leaves}]
-        lines += [f"{path}: not in the plan" for path in more]
-        raise checks.listing(
-            lines,
-            f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
-            "`compaction.shrink(params, plan)`",
-        )
-
-
-def _named(params: Any) -> list[tuple[str, Any]]:
-    from maskjax._core import trees
-
-    return trees.named_leaves(params)
+    checks.raise_all(
+        lines,
+        f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
+        "`compaction.shrink(params, plan)`",
+    )
 
 
 def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
+    every = [(network.var(i), leaf) for i, leaf in enumerate(plan.leaves)]
+    present = [
+        (v, leaf) for v, leaf in every if v is not None and v.shape == leaf.shape
+    ]
 
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
-        if not leaf.shape:
-            return (None,)
+        if not leaf.shape or var.shape != leaf.shape:
+            return (None,) * max(len(var.shape), 1)
         return tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
         )
 
     def wanted(links: Links) -> None:
-        for var, owner in zip(network.program.ins, network.owners, strict=True):
-            if owner is not None:
-                leaf = plan.leaves[owner]
-                for axis, keep in enumerate(leaf.keep):
-                    rows = _rows(keep, leaf.lead, var, axis, any_of=True)
-                    links.need(var, axis, rows, KEPT)
+        for var, leaf in present:
+            for axis, keep in enumerate(leaf.keep):
+                rows = _rows(keep, leaf.lead, var, axis, any_of=True)
+                links.need(var, axis, rows, KEPT)
 
     pinned = _follow.Pinned()
 
     def refused(links: Links) -> Links:
         lines = []
-        for var, owner in zip(network.program.ins, network.owners, strict=True):
-            if owner is None:
-                continue
-            leaf = plan.leaves[owner]
+        for var, leaf in present:
             for axis, keep in enumerate(leaf.keep):
                 now = _network.kept(links, var, axis)
-                rows = np.broadcast_to(_rows(keep, leaf.lead, var, axis, any_of=True), now.shape)
+                rows = np.broadcast_to(
+                    _rows(keep, leaf.lead, var, axis, any_of=True), now.shape
+                )
                 more = now & ~rows
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
-                    lines.append(f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}")
+                    lines.append(
+                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}"
+                    )
         if lines:
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
         shapes = _network.small_shapes(network, links)
-        jax.eval_shape(lambda *xs: _network.written(network, links, pinned, xs), *shapes)
+        jax.eval_shape(
+            lambda *xs: _network.written(network, links, pinned, xs), *shapes
+        )
         return links
 
     links, _ = _network.solved(network, known, wanted, pinned, refused)
@@ -158,7 +159,9 @@ def _rows(
         axes = tuple(range(steps, have))
         return table.any(axes) if any_of else table.all(axes)
     if have < steps:
-        table = table.reshape(*table.shape[:-1], *(1,) * (steps - have), table.shape[-1])
+        table = table.reshape(
+            *table.shape[:-1], *(1,) * (steps - have), table.shape[-1]
+        )
     return np.broadcast_to(table, (*var.prefix(axis), var.shape[axis]))
 
 

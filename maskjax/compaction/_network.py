@@ -1,6 +1,8 @@
 """A function of parameters, analysed: which of its axes can do with fewer positions."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,15 +37,25 @@ class Network:
 
     def var(self, parameter: int) -> Var | None:
         """The input that is a parameter."""
+        return self._first.get(parameter)
+
+    @functools.cached_property
+    def _first(self) -> dict[int, Var]:
+        """Of those that belong to a parameter, the first without axes that are shared."""
+        first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
-            if owner == parameter:
-                return var
-        return None
+            if owner is not None and math.prod(var.shape) > math.prod(
+                first[owner].shape if owner in first else (-1,)
+            ):
+                first[owner] = var
+        return first
 
     def facts(self, known: Callable[[int, Var], Fact]) -> _facts.Facts:
         """What is known of all values, from what is known of parameters."""
         ins = [
-            (None,) * max(len(var.shape), 1) if owner is None else known(owner, var)
+            known(owner, var)
+            if owner is not None and var.shape == self._first[owner].shape
+            else (None,) * max(len(var.shape), 1)
             for var, owner in zip(self.program.ins, self.owners, strict=True)
         ]
         return _follow.facts_of(self.program, ins)
@@ -51,24 +63,25 @@ class Network:
     def links(self, facts: _facts.Facts, pinned: Pinned, *, inputs: bool) -> Links:
         """How axes go together; outputs are whole, and inputs if so asked."""
         links = _follow.links_of(self.program, facts, pinned)
-        first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
-            axes = range(len(var.shape))
             if owner is not None:
-                known = first.setdefault(owner, var)
-                for axis in axes:
-                    links.same(known, axis, var, axis)
+                _same(links, self._first[owner], var)
             elif inputs:
-                links.pin(var, axes, "is an input")
+                links.pin(var, range(len(var.shape)), "is an input")
         for var, owner in zip(self.program.outs, self.results, strict=True):
-            axes = range(len(var.shape))
-            if owner is not None and owner in first:
-                for axis in axes:
-                    links.same(first[owner], axis, var, axis)
+            if owner is not None and owner in self._first:
+                _same(links, self._first[owner], var)
             else:
                 why = "is an output; what is handed on as state may shrink: `state_outputs`"
-                links.pin(var, axes, why)
+                links.pin(var, range(len(var.shape)), why)
         return links
+
+
+def _same(links: Links, whole: Var, var: Var) -> None:
+    """What belongs to a parameter keeps its positions, but on axes that share a value."""
+    for axis, (n, size) in enumerate(zip(var.shape, whole.shape, strict=True)):
+        if n == size:
+            links.same(whole, axis, var, axis)
 
 
 def traced(
@@ -91,12 +104,16 @@ def traced(
             parameter.
     """
     program, out = _program.traced(fun, list(args))
-    leaves, treedef = _matching.named(out)
-    results = _matching.owners(leaves, paths, shapes)
+    results = []
+    leaves, _ = _matching.named(out)
+    found = _matching.owners(leaves, paths, shapes)
+    for (_, leaf), owner in zip(leaves, found, strict=True):
+        bits = isinstance(leaf, _matching.PackedMask)
+        results += [None if bits else owner] * len(jax.tree.leaves(leaf))
     if state is not None:
         may = state(out)
         results = [r if m else None for r, m in zip(results, may, strict=True)]
-    return Network(program, list(owners), results, treedef)
+    return Network(program, list(owners), results, jax.tree.structure(out))
 
 
 def solved(
@@ -126,7 +143,9 @@ def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
     for var, owner in zip(network.program.ins, network.owners, strict=True):
         shape = var.shape
         if owner is not None:
-            shape = tuple(int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape)))
+            shape = tuple(
+                int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape))
+            )
         shapes.append(jax.ShapeDtypeStruct(shape, var.dtype))
     return shapes
 

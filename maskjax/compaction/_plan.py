@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskjax import packing
 from maskjax._core import checks
 from maskjax._core.trees import Array
 from maskjax.compaction import _matching
@@ -86,7 +87,8 @@ def shrink(tree: Any, plan: Plan) -> Any:
 
     Parameters, gradients, moments of optimizers, averages, statistics and masks: a leaf
     belongs to the parameter whose path its own path ends with, and whose shape it has.
-    Other leaves, such as counters, are handed back as they are.
+    A part of the tree whose paths are those of all parameters belongs to them, also where
+    paths are numbers. Other leaves, such as counters, are handed back as they are.
 
     Args:
         tree: Arrays, or shapes. Mask leaves may be `None`, packed, or have axes of 1.
@@ -96,7 +98,9 @@ def shrink(tree: Any, plan: Plan) -> Any:
         The tree, with smaller leaves.
 
     Raises:
-        ValueError: If no leaf of `tree` belongs to a parameter of the plan.
+        ValueError: If no leaf of `tree` belongs to a parameter of the plan, or one is
+            named like a parameter that shrinks, but has another shape, such as the
+            factored moments of `optax.adafactor`.
 
     Example:
         >>> import jax
@@ -121,7 +125,7 @@ def expand(tree: Any, plan: Plan) -> Any:
         The tree, with whole leaves.
 
     Raises:
-        ValueError: If no leaf of `tree` belongs to a parameter of the plan.
+        ValueError: As `shrink`.
 
     Example:
         >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
@@ -131,12 +135,33 @@ def expand(tree: Any, plan: Plan) -> Any:
         >>> compaction.expand(compaction.shrink(params, plan), plan)["up"][0]
         Array([1., 0., 1.], dtype=float32)
     """
-    return _changed(tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand")
+    return _changed(
+        tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand"
+    )
 
 
 def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str) -> Any:
     leaves, treedef = _matching.named(tree)
-    owners = _matching.owners(leaves, [leaf.path for leaf in plan.leaves], shapes)
+    paths = [leaf.path for leaf in plan.leaves]
+    owners = _matching.owners(leaves, paths, shapes)
+    strays = {
+        i: [p for p in owned if plan.leaves[p].small != plan.leaves[p].shape]
+        for i, owned in _matching.strays(leaves, owners, paths).items()
+    }
+    checks.raise_all(
+        (
+            f"{path}: {_matching.shape_of(leaf)}, {named}"
+            for i, (path, leaf) in enumerate(leaves)
+            if (
+                named := ", or ".join(
+                    f"{paths[p]} {shapes[p]}" for p in strays.get(i, ())
+                )
+            )
+        ),
+        f"`maskjax.compaction.{fn}` needs leaves that are named like parameters to have "
+        "their shapes, and one parameter for each. Leave the others out, and make them "
+        "anew of the other parameters, as by `optimizer.init`. This tree has",
+    )
     if all(owner is None for owner in owners):
         given = [f"{path}: {_matching.shape_of(leaf)}" for path, leaf in leaves]
         raise checks.listing(
@@ -144,17 +169,25 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
             f"`maskjax.compaction.{fn}` needs leaves with the paths and shapes of the "
             "plan's parameters",
         )
-    changed = []
-    for (_, leaf), owner in zip(leaves, owners, strict=True):
-        if owner is None or leaf is None:
-            changed.append(leaf)
-        elif isinstance(leaf, PackedMask):
-            from maskjax import packing
-
-            changed.append(packing.pack(change(packing.unpack(leaf), plan.leaves[owner])))
-        else:
-            changed.append(change(leaf, plan.leaves[owner]))
+    changed = [
+        leaf if owner is None else _of_kind(change, leaf, plan.leaves[owner])
+        for (_, leaf), owner in zip(leaves, owners, strict=True)
+    ]
     return treedef.unflatten(changed)
+
+
+def _of_kind(change: Callable[[Any, Leaf], Any], x: Any, leaf: Leaf) -> Any:
+    if x is None:
+        return None
+    if not isinstance(x, PackedMask):
+        return change(x, leaf)
+    whole, of_one = _matching.unpacked(x), lambda mask: change(mask, leaf)
+    pack = packing.pack
+    for _ in x.lead:
+        of_one, pack = jax.vmap(of_one), jax.vmap(pack)
+    if isinstance(whole, jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda mask: pack(of_one(mask)), whole)
+    return pack(of_one(whole))
 
 
 def _taken(x: Any, leaf: Leaf) -> Any:
