@@ -305,7 +305,9 @@ class Cells:
                 counts = cell.keep.sum(-1)
                 most = max(int(counts.max(initial=0)), 1)
                 if counts.size and int(counts.min()) < most:
-                    _pad(cell, most, alone if most == 1 and not counts.any() else uneven)
+                    _pad(
+                        cell, most, alone if most == 1 and not counts.any() else uneven
+                    )
                     changed.append(cell)
             if changed:
                 return changed

@@ -57,7 +57,9 @@ class Facts(dict[Var, Fact]):
 
         Axes of 1 and scalars are spread.
         """
-        return self.spread(var, axis if var.shape else -1, like.prefix(axis), like.shape[axis])
+        return self.spread(
+            var, axis if var.shape else -1, like.prefix(axis), like.shape[axis]
+        )
 
     def spread(
         self, var: Var, axis: int, prefix: tuple[int, ...], n: int
@@ -76,7 +78,9 @@ class Facts(dict[Var, Fact]):
             return fact[0]
         for axis, known in enumerate(fact):
             if known is not None and known.where.size and known.where.all(-1).any():
-                return _same(_stepped(known, var.prefix(axis), var.scope, known.where.shape[-1]))
+                return _same(
+                    _stepped(known, var.prefix(axis), var.scope, known.where.shape[-1])
+                )
         return None
 
     def zeros(self, var: Var, axis: int) -> np.ndarray | bool:
@@ -258,11 +262,17 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
         for k, v in equation.params.items()
         if isinstance(v, (int, float, str, bool, np.dtype, type)) or v is None
     }
-    key = (equation.name, tuple(sorted(map(str, params.items()))), dtypes, row.tobytes())
+    key = (
+        equation.name,
+        tuple(sorted(map(str, params.items()))),
+        dtypes,
+        row.tobytes(),
+    )
     if key not in _memo:
         try:
             with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
-                operands = [jnp.asarray(x, c.dtype) for x, c in zip(row, columns, strict=True)]
+                numbers = zip(row, columns, strict=True)
+                operands = [jnp.asarray(x.astype(c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])
         except Exception:  # a primitive that takes no scalars is not known
             _memo[key] = None

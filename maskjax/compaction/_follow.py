@@ -8,9 +8,14 @@ import numpy as np
 
 from maskjax._core.trees import Array
 from maskjax.compaction._facts import Fact, Facts
+from maskjax.compaction._folding import Folding
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Const, Equation, Program, Var
 from maskjax.compaction._rules import RULES, Links, as_it_is, pin, unknown
 from maskjax.compaction._small import Small, Unfit
+
+
+FOLDED = ("conv_general_dilated", "dot_general")
 
 
 class Pinned(dict[Equation, str]):
@@ -34,7 +39,13 @@ def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
     return facts
 
 
-def links_of(program: Program, facts: Facts, pinned: Pinned) -> Links:
+def links_of(
+    program: Program,
+    facts: Facts,
+    pinned: Pinned,
+    folding: Folding | None = None,
+    ghosts: Ghosts | None = None,
+) -> Links:
     """How the axes of all values of a program go together."""
 
     def follow(program: Program, links: Links) -> None:
@@ -48,7 +59,7 @@ def links_of(program: Program, facts: Facts, pinned: Pinned) -> Links:
             if why is not None:
                 pin(equation, links, why)
 
-    links = Links(facts, follow)
+    links = Links(facts, follow, folding, ghosts)
     follow(program, links)
     return links
 
@@ -90,12 +101,14 @@ def written(
             if fixed:
                 raise
             raise Unfit(equation, str(error).split("\n")[0]) from error
+        if links.folding is not None and equation.name in FOLDED:
+            outs = [links.folding.added(equation, arrays, outs[0], small)]
         for out, var in zip(outs, equation.outs, strict=True):
             if jnp.shape(out) != small.shape(var):
                 raise Unfit(equation, "it has another shape when written small")
         return outs
 
-    small = Small(links, follow)
+    small = Small(links, follow, ghosts=links.ghosts)
     cut = [
         small.cut(x, var) if w else x
         for x, var, w in zip(arrays, program.ins, whole, strict=True)

@@ -220,7 +220,9 @@ class _Closure:
                 gone = self.numbers[factor] != NONE
                 covered |= gone.reshape(*flat.prefix, *shape)
         units = self.units(flat)
-        return np.unique(units[~covered.reshape(units.shape) & (units != NONE)]).tolist()
+        return np.unique(
+            units[~covered.reshape(units.shape) & (units != NONE)]
+        ).tolist()
 
 
 def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]:
@@ -232,9 +234,7 @@ def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]
             assert var is not None
             axes[links.at(var, axis)].append((i, axis))
     pinned = {
-        links.root(cell)
-        for cell, where, _, pin in links.needs
-        if pin and where is True
+        links.root(cell) for cell, where, _, pin in links.needs if pin and where is True
     }
     seen: set[Any] = set()
     names: set[str] = set()
@@ -246,7 +246,9 @@ def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]
         fixed = closure.fixed()
         places = sorted(place for cell in reached for place in axes[cell])
         of = {place: cell for cell in reached for place in axes[cell]}
-        group = _group(closure, fixed, [(p, of[p]) for p in places], network, call, seen, names)
+        group = _group(
+            closure, fixed, [(p, of[p]) for p in places], network, call, seen, names
+        )
         if group is not None:
             names.add(group.name)
             yield group

@@ -149,18 +149,20 @@ def _within(
     paths: Sequence[str],
     shapes: Sequence[Shape],
 ) -> None:
-    """Parts of a tree all of whose leaves are parameters: others may be left out."""
+    """Parts of a tree whose leaves are parameters or single numbers."""
     numbers = {path: i for i, path in enumerate(paths)}
     for start in _starts(leaves, paths):
         inside = _under(start, leaves)
-        if all(
-            found[i] is None
-            and path in numbers
-            and _fits(leaves[i][1], shapes[numbers[path]])
+        fits = {
+            i: path in numbers and _fits(leaves[i][1], shapes[numbers[path]])
             for i, path in inside.items()
+        }
+        if all(
+            found[i] is None and (fit or _size(leaves[i][1]) < 2)
+            for i, fit in fits.items()
         ):
             for i, path in inside.items():
-                found[i] = numbers[path]
+                found[i] = numbers[path] if fits[i] else None
 
 
 def _starts(leaves: Leaves, paths: Sequence[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from maskjax import packing
 from maskjax._core import checks
 from maskjax.compaction import _calls, _facts, _follow, _matching, _network
 from maskjax.compaction._facts import Fact, Known
+from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Plan
 from maskjax.compaction._program import Const, Program, Var
@@ -101,17 +102,27 @@ def _check(params: Any, plan: Plan, *, fn: str) -> None:
 def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
     every = [(network.var(i), leaf) for i, leaf in enumerate(plan.leaves)]
-    present = [
-        (v, leaf) for v, leaf in every if v is not None and v.shape == leaf.shape
-    ]
+    present = [(v, leaf) for v, leaf in every if v and v.shape == leaf.shape]
+    folded = plan.folded
+    folding = None
+    if folded is not None:
+        if kind(network.program) != folded.kind:
+            raise ValueError(
+                f"`{fn}`: a plan made with `fold=True` serves the function it was made "
+                "for, and this one has other operations."
+            )
+        variables = [var for var, _ in every if var is not None]
+        folding = Folding(network.program, variables, folded.folds)
 
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
-        if not leaf.shape or var.shape != leaf.shape:
+        if var.shape != leaf.shape:
             return (None,) * max(len(var.shape), 1)
-        return tuple(
+        fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        )
+        ) or (None,)
+        value = None if folded is None else folded.values[owner]
+        return fact if value is None else valued(fact, var, value)
 
     def wanted(links: Links) -> None:
         for var, leaf in present:
@@ -145,7 +156,9 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
         )
         return links
 
-    links, _ = _network.solved(network, known, wanted, pinned, refused)
+    links, _ = _network.solved(
+        network, known, wanted, pinned, refused, folding=folding, ghosts=plan.ghosts
+    )
     return links, pinned
 
 

@@ -12,7 +12,9 @@ import numpy as np
 from maskjax.compaction import _facts, _follow, _matching, _program
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
+from maskjax.compaction._folding import Folding
 from maskjax.compaction._follow import Pinned
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Program, Var
 from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unfit
@@ -60,9 +62,18 @@ class Network:
         ]
         return _follow.facts_of(self.program, ins)
 
-    def links(self, facts: _facts.Facts, pinned: Pinned, *, inputs: bool) -> Links:
+    def links(
+        self,
+        facts: _facts.Facts,
+        pinned: Pinned,
+        *,
+        inputs: bool = False,
+        folding: Folding | None = None,
+        ghosts: bool = False,
+    ) -> Links:
         """How axes go together; outputs are whole, and inputs if so asked."""
-        links = _follow.links_of(self.program, facts, pinned)
+        equal = Ghosts(self.program, facts) if ghosts else None
+        links = _follow.links_of(self.program, facts, pinned, folding, equal)
         for var, owner in zip(self.program.ins, self.owners, strict=True):
             if owner is not None:
                 _same(links, self._first[owner], var)
@@ -122,13 +133,13 @@ def solved(
     wanted: Callable[[Links], None],
     pinned: Pinned,
     write: Callable[[Links], Any],
-    *,
-    inputs: bool = False,
+    folding: Folding | None = None,
+    ghosts: bool = False,
 ) -> tuple[Links, Any]:
     """Find what stays; what cannot be written small then is pinned, and again."""
     facts = network.facts(known)
     while True:
-        links = network.links(facts, pinned, inputs=inputs)
+        links = network.links(facts, pinned, folding=folding, ghosts=ghosts)
         wanted(links)
         links.solve()
         try:

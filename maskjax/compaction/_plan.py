@@ -13,6 +13,7 @@ from maskjax import packing
 from maskjax._core import checks
 from maskjax._core.trees import Array
 from maskjax.compaction import _matching
+from maskjax.compaction._folding import Folded
 from maskjax.compaction._matching import PackedMask
 from maskjax.compaction._small import places
 
@@ -53,10 +54,14 @@ class Plan:
     Attributes:
         leaves: What stays of each parameter, in their order.
         report: For each axis that keeps positions though they are masked, why.
+        folded: With `fold=True`, the constants that left.
+        ghosts: Whether one of several equal positions stands for all in a sum.
     """
 
     leaves: tuple[Leaf, ...]
     report: tuple[str, ...] = ()
+    folded: Folded | None = None
+    ghosts: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key() == other._key()
@@ -65,7 +70,8 @@ class Plan:
         return hash(self._key())
 
     def _key(self) -> Any:
-        return tuple(leaf.key() for leaf in self.leaves)
+        folded = None if self.folded is None else self.folded.key()
+        return self.ghosts, folded, tuple(leaf.key() for leaf in self.leaves)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

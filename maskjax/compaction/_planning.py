@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskjax import packing
+from maskjax import masking, packing
 from maskjax._core import checks, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Mask, Params
 from maskjax.compaction import _calls, _facts, _follow, _network
 from maskjax.compaction._facts import Fact
+from maskjax.compaction._folding import Folded, Folding, kind, valued
 from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Leaf, Plan
 from maskjax.compaction._program import Var
@@ -26,6 +27,8 @@ def plan(
     mask: Mask,
     *inputs: Any,
     state_outputs: Any = None,
+    fold: bool = False,
+    ghosts: bool = False,
 ) -> Plan:
     """What a mask lets you take out of a network, exactly.
 
@@ -49,6 +52,14 @@ def plan(
         state_outputs: Which outputs may shrink: a tree of booleans like the output, or a
             prefix of it. By default those that belong to a parameter by path and shape,
             such as new batch statistics.
+        fold: Whether channels that are constants leave too: what is left of a channel
+            whose kernel is masked, and not the bias or what BatchNorm adds. They move
+            into the next dense layer or convolution. For inference: it takes the values
+            of `params`, and the small network has no gradients for them.
+        ghosts: Whether one of several positions that are provably equal may stand for
+            all in a sum. A residual stream then leaves a LayerNorm that passes over its
+            inputs twice (Equinox, `use_fast_variance=False`), at one position more. For
+            inference: that position has no right gradient.
 
     Returns:
         The plan. `str(plan)` reports what leaves, and for each axis that stays though it
@@ -56,7 +67,8 @@ def plan(
 
     Raises:
         TypeError: If a leaf of the mask is not boolean.
-        ValueError: If the mask does not fit `params`, or is traced.
+        ValueError: If the mask does not fit `params`, or is traced, or if `params` are
+            shapes, or traced, and `fold` is asked for.
 
     Example:
         >>> import jax
@@ -73,7 +85,26 @@ def plan(
     masks = _concrete(rows, params, fn=fn)
     call = _calls.Call(params, inputs, {})
     network = call.network(apply, state_outputs, fn=fn)
-    return planned(network, call, masks)
+    numbers = _Numbers(params, mask, fn=fn) if fold else None
+    return planned(network, call, masks, numbers, ghosts=ghosts)
+
+
+class _Numbers:
+    """The numbers of parameters, as they are and masked, which folding needs."""
+
+    def __init__(self, params: Params, mask: Mask, *, fn: str) -> None:
+        wrong = [
+            f"{path}: {checks.kind_of(leaf)}"
+            for path, leaf in trees.named_leaves(params)
+            if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+        ]
+        if wrong:
+            needs = f"`{fn}` needs the numbers of `params` for `fold=True`"
+            raise checks.listing(wrong, needs)
+        self.plain = [np.asarray(x) for x in jax.tree.leaves(params)]
+        self.masked = [
+            np.asarray(x) for x in jax.tree.leaves(masking.apply(params, mask))
+        ]
 
 
 def _concrete(
@@ -96,38 +127,65 @@ def _concrete(
 
 
 def planned(
-    network: Network, call: "_calls.Call", masks: Sequence[np.ndarray | None]
+    network: Network,
+    call: _calls.Call,
+    masks: Sequence[np.ndarray | None],
+    numbers: _Numbers | None,
+    *,
+    ghosts: bool,
 ) -> Plan:
     """The plan of a network for a mask."""
+    variables = [network.var(i) for i in range(len(masks))]
+    present = [(i, var) for i, var in enumerate(variables) if var is not None]
 
-    def nothing(_: int, var: Var) -> Fact:
-        return (None,) * max(len(var.shape), 1)
+    def unmasked(owner: int, var: Var) -> Fact:
+        fact: Fact = (None,) * max(len(var.shape), 1)
+        return fact if numbers is None else valued(fact, var, numbers.plain[owner])
 
     def known(owner: int, var: Var) -> Fact:
-        mask = masks[owner]
-        return nothing(owner, var) if mask is None else _facts.masked(mask, var)
+        fact = _facts.masked(masks[owner], var)
+        return fact if numbers is None else valued(fact, var, numbers.masked[owner])
+
+    def folding() -> Folding | None:
+        return (
+            None
+            if numbers is None
+            else Folding(network.program, [v for _, v in present])
+        )
 
     pinned = _follow.Pinned()
-    plain = network.links(network.facts(nothing), pinned, inputs=False)
+    plain = network.links(
+        network.facts(unmasked), pinned, folding=folding(), ghosts=ghosts
+    )
     plain.solve()
-    firsts = [network.var(i) for i in range(len(masks))]
 
     def wanted(links: Links) -> None:
-        for var in firsts:
-            for axis in range(len(var.shape) if var is not None else 0):
-                if var is not None:
-                    links.need(var, axis, ~plain.needed(var, axis), UNUSED)
+        for _, var in present:
+            for axis in range(len(var.shape)):
+                links.need(var, axis, ~plain.needed(var, axis), UNUSED)
 
+    own = folding()
     links, _ = _network.solved(
-        network, known, wanted, pinned, lambda links: _tried(network, links, pinned)
+        network,
+        known,
+        wanted,
+        pinned,
+        lambda links: _tried(network, links, pinned),
+        folding=own,
+        ghosts=ghosts,
     )
-    leaves = [
-        _leaf(path, shape, var, links, known(i, var) if var is not None else ())
-        for i, (path, shape, var) in enumerate(
-            zip(call.paths, call.shapes, firsts, strict=True)
-        )
-    ]
-    return Plan(tuple(leaves), tuple(_report(leaves, firsts, links)))
+    rows = zip(call.paths, call.shapes, variables, masks, strict=True)
+    leaves = tuple(_leaf(*row, links) for row in rows)
+    report = tuple(_report(leaves, variables, links))
+    if own is None or numbers is None:
+        return Plan(leaves, report, ghosts=ghosts)
+    folds = own.folds(links, [(var, numbers.masked[i]) for i, var in present])
+    values = tuple(
+        None if var is None or len(var.shape) > var.lead + 1 else numbers.masked[i]
+        for i, var in enumerate(variables)
+    )
+    folded = Folded(kind(network.program), values, tuple(folds))
+    return Plan(leaves, report, folded, ghosts)
 
 
 def _tried(network: Network, links: Links, pinned: _follow.Pinned) -> Any:
@@ -141,15 +199,20 @@ def _tried(network: Network, links: Links, pinned: _follow.Pinned) -> Any:
 
 
 def _leaf(
-    path: str, shape: tuple[int, ...], var: Var | None, links: Links, fact: Fact
+    path: str,
+    shape: tuple[int, ...],
+    var: Var | None,
+    mask: np.ndarray | None,
+    links: Links,
 ) -> Leaf:
     if var is None:  # no input of the function
         every = tuple(np.ones(n, bool) for n in shape)
         return Leaf(path, shape, 0, every, tuple(~row for row in every))
     keep = tuple(_network.kept(links, var, axis) for axis in range(len(shape)))
+    fact = _facts.masked(mask, var)
     dead = tuple(
         np.zeros_like(row) if known is None else known.zeros()
-        for row, known in zip(keep, fact if shape else (), strict=True)
+        for row, known in zip(keep, fact[: len(shape)], strict=True)
     )
     return Leaf(path, shape, var.lead, keep, dead)
 

@@ -80,9 +80,7 @@ class Program:
     equations: list[Equation]
 
 
-_CALLS = frozenset(
-    "closed_call core_call custom_vmap_call jit pjit custom_lin".split()
-)
+_CALLS = frozenset("closed_call core_call custom_vmap_call jit pjit custom_lin".split())
 
 
 def traced(fun: Callable[..., Any], args: Sequence[Any]) -> tuple[Program, Any]:
@@ -167,9 +165,7 @@ class _Reader:
         elif name in ("remat2", "checkpoint"):
             bodies = (inside(core.ClosedJaxpr(params["jaxpr"], ())),)
         elif name == "custom_jvp_call":
-            derivative = _program(
-                _derivative(eqn, atoms), self.scope, here, guard=True
-            )
+            derivative = _program(_derivative(eqn, atoms), self.scope, here, guard=True)
             bodies = (inside(params["call_jaxpr"]), derivative)
         if name == "reshape":
             params = {**params, "dimensions": None}
@@ -325,7 +321,9 @@ def _alike(equation: Equation) -> Iterator[list[tuple[Var, int]]]:
         pairs = zip(equation.ins, body.ins, strict=True)
         for i, (outside, inside) in enumerate(pairs):
             yield [(outside, 0), (inside, int(i >= last))]
-        for i, (outside, inside) in enumerate(zip(equation.outs, body.outs, strict=True)):
+        for i, (outside, inside) in enumerate(
+            zip(equation.outs, body.outs, strict=True)
+        ):
             yield [(outside, 0), (inside, int(i >= n))]
         first = params["num_consts"]
         for inside, outside in zip(body.ins[first:last], body.outs[:n], strict=True):

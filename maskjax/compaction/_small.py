@@ -14,6 +14,7 @@ import numpy as np
 
 from maskjax._core.trees import Array
 from maskjax.compaction._cells import Cells
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Equation, Program, Var
 
 
@@ -31,6 +32,7 @@ class Small:
     Attributes:
         steps: The numbers of the steps, for each loop around; `None` for members of a
             stack, which have no number.
+        ghosts: Which positions are equal, if one may stand for the others.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Small:
         cells: Cells,
         follow: Callable[[Program, "Small", Sequence[Array]], list[Array]],
         steps: tuple[Any, ...] = (),
+        ghosts: Ghosts | None = None,
     ) -> None:
         self._cells, self._follow, self.steps = cells, follow, steps
+        self.ghosts = ghosts
 
     def follow(self, program: Program, arrays: Sequence[Array]) -> list[Array]:
         """The small outputs of a program."""
@@ -47,7 +51,8 @@ class Small:
 
     def inside(self, step: Any) -> "Small":
         """The same, in one step more of a loop."""
-        return Small(self._cells, self._follow, (*self.steps, step))
+        steps = (*self.steps, step)
+        return Small(self._cells, self._follow, steps, self.ghosts)
 
     def keep(self, var: Var, axis: int) -> np.ndarray:
         """Which positions stay, [*steps, n]."""
@@ -70,15 +75,13 @@ class Small:
         """The positions that stay, [*steps, k]."""
         return places(self.keep(var, axis))
 
-    def taken(
-        self, array: Array, axis: int, table: np.ndarray, lead: int = 0
-    ) -> Array:
+    def taken(self, array: Array, axis: int, table: np.ndarray, lead: int = 0) -> Array:
         """The entries of an axis at these places, [*steps, *lead, k].
 
         Raises:
             LookupError: If places differ between members that have no number.
         """
-        table = self._now(table, lead)
+        table = self.now(table, lead)
         if isinstance(table, np.ndarray) and table.ndim == 1:
             first, k = int(table[0]), len(table)
             if (table == np.arange(first, first + k)).all():
@@ -91,8 +94,8 @@ class Small:
         where = jnp.expand_dims(table, [i for i in more if i != axis])
         return jnp.take_along_axis(array, where, axis=axis, mode="clip")
 
-    def _now(self, table: np.ndarray, lead: int) -> Any:
-        """The rows of a table for the steps that are being written."""
+    def now(self, table: np.ndarray, lead: int) -> Any:
+        """The row of a table, [*steps, *lead, k], for the steps that are being written."""
         n = table.ndim - 1 - lead
         rows = table.reshape(math.prod(table.shape[:n]), *table.shape[n:])
         same = bool((rows == rows[:1]).all()) if len(rows) else True

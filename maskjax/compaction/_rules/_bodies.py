@@ -69,9 +69,7 @@ def _scan_facts(equation: Equation, facts: Facts) -> list[Fact]:
         facts.update(zip(equation.outs[:n], carry, strict=True))
         inner = [
             _entering(facts, var, inside)
-            for var, inside in zip(
-                equation.outs[:n], body.ins[first:last], strict=True
-            )
+            for var, inside in zip(equation.outs[:n], body.ins[first:last], strict=True)
         ]
         outs = facts.follow(body, [*fixed, *inner, *rows])
         after = [
@@ -97,15 +95,11 @@ def _axes(var: Var) -> list[int]:
 
 def _entering(facts: Facts, outside: Var, inside: Var) -> Fact:
     """A fact of a value, in every step of a loop."""
-    return tuple(
-        facts.spread(outside, a, *_place(inside, a)) for a in _axes(inside)
-    )
+    return tuple(facts.spread(outside, a, *_place(inside, a)) for a in _axes(inside))
 
 
 def _leaving(facts: Facts, inside: Var, outside: Var) -> Fact:
-    return tuple(
-        facts.spread(inside, a, *_place(outside, a)) for a in _axes(outside)
-    )
+    return tuple(facts.spread(inside, a, *_place(outside, a)) for a in _axes(outside))
 
 
 def _place(var: Var, axis: int) -> tuple[tuple[int, ...], int]:

@@ -11,9 +11,7 @@ from maskjax.compaction._rules._rule import Links, Rule, pin, told
 from maskjax.compaction._small import Small
 
 
-def _needed(
-    links: Links, sides: list[tuple[Var, int]], equation: Equation
-) -> None:
+def _needed(links: Links, sides: list[tuple[Var, int]], equation: Equation) -> None:
     """A position that is contracted stays where neither side is 0."""
     dead: Any = False
     for var, axis in sides:
@@ -22,17 +20,12 @@ def _needed(
             zeros = other.zeros()
             dead = _level(zeros, links, sides[0], var, axis) | dead
     var, axis = sides[0]
-    constant = links.facts.of(var)[axis]
-    why = f"is not zero where it enters {told(equation)}"
     needed = ~np.asarray(dead)
-    if constant is not None and constant.where.any():
-        fixed = constant.where & needed
-        told_so = (
-            f"is a constant that is not zero where it enters {told(equation)}: something "
-            "that is not masked, such as a bias, adds it. Mask that too, or `fold=True`"
-        )
-        links.need(var, axis, fixed, told_so)
-    links.need(var, axis, needed, why)
+    data = links.folding.data(equation) if links.folding is not None else None
+    if links.folding is not None and data is not None:
+        constant = links.facts.of(data[0])[data[1]]
+        needed = needed & ~np.asarray(links.folding.spared(equation, constant))
+    links.need(var, axis, needed, f"is not zero where it enters {told(equation)}")
 
 
 def _level(
@@ -101,7 +94,9 @@ def _dot_facts(equation: Equation, facts: Facts) -> list[Fact]:
             extra = (1,) * (len(steps) - nothing.ndim + 1)
             where = np.broadcast_to(nothing.reshape(nothing.shape + extra), (*steps, n))
             before = fact[to]
-            fact[to] = zero(where if before is None else where | before.where, out.dtype)
+            fact[to] = zero(
+                where if before is None else where | before.where, out.dtype
+            )
         if not out.shape:
             fact = [zero(nothing.reshape(*out.scope, 1), out.dtype)]
     return [tuple(fact) or (None,)]
@@ -144,7 +139,9 @@ def _conv_links(equation: Equation, links: Links) -> None:
     links.pin(out, result[2:], why)
     links.same(kernel, window[0], out, result[1])
     if batches > 1:
-        if groups > 1 or not _grouped(links, batches, (x, image[0]), (out, result[0]), (kernel, window[0])):
+        if groups > 1 or not _grouped(
+            links, batches, (x, image[0]), (out, result[0]), (kernel, window[0])
+        ):
             pin(equation, links, why)
         links.same(x, image[1], kernel, window[1])
         _needed(links, [(x, image[1]), (kernel, window[1])], equation)
@@ -219,8 +216,8 @@ def _conv_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Ar
         whole = small.count(x, image[0]) * batches
         changes["batch_group_count"] = whole // x.shape[image[0]] or 1
     elif groups > 1:
-        changes["feature_group_count"] = (
-            small.count(x, image[1]) // small.count(kernel, window[1])
+        changes["feature_group_count"] = small.count(x, image[1]) // small.count(
+            kernel, window[1]
         )
     return equation.bind(*arrays, **changes)
 

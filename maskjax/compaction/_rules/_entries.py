@@ -55,7 +55,8 @@ def _constrained(equation: Equation, arrays: list[Array], small: Small) -> list[
         return arrays
 
 
-_NAMES = """
+ENTRIES = frozenset(
+    """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
 bitcast_convert_type cbrt ceil clamp clz convert_element_type copy copy_p cos cosh
 digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
@@ -64,13 +65,14 @@ polygamma population_count pow pvary real reduce_precision regularized_incomplet
 round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
 sqrt square stop_gradient sub tan tanh xor zeta eq_to le_to lt_to
 """.split()
+)
 
 _ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
 _PAIRS = Rule(_pairs, _carried)
 _SOURCE = Rule(_nothing, emit=_whole_then_cut)
 
 RULES = {
-    **dict.fromkeys(_NAMES, _ENTRIES),
+    **dict.fromkeys(ENTRIES, _ENTRIES),
     **dict.fromkeys(["device_put", "optimization_barrier"], _PAIRS),
     "sharding_constraint": Rule(_pairs, _carried, _constrained),
     **dict.fromkeys(["iota", "random_bits", "random_gamma", "empty"], _SOURCE),

@@ -18,7 +18,10 @@ def _windows(numbers: object, operand: tuple[int, ...], name: str) -> list[int]:
 
 def _gather_links(equation: Equation, links: Links) -> None:
     (x, rows), (out,) = equation.ins, equation.outs
-    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    numbers, sizes = (
+        equation.params["dimension_numbers"],
+        equation.params["slice_sizes"],
+    )
     why = f"is looked up in {told(equation)}"
     windows = _windows(numbers, x.shape, "collapsed_slice_dims")
     through = {}
@@ -36,7 +39,10 @@ def _gather_links(equation: Equation, links: Links) -> None:
 
 def _gather_facts(equation: Equation, facts: Facts) -> list[Fact]:
     (x, _), (out,) = equation.ins, equation.outs
-    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    numbers, sizes = (
+        equation.params["dimension_numbers"],
+        equation.params["slice_sizes"],
+    )
     fact: list[Known | None] = [None] * max(len(out.shape), 1)
     windows = _windows(numbers, x.shape, "collapsed_slice_dims")
     for axis, to in zip(windows, numbers.offset_dims, strict=True):

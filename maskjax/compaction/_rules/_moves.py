@@ -174,16 +174,17 @@ def _factor(flat: Known, out: Var, outs: Sequence[int], axis: int) -> Known | No
     """A position of a factor is known if all its flat ones are, and are the same."""
     steps = flat.where.shape[:-1]
     shape = (*steps, *(out.shape[i] for i in outs))
-    rows = [np.moveaxis(x.reshape(shape), len(steps) + outs.index(axis), len(steps)) for x in flat]
+    rows = [
+        np.moveaxis(x.reshape(shape), len(steps) + outs.index(axis), len(steps))
+        for x in flat
+    ]
     n = out.shape[axis]
     where, value = (x.reshape(*steps, n, -1) for x in rows)
     same = where.all(-1) & (value == value[..., :1]).all(-1)
     return Known(same, value[..., 0]) if same.any() else None
 
 
-def _reshape_emit(
-    equation: Equation, arrays: list[Array], small: Small
-) -> list[Array]:
+def _reshape_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
     return [lax.reshape(arrays[0], small.shape(equation.outs[0]))]
 
 

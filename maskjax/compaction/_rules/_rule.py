@@ -7,6 +7,8 @@ from typing import Any
 from maskjax._core.trees import Array
 from maskjax.compaction._cells import Cells
 from maskjax.compaction._facts import Fact, Facts
+from maskjax.compaction._folding import Folding
+from maskjax.compaction._ghosts import Ghosts
 from maskjax.compaction._program import Equation, Program
 from maskjax.compaction._small import Small
 
@@ -17,11 +19,20 @@ class Links(Cells):
     Attributes:
         facts: What is known of the values.
         follow: Links the values of a program inside.
+        folding: Finds what can be folded, if anything is to be.
+        ghosts: Which positions are equal, if one may stand for the others.
     """
 
-    def __init__(self, facts: Facts, follow: Callable[[Program, "Links"], None]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        follow: Callable[[Program, "Links"], None],
+        folding: Folding | None = None,
+        ghosts: Ghosts | None = None,
+    ) -> None:
         super().__init__()
         self.facts, self._follow = facts, follow
+        self.folding, self.ghosts = folding, ghosts
 
     def follow(self, program: Program) -> None:
         """Link the values of a program inside."""

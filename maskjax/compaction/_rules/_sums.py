@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
+from maskjax._core.trees import Array
 from maskjax.compaction._facts import Fact, Facts, Known
 from maskjax.compaction._program import Equation
 from maskjax.compaction._rules._rule import Links, Rule, told
+from maskjax.compaction._small import Small
 
 
 def _rest(equation: Equation) -> list[int]:
@@ -24,14 +27,36 @@ def _reduce_links(equation: Equation, links: Links) -> None:
             continue
         for axis in equation.params["axes"]:
             if equation.name == "reduce_sum":
-                zeros = links.facts.zeros(var, axis)
+                needed = ~np.asarray(links.facts.zeros(var, axis))
+                if links.ghosts is not None:
+                    needed = needed & links.ghosts.first(var, axis)
                 why = f"is not zero where it is summed, in {told(equation)}"
-                links.need(var, axis, ~np.asarray(zeros), why)
+                links.need(var, axis, needed, why)
+            elif links.ghosts is not None and equation.name in _EXTREMES:
+                links.need(var, axis, links.ghosts.first(var, axis), why)
             else:
                 links.pin(var, [axis], why)
         for out in equation.outs:
             for to, axis in enumerate(_rest(equation)):
                 links.same(var, axis, out, to)
+
+
+_EXTREMES = ("reduce_max", "reduce_min")
+
+
+def _reduce_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
+    """The same; one of several equal positions counts for those that left."""
+    if small.ghosts is None or equation.name != "reduce_sum":
+        return equation.bind(*arrays)
+    [x], [var] = arrays, equation.ins
+    for axis in equation.params["axes"]:
+        weights = small.ghosts.weights(var, axis, small.keep(var, axis))
+        if weights is not None:
+            lead = len(var.prefix(axis)) - len(var.scope)
+            row = jnp.asarray(small.now(weights, lead), x.dtype)
+            others = [i for i in range(row.ndim - 1, x.ndim) if i != axis]
+            x = x * jnp.expand_dims(row, others)
+    return equation.bind(x)
 
 
 def _reduce_facts(equation: Equation, facts: Facts) -> list[Fact]:
@@ -93,10 +118,12 @@ def _along_facts(equation: Equation, facts: Facts) -> list[Fact]:
         fact.append(known)
     none = (None,) * max(len(x.shape), 1)
     single = len(equation.ins) == 1
-    return [tuple(fact) if single and not i else none for i in range(len(equation.outs))]
+    return [
+        tuple(fact) if single and not i else none for i in range(len(equation.outs))
+    ]
 
 
-_REDUCE = Rule(_reduce_links, _reduce_facts)
+_REDUCE = Rule(_reduce_links, _reduce_facts, _reduce_emit)
 _ALONG = Rule(_along_links, _along_facts)
 _ALONG_UNKNOWN = Rule(_along_links)
 
