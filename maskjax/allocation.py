@@ -12,6 +12,7 @@
 import collections
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +21,32 @@ import numpy as np
 from maskjax._core import checks, layout, trees
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Density, Params, Predicate, Scores
+from maskjax.structure import Groups
 from maskjax.where import kernels
 from maskjax.where import matching as by_name
 
 __all__ = ["erk", "matching", "uniform"]
 
 
-def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> Scores:
-    """The same density for every leaf.
+def uniform(
+    params: Params,
+    *,
+    density: Density,
+    structure: Groups | None = None,
+    where: Predicate = kernels,
+) -> Scores:
+    """The same density for every leaf, or for every group.
 
     Args:
         params: Tree of arrays.
         density: The fraction to keep, in [0, 1]: a number, or a scalar array that may
             be traced.
+        structure: Groups of units: each of them gets the density.
         where: Which leaves carry a mask.
 
     Returns:
-        A tree like `params`: `density` where `where` chooses, else `None`.
+        A tree like `params`: `density` where `where` chooses, else `None`. For groups a
+        dict by their names.
 
     Raises:
         TypeError: If a chosen leaf is not floating, the density not a number, or
@@ -50,6 +60,8 @@ def uniform(params: Params, *, density: Density, where: Predicate = kernels) -> 
     fn = "maskjax.allocation.uniform"
     checks.unit_interval(density, fn=fn, name="density")
     leaves = checks.chosen_leaves(params, where, fn=fn)
+    if structure is not None:
+        return dict.fromkeys(_names(structure, fn=fn), density)
     return trees.map_mask(lambda _: density, leaves)
 
 
@@ -154,6 +166,7 @@ def matching(
     densities: Mapping[str, Density],
     density: Density,
     rest: Callable[..., Scores] = uniform,
+    structure: Groups | None = None,
     where: Predicate = kernels,
 ) -> Scores:
     """Densities by path for some leaves, and another allocation for the rest.
@@ -166,16 +179,20 @@ def matching(
         density: The fraction to keep of the leaves that no expression matches: a
             number, or a scalar array that may be traced.
         rest: The allocation of those leaves, such as `erk`.
+        structure: Groups of units: expressions are matched with their names, and `rest`
+            has to be `uniform`.
         where: Which leaves carry a mask.
 
     Returns:
-        A tree like `params`: a density where `where` chooses, else `None`.
+        A tree like `params`: a density where `where` chooses, else `None`. For groups a
+        dict by their names.
 
     Raises:
         TypeError: If a chosen leaf is not floating, a density not a number, or `where`
             not a function.
         ValueError: If a density is outside [0, 1] or nan, `where` chooses nothing, an
-            expression is malformed or matches no leaf, or a leaf is matched twice.
+            expression is malformed or matches no leaf, a leaf is matched twice, or
+            `rest` is not for groups.
 
     Example:
         >>> params = {"hidden": jnp.ones((4, 4)), "out": jnp.ones((4, 2))}
@@ -185,8 +202,38 @@ def matching(
     fn = "maskjax.allocation.matching"
     checks.unit_interval(density, fn=fn, name="density")
     picks = checks.chosen(params, where, fn=fn)
+    if structure is not None:
+        if rest is not uniform:
+            raise ValueError(f"`{fn}` needs `rest` as `uniform` for groups.")
+        names = _names(structure, fn=fn)
+        return dict.fromkeys(names, density) | _matched(names, densities, fn=fn)
     named = trees.named_leaves(params)
     paths = [path for (path, _), pick in zip(named, picks, strict=True) if pick]
+    found = _matched(paths, densities, fn=fn)
+    others = set(paths) - set(found)
+    shares = [None] * len(named)
+    if others:
+        among = layout.Among(frozenset(others), where)
+        left = rest(params, density=density, where=among)
+        shares = jax.tree.structure(params).flatten_up_to(left)
+    return jax.tree.structure(params).unflatten(
+        [found.get(path, share) for (path, _), share in zip(named, shares, strict=True)]
+    )
+
+
+def _names(structure: Any, *, fn: str) -> tuple[str, ...]:
+    if not isinstance(structure, Groups):
+        raise TypeError(
+            f"`{fn}` needs `structure` as `structure.Groups`, got {structure!r}. For "
+            "other structures leave it out."
+        )
+    return structure.names
+
+
+def _matched(
+    paths: Sequence[str], densities: Mapping[str, Density], *, fn: str
+) -> dict[str, Density]:
+    """The density of each path, or name, that an expression matches."""
     by_path: dict[str, list[str]] = {path: [] for path in paths}
     for regex, value in densities.items():
         checks.unit_interval(value, fn=fn, name=f"densities[{regex!r}]")
@@ -203,13 +250,4 @@ def matching(
         (f"{path}: {', '.join(r)}" for path, r in by_path.items() if len(r) > 1),
         f"`{fn}` needs one expression for a leaf",
     )
-    others = {path for path, regexes in by_path.items() if not regexes}
-    shares = [None] * len(named)
-    if others:
-        among = layout.Among(frozenset(others), where)
-        left = rest(params, density=density, where=among)
-        shares = jax.tree.structure(params).flatten_up_to(left)
-    found = {path: densities[r[0]] for path, r in by_path.items() if r}
-    return jax.tree.structure(params).unflatten(
-        [found.get(path, share) for (path, _), share in zip(named, shares, strict=True)]
-    )
+    return {path: densities[r[0]] for path, r in by_path.items() if r}

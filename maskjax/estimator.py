@@ -107,7 +107,8 @@ def top_k(
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
         structure: What is decided together, see `maskjax.structure`, or a tree of
-            structures like `scores`.
+            structures like `scores`. With `structure.Groups` the gradient of an entry
+            goes to the scores of the units in which it lies.
         where: What the axes mean; `scores` says which leaves have a mask.
         guess: The cutoffs of an earlier call. They make the search faster where scores
             have moved little, and never change the mask.

@@ -52,7 +52,7 @@ from maskjax.recipes import (
     supsup,
     supsup_stream,
 )
-from maskjax.structure import Block, NofM, Units
+from maskjax.structure import Block, Group, Groups, Member, NofM, Units
 from maskjax.theory import gadget, neuron, strong_ticket, subset_sum
 
 Rng = np.random.Generator
@@ -216,6 +216,28 @@ _density = _number(0.2, 0.8)
 _twins = tree_of(a=(16, 8), b=(16, 8))
 _layers = tree_of(layers=(4, 16, 8), head=(16, 8))
 _LAYERED = where.matching("layers", axes="stack inputs outputs") | where.kernels
+
+
+def _group(name: str, size: int, *members: tuple[str, int, tuple[int, ...]]) -> Group:
+    each = np.arange(size)
+    return Group(
+        name,
+        (),
+        size,
+        tuple(Member(p, axis, each, shape) for p, axis, shape in members),
+    )
+
+
+_GROUPS = Groups(
+    (
+        _group("wide", 16, ("a", 0, (16, 8)), ("b", 0, (16, 8))),
+        _group("thin", 8, ("a", 1, (16, 8)), ("c", 1, (24, 8)), ("bias", 0, (8,))),
+    )
+)
+_layer = Member("layers", 1, np.tile(np.arange(16), (4, 1)), (4, 16, 8))
+_IN_LAYERS = Groups(
+    (Group("layers", (4,), 16, (_layer,)), _group("head", 8, ("head", 1, (16, 8))))
+)
 
 # A network of one layer, and its data.
 _NET = {"w": (8, 16), "bias": (16,)}
@@ -415,6 +437,13 @@ call("estimator.straight_through", estimator.straight_through, _mask, _scores)
 call("estimator.threshold", estimator.threshold, _scores)
 call("estimator.top_k", lambda s: estimator.top_k(s, density=0.3), _scores)
 call(
+    "estimator.top_k: gradient, groups",
+    _gradient(lambda s: estimator.top_k(s, density=0.3, structure=_GROUPS)),
+    _scores,
+    _params,
+    moves="gather exchange",
+)
+call(
     "estimator.top_k: gradient",
     _gradient(lambda s: estimator.top_k(s, density=0.3, structure=Units())),
     _scores,
@@ -542,6 +571,24 @@ call(
     _mask,
     follows=True,
 )
+call(
+    "select.drop: groups",
+    lambda s, m: select.drop(s, m, rate=0.3, structure=_GROUPS),
+    _scores,
+    _mask,
+    moves="gather exchange",
+)
+call(
+    "select.random: groups",
+    lambda p: select.random(p, density=0.3, structure=_GROUPS, key=key()),
+    _params,
+)
+call(
+    "select.random_like: groups",
+    lambda m: select.random_like(m, structure=_GROUPS, key=key()),
+    _mask,
+    moves="gather exchange",
+)
 call("select.shrink", lambda s, m: select.shrink(s, m, density=0.3), _scores, _mask)
 call("select.threshold", lambda s: select.threshold(s, at=0.5), _scores)
 
@@ -558,6 +605,14 @@ def _top_k(
 _top_k("", _scores)
 _top_k(": global", _scores, scope="global")
 _top_k(": cutoffs", _scores, return_cutoff=True)
+_top_k(": groups", _scores, structure=_GROUPS, moves="gather exchange")
+_top_k(
+    ": groups, global",
+    _layers,
+    scope="global",
+    structure=_IN_LAYERS,
+    moves="gather exchange",
+)
 _top_k(": outputs", _twins, scope="output")
 _top_k(": layers", _layers, scope="layer", where=_LAYERED)
 _top_k(
@@ -741,6 +796,13 @@ call(
     _params,
     _params,
     follows=True,
+)
+call(
+    "optim.prune: groups",
+    _step(lambda: optim.prune(0.4, structure=_GROUPS)),
+    _params,
+    _params,
+    moves="gather exchange",
 )
 call(
     "optim.prune: in a scan",

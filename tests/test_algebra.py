@@ -55,6 +55,13 @@ def test_complement_flips_entries_and_nothing_else(form):
     assert algebra.count(out) == 4  # the bits that pad a word stay 0
 
 
+def test_bits_past_the_last_entry_of_a_complement_stay_0():
+    """`storage` refuses others, and equal masks have equal bits."""
+    [packed] = masks("packed", A)
+    flipped = algebra.complement(packed)["w"].bits
+    np.testing.assert_array_equal(flipped, packing.pack({"w": ~A})["w"].bits)
+
+
 @pytest.mark.parametrize("form", ["boolean", "packed"])
 def test_count_and_density(form, every_transform):
     (mask,) = masks(form, A)

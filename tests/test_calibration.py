@@ -279,6 +279,7 @@ def test_temperatures_at_the_ends():
     sharp = special.softmax(right / np.float64(found[0]), -1)
     np.testing.assert_array_equal(sharp, [[1, 0], [0, 1], [1, 0]])
     assert metrics.temperature(np.zeros((3, 1)), np.zeros(3, int)) == 1
+    assert metrics.temperature(right, y, where=np.zeros(3, bool)) == 1
 
 
 def test_a_temperature_leaves_accuracy_and_improves_likelihood():

@@ -357,6 +357,18 @@ def test_mask_and_parameters_have_one_structure(transform):
         masking.apply({"dense": {"kernel": jnp.ones(2)}}, {"dense": np.ones(1, bool)})
 
 
+def test_prefixes_that_fit_are_not_to_blame():
+    params = {name: {"w": np.ones(2), "b": np.ones(1)} for name in ("body", "head")}
+    for mask, lines in (
+        ({"head": True}, "  only in `params`: body/b\n  only in `params`: body/w"),
+        ({"head": None, "body": False, "tail": True}, "  only in `mask`: tail"),
+        ({"head": False, "body": {"w": True}}, "  only in `params`: body/b"),
+    ):
+        with pytest.raises(ValueError, match="of the same structure") as told:
+            masking.apply(params, mask)
+        assert str(told.value).split("got:\n")[1] == lines
+
+
 def test_containers_of_two_kinds_are_named_with_the_way_out():
     pair, mask = {"a": WEIGHTS["a"], "b": WEIGHTS["b"]}, {"a": MASK["a"], "b": None}
     start = "`maskjax.apply` needs `params` and `mask` of the same structure, got:\n  "

@@ -20,6 +20,7 @@ QUICK = [  # one of each kind that was wrong once
     ("score.fisher", "auto"),
     ("score.snip", "explicit"),
     ("select.drop", "vmap"),
+    ("select.iterative_top_k", "auto"),
     ("select.random_like", "shard_map"),
     ("select.top_k: global", "auto"),
     ("select.top_k: blocks across shards, applied", "explicit"),

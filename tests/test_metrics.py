@@ -168,8 +168,12 @@ def test_more_rows_than_tasks_are_told_apart(name, transform):
     for rows in ((0,), (1, 0), (1, 1), (1, 3), (-1, 2), (0, 1, 2)):
         with raises(ValueError, rf"{fn} as 2 increasing integers in \[0, 3\), got"):
             transform(lambda *given, rows=rows: of(*given, rows=rows))(*given)
-    with raises(TypeError, f"{fn} as integers, got"):
-        transform(lambda *given: of(*given, rows=(0.0, 1.0)))(*given)
+    needs = f"{fn} as integers, one for each task and not traced, got"
+    for rows in ((0.0, 1.0), [[0, 2]], ((0,), (1, 2)), (False, True), 2, "02"):
+        with raises(TypeError, needs):
+            transform(lambda *given, rows=rows: of(*given, rows=rows))(*given)
+    with raises(TypeError, needs):
+        jax.eval_shape(lambda rows: of(*given, rows=rows), np.array([0, 2]))
 
 
 def test_lists_are_matrices_too():

@@ -693,7 +693,7 @@ def test_updates_without_what_they_need_are_refused():
 
     rigl = optim.rigl(0.5, rate=0.3, every=10, key=KEY)
     state = shaped(rigl.init, params)
-    match = "needs `gradients`, to grow(.|\n)*`optim.with_gradients`"
+    match = "needs `gradients`, to grow(.|\n)*`optim.with_gradients`, and that in wra"
     refusal(ValueError, match, shaped, rigl.update, gradients, state, params)
     wrong = {"a": gradients["a"], "b": few["b"]}
     match = r"b/kernel: params \(8, 4\), gradients \(2, 2\)"
@@ -702,6 +702,11 @@ def test_updates_without_what_they_need_are_refused():
     for tx in (rigl, optim.prune(0.5), keep):
         state = shaped(tx.init, params)
         refusal(ValueError, "needs `params`", tx.update, gradients, state)
+    for name, tx in (("rigl", rigl), ("prune", optim.prune(0.5))):
+        state = shaped(tx.init, params)
+        update = functools.partial(tx.update, gradients=few)
+        match = rf"`maskjax.optim.{name}` needs (.|\n)*b/kernel: mask \(8, 4\), params "
+        refusal(ValueError, match, shaped, update, few, state, few)
 
 
 def _rank_by_gradients(params, gradients):

@@ -71,7 +71,7 @@ def internal(module):
             "unpack_leaf",
             "valid_bits",
         },
-        "maskjax.structure": {"any_alive"},
+        "maskjax.structure": {"any_alive", "sums_of_units"},
     }.get(module.__name__, set())
 
 

@@ -442,6 +442,22 @@ def test_what_draws_is_named_when_it_is_missing(name, monkeypatch):
         DRAWN[name]()
 
 
+def test_values_from_outside_of_a_trace_are_shown_in_it():
+    stack, shown = random_stack(3), []
+
+    def show(params):
+        shown.append(report.table(MASK, PARAMS))
+        shown.append(report.table(MASK, params))  # traced: only their shapes
+        shown.append(report.overlaps(stack))
+        report.plot_density(MASK, params)
+        report.plot_overlap(stack)
+
+    jax.eval_shape(show, PARAMS)
+    assert shown[0] == report.table(MASK, PARAMS)
+    assert shown[1] == report.table(MASK, jax.eval_shape(lambda: PARAMS))
+    np.testing.assert_array_equal(shown[2], report.overlaps(stack))
+
+
 def test_pictures_need_values():
     needs = "`maskjax.report.{}` needs {} with values, got a traced one"
     stack = random_stack(3)

@@ -269,6 +269,10 @@ def test_scores_of_rounds_are_shaped_as_a_tree_like_the_parameters():
     blame = r"`maskjax.select.iterative_top_k` needs `params` and `score\(params\)`"
     with pytest.raises(ValueError, match=blame + r" of the same structure(.|\n)*z"):
         select.iterative_top_k(lambda p: {"z": p["w"]}, params, density=0.5, rounds=2)
+    few = lambda p: {"w": p["w"][:2]}  # noqa: E731
+    blame = "(?s)`maskjax.select.iterative_top_k` needs .*w: mask .2, 2., params .4, 2."
+    with pytest.raises(ValueError, match=blame):
+        select.iterative_top_k(few, params, density=0.5, rounds=2)
 
 
 def test_bad_input_is_refused():

@@ -230,6 +230,10 @@ def test_each_sample_needs_a_member(params):
         call(network, params, stack, jnp.zeros(4, int), jnp.ones((5, 3)))
     with pytest.raises(ValueError, match="`group` of at least 1"):
         call(network, params, stack, jnp.zeros(4, int), jnp.ones((4, 3)), group=0)
+    wide = {**params, "hidden": np.ones((4, 7), "float32")}
+    match = r"(?s)predict_each` needs .*hidden: mask \(3, 7\), params \(4, 7\)"
+    with pytest.raises(ValueError, match=match):
+        call(network, wide, stack, jnp.zeros(4, int), jnp.ones((4, 3)))
 
 
 def test_members_out_of_range_are_clipped(params):

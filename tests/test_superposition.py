@@ -130,6 +130,8 @@ def test_images_that_are_not_apart_are_told(transform):
 
     with pytest.warns(UserWarning, match='infer` gives `apply` one .*`per="batch"`'):
         transform(infer)(tasks(), images(4))
+    with pytest.warns(UserWarning, match='infer` gives `apply` one .*`per="batch"`'):
+        transform(lambda *args: infer(*args, per="batch"))(tasks(), images(1))
     found = transform(lambda *args: infer(*args, per="batch"))(tasks(), images(4))
     assert found.shape == ()
     transform(lambda *args: infer(*args, apply=network))(tasks(), images(4))

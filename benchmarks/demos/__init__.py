@@ -6,6 +6,7 @@ _NAMES = (
     "magnitude",
     "criteria",
     "pruning",
+    "compaction",
     "lottery_ticket",
     "deconstructing",
     "edge_popup",

@@ -13,6 +13,7 @@ QUESTIONS = (
     "selection",
     "masked_step",
     "sparse_step",
+    "compaction",
     "edge_popup_step",
     "lottery_ticket",
     "packing",

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from maskjax._core.jaxprs import body_of
+
 _PRIMES = (8191, 8209, 8219, 8221)
 
 _REDUCTIONS = {
@@ -24,7 +26,6 @@ _REDUCTIONS = {
     "reduce": "dimensions",
     "sort": "dimension",
 }
-_BODIES = ("jaxpr", "call_jaxpr", "call")
 
 
 def told_if_mixed(
@@ -116,7 +117,7 @@ class _Walk:
             runs = [self.run(body, ins[1:]) for body in params["branches"]]
             outs = [any(each) for each in zip(*(out for out, _ in runs), strict=True)]
             return [out or ins[0] for out in outs], any(mixed for _, mixed in runs)
-        body = next((params[key] for key in _BODIES if key in params), None)
+        body = body_of(equation)
         if body is not None and len(getattr(body, "jaxpr", body).invars) == len(ins):
             return self.run(body, ins)
         several = any(ins) or self.reduces(equation)

@@ -1,5 +1,4 @@
-"""Which positions of which axes have to stay: cells, the links between them, the least
-choice that satisfies all.
+"""Cells: which positions of which axes have to stay.
 
 A cell is an axis of a value: for each step of the loops around it, and each position,
 whether it stays. Five kinds of links say how cells go together:
@@ -38,7 +37,7 @@ class Cell:
         self.parent: Cell | None = None
         self.links: list[Any] = []
         self.flat = False
-        self.why = np.empty(0)
+        self.why: np.ndarray = np.empty(0, np.int32)
 
     @property
     def keep(self) -> np.ndarray:
@@ -73,8 +72,7 @@ def _spread(few: Cell, many: Cell) -> np.ndarray:
 
 def _folded(why: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """A reason of any step: the largest is one, since FREE is below all."""
-    why = why.max(axis=axes) if axes else why
-    return why
+    return why.max(axis=axes) if axes else why
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,7 +96,7 @@ class Part:
 
 @dataclasses.dataclass(eq=False)
 class Product:
-    """`flat` is the row-major product of `factors`: a factor stays if any of it does."""
+    """`flat` is the row-major product of `factors`; one stays if any of it does."""
 
     flat: Cell
     factors: tuple[Cell, ...]
@@ -115,14 +113,14 @@ class Product:
             others = tuple(k + j for j in range(len(factors)) if j != i)
             if _grow(factor, grid.max(axis=others)):
                 changed.append(factor)
-        whole, reason = None, None
+        whole = np.ones((), bool)
+        reason = np.full((), FREE, np.int32)
         for i, factor in enumerate(factors):
             shape = [1] * len(factors)
             shape[i] = factor.size
             why = factor.why.reshape(*flat.prefix, *shape)
-            kept = why != FREE
-            whole = kept if whole is None else whole & kept
-            reason = why if reason is None else np.maximum(reason, why)
+            whole = whole & (why != FREE)
+            reason = np.maximum(reason, why)
         wanted = np.where(whole, reason, FREE).reshape(flat.why.shape)
         if _grow(flat, wanted):
             changed.append(flat)

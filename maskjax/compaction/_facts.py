@@ -1,7 +1,7 @@
 """What is known of each position of each axis: that its whole slice is one constant.
 
-A mask makes slices of parameters 0, and an operation whose operands are all known can be
-evaluated, so that no list of operations that keep 0 at 0 is needed. A fact holds for
+A mask makes slices of parameters 0, and an operation whose operands are all known can
+be evaluated, so that no list of operations that keep 0 at 0 is needed. A fact holds for
 every step of the loops around it at once: its arrays have the shape of the steps, then
 the length of the axis.
 """
@@ -64,7 +64,7 @@ class Facts(dict[Var, Fact]):
     def spread(
         self, var: Var, axis: int, prefix: tuple[int, ...], n: int
     ) -> Known | None:
-        """What is known along an axis, for these steps and that length. -1: a scalar."""
+        """What is known along an axis, for these steps and that length; -1: of all."""
         known = self.whole(var) if axis < 0 else self.of(var)[axis]
         if known is None:
             return None
@@ -102,9 +102,8 @@ def _same(known: Known | None) -> Known | None:
     if known is None:
         return None
     first = known.value[..., :1]
-    where = known.where.all(-1, keepdims=True) & _equal(known.value, first).all(
-        -1, keepdims=True
-    )
+    same = known.where & _equal(known.value, first)
+    where = np.asarray(same.all(-1, keepdims=True))
     return Known(where, first) if where.any() else None
 
 
@@ -122,7 +121,7 @@ def _stepped(
         flat = where.shape[: len(steps)] + (-1, where.shape[-1])
         rows, values = where.reshape(flat), value.reshape(flat)
         value = values[..., 0, :]
-        where = (rows & _equal(values, value[..., None, :])).all(-2)
+        where = np.asarray((rows & _equal(values, value[..., None, :])).all(-2))
     elif len(own) < len(steps):
         more = (1,) * (len(steps) - len(own))
         shape = (*where.shape[:-1], *more, where.shape[-1])
@@ -247,7 +246,9 @@ def value_of(equation: Equation, columns: Sequence[np.ndarray]) -> np.ndarray | 
     with np.errstate(all="ignore"):
         if own is not None:
             return own(*columns)
-        table = np.stack([np.asarray(c).astype(np.float64) for c in columns])
+        kinds = {np.asarray(c).dtype.kind for c in columns}
+        wide = np.complex128 if "c" in kinds else np.float64
+        table = np.stack([np.asarray(c).astype(wide) for c in columns])
         rows, back = np.unique(table, axis=1, return_inverse=True)
         values = [_at(equation, rows[:, i], columns) for i in range(rows.shape[1])]
         if any(v is None for v in values):
@@ -272,15 +273,24 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
         try:
             with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
                 numbers = zip(row, columns, strict=True)
-                operands = [jnp.asarray(x.astype(c.dtype)) for x, c in numbers]
+                operands = [jnp.asarray(_cast(x, c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])
         except Exception:  # a primitive that takes no scalars is not known
             _memo[key] = None
     return _memo[key]
 
 
+def _cast(x: Any, dtype: Any) -> np.ndarray:
+    complex_ = np.issubdtype(dtype, np.complexfloating)
+    return np.asarray(x if complex_ else np.real(x), dtype)
+
+
 def _cpu() -> Any:
-    return jax.local_devices(backend="cpu")[0]
+    """The host, if JAX may use it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def masked(mask: np.ndarray | None, var: Var) -> Fact:

@@ -1,9 +1,9 @@
 """Constants that leave: what they add to the next operation is stored with the plan.
 
-A channel whose filters are masked, but not what BatchNorm adds to it, is a constant. The
-next kernel turns it into a constant too: the sum of the constants times its rows. For a
-convolution that is a kernel of one input, to be slid over ones, so that borders come
-right at any size. Constants have no gradient here: for inference only.
+A channel whose filters are masked, but not what BatchNorm adds to it, is a constant.
+The next kernel turns it into a constant too: the sum of the constants times its rows.
+For a convolution that is a kernel of one input, to be slid over ones, so that borders
+come right at any size. Constants have no gradient here: for inference only.
 """
 
 import dataclasses
@@ -183,7 +183,7 @@ def _values(program: Program, params: Sequence[tuple[Var, Any]]) -> dict[Var, An
 
 
 def valued(fact: Fact, var: Var, array: np.ndarray) -> Fact:
-    """A fact, with the numbers of a parameter that has one axis beside those that stack."""
+    """A fact, with the numbers of a parameter that has one axis, and stacks."""
     if not var.shape:
         return (either(fact[0], Known(np.ones(1, bool), array.reshape(1))),)
     if len(var.shape) != var.lead + 1:

@@ -14,12 +14,15 @@ from maskjax.compaction._program import Const, Equation, Program, Var
 from maskjax.compaction._rules import RULES, Links, as_it_is, pin, unknown
 from maskjax.compaction._small import Small, Unfit
 
-
 FOLDED = ("conv_general_dilated", "dot_general")
 
 
 class Pinned(dict[Equation, str]):
     """Equations that cannot be written small, and why."""
+
+    def add(self, unfit: Unfit) -> None:
+        """One more."""
+        self[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
 
 
 def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:

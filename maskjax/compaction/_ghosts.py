@@ -1,9 +1,9 @@
 """Positions whose slices are provably equal: one stands for all of them in a sum.
 
 Where the mean is taken off a residual stream, every masked feature becomes minus the
-mean: not 0, but the same in all of them. A sum of squares, as in a LayerNorm that passes
-over its inputs twice, then needs one of them, weighed by their number. The others leave.
-That one has no right gradient: for inference only.
+mean: not 0, but the same in all of them. A sum of squares, as in a LayerNorm that
+passes over its inputs twice, then needs one of them, weighed by their number. The
+others leave. That one has no right gradient: for inference only.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from maskjax.compaction._program import Equation, Program, Var
 
 
 class Ghosts:
-    """For each axis of each value a number for every position; equal numbers, equal slices."""
+    """For each axis a number for every position: equal numbers, equal slices."""
 
     def __init__(self, program: Program, facts: Facts) -> None:
         self._facts = facts
@@ -43,7 +43,7 @@ class Ghosts:
                     self._labels[out, axis] = _of_output(self, equation, out, axis)
 
     def of(self, var: Var, axis: int) -> np.ndarray | None:
-        """The numbers of an axis, [*steps, n]; None if no two slices are known equal."""
+        """The numbers of an axis, [*steps, n]; None if no slices are equal."""
         labels = self._labels.get((var, axis))
         known = self._facts.of(var)[axis]
         if known is None or not (known.where.sum(-1) > 1).any():
@@ -95,7 +95,7 @@ def _numbered(labels: np.ndarray) -> np.ndarray:
 def _of_output(
     ghosts: Ghosts, equation: Equation, out: Var, axis: int
 ) -> np.ndarray | None:
-    """The numbers of an output's axis, from those of the inputs' axes that it runs along."""
+    """The numbers of an output's axis, from the inputs' axes that it runs along."""
     from maskjax.compaction._rules._entries import ENTRIES
 
     name, params = equation.name, equation.params
@@ -124,7 +124,7 @@ def _of_output(
 def _together(
     ghosts: Ghosts, operands: Sequence[Var], out: Var, axis: int
 ) -> np.ndarray | None:
-    """Equal in all operands; those that are shared by all positions do not tell apart."""
+    """Equal in all operands; what all positions share does not tell them apart."""
     rows: list[Any] = []
     for var in operands:
         if len(var.shape) == len(out.shape) and var.shape[axis] == out.shape[axis]:

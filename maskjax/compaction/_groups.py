@@ -1,8 +1,9 @@
 """Which units of a network can leave, and what leaves with each.
 
-From each position of an axis the closure of dropping it is taken: what is equal, a part,
-or a product with it. All positions of an axis are followed at once, each with the number
-of its unit; where two numbers meet, they are one unit. What meets a pin is fixed.
+From each position of an axis the closure of dropping it is taken: what is equal, a
+part, or a product with it. All positions of an axis are followed at once, each with the
+number of its unit; where two numbers meet, they are one unit. What meets a pin is
+fixed.
 """
 
 import collections
@@ -19,6 +20,7 @@ from maskjax.compaction._facts import Fact
 from maskjax.compaction._network import Network
 from maskjax.compaction._program import Var
 from maskjax.compaction._rules import Links
+from maskjax.compaction._small import Unfit
 from maskjax.structure import Group, Groups, Member
 
 NONE = -1
@@ -27,14 +29,15 @@ NONE = -1
 def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
     """The units of a network that can be taken out, each with all that leaves with it.
 
-    A channel leaves with its bias, its scale, its statistics and the inputs of what reads
-    it; the residual stream leaves everywhere at once; a head leaves with its queries, keys,
-    values and outputs, and a dimension of all heads' queries with that of their keys. Units
-    of a network with `scan` are those of each layer. Inputs and outputs are fixed.
+    A channel leaves with its bias, its scale, its statistics and the inputs of what
+    reads it; the residual stream leaves everywhere at once; a head leaves with its
+    queries, keys, values and outputs, and a dimension of all heads' queries with that
+    of their keys. Units of a network with `scan` are those of each layer. Inputs and
+    outputs are fixed.
 
     The groups are a structure: `select.top_k(scores, structure=groups)` and
-    `optim.prune(structure=groups)` remove whole units on every leaf, and `plan` of such a
-    mask takes exactly them out.
+    `optim.prune(structure=groups)` remove whole units on every leaf, and `plan` of such
+    a mask takes exactly them out.
 
     Args:
         apply: `(params, *inputs) -> outputs`, any function that JAX can trace.
@@ -48,11 +51,12 @@ def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
         ValueError: If no unit can be taken out.
 
     Example:
-        >>> params = {"up": jnp.ones((2, 3)), "b": jnp.ones(3), "down": jnp.ones((3, 1))}
+        >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
+        >>> params["b"] = jnp.ones(3)
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"] + p["b"]) @ p["down"]
         >>> units = compaction.groups(apply, params, jnp.ones((1, 2)))
-        >>> print(units["b axis 0"])
-        b axis 0: 3 units in b[0], down[0], up[1]
+        >>> print(units["up axis 1"])
+        up axis 1: 3 units in b[0], down[0], up[1]
 
     References:
         Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.
@@ -61,9 +65,15 @@ def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
     fn = "maskjax.compaction.groups"
     call = _calls.Call(params, inputs, {})
     network = call.network(apply, None, fn=fn)
-    links = _linked(network)
-    found = list(_found(network, links, call))
-    free, fixed = _tried(network, call, found)
+    pinned = _follow.Pinned()
+    while True:
+        links = _linked(network, pinned)
+        found = _joined(list(_found(network, links, call)))
+        try:
+            free, fixed = _tried(network, call, found, pinned)
+            break
+        except Unfit as unfit:
+            pinned.add(unfit)
     lines = [*_pinned_lines(network, links, call, free), *fixed]
     return Groups(tuple(free), fixed=tuple(lines))
 
@@ -72,15 +82,15 @@ def _nothing(_: int, var: Var) -> Fact:
     return (None,) * max(len(var.shape), 1)
 
 
-def _linked(network: Network) -> Links:
+def _linked(network: Network, pinned: _follow.Pinned) -> Links:
     facts = network.facts(_nothing)
-    links = network.links(facts, _follow.Pinned(), inputs=True)
+    links = network.links(facts, pinned, inputs=True)
     links.solve()
     return links
 
 
 class _Closure:
-    """The units of one axis, and their numbers at all positions that leave with them."""
+    """The units of one axis, and their numbers wherever positions leave with them."""
 
     def __init__(self, start: Cell, links: Links) -> None:
         self._links = links
@@ -114,7 +124,7 @@ class _Closure:
         return self.numbers[cell]
 
     def _put(self, cell: Cell, numbers: np.ndarray) -> bool:
-        """Units at some positions; those that meet others there become one with them."""
+        """Units at some positions; those that meet there become one."""
         own = self._at(cell)
         numbers = np.broadcast_to(numbers, own.shape)
         both = (own != NONE) & (numbers != NONE) & (own != numbers)
@@ -194,7 +204,7 @@ class _Closure:
     def fixed(self) -> dict[int, str]:
         """The units that meet a pin, or only a part of a product."""
         found: dict[int, str] = {}
-        for cell, where, reason, pinned in self._links.needs:
+        for cell, _, reason, pinned in self._links.needs:
             root = self._links.root(cell)
             if pinned and root in self.numbers:
                 for unit in np.unique(self.units(root)).tolist():
@@ -300,8 +310,21 @@ def _group(
             if not stack and (rows == rows.reshape(-1, rows.shape[-1])[0]).all():
                 rows = rows.reshape(-1, rows.shape[-1])[0]
             members.append(Member(call.paths[i], axis, rows, shape=call.shapes[i]))
-    name = _name(members[0], size, names)
-    return Group(name, stack, size, tuple(members))
+    first = min(members, key=lambda m: _order(m, network, call))
+    return Group(_name(first, size, names), stack, size, tuple(members))
+
+
+def _order(member: Member, network: Network, call: _calls.Call) -> Any:
+    """Kernels before biases, and those that are used first before others."""
+    i = call.paths.index(member.path)
+    var = network.var(i)
+    first = len(network.program.equations)
+    for number, equation in enumerate(network.program.equations):
+        if var in equation.ins:
+            first = number
+            break
+    flat = var is None or len(var.shape) - var.lead < 2
+    return flat, first, i, -member.axis
 
 
 def _apart(new: list[int], layer: int, prefix: Any, units: Any) -> bool:
@@ -330,8 +353,51 @@ def _name(member: Member, size: int, names: set[str]) -> str:
     return name
 
 
+def _joined(found: list[Group]) -> list[Group]:
+    """Groups of units on the same axes are one, as where an axis is cut and rolled."""
+    alike: dict[Any, list[Group]] = {}
+    for group in found:
+        key = (group.stack, tuple((m.path, m.axis) for m in group.members))
+        alike.setdefault(key, []).append(group)
+    return [_one(groups) for groups in alike.values()]
+
+
+def _one(parts: list[Group]) -> Group:
+    """One group of the units of several, in the order of their first positions."""
+    first, *others = parts
+    if not others or first.stack:
+        return first
+    tables = [np.asarray(m.units) for m in first.members]
+    size = first.size
+    for group in others:
+        for table, member in zip(tables, group.members, strict=True):
+            units = np.asarray(member.units)
+            if (table[units != NONE] != NONE).any() or units.shape != table.shape:
+                return first  # they overlap: heads, and what heads are made of
+        tables = [
+            np.where(np.asarray(m.units) != NONE, np.asarray(m.units) + size, table)
+            for table, m in zip(tables, group.members, strict=True)
+        ]
+        size += group.size
+    flat = tables[0].reshape(-1)
+    order = list(dict.fromkeys(flat[flat != NONE].tolist()))
+    number = np.full(size + 1, NONE, np.int32)
+    number[order] = np.arange(len(order))
+    members = [
+        Member(m.path, m.axis, number[table], shape=m.shape)
+        for m, table in zip(first.members, tables, strict=True)
+    ]
+    name = f"{members[0].path} axis {members[0].axis}"
+    n = members[0].shape[members[0].axis]
+    name = name if size == n else f"{name}, {size} of {n}"
+    return Group(name, (), size, tuple(members))
+
+
 def _tried(
-    network: Network, call: _calls.Call, found: list[Group]
+    network: Network,
+    call: _calls.Call,
+    found: list[Group],
+    pinned: _follow.Pinned,
 ) -> tuple[list[Group], list[str]]:
     """The groups whose first unit leaves when it is masked, and why others don't."""
     masks: list[Any] = [None] * len(call.paths)
@@ -350,8 +416,9 @@ def _tried(
         mask = masks[owner]
         return _nothing(owner, var) if mask is None else _facts.masked(mask, var)
 
-    links = network.links(network.facts(known), _follow.Pinned(), inputs=True)
+    links = network.links(network.facts(known), pinned, inputs=True)
     links.solve()
+    _network.check(network, links, pinned)
     free, fixed = [], []
     for group in found:
         member = group.members[0]

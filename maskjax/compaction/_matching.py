@@ -1,8 +1,8 @@
 """Which leaves of a tree belong to which parameters: moments, averages, statistics.
 
 A part of a tree with all paths of the parameters belongs to them, leaf by leaf. Any
-other leaf belongs to the parameter whose path its own path ends with: new statistics, and
-masks of some of the parameters. The first word of a parameter's path may be missing,
+other leaf belongs to the parameter whose path its own path ends with: new statistics,
+and masks of some of the parameters. The first word of a parameter's path may be missing,
 because `{"params": ...}` is often left out. Paths of numbers alone, as those of tuples,
 say nothing at the end of another: there a part belongs to the parameters if each of its
 leaves does.
@@ -103,7 +103,7 @@ def _size(leaf: Any) -> int:
 
 
 def _fits(leaf: Any, shape: Shape) -> bool:
-    """Whether a leaf is shaped like a parameter; axes that share a value have length 1."""
+    """Whether a leaf is shaped like a parameter; axes that share have length 1."""
     if leaf is None:
         return True
     own = shape_of(leaf)

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from maskjax import packing
 from maskjax._core import checks
@@ -23,13 +23,13 @@ KEPT = "the plan keeps it"
 def narrow(
     apply: Callable[..., Any], plan: Plan, *, state_outputs: Any = None
 ) -> Callable[..., Any]:
-    """A function of the small parameters that does what `apply` does of the masked ones.
+    """A function of small parameters that does what `apply` does of the masked.
 
-    It takes and gives what `apply` does, with small leaves in place of whole ones: in its
-    first argument, and wherever a leaf belongs to a parameter by path and shape, as in
-    optimizer states. It may be another function than the one that was planned, such as a
-    loss or a training step, with inputs of other shapes. It is analysed again for each
-    combination of shapes, at the time of tracing, and can be jitted, vmapped and
+    It takes and gives what `apply` does, with small leaves in place of whole ones: in
+    its first argument, and wherever a leaf belongs to a parameter by path and shape, as
+    in optimizer states. It may be another function than the one that was planned, such
+    as a loss or a training step, with inputs of other shapes. It is analysed again for
+    each combination of shapes, at the time of tracing, and can be jitted, vmapped and
     differentiated.
 
     Args:
@@ -42,7 +42,8 @@ def narrow(
         The small function.
 
     Raises:
-        ValueError: When called, if the parameters do not have the plan's small shapes, or
+        ValueError: When called, if the parameters do not have the plan's small shapes,
+        or
             `apply` needs something that was taken out; parameter, axis and cause are
             named.
 
@@ -120,7 +121,7 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
             return (None,) * max(len(var.shape), 1)
         fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        ) or (None,)
+        ) or (_facts.zero(np.full(1, leaf.nothing), var.dtype),)
         value = None if folded is None else folded.values[owner]
         return fact if value is None else valued(fact, var, value)
 
@@ -143,17 +144,13 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
                 more = now & ~rows
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
-                    lines.append(
-                        f"{leaf.path} axis {axis}: {more.sum()} of {now.size}: it {why}"
-                    )
+                    count = f"{more.sum()} of {now.size} more"
+                    lines.append(f"{leaf.path} axis {axis}: {count}: {why}")
         if lines:
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
-        shapes = _network.small_shapes(network, links)
-        jax.eval_shape(
-            lambda *xs: _network.written(network, links, pinned, xs), *shapes
-        )
+        _network.check(network, links, pinned)
         return links
 
     links, _ = _network.solved(
@@ -170,7 +167,7 @@ def _rows(
     have = table.ndim - 1
     if have > steps:
         axes = tuple(range(steps, have))
-        return table.any(axes) if any_of else table.all(axes)
+        return np.asarray(table.any(axes) if any_of else table.all(axes))
     if have < steps:
         table = table.reshape(
             *table.shape[:-1], *(1,) * (steps - have), table.shape[-1]
@@ -186,11 +183,9 @@ def _holds_tracers(program: Program) -> bool:
     """Whether a program closes over values of a trace that ends."""
     for equation in program.equations:
         if any(
-            isinstance(v, Const) and isinstance(v.value, jax.core.Tracer)
-            for v in equation.ins
+            isinstance(v, Const) and isinstance(v.value, Tracer) for v in equation.ins
         ) or any(map(_holds_tracers, equation.bodies)):
             return True
     return any(
-        isinstance(v, Const) and isinstance(v.value, jax.core.Tracer)
-        for v in program.outs
+        isinstance(v, Const) and isinstance(v.value, Tracer) for v in program.outs
     )

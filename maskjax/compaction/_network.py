@@ -43,7 +43,7 @@ class Network:
 
     @functools.cached_property
     def _first(self) -> dict[int, Var]:
-        """Of those that belong to a parameter, the first without axes that are shared."""
+        """For each parameter the first input that has all of its axes."""
         first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
             if owner is not None and math.prod(var.shape) > math.prod(
@@ -83,13 +83,13 @@ class Network:
             if owner is not None and owner in self._first:
                 _same(links, self._first[owner], var)
             else:
-                why = "is an output; what is handed on as state may shrink: `state_outputs`"
+                why = "is an output (state may shrink: `state_outputs`)"
                 links.pin(var, range(len(var.shape)), why)
         return links
 
 
 def _same(links: Links, whole: Var, var: Var) -> None:
-    """What belongs to a parameter keeps its positions, but on axes that share a value."""
+    """What belongs to a parameter keeps its positions, but on axes of 1."""
     for axis, (n, size) in enumerate(zip(var.shape, whole.shape, strict=True)):
         if n == size:
             links.same(whole, axis, var, axis)
@@ -133,6 +133,7 @@ def solved(
     wanted: Callable[[Links], None],
     pinned: Pinned,
     write: Callable[[Links], Any],
+    *,
     folding: Folding | None = None,
     ghosts: bool = False,
 ) -> tuple[Links, Any]:
@@ -145,7 +146,7 @@ def solved(
         try:
             return links, write(links)
         except Unfit as unfit:
-            pinned[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
+            pinned.add(unfit)
 
 
 def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
@@ -167,6 +168,16 @@ def written(
     """The outputs, of small parameters and whole inputs."""
     picked = [owner is None for owner in network.owners]
     return _follow.written(network.program, links, pinned, arrays, picked)
+
+
+def check(network: Network, links: Links, pinned: Pinned) -> None:
+    """Write the small program for shapes alone, to see that it can be.
+
+    Raises:
+        Unfit: If it can't.
+    """
+    shapes = small_shapes(network, links)
+    jax.eval_shape(lambda *xs: written(network, links, pinned, xs), *shapes)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

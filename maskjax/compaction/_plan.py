@@ -25,9 +25,10 @@ class Leaf:
     Attributes:
         path: Its path.
         shape: Its whole shape.
-        lead: How many first axes stack: along them, other axes may keep other positions.
+        lead: How many first axes stack: along them, others may keep other positions.
         keep: For each axis which positions stay, [*stack, n].
         dead: For each axis which positions the mask makes 0, [*stack, n].
+        nothing: Whether the mask makes all of it 0.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Leaf:
     lead: int
     keep: tuple[np.ndarray, ...]
     dead: tuple[np.ndarray, ...]
+    nothing: bool = False
 
     @property
     def small(self) -> tuple[int, ...]:
@@ -44,7 +46,8 @@ class Leaf:
     def key(self) -> Any:
         """What makes two of them equal."""
         rows = (*self.keep, *self.dead)
-        return self.path, self.shape, self.lead, tuple(r.tobytes() for r in rows)
+        own = (self.path, self.shape, self.lead, self.nothing)
+        return own, tuple(r.tobytes() for r in rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,8 +96,8 @@ def shrink(tree: Any, plan: Plan) -> Any:
 
     Parameters, gradients, moments of optimizers, averages, statistics and masks: a leaf
     belongs to the parameter whose path its own path ends with, and whose shape it has.
-    A part of the tree whose paths are those of all parameters belongs to them, also where
-    paths are numbers. Other leaves, such as counters, are handed back as they are.
+    A part of the tree whose paths are those of all parameters belongs to them, also
+    where paths are numbers. Other leaves, such as counters, are handed back as they are.
 
     Args:
         tree: Arrays, or shapes. Mask leaves may be `None`, packed, or have axes of 1.
@@ -164,8 +167,8 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
                 )
             )
         ),
-        f"`maskjax.compaction.{fn}` needs leaves that are named like parameters to have "
-        "their shapes, and one parameter for each. Leave the others out, and make them "
+        f"`maskjax.compaction.{fn}` needs leaves that are named like parameters to "
+        "have their shapes, and one parameter for each. Leave the others out, and make them "
         "anew of the other parameters, as by `optimizer.init`. This tree has",
     )
     if all(owner is None for owner in owners):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from maskjax import masking, packing
 from maskjax._core import checks, trees
@@ -33,9 +34,9 @@ def plan(
     """What a mask lets you take out of a network, exactly.
 
     `apply` is traced, and every axis of every value followed to where its positions are
-    needed. A position leaves if everything that it is multiplied with, added to or summed
-    into stays the same without it. Nothing is computed, and `params` may be shapes. The
-    law: for finite values
+    needed. A position leaves if everything that it is multiplied with, added to or
+    summed into stays the same without it. Nothing is computed, and `params` may be
+    shapes. The law: for finite values
 
         narrow(apply, plan)(shrink(masked, plan), *inputs) = apply(masked, *inputs)
 
@@ -49,9 +50,9 @@ def plan(
         mask: A mask of the same structure, whose leaves are concrete. Only what it
             removes is taken for 0: parameters that happen to be 0 are not.
         *inputs: What else `apply` takes; arrays, or shapes.
-        state_outputs: Which outputs may shrink: a tree of booleans like the output, or a
-            prefix of it. By default those that belong to a parameter by path and shape,
-            such as new batch statistics.
+        state_outputs: Which outputs may shrink: a tree of booleans like the output, or
+            a prefix of it. By default those that belong to a parameter by path and
+            shape, such as new batch statistics.
         fold: Whether channels that are constants leave too: what is left of a channel
             whose kernel is masked, and not the bias or what BatchNorm adds. They move
             into the next dense layer or convolution. For inference: it takes the values
@@ -62,8 +63,8 @@ def plan(
             inference: that position has no right gradient.
 
     Returns:
-        The plan. `str(plan)` reports what leaves, and for each axis that stays though it
-        is masked, why.
+        The plan. `str(plan)` reports what leaves, and for each axis that stays though
+        it is masked, why.
 
     Raises:
         TypeError: If a leaf of the mask is not boolean.
@@ -96,7 +97,7 @@ class _Numbers:
         wrong = [
             f"{path}: {checks.kind_of(leaf)}"
             for path, leaf in trees.named_leaves(params)
-            if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+            if isinstance(leaf, Tracer | jax.ShapeDtypeStruct)
         ]
         if wrong:
             needs = f"`{fn}` needs the numbers of `params` for `fold=True`"
@@ -117,7 +118,7 @@ def _concrete(
             masks.append(None)
             continue
         whole = packing.unpack(leaf) if isinstance(leaf, PackedMask) else leaf
-        if isinstance(whole, jax.core.Tracer):
+        if isinstance(whole, Tracer):
             raise ValueError(
                 f"`{fn}` needs a concrete mask, because shapes depend on it, got a "
                 f"traced leaf at {path}. Make the plan outside of `jax.jit`."
@@ -170,7 +171,7 @@ def planned(
         known,
         wanted,
         pinned,
-        lambda links: _tried(network, links, pinned),
+        lambda links: _network.check(network, links, pinned),
         folding=own,
         ghosts=ghosts,
     )
@@ -186,16 +187,6 @@ def planned(
     )
     folded = Folded(kind(network.program), values, tuple(folds))
     return Plan(leaves, report, folded, ghosts)
-
-
-def _tried(network: Network, links: Links, pinned: _follow.Pinned) -> Any:
-    """Write the small program for shapes alone, to see that it can be."""
-    shapes = _network.small_shapes(network, links)
-
-    def small(*arrays: Any) -> Any:
-        return _network.written(network, links, pinned, arrays)
-
-    return jax.eval_shape(small, *shapes)
 
 
 def _leaf(
@@ -214,7 +205,8 @@ def _leaf(
         np.zeros_like(row) if known is None else known.zeros()
         for row, known in zip(keep, fact[: len(shape)], strict=True)
     )
-    return Leaf(path, shape, var.lead, keep, dead)
+    nothing = mask is not None and not mask.any()
+    return Leaf(path, shape, var.lead, keep, dead, nothing)
 
 
 def _report(leaves: Sequence[Leaf], firsts: Sequence[Any], links: Links) -> list[str]:

@@ -24,8 +24,8 @@ class Var:
     __slots__ = ("dtype", "lead", "scope", "shape")
 
     def __init__(self, aval: Any, scope: tuple[int, ...]) -> None:
-        self.shape = tuple(getattr(aval, "shape", ()))
-        self.dtype = getattr(aval, "dtype", None)
+        self.shape: tuple[int, ...] = tuple(getattr(aval, "shape", ()))
+        self.dtype: Any = getattr(aval, "dtype", None)
         self.scope = scope
         self.lead = 0
 
@@ -35,7 +35,7 @@ class Var:
 
 
 class Const(Var):
-    """A constant of a program: a number in its text, or an array that it closes over."""
+    """A constant: a number in the program's text, or an array that it closes over."""
 
     __slots__ = ("value",)
 
@@ -84,9 +84,10 @@ _CALLS = frozenset("closed_call core_call custom_vmap_call jit pjit custom_lin".
 
 
 def traced(fun: Callable[..., Any], args: Sequence[Any]) -> tuple[Program, Any]:
-    """The program of a function of trees of shapes or arrays, and its output's shapes."""
+    """The program of a function of shapes or arrays, and its output's shapes."""
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
     program = _program(closed, (), "", guard=False)
+    _own_constants(program)
     _trim(program, [True] * len(program.outs))
     _lead(program)
     return program, out
@@ -96,7 +97,7 @@ def _program(
     closed: Any, scope: tuple[int, ...], place: str, *, guard: bool
 ) -> Program:
     ins = [Var(v.aval, scope) for v in closed.jaxpr.invars]
-    reader = _Reader(scope, guard)
+    reader = _Reader(scope, guard=guard)
     outs = reader.read(closed.jaxpr, closed.consts, ins, place)
     return Program(ins, outs, reader.equations)
 
@@ -104,7 +105,7 @@ def _program(
 class _Reader:
     """Reads a jaxpr and what it calls into one list of equations."""
 
-    def __init__(self, scope: tuple[int, ...], guard: bool) -> None:
+    def __init__(self, scope: tuple[int, ...], *, guard: bool) -> None:
         self.scope, self.guard = scope, guard
         self.equations: list[Equation] = []
 
@@ -196,6 +197,70 @@ def _derivative(eqn: Any, atoms: Sequence[Var]) -> Any:
 
 def _real(x: Any) -> bool:
     return jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)
+
+
+# Constants.
+
+
+def _own_constants(program: Program) -> None:
+    """Arrays of one number are made anew for each use.
+
+    Two layers may start from the same zeros: that does not make their units the same.
+    """
+    made: dict[Var, Equation] = {}
+    equations: list[Equation] = []
+
+    def own(var: Var) -> Var:
+        if var not in made:
+            return var
+        out = Var(var, var.scope)
+        equations.append(_again(made[var], out))
+        return out
+
+    for equation in program.equations:
+        if _is_one_number(equation):
+            made[equation.outs[0]] = equation
+            continue
+        if equation.name == "scan":
+            _push_inside(equation, made)
+        equation.ins = [own(var) for var in equation.ins]
+        equations.append(equation)
+        for body in equation.bodies:
+            _own_constants(body)
+    program.outs[:] = [own(var) for var in program.outs]
+    program.equations[:] = equations
+
+
+def _is_one_number(equation: Equation) -> bool:
+    return (
+        equation.name == "broadcast_in_dim"
+        and len(equation.ins) == 1
+        and isinstance(equation.ins[0], Const)
+        and not equation.ins[0].shape
+    )
+
+
+def _again(equation: Equation, out: Var) -> Equation:
+    [number] = equation.ins
+    assert isinstance(number, Const), "a number in the program's text"
+    own = Const(number.value, number, out.scope)
+    return Equation(equation.primitive, equation.params, [own], [out], equation.place)
+
+
+def _push_inside(equation: Equation, made: dict[Var, Equation]) -> None:
+    """What is the same in all steps of a loop, and one number, is made in each step."""
+    [body], n = equation.bodies, equation.params["num_consts"]
+    gone = [i < n and var in made for i, var in enumerate(equation.ins)]
+    inside = [
+        _again(made[var], own)
+        for var, own, out in zip(equation.ins, body.ins, gone, strict=True)
+        if out
+    ]
+    body.equations[:0] = inside
+    stays = [not out for out in gone]
+    equation.ins[:] = _picked(equation.ins, stays)
+    body.ins[:] = _picked(body.ins, stays)
+    equation.params = {**equation.params, "num_consts": n - sum(gone)}
 
 
 # Dead code.
@@ -294,7 +359,7 @@ _TRIMMED = {
 
 
 def _lead(program: Program) -> None:
-    """Set `lead` of all values: parameters stacked for a loop, their moments and sums."""
+    """Set `lead` of all values: stacked parameters, their moments and sums."""
     while _leads(program):
         pass
 

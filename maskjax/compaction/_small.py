@@ -81,21 +81,19 @@ class Small:
         Raises:
             LookupError: If places differ between members that have no number.
         """
-        table = self.now(table, lead)
-        if isinstance(table, np.ndarray) and table.ndim == 1:
-            first, k = int(table[0]), len(table)
-            if (table == np.arange(first, first + k)).all():
+        row = self.now(table, lead)
+        if row.ndim == 1 and isinstance(row, np.ndarray):
+            first, k = int(row[0]), len(row)
+            if (row == np.arange(first, first + k)).all():
                 return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
-            return jnp.take(array, table, axis=axis, mode="clip")
-        table = jnp.asarray(table)
-        if table.ndim == 1:
-            return jnp.take(array, table, axis=axis, mode="clip")
-        more = range(lead, array.ndim)
-        where = jnp.expand_dims(table, [i for i in more if i != axis])
+        if row.ndim == 1:
+            return jnp.take(array, jnp.asarray(row), axis=axis, mode="clip")
+        others = [i for i in range(lead, array.ndim) if i != axis]
+        where = jnp.expand_dims(jnp.asarray(row), others)
         return jnp.take_along_axis(array, where, axis=axis, mode="clip")
 
     def now(self, table: np.ndarray, lead: int) -> Any:
-        """The row of a table, [*steps, *lead, k], for the steps that are being written."""
+        """The row of a table, [*steps, *lead, k], for the steps being written."""
         n = table.ndim - 1 - lead
         rows = table.reshape(math.prod(table.shape[:n]), *table.shape[n:])
         same = bool((rows == rows[:1]).all()) if len(rows) else True

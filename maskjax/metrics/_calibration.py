@@ -227,8 +227,9 @@ def temperature(
     Returns:
         [...], float32. 2**-64 (the lower limit) if the loss keeps falling as T goes to
         0, as when no sample is wrong; inf if uniform predictions are best; 1 if every
-        T gives the same loss. nan where a logit is nan or +inf, the logit of a label is
-        -inf, or, under `jit`, a label is outside the classes. Its gradient is 0.
+        T gives the same loss, as where no sample counts. nan where a logit is nan or
+        +inf, the logit of a label is -inf, or, under `jit`, a label is outside the
+        classes. Its gradient is 0.
 
     Raises:
         TypeError: If the logits are not floating, or the labels not integers.

@@ -26,8 +26,8 @@ def accuracy(
 
     Returns:
         [...], float32: the number of right samples divided by the number of samples
-        that count, correctly rounded. nan if no sample counts, an output is nan or,
-        under `jit`, a label is outside the classes.
+        that count, correctly rounded for up to 2^24 samples. nan if no sample counts,
+        an output is nan or, under `jit`, a label is outside the classes.
 
     Raises:
         TypeError: If the outputs are not floating, or the labels not integers.

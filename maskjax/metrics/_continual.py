@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,14 +53,14 @@ def backward_transfer(
     Args:
         accuracy: [..., R, T], an accuracy matrix, T at least 2. Accuracies on a task
             that is not learned yet are not used and may be nan.
-        rows: T increasing integers, needed if there are more rows than tasks: the row
-            just after each task was learned. `None`: row j for task j.
+        rows: T increasing integers, not traced, needed if there are more rows than
+            tasks: the row just after each task was learned. `None`: row j for task j.
 
     Returns:
         [...].
 
     Raises:
-        TypeError: If the matrix is not floating, or `rows` not integers.
+        TypeError: If the matrix is not floating, or `rows` not such integers.
         ValueError: If it is of a single task, has fewer rows than tasks, or has more
             and `rows` does not say which belong to tasks.
 
@@ -85,14 +86,14 @@ def forward_transfer(
     Args:
         accuracy: [..., R, T], an accuracy matrix, T at least 2.
         untrained: [T] or [..., T], the accuracies of a network before any training.
-        rows: T increasing integers, needed if there are more rows than tasks: the row
-            just after each task was learned. `None`: row j for task j.
+        rows: T increasing integers, not traced, needed if there are more rows than
+            tasks: the row just after each task was learned. `None`: row j for task j.
 
     Returns:
         [...].
 
     Raises:
-        TypeError: If an accuracy is not floating, or `rows` not integers.
+        TypeError: If an accuracy is not floating, or `rows` not such integers.
         ValueError: If the matrix is of a single task, has fewer rows than tasks, has
             more and `rows` does not say which belong to tasks, or does not fit
             `untrained`.
@@ -128,14 +129,14 @@ def forgetting(accuracy: ArrayLike, *, rows: Sequence[int] | None = None) -> Arr
     Args:
         accuracy: [..., R, T], an accuracy matrix, T at least 2. Accuracies on a task
             that is not learned yet are not used and may be nan.
-        rows: T increasing integers, needed if there are more rows than tasks: the row
-            just after each task was learned. `None`: row j for task j.
+        rows: T increasing integers, not traced, needed if there are more rows than
+            tasks: the row just after each task was learned. `None`: row j for task j.
 
     Returns:
         [...].
 
     Raises:
-        TypeError: If the matrix is not floating, or `rows` not integers.
+        TypeError: If the matrix is not floating, or `rows` not such integers.
         ValueError: If it is of a single task, has fewer rows than tasks, or has more
             and `rows` does not say which belong to tasks.
 
@@ -290,15 +291,23 @@ def _learned(
                 f"task was learned, for {size} rows of {tasks} tasks."
             )
         return tuple(range(tasks))
-    if not np.issubdtype(np.asarray(rows).dtype, np.integer):
+    try:
+        given = [_whole(row) for row in rows]
+    except TypeError:
         raise TypeError(
-            f"`maskjax.metrics.{function}` needs `rows` as integers, got {rows}."
-        )
-    given = tuple(int(row) for row in np.asarray(rows).ravel())
+            f"`maskjax.metrics.{function}` needs `rows` as integers, one for each task "
+            f"and not traced, got {rows}."
+        ) from None
     inside = given and 0 <= given[0] and given[-1] < size
-    if len(given) != tasks or not inside or list(given) != sorted(set(given)):
+    if len(given) != tasks or not inside or given != sorted(set(given)):
         raise ValueError(
             f"`maskjax.metrics.{function}` needs `rows` as {tasks} increasing integers "
-            f"in [0, {size}), got {list(given)}."
+            f"in [0, {size}), got {given}."
         )
-    return given
+    return tuple(given)
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool):
+        raise TypeError
+    return operator.index(number)

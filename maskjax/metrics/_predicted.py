@@ -219,7 +219,7 @@ def mean_where(values: Array, where: Array | None) -> Array:
 
 
 def share(part: Array, whole: Any, ok: Array, dtype: Any) -> Array:
-    """A count divided by another one, correctly rounded; nan where a flag is False."""
+    """A count divided by another one, as in `ratio`; nan where a flag is False."""
     return valid(dtypes.ratio(part, whole, dtype), ok)
 
 

@@ -172,8 +172,8 @@ def interval_coverage(
 
     Returns:
         [...], float32: the number of covered targets divided by the number that count,
-        correctly rounded. An interval whose end is below its begin covers nothing. nan
-        if no target counts, or an argument is nan.
+        correctly rounded for up to 2^24 targets. An interval whose end is below its
+        begin covers nothing. nan if no target counts, or an argument is nan.
 
     Raises:
         TypeError: If an argument is not floating, or `where` not boolean.

@@ -37,8 +37,9 @@ def check(
 
     Raises:
         ValueError: If weights that a mask removes are not zero, or, with `start`,
-            differ where `mask_updates` freezes them: each parameter with how many. Or
-            if nothing can be checked without `start`, or trees do not fit.
+            differ where `mask_updates` freezes them (-0.0 from 0.0 too, and subnormal
+            ones that an addition made 0): each parameter with how many. Or if nothing
+            can be checked without `start`, or trees do not fit.
 
     Warns:
         MaskWarning: Instead, under `jit`, from a callback while the step runs.

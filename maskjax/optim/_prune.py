@@ -63,7 +63,9 @@ def prune(
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
         structure: What is removed together. See `maskjax.structure`. Or a tree of
-            structures like the scores.
+            structures like the scores. `structure.Groups` take units out of all leaves
+            at once, biases and scales too: `where` need only choose what is scored, and
+            a tree of densities is a dict by the names of groups.
         allocation: A function from `(params, density=..., where=...)` to a density for
             each leaf, such as `allocation.erk`; `None` gives all leaves the same.
         where: Which leaves carry a mask, and what their axes mean.
@@ -123,7 +125,8 @@ def prune(
         def cut() -> Mask:
             # Not the parameters after the step: handing updates to a branch would keep
             # XLA from fusing the optimizer's arithmetic with what is done to them here.
-            now = masking.apply(params, alive)
+            with blame.instead_of("maskjax.apply", fn):
+                now = masking.apply(params, alive)
             return shrunk(scored(now), alive, now, count)
 
         mask = when(count % every == 0, cut, alive, fn=fn)

@@ -35,7 +35,7 @@ from maskjax.score import random as random_scores
 from maskjax.select import Scope
 from maskjax.select._leaves import Leaves
 from maskjax.select._quota import quota
-from maskjax.structure import Entries, NofM, Structure
+from maskjax.structure import Entries, Groups, NofM, Structure
 from maskjax.where import kernels
 
 # From parameters and extra arguments of `update`, which it checks, to a function from a
@@ -129,7 +129,8 @@ def rigl(
         if extra.get("gradients") is None:
             raise ValueError(
                 f"`{fn}` needs `gradients`, to grow where they are large. Wrap the "
-                "optimizer in `optim.with_gradients`, or pass `gradients=` to `update`."
+                "optimizer in `optim.with_gradients`, and that in wrappers such as "
+                "`optax.MultiSteps`, or pass `gradients=` to `update`."
             )
         gradients = fitted(params, extra["gradients"])
         names = ("params", "gradients")
@@ -241,6 +242,11 @@ def _rewiring(
     """Drop by one score and grow by another, at constant density."""
     checks.typed_key(key, fn=fn)
     checks.at_least(every, 1, fn=fn, name="every", traceable=True)
+    if isinstance(structure, Groups):
+        raise ValueError(
+            f"`{fn}` takes no groups as its `structure`: a unit that grows back is "
+            "zero on all sides and gets no gradient. `maskjax.optim.prune` takes them."
+        )
     check_how(scope, structure, fn=fn)
     checks.predicate(where, fn=fn)
     check_score(score, fn=fn)
@@ -272,7 +278,9 @@ def _rewiring(
         wanted = growth(params, extra)
 
         def change() -> tuple[Mask, Mask]:
-            scores = scored(masking.apply(params, alive))
+            with blame.instead_of("maskjax.apply", fn):
+                now = masking.apply(params, alive)
+            scores = scored(now)
             with blame.instead_of("maskjax.select.drop", fn):
                 kept = select.drop(scores, alive, rate=at_step(rate, count), **how)
             worth = wanted(key)

@@ -48,7 +48,8 @@ def mask_of(opt_state: optax.OptState, params: Params | None = None) -> Mask:
 
     Returns:
         The mask, True keeps; `None` where a parameter is left alone. The masks of
-        several transformations on different parameters are merged into one.
+        several transformations on different parameters are merged into one. Leaves are
+        those of the state, uncopied: a loop that donates the state deletes them.
 
     Raises:
         ValueError: If there is no mask in the state, or a mask whose parameter is not

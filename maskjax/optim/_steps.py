@@ -14,6 +14,8 @@ from jax.core import Tracer
 from maskjax._core import checks, placement, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.select._leaves import BY_LAYER, BY_SCOPE, SCOPES, is_tree
+from maskjax.select._units import check_scope
+from maskjax.structure import Groups
 
 Schedule = Callable[[Array], Array]
 Score = Callable[..., Scores]
@@ -65,6 +67,9 @@ def _(size: int, batched: list[bool], flags: Array) -> tuple[Array, bool]:
 
 def check_how(scope: str, structure: Any, *, fn: str) -> None:
     """Raise if a scope is unknown, or a structure neither one nor a tree of them."""
+    if isinstance(structure, Groups):
+        check_scope(scope, fn=fn)
+        return
     checks.one_of(scope, SCOPES, fn=fn, name="scope")
     for one in jax.tree.leaves(structure) if is_tree(structure) else [structure]:
         checks.structure(one, fn=fn)

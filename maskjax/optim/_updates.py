@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import packing
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import Array, Mask, Params
 
 
@@ -18,6 +18,7 @@ def frozen(updates: Any, mask: Mask, *, fn: str) -> Any:
 
 @jax.jit
 def _freeze(update: Array, mask: Array) -> Array:
+    mask = placement.alike(mask, update)
     return jnp.where(mask, update, jnp.array(-0.0, update.dtype))
 
 
@@ -37,6 +38,7 @@ def zeroing(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
 def _zero(update: Array, mask: Array, param: Array) -> Array:
     # Updates narrower than a parameter could not cancel it.
     update = update.astype(jnp.promote_types(update.dtype, param.dtype))
+    mask = placement.alike(mask, update)
     return jnp.where(mask, update, -param.astype(update.dtype))
 
 

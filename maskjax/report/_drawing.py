@@ -1,8 +1,9 @@
 """What tables and pictures share."""
 
+import functools
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import jax
 from jax.core import Tracer
@@ -10,6 +11,9 @@ from jax.core import Tracer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def require(package: str, fn: str) -> None:
@@ -30,6 +34,17 @@ def figure(fn: str, *, height: float = 4.0) -> "tuple[Figure, Axes]":
 
     drawn = Figure(figsize=(6.0, height), layout="constrained")
     return drawn, drawn.add_subplot()
+
+
+def in_no_trace(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which also under `jit` computes with the values that it has."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.ensure_compile_time_eval():
+            return function(*args, **kwargs)
+
+    return run
 
 
 def concrete(tree: Any, *, fn: str, what: str) -> None:

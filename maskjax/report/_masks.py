@@ -44,6 +44,7 @@ def overlaps(stack: Mask) -> np.ndarray:
     return _overlaps(stack, fn="maskjax.report.overlaps")
 
 
+@_drawing.in_no_trace
 def plot_density(mask: Mask, params: Params) -> "Figure":
     """A bar for each parameter that carries a mask: the fraction that is kept.
 
@@ -166,6 +167,7 @@ def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> "Figure":
     return figure
 
 
+@_drawing.in_no_trace
 def _overlaps(stack: Mask, *, fn: str) -> np.ndarray:
     checks.boolean(stack, fn=fn, name="stack")
     checks.packed(stack, fn=fn, stacked=True)

@@ -13,10 +13,11 @@ from jax.core import Tracer
 
 from maskjax import packing
 from maskjax._core import axes as _axes
-from maskjax._core import checks, dtypes, layout, trees, walk
+from maskjax._core import blame, checks, dtypes, layout, trees, walk
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Mask, Params, Predicate
 from maskjax.report import _drawing
+from maskjax.structure import Groups
 from maskjax.where import kernels
 
 
@@ -74,11 +75,13 @@ def flops(apply: Callable[..., Any], params: Params, *inputs: Any) -> Params:
     return treedef.unflatten([counted.get(i) for i in range(treedef.num_leaves)])
 
 
+@_drawing.in_no_trace
 def table(
     mask: Mask,
     params: Params,
     flops: Params | None = None,
     *,
+    structure: Groups | None = None,
     where: Predicate = kernels,
     layers: bool = False,
 ) -> str:
@@ -89,6 +92,8 @@ def table(
             stand for whole leaves and subtrees.
         params: The parameters it is for, or their shapes.
         flops: From `flops`: a tree like `params` of integers, `None` where unknown.
+        structure: Groups of units: a second table has how many units of each are kept,
+            in each layer of a stack from the fewest to the most.
         where: Which axes stack layers: the shape of 12 layers is `12 x (64 x 256)`. It
             chooses no parameters. Those whose axes are unknown are shown as they are.
         layers: Whether each layer of a stack gets a row of its own, `path[index]`,
@@ -107,10 +112,11 @@ def table(
 
     Raises:
         ImportError: If rich is not installed.
-        TypeError: If the mask is traced, a leaf is neither boolean nor packed, or
-            `where` is not a function.
-        ValueError: If the mask or `flops` does not fit `params`, or `where` was traced
-            without some of their paths (`| where.kernels` lets names tell those).
+        TypeError: If the mask is traced, a leaf is neither boolean nor packed,
+            `structure` something else, or `where` not a function.
+        ValueError: If the mask, `flops` or the groups do not fit `params`, or `where`
+            was traced without some of their paths (`| where.kernels` lets names tell
+            those).
 
     Example:
         >>> units = {"w": jnp.array([[True, False]])}
@@ -163,12 +169,33 @@ def table(
     at = [i for i, title in enumerate(titles) if shown.get(title, True)]
     text = _text([titles[i] for i in at], [[row[i] for i in at] for row in rows])
     unknown = _unknown(mask, params, where, fn=fn) if layers else []
-    if not unknown:
+    if unknown:
+        text += (
+            f"\nThe axes of {', '.join(unknown)} are unknown, and may stack layers. "
+            "Pass `where=where.traced(apply, params, *inputs)`."
+        )
+    if structure is None:
         return text
-    return (
-        f"{text}\nThe axes of {', '.join(unknown)} are unknown, and may stack layers. "
-        "Pass `where=where.traced(apply, params, *inputs)`."
-    )
+    return f"{text}\n\n{_of_groups(mask, structure, fn=fn)}"
+
+
+def _of_groups(mask: Mask, groups: Groups, *, fn: str) -> str:
+    """How many units of each group a mask keeps, as text."""
+    if not isinstance(groups, Groups):
+        raise TypeError(
+            f"`{fn}` needs `structure` as `structure.Groups`, got {groups!r}."
+        )
+    with blame.instead_of("maskjax.structure.Groups.kept", fn):
+        flags = jax.device_get(groups.kept(packing.unpack(mask)))
+    rows = []
+    for group in groups:
+        kept = np.sum(flags[group.name], axis=-1)
+        low, high = int(np.min(kept)), int(np.max(kept))
+        span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        part = density(int(np.sum(kept)), flags[group.name].size)
+        layers = _times(group.stack) or "-"
+        rows.append((group.name, layers, span, f"{group.size:,}", f"{part:.4f}"))
+    return _text(["group", "layers", "kept", "units", "density"], rows)
 
 
 def _times(shape: Iterable[Any]) -> str:

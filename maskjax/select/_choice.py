@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
-from maskjax.select import _search
+from maskjax.select import _search, _units
 from maskjax.select._count import fold
 from maskjax.select._keys import order_key
 from maskjax.select._leaves import Leaves, Scope
 from maskjax.select._plan import Plan
 from maskjax.select._quota import Count, Keep, Leave, Quota, operand
-from maskjax.structure import Entries, NofM, Structure, any_alive
+from maskjax.structure import Entries, Groups, NofM, Structure, any_alive
 
 
 def choose(
@@ -60,6 +60,21 @@ def choose(
         absolute: Whether absolute values are ranked, if the structure is `Entries()`.
             Unlike passing them, that takes no memory.
     """
+    if isinstance(structure, Groups):
+        checks.floating_scores(scores, fn=fn)
+        checks.together(fn=fn, scores=scores, **{name: share, "guess": guess})
+        _units.check_share(share, structure, fn=fn, name=name)
+        how: dict[str, Any] = {"fn": fn, "name": name, "of_all": of_all, "guess": guess}
+
+        def search(units: Any, alive: Any, held: Any, *how_far: Any) -> Any:
+            scope, where = how_far
+            given = {"within": alive, "holding": held}
+            return choose(units, rule, share, scope, Entries(), where, **given, **how)
+
+        given = {"within": within, "holding": holding}
+        return _units.choose(
+            scores, structure, search, scope, fn=fn, name=mask_name, **given
+        )
     leaves = Leaves(scores, scope, structure, where, fn=fn)
     keeps = leaves.mask(within, name=mask_name)
     held = leaves.mask(holding, name=mask_name)
@@ -84,6 +99,7 @@ def choose_counted(
     where: Predicate,
     *,
     fn: str,
+    holding: Mask | None = None,
 ) -> Mask:
     """Keep the highest scores, a given number in each search.
 
@@ -94,6 +110,7 @@ def choose_counted(
         scope: As in `choose`.
         where: As in `choose`.
         fn: As in `choose`.
+        holding: As in `choose`.
     """
     checks.together(fn=fn, scores=scores)
     leaves = Leaves(scores, scope, Entries(), where, fn=fn)
@@ -103,7 +120,8 @@ def choose_counted(
             Count(jnp.asarray(count, dtypes.counts(size)))
             for count, size in zip(counts(leaves), leaves.sizes, strict=True)
         ]
-        return _masks(leaves, nothing, nothing, quotas, None)[0]
+        held = leaves.mask(holding, name="")
+        return _masks(leaves, nothing, held, quotas, None)[0]
 
 
 def kept(mask: Mask, leaves: Leaves) -> list[Array]:
@@ -129,19 +147,21 @@ def full(
     fn: str,
 ) -> Mask:
     """A mask that keeps everything, with axes of 1 where a structure's masks have."""
+    if isinstance(structure, Groups):
+        return _units.all_kept(scores, structure, scope, fn=fn)
     leaves = Leaves(scores, scope, structure, where, fn=fn)
 
     def of_leaf(own: Any, x: Array, plan: Plan) -> Array:
         decided = lambda x: plan.spread(plan.pool(plan.laid(x)))  # noqa: E731
         one = jax.eval_shape(decided, x)
-        if one.shape == x.shape:
-            mask, like = placement.ones(x), lambda x: x
-        else:
+        if one.shape != x.shape:
             spec = placement.spec_of(one)
-            mask, like = ~placement.zeros(one.shape, bool, x, spec=spec), decided
-        # What has only a shape is nowhere.
-        follows = placement.left_to_compiler(own)
-        return placement.follow(mask, like(x)) if follows else mask
+            mask = ~placement.zeros(one.shape, bool, x, spec=spec)
+            follows = placement.left_to_compiler(own)
+            return placement.follow(mask, decided(x)) if follows else mask
+        # What has only a shape is nowhere: there is nothing to follow.
+        only = isinstance(own, jax.ShapeDtypeStruct) and isinstance(x, jax.Array)
+        return jnp.ones_like(x, dtype=bool) if only else placement.ones(x)
 
     own = (leaves.leaves[i] for i in leaves.scored)
     pairs = zip(own, leaves.scores, leaves.plans, strict=True)
@@ -157,6 +177,8 @@ def smoothed(
     fn: str,
 ) -> Scores:
     """The score by which each entry was decided; gradients go through means."""
+    if isinstance(structure, Groups):
+        return _units.smoothed(scores, structure, fn=fn)
     leaves = Leaves(scores, scope, structure, where, fn=fn)
 
     def of_leaf(x: Array, plan: Plan) -> Array:

@@ -16,7 +16,7 @@ from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Density, Mask, Predicate, Scores
 from maskjax.select import _plan
 from maskjax.select._plan import Plan
-from maskjax.structure import Structure
+from maskjax.structure import Groups, Structure
 
 Scope = Literal["leaf", "global", "layer", "output"]
 SCOPES = get_args(Scope)
@@ -80,6 +80,11 @@ class Leaves:
         if not is_tree(structure):
             checks.structure(structure, fn=self.fn)
             return [structure] * len(self.scored)
+        if any(isinstance(one, Groups) for one in jax.tree.leaves(structure)):
+            raise ValueError(
+                f"`{self.fn}` needs groups as its whole `structure`, got a tree of "
+                "them. They know their own leaves."
+            )
         found = self._matched(structure, name="structure")
         for path, one in zip(self.paths(), found, strict=True):
             checks.structure(one, fn=self.fn, name=f"structure[{path}]")

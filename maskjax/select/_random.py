@@ -1,18 +1,21 @@
 """Masks drawn at random: each entry on its own, or with an exact count."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from maskjax import packing
-from maskjax._core import checks, placement, trees
+from maskjax._core import blame, checks, placement, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
 from maskjax.score import random as random_scores
+from maskjax.select import _units
 from maskjax.select._choice import choose, choose_counted, kept
 from maskjax.select._leaves import Scope
 from maskjax.select._quota import Keep
-from maskjax.structure import Entries
+from maskjax.structure import Entries, Groups
 from maskjax.where import kernels
 
 
@@ -58,6 +61,7 @@ def random(
     *,
     density: Density | Scores,
     scope: Scope = "leaf",
+    structure: Entries | Groups = Entries(),
     where: Predicate = kernels,
     key: Array,
 ) -> Mask:
@@ -72,8 +76,10 @@ def random(
         scope: "leaf" keeps that fraction of each leaf, "global" of all leaves together,
             "layer" of each index of a stack (where nothing is stacked: of each leaf),
             "output" of each output of each of them.
+        structure: Entries on their own, or `structure.Groups`: random units. A density
+            may be a dict by the names of groups then.
         where: Which leaves carry a mask, and for "layer" and "output" what their axes
-            mean.
+            mean. All leaves of groups carry one.
         key: A typed key; every leaf gets its own.
 
     Returns:
@@ -81,7 +87,7 @@ def random(
 
     Raises:
         TypeError: If a chosen leaf is not floating, the density not a number, `where`
-            not a function, or the key not a typed key.
+            not a function, the structure another one, or the key not a typed key.
         ValueError: If the density is outside [0, 1] or nan, a tree of densities does
             not fit, the scope is unknown, axes are needed and unknown, or `where`
             chooses nothing.
@@ -96,12 +102,28 @@ def random(
     checks.typed_key(key, fn=fn)
     chosen = checks.chosen_leaves(params, where, fn=fn)
     checks.together(fn=fn, params=chosen, density=density, key=key)
+    if isinstance(structure, Groups):
+        _units.check_scope(scope, fn=fn)
+        _units.check_share(density, structure, fn=fn, name="density")
+
+        def search(units: Any, alive: Any, held: Any, scope: Scope, axes: Any) -> Any:
+            how = scope, Entries(), axes
+            return choose(units, Keep, density, *how, fn=fn, holding=held)
+
+        flags, _ = _units.among(_draws(structure, key), structure, search, scope)
+        return structure.spread(flags, chosen)
+    _check_entries(structure, fn=fn)
     scores = random_scores(params, where=where, key=key)
     return choose(scores, Keep, density, scope, Entries(), where, fn=fn)[0]
 
 
 def random_like(
-    mask: Mask, *, scope: Scope = "leaf", where: Predicate = kernels, key: Array
+    mask: Mask,
+    *,
+    scope: Scope = "leaf",
+    structure: Entries | Groups = Entries(),
+    where: Predicate = kernels,
+    key: Array,
 ) -> Mask:
     """Keep random entries, the same number that another mask keeps.
 
@@ -111,6 +133,9 @@ def random_like(
         scope: "leaf" keeps the count of each leaf, "global" that of all together,
             "layer" that of each index of a stack (where nothing is stacked: of each
             leaf), "output" that of each output.
+        structure: Entries on their own, or `structure.Groups`, for a mask that was
+            selected by them: random units, the same number in each group, or in scope
+            "global" in all groups together.
         where: What the axes mean, for "layer" and "output".
         key: A typed key; every leaf gets its own.
 
@@ -118,7 +143,8 @@ def random_like(
         A mask shaped like `mask`: True keeps.
 
     Raises:
-        TypeError: If a leaf is neither boolean nor packed, or the key is not typed.
+        TypeError: If a leaf is neither boolean nor packed, the structure another one,
+            or the key is not typed.
         ValueError: If the scope is unknown, axes are needed and unknown, or no leaf
             carries a mask.
 
@@ -136,9 +162,56 @@ def random_like(
     checks.packed(mask, fn=fn, stacked=False)
     checks.together(fn=fn, mask=mask, key=key)
     alive = packing.unpack(mask)
+    if isinstance(structure, Groups):
+        return _units_like(alive, structure, scope, key, fn=fn)
+    _check_entries(structure, fn=fn)
     leaves, treedef = jax.tree.flatten(alive)
     keys = (jax.random.fold_in(key, i) for i in range(len(leaves)))
     scores = treedef.unflatten(map(placement.uniform, keys, leaves))
     checks.floating_scores(scores, fn=fn, name="mask")
     counts = functools.partial(kept, alive)
     return choose_counted(scores, counts, scope, where, fn=fn)
+
+
+def _units_like(
+    mask: Mask, groups: Groups, scope: Scope, key: Array, *, fn: str
+) -> Mask:
+    """`random_like` for units."""
+    _units.check_scope(scope, fn=fn)
+    with blame.instead_of("maskjax.structure.Groups.kept", fn):
+        decided = groups.kept(mask)
+    if scope == "global":
+        counts = [jnp.sum(x, axis=-1, dtype=jnp.int32).max() for x in decided.values()]
+        total = functools.reduce(jnp.add, counts)
+        given = lambda _: [total]  # noqa: E731
+    else:
+        given = functools.partial(kept, decided)
+        groups = dataclasses.replace(groups, least=0)
+
+    def search(units: Any, alive: Any, held: Any, scope: Scope, axes: Any) -> Any:
+        return choose_counted(units, given, scope, axes, fn=fn, holding=held), {}
+
+    flags, _ = _units.among(_draws(groups, key), groups, search, scope)
+    blank = trees.map_mask(lambda _: None, mask)
+    return jax.tree.map(
+        lambda old, new: None if old is None else jnp.copy(old) if new is None else new,
+        mask,
+        groups.spread(flags, blank),
+        is_leaf=trees.is_mask_leaf,
+    )
+
+
+def _draws(groups: Groups, key: Array) -> dict[str, Array]:
+    """A random score for each unit."""
+    return {
+        group.name: jax.random.uniform(jax.random.fold_in(key, i), group.shape)
+        for i, group in enumerate(groups)
+    }
+
+
+def _check_entries(structure: Any, *, fn: str) -> None:
+    if not isinstance(structure, Entries):
+        raise TypeError(
+            f"`{fn}` needs `structure` as `structure.Entries()` or "
+            f"`structure.Groups`, got {structure!r}."
+        )

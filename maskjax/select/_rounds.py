@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax import masking
-from maskjax._core import checks, trees
+from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Density, Mask, Params, Predicate, Scores
 from maskjax.select._choice import choose, full
 from maskjax.select._leaves import Scope
@@ -42,6 +42,7 @@ def drop(
             output of each of them.
         structure: What is removed together, and counts as one, or a tree of structures
             like `scores`. A block or unit is alive if at least one of its entries is.
+            With `structure.Groups` a tree of rates is a dict by the names of groups.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
             where a structure names roles, or the scope is "layer" or "output".
 
@@ -92,7 +93,8 @@ def shrink(
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
         structure: What is kept or removed together, and counts as one, or a tree of
-            structures like `scores`.
+            structures like `scores`. With `structure.Groups` a tree of densities is a
+            dict by the names of groups.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
             where a structure names roles, or the scope is "layer" or "output".
 
@@ -144,7 +146,8 @@ def grow(
             each index of a stack (where nothing is stacked: each leaf), "output" each
             output of each of them.
         structure: What grows together, and counts as one, or a tree of structures like
-            `scores`.
+            `scores`. With `structure.Groups` a tree of densities is a dict by the names
+            of groups.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
             where a structure names roles, or the scope is "layer" or "output".
 
@@ -227,9 +230,12 @@ def iterative_top_k(
     checks.at_least(rounds, 1, fn=fn, name="rounds")
 
     def shrunk(mask: Mask, to: Density) -> Mask:
-        scores = score(masking.apply(params, mask))
+        with blame.instead_of("maskjax.apply", fn):
+            masked = masking.apply(params, mask)
+        scores = score(masked)
         how = {"scope": scope, "structure": structure, "where": where}
-        return shrink(scores, mask, density=to, **how)
+        with blame.instead_of("maskjax.select.shrink", fn):
+            return shrink(scores, mask, density=to, **how)
 
     shapes = jax.eval_shape(score, params)
     names = ("params", "score(params)")

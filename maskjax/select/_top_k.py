@@ -80,7 +80,9 @@ def top_k(
             output of each of them, in leaves that have inputs.
         structure: What is kept or removed together, and counts as one: entries, blocks,
             units, or entries within an N:M pattern. See `maskjax.structure`. Or a tree
-            of structures like `scores`.
+            of structures like `scores`. Or `structure.Groups`: units that run through
+            many leaves, each group as one leaf; then a tree of densities, and the
+            cutoffs, are dicts by the names of groups.
         where: What the axes mean; `scores` says which leaves have a mask. Asked only
             where a structure names roles, the scope is "output", or it is "layer" and a
             leaf may be a stack: it has 3 axes or more, or 2 and not the name of a

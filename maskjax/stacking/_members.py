@@ -184,7 +184,9 @@ def predict_each(
     def of_group(row: Array) -> Any:
         mask = take(stack, members[row[0]])
         chosen = jax.tree.map(lambda x: jnp.take(x, row, axis=0, mode="clip"), inputs)
-        return apply(masking.apply(params, mask), *chosen)
+        with blame.instead_of("maskjax.apply", fn):
+            masked = masking.apply(params, mask)
+        return apply(masked, *chosen)
 
     def run(i: Array, outputs: Any) -> Any:
         return jax.tree.map(

@@ -8,10 +8,10 @@
     {'b': None, 'w': Array([[ True, False],
            [False,  True]], dtype=bool)}
 
-Masks take one bit an entry. Use `save` for one file. Use `append` for a bank that grows while it trains: the bank is
-a folder, each call adds one file to it, and files that are there are never rewritten.
-A boolean leaf is one mask, whatever its axes: save a stack packed, that is,
-`jax.vmap(packing.pack)(stack)`, and masks of features [K, C] likewise.
+Masks take one bit an entry. Use `save` for one file. Use `append` for a bank that grows
+while it trains: the bank is a folder, each call adds one file to it, and files that are
+there are never rewritten. A boolean leaf is one mask, whatever its axes: save a stack
+packed, that is, `jax.vmap(packing.pack)(stack)`, and masks of features [K, C] likewise.
 
 `save` and `load` take a plan of `compaction` too: what loads it can shrink, expand and
 narrow without the mask.

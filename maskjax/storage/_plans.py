@@ -1,4 +1,4 @@
-"""Plans of compaction in files: booleans and numbers as bits, the rest in the header."""
+"""Plans of compaction in files: arrays as bits, the rest in the header."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ def content(
         return [str(array.dtype), list(array.shape)]
 
     facts: dict[str, Any] = {
-        "leaves": [[x.path, list(x.shape), x.lead] for x in plan.leaves],
+        "leaves": [[x.path, list(x.shape), x.lead, x.nothing] for x in plan.leaves],
         "report": list(plan.report),
         "ghosts": plan.ghosts,
         "folded": None,
@@ -65,13 +65,13 @@ def content(
 def shapes(header: Header) -> dict[str, tuple[int, ...]]:
     """The whole shapes of the parameters of a plan."""
     assert header.plan is not None
-    return {path: tuple(shape) for path, shape, _ in header.plan["leaves"]}
+    return {path: tuple(shape) for path, shape, *_ in header.plan["leaves"]}
 
 
 def check(header: Header) -> None:
     """Raise some error if the facts about a plan make no sense, or fit no file."""
     facts: Any = header.plan
-    paths = [path for path, _, _ in facts["leaves"]]
+    paths = [path for path, *_ in facts["leaves"]]
     numbers = list(_numbers(facts["folded"]))
     bits = [sum(map(math.prod, _rows(facts)))]
     if numbers:
@@ -82,8 +82,11 @@ def check(header: Header) -> None:
         or not all(type(text) is str for text in (*paths, *facts["report"]))
         or len(set(paths)) < len(paths)
         or not all(
-            possible(tuple(shape)) and type(lead) is int and 0 <= lead <= len(shape)
-            for _, shape, lead in facts["leaves"]
+            possible(tuple(shape))
+            and type(lead) is int
+            and 0 <= lead <= len(shape)
+            and type(nothing) is bool
+            for _, shape, lead, nothing in facts["leaves"]
         )
         or type(facts["ghosts"]) is not bool
         or not all(possible(shape) for _, shape in numbers)
@@ -102,7 +105,7 @@ def _check_folded(leaves: Any, kind: Any, values: Any, folds: Any) -> None:
         or len(values) != len(leaves)
         or any(
             value is not None and value[1] != shape
-            for value, (_, shape, _) in zip(values, leaves, strict=True)
+            for value, (_, shape, *_) in zip(values, leaves, strict=True)
         )
         or not all(type(number) is int and number >= 0 for number, _, _ in folds)
         or not all(gone[0] == "bool" and len(gone[1]) == 1 for _, gone, _ in folds)
@@ -120,14 +123,14 @@ def loaded(path: Any, header: Header, bits: Mapping[int, np.ndarray]) -> Plan:
         row, given = np.split(given, [math.prod(shape)])
         rows.append(row.reshape(shape))
     left, leaves = iter(rows), []
-    for name, shape, lead in facts["leaves"]:
+    for name, shape, lead, nothing in facts["leaves"]:
         keep, dead = (tuple(itertools.islice(left, len(shape))) for _ in range(2))
         counts = [row.sum(-1) for row in keep]
         if any((n != n.reshape(-1)[:1]).any() for n in counts) or any(
             size and not n.all() for size, n in zip(shape, counts, strict=True)
         ):
             raise StorageError(f"{path} holds a plan that makes no sense for {name}.")
-        leaves.append(Kept(name, tuple(shape), lead, keep, dead))
+        leaves.append(Kept(name, tuple(shape), lead, keep, dead, nothing))
     arrays = iter(_read(octets[-1], _numbers(facts["folded"])))
     folded = None
     if facts["folded"] is not None:
@@ -142,7 +145,7 @@ def loaded(path: Any, header: Header, bits: Mapping[int, np.ndarray]) -> Plan:
 
 def _rows(facts: Any) -> Iterator[tuple[int, ...]]:
     """The shapes of what stays, then of what is masked, of each parameter."""
-    for _, shape, lead in facts["leaves"]:
+    for _, shape, lead, _ in facts["leaves"]:
         axes = range(len(shape))
         for axis in (*axes, *axes):
             yield (*(shape[:lead] if axis >= lead else ()), shape[axis])

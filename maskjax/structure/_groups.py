@@ -39,13 +39,16 @@ class Groups:
     the mean of its units' scores and counts as one, so that all layers keep equally
     many. "output" has no meaning here.
 
+    On many devices leaves stay where they are; vectors of units travel.
+
     Attributes:
         groups: The groups; each name is used once.
         fixed: Lines for the reader: what can't be removed, and why.
         by: How scores are pooled, over all entries of all members: by "mean", "sum" or
-            "norm" (the root of the sum of squares). Means compare groups of any size. A
-            sum is what the loss changes by, for scores that approximate that. An entry
-            that lies on two axes of its unit counts twice.
+            "norm" (the root of the sum of squares). Means compare groups of any size,
+            but not leaves of different scales: for scope "global", divide magnitudes by
+            the mean of their leaf. A sum is what the loss changes by, for scores that
+            approximate that. An entry that lies on two axes of its unit counts twice.
         least: The number of units that every group, and every layer of a stack, keeps
             at any density, or all if it has fewer: the best ones.
 

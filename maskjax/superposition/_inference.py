@@ -106,8 +106,9 @@ def infer(
             not fit `params`, or all outputs have a label.
 
     Warns:
-        UserWarning: If `per="image"` and `apply` mixes the images of a batch, as
-            BatchNorm does in training mode. It is told while tracing.
+        UserWarning: If `per="image"`, or there is one image, and `apply` mixes the
+            images of a batch, as BatchNorm does in training mode. It is told while
+            tracing.
 
     Example:
         >>> params = {"w": jnp.array([[9.0, 0.0], [9.0, 9.0]])}
@@ -142,16 +143,12 @@ def infer(
     def one(images: Array) -> Array:
         return _METHODS[method](objective, params, bank, images, **how)
 
+    if per == "image" or len(images) == 1:
+        cure = 'Use running statistics, or `per="batch"` for images of one task.'
+        gives = "`apply` one image at a time"
+        batches.told_if_mixed(apply, params, [images], fn=fn, gives=gives, cure=cure)
     if per == "batch":
         return one(images)
-    batches.told_if_mixed(
-        apply,
-        params,
-        [images],
-        fn=fn,
-        gives="`apply` one image at a time",
-        cure='Use running statistics, or `per="batch"` for images of one task.',
-    )
     each = placement.clear_of(jnp.asarray(images), bank.masks)[:, None]
     return stacking.map(one, each, batch_size=batch_size)
 

@@ -99,6 +99,23 @@ def test_masks_that_move_in_training_are_exact_and_of_use(quick):
     assert means["gradual"][1] > means["one-shot"][1]
 
 
+def test_units_taken_out_change_nothing_but_the_size(quick):
+    numbers = quick("compaction")[1]["demos"]["compaction"]["numbers"]
+    assert numbers.keys() == {"resnet", "gpt"}
+    for found in numbers.values():
+        (seen,) = found["seen"].values()
+        assert seen["difference"] < 1e-4
+        assert abs(seen["masked"] - seen["small"]) < 1e-4
+        params, flops = found["parameters"], found["megaflops"]
+        assert params["half"] == params["built at half"] < 0.3 * params["dense"]
+        assert flops["half"] < 1.05 * flops["built at half"] < 0.32 * flops["dense"]
+        halves = {name: size // 2 for name, size in found["units"].items()}
+        assert found["widths"]["half"] == halves
+    assert np.mean(numbers["resnet"]["quality"]["dense"]) > 0.7
+    for bits in numbers["gpt"]["quality"].values():
+        assert np.mean(bits) < 5  # of 6.6, if all characters were as likely
+
+
 def test_tickets_beat_random_masks_of_their_counts(quick):
     numbers = quick("lottery_ticket")[1]["demos"]["lottery_ticket"]["numbers"]
     assert numbers["counts_exact"]

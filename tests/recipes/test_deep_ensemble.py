@@ -217,7 +217,14 @@ def test_other_bad_input_is_refused(params):
     for shape in ((2, 3), (), (2, 0)):
         with pytest.raises(ValueError, match="gaussian` needs `outputs` with an even"):
             deep_ensemble.gaussian(np.ones(shape))
+        with pytest.raises(ValueError, match="_loss` needs `outputs` with an even"):
+            deep_ensemble.gaussian_loss(np.ones(shape), np.ones(shape))
     two = np.ones((2, 2), "f4")
+    for outputs in (np.ones((2, 2), int), [1.0, 2.0]):
+        with pytest.raises(TypeError, match="gaussian` needs `outputs` as a floating"):
+            deep_ensemble.gaussian(outputs)
+        with pytest.raises(TypeError, match="_loss` needs `outputs` as a floating"):
+            deep_ensemble.gaussian_loss(outputs, two)
     with pytest.raises(ValueError, match=r"`targets` of shape \(2, 1\), got \(2, 2\)"):
         jax.eval_shape(deep_ensemble.gaussian_loss, two, two)
     with pytest.raises(ValueError, match=r"mixture` needs `variances` of shape \(3, 1"):

@@ -623,6 +623,7 @@ FEWER, NO_TASK, EMPTY = (
 WRONG = {"body": np.ones((2, 5), bool), "bias": None, "head": np.ones(2, bool)}
 COUNTER = {"w": np.ones((2, 2), "f"), "counter": np.zeros((), "int32")}
 NONE = "at least one sample, and one task, got:\n"
+ONE = "`inner_learning_rates` as a number, or a tree like `params`, got float32 array"
 RATE = (
     "every leaf of `inner_learning_rates` as a number, None, or a floating array shaped"
     " like its parameter, got"
@@ -677,6 +678,7 @@ BAD = [  # the call, the error, whom it blames, and for what
         "`params` a",
     ),
     (lambda: rates(np.ones((3, 1, 1), "f")), TypeError, "adapt", RATE + ":\n  bias: f"),
+    (lambda: adapt(inner_learning_rates=np.ones(5, "f")), TypeError, "adapt", ONE),
     (lambda: rates("fast"), TypeError, "adapt", RATE + ":\n  bias: str 'fast'"),
     (lambda: rates(True), TypeError, "adapt", RATE + ":\n  bias: bool True"),
     (lambda: rates(np.zeros((), int)), TypeError, "adapt", RATE + ":\n  bias: int64"),

@@ -45,17 +45,30 @@ def apart_at(first: Any, second: Any, names: tuple[str, str], is_leaf: Any) -> l
     """In words, which paths only one tree has, or where their containers differ."""
     mine = set(trees.paths(first, is_leaf))
     theirs = set(trees.paths(second, trees.is_mask_leaf))
-    lines = [
-        *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
-        *(f"only in `{names[1]}`: {path}" for path in sorted(theirs - mine)),
-    ]
+    lines = _lines(mine, theirs, names)
     kinds = [
         f"{trees.path_string(path) or 'the root'}: `{names[0]}` has {_name(one)}, "
         f"`{names[1]}` {_name(other)}"
         for path, one, other in _containers(first, second, ())
         if not lines or _children(one) and _children(other)
     ]
-    return kinds + lines
+    for prefix in _prefixes(second):  # it fits what is below it: others are to blame
+        below = {path for path in mine if path.startswith(f"{prefix}/")}
+        mine, theirs = mine - below, theirs - ({prefix} if below else set())
+    return [*kinds, *_lines(mine, theirs, names)] or lines
+
+
+def _lines(mine: set[str], theirs: set[str], names: tuple[str, str]) -> list[str]:
+    return [
+        *(f"only in `{names[0]}`: {path}" for path in sorted(mine - theirs)),
+        *(f"only in `{names[1]}`: {path}" for path in sorted(theirs - mine)),
+    ]
+
+
+def _prefixes(mask: Any) -> list[str]:
+    """The paths of what may stand for all leaves of a subtree."""
+    leaves, _ = trees.mask_leaves(mask)
+    return [path for path, leaf in leaves if leaf is None or type(leaf) in PLAIN]
 
 
 def _containers(first: Any, second: Any, path: tuple) -> list[tuple[Any, Any, Any]]:

@@ -5,14 +5,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from maskjax._core.jaxprs import body_of
 from maskjax._core.walk._trails import Trail, merged, sized, strange
 from maskjax._core.walk._values import Found, Value, Walk
 
 
 def _call(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
-    names = ("jaxpr", "call_jaxpr", "call")
-    body = next(equation.params[name] for name in names if name in equation.params)
-    return walk.follow(body, ins, walk)
+    return walk.follow(body_of(equation), ins, walk)
 
 
 def _branches(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:

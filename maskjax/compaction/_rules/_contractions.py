@@ -31,10 +31,10 @@ def _needed(links: Links, sides: list[tuple[Var, int]], equation: Equation) -> N
 def _level(
     zeros: np.ndarray, links: Links, first: tuple[Var, int], var: Var, axis: int
 ) -> Any:
-    """Zeros of one side for the steps of the other; where those differ, of all steps."""
+    """Zeros of one side for the steps of the other; of fewer: in all steps."""
     own, wanted = var.prefix(axis), first[0].prefix(first[1])
     if len(own) > len(wanted):
-        zeros = zeros.all(tuple(range(len(wanted), len(own))))
+        zeros = np.asarray(zeros.all(tuple(range(len(wanted), len(own)))))
     elif len(own) < len(wanted):
         more = (1,) * (len(wanted) - len(own))
         zeros = zeros.reshape(*zeros.shape[:-1], *more, zeros.shape[-1])

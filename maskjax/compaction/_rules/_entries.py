@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from maskjax._core.trees import Array
 from maskjax.compaction import _facts
 from maskjax.compaction._program import Equation
@@ -39,6 +41,19 @@ def _nothing(equation: Equation, links: Links) -> None:
         links.pin(var, range(len(var.shape)), f"goes into {equation.name}")
 
 
+def _any(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
+    """What is never read may be 0, which agrees with most."""
+    [out] = equation.outs
+    if not out.shape:
+        return [(_facts.zero(np.ones((*out.scope, 1), bool), out.dtype),)]
+    return [
+        tuple(
+            _facts.zero(np.ones((*out.prefix(axis), n), bool), out.dtype)
+            for axis, n in enumerate(out.shape)
+        )
+    ]
+
+
 def _whole_then_cut(
     equation: Equation, arrays: list[Array], small: Small
 ) -> list[Array]:
@@ -58,12 +73,13 @@ def _constrained(equation: Equation, arrays: list[Array], small: Small) -> list[
 ENTRIES = frozenset(
     """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-bitcast_convert_type cbrt ceil clamp clz convert_element_type copy copy_p cos cosh
-digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
-integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or
-polygamma population_count pow pvary real reduce_precision regularized_incomplete_beta rem
-round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-sqrt square stop_gradient sub tan tanh xor zeta eq_to le_to lt_to
+bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p
+cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
+integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not
+or polygamma population_count pow pvary real reduce_precision
+regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta eq_to
+le_to lt_to
 """.split()
 )
 
@@ -75,5 +91,6 @@ RULES = {
     **dict.fromkeys(ENTRIES, _ENTRIES),
     **dict.fromkeys(["device_put", "optimization_barrier"], _PAIRS),
     "sharding_constraint": Rule(_pairs, _carried, _constrained),
-    **dict.fromkeys(["iota", "random_bits", "random_gamma", "empty"], _SOURCE),
+    **dict.fromkeys(["iota", "random_bits", "random_gamma"], _SOURCE),
+    **dict.fromkeys(["empty", "empty2"], Rule(_nothing, _any, _whole_then_cut)),
 }

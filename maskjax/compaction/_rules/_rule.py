@@ -51,7 +51,7 @@ def as_it_is(equation: Equation, arrays: list[Array], small: Small) -> list[Arra
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A class of primitives: how their axes go together, what is known, how to write it.
+    """How axes go together, what is known, how to write it: for some primitives.
 
     Attributes:
         links: Links the cells of inputs and outputs.

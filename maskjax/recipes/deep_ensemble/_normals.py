@@ -23,22 +23,14 @@ def gaussian(outputs: Array, *, floor: float | None = None) -> tuple[Array, Arra
         Two arrays [..., D], at least float32: the means, and variances above 0.
 
     Raises:
+        TypeError: If the outputs are not floating.
         ValueError: If the last axis is not even.
 
     Example:
         >>> deep_ensemble.gaussian(jnp.array([3.0, 0.0]))
         (Array([3.], dtype=float32), Array([0.693...], dtype=float32))
     """
-    if not outputs.ndim or not outputs.shape[-1] or outputs.shape[-1] % 2:
-        raise ValueError(
-            f"`{_FN}.gaussian` needs `outputs` with an even last axis, got shape "
-            f"{outputs.shape}."
-        )
-    if floor is None:
-        floor = max(1e-6, 64 / float(jnp.finfo(outputs.dtype).max))
-    wide = outputs.astype(dtypes.at_least_float32(outputs.dtype))
-    mean, raw = jnp.split(wide, 2, axis=-1)
-    return mean, jax.nn.softplus(raw) + floor
+    return _normals(outputs, floor, fn=f"{_FN}.gaussian")
 
 
 def gaussian_loss(
@@ -56,6 +48,7 @@ def gaussian_loss(
         variance).
 
     Raises:
+        TypeError: If the outputs are not floating.
         ValueError: If the last axis of `outputs` is not even, or the shapes do not fit.
 
     Example:
@@ -65,8 +58,9 @@ def gaussian_loss(
     References:
         Lakshminarayanan et al., arXiv:1612.01474, equation 1.
     """
-    mean, variance = gaussian(outputs, floor=floor)
-    checks.of_shape(targets, mean.shape, fn=f"{_FN}.gaussian_loss", name="targets")
+    fn = f"{_FN}.gaussian_loss"
+    mean, variance = _normals(outputs, floor, fn=fn)
+    checks.of_shape(targets, mean.shape, fn=fn, name="targets")
     apart = jnp.asarray(targets, mean.dtype) - mean
     return 0.5 * jnp.log(variance) + apart**2 / (2 * variance)
 
@@ -91,3 +85,16 @@ def mixture(means: Array, variances: Array) -> tuple[Array, Array]:
     checks.of_shape(variances, means.shape, fn=f"{_FN}.mixture", name="variances")
     # The paper subtracts mean squares, which cancel if means are large.
     return jnp.mean(means, 0), jnp.mean(variances, 0) + jnp.var(means, 0)
+
+
+def _normals(outputs: Array, floor: float | None, *, fn: str) -> tuple[Array, Array]:
+    checks.floating(outputs, fn=fn, name="outputs")
+    if not outputs.ndim or not outputs.shape[-1] or outputs.shape[-1] % 2:
+        raise ValueError(
+            f"`{fn}` needs `outputs` with an even last axis, got shape {outputs.shape}."
+        )
+    if floor is None:
+        floor = max(1e-6, 64 / float(jnp.finfo(outputs.dtype).max))
+    wide = outputs.astype(dtypes.at_least_float32(outputs.dtype))
+    mean, raw = jnp.split(wide, 2, axis=-1)
+    return mean, jax.nn.softplus(raw) + floor

@@ -11,6 +11,7 @@ from jax import lax
 from maskjax import algebra, masking, packing, select, stacking
 from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Mask, Params, Predicate
+from maskjax.structure import Entries, Groups
 from maskjax.where import kernels
 
 Train = Callable[..., tuple[Params, Any]]
@@ -55,7 +56,12 @@ def retrain(
 
 
 def random_masks(
-    masks: Mask, *, mode: _Mode, where: Predicate = kernels, key: Array
+    masks: Mask,
+    *,
+    mode: _Mode,
+    structure: Entries | Groups = Entries(),
+    where: Predicate = kernels,
+    key: Array,
 ) -> Mask:
     """Random masks that keep as many entries as those of a stack.
 
@@ -65,6 +71,8 @@ def random_masks(
             "even", the whole mask, up to rounding, with one density for all leaves. In
             stacked networks also "layer", each index of a stack, and "output", each
             output.
+        structure: Entries, or the `structure.Groups` of the search: then units keep
+            their counts, in each group ("layerwise", "layer"), or in all ("global").
         where: What the axes mean, for "layer" and "output".
         key: A typed key; every mask gets its own.
 
@@ -73,8 +81,8 @@ def random_masks(
 
     Raises:
         TypeError: If a leaf is not a mask, or the key is not typed.
-        ValueError: If the mode is unknown, there is no mask, or axes are needed and
-            unknown.
+        ValueError: If the mode is unknown or means nothing for groups, there is no
+            mask, or axes are needed and unknown.
 
     Example:
         >>> masks, key = {"w": jnp.array([[True, False, True]])}, jax.random.key(0)
@@ -84,13 +92,16 @@ def random_masks(
     fn = f"{_FN}.random_masks"
     checks.typed_key(key, fn=fn)
     checks.one_of(mode, get_args(_Mode), fn=fn, name="mode")
+    if mode == "even" and isinstance(structure, Groups):
+        raise ValueError(f"`{fn}` needs `mode` as 'layerwise' or 'global' for groups.")
     keys = jax.random.split(key, checks.members(masks, fn=fn))
 
     def one(mask: Mask, key: Array) -> Mask:
         if mode != "even":
             scope = "leaf" if mode == "layerwise" else mode
+            how: Any = {"scope": scope, "structure": structure, "where": where}
             with blame.instead_of("maskjax.select.random_like", fn):
-                return select.random_like(mask, scope=scope, where=where, key=key)
+                return select.random_like(mask, **how, key=key)
         blank = trees.map_mask(lambda m: jnp.zeros(m.shape), mask)
         share = algebra.density(mask)
         return select.random(blank, density=share, where=lambda *_: True, key=key)

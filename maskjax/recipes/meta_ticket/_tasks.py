@@ -33,8 +33,8 @@ def adapt(
             are 0 and stay 0. `None` keeps everything (MAML).
         *support: The support set, trees of arrays [n, ...], passed on to `loss`.
         inner_learning_rates: A number, or a tree like `params` of numbers or of arrays,
-            one rate for each weight (an axis of 1 shares it). Leaves whose rate is 0 or
-            `None` do not adapt; `None` saves their gradient.
+            one rate for each weight (an axis of 1 shares it), the same in all steps.
+            Leaves whose rate is 0 or `None` do not adapt; `None` saves their gradient.
         steps: The number of gradient steps, a Python number.
         first_order: Whether meta-gradients treat the gradients of the steps as
             constants.
@@ -135,7 +135,12 @@ def mean_over_tasks(
 
 def _rates(rates: Any, params: Params, *, fn: str) -> Any:
     name = "inner_learning_rates"
-    if trees.is_single(rates):
+    if trees.is_single(rates) and not trees.is_single(params):
+        if checks.shaped(rates) and rates.shape:
+            raise TypeError(
+                f"`{fn}` needs `{name}` as a number, or a tree like `params`, got "
+                f"{checks.kind_of(rates)}. All steps have the same rates."
+            )
         rates = jax.tree.map(lambda _: rates, params)
     pairs = checks.matched(params, rates, fn=fn, names=("params", name))
     wrong = [

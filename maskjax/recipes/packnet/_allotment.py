@@ -29,7 +29,7 @@ def allotment(
         rates: The `rate` of `prune` for each of the first tasks, in order; 0 for a task
             that is not pruned. With 1 - 1 / C, 1 - 1 / (C - 1), ..., 0 all tasks own
             equally many weights.
-        scope: The `scope` of `prune`.
+        scope: The `scope` of `prune`, whose structure is entries on their own.
         where: What the axes mean, for "layer" and "output".
 
     Returns:

@@ -1,15 +1,16 @@
 """The phases of one task: begin, prune, commit."""
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from maskjax import select
 from maskjax._core import blame, checks, slots
 from maskjax._core.stored import stored
-from maskjax._core.trees import Density, Mask, Params, Predicate, Scores
+from maskjax._core.trees import Density, Mask, Params, Predicate, Scores, map_mask
 from maskjax.recipes._phases import emptied, in_phase, kept_by_leaf, require_own
 from maskjax.recipes.packnet import _programs
 from maskjax.recipes.packnet._state import PackNetState
+from maskjax.structure import Entries, Structure
 from maskjax.where import kernels
 
 _FN = "maskjax.recipes.packnet."
@@ -88,6 +89,7 @@ def prune(
     *,
     rate: Density | Scores,
     scope: select.Scope = "leaf",
+    structure: Structure | Any = Entries(),
     where: Predicate = kernels,
 ) -> Pruned:
     """Free the task's smallest weights: 2.
@@ -105,7 +107,9 @@ def prune(
             ones.
         scope: Rank the weights of each leaf ("leaf", as in the paper), of each index of
             a stack ("layer"), of each output ("output"), or all weights ("global").
-        where: What the axes mean, for "layer" and "output".
+        structure: What is freed together. `structure.Groups` free whole units, in all
+            leaves that `init` divides: let its `where` choose biases and scales too.
+        where: What the axes mean, where scope or structure ask for them.
 
     Returns:
         The task with the freed weights at 0, to be trained again. Its `state` is that
@@ -113,7 +117,8 @@ def prune(
 
     Raises:
         TypeError: If `training` is not a `Training`, or the rate is not a number.
-        ValueError: If `params` does not fit the network, or the rate is outside [0, 1].
+        ValueError: If `params` does not fit the network, the rate is outside [0, 1], or
+            a leaf does not fit the structure.
 
     Example:
         >>> state = packnet.init({"w": jnp.ones((1, 4))}, head=None, capacity=2)
@@ -126,7 +131,9 @@ def prune(
     params, trained = _trained(training, params, fn=fn)
     sizes = _programs.sizes(trained, params)
     with blame.instead_of("maskjax.select.drop", fn):
-        kept = select.drop(sizes, trained, rate=rate, scope=scope, where=where)
+        how = {"scope": scope, "structure": structure, "where": where}
+        kept = select.drop(sizes, trained, rate=rate, **how)
+    kept = map_mask(lambda _, k: k, trained, kept)  # of what tasks divide
     _remark(training.state, trained, kept, fn=fn)
     params, mask = _programs.freed(training.mask, kept, params)
     return Pruned(params, mask, training.state)
