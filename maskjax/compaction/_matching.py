@@ -2,10 +2,10 @@
 
 A part of a tree with all paths of the parameters belongs to them, leaf by leaf. Any
 other leaf belongs to the parameter whose path its own path ends with: new statistics,
-and masks of some of the parameters. The first word of a parameter's path may be missing,
-because `{"params": ...}` is often left out. Paths of numbers alone, as those of tuples,
-say nothing at the end of another: there a part belongs to the parameters if each of its
-leaves does.
+and masks of some of the parameters. The first word of a parameter's path may be
+missing, because `{"params": ...}` is often left out. Paths of numbers alone, as those
+of tuples, say nothing at the end of another: there a part belongs to the parameters if
+each of its leaves does.
 """
 
 import collections

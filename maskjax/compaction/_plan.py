@@ -97,7 +97,7 @@ def shrink(tree: Any, plan: Plan) -> Any:
     Parameters, gradients, moments of optimizers, averages, statistics and masks: a leaf
     belongs to the parameter whose path its own path ends with, and whose shape it has.
     A part of the tree whose paths are those of all parameters belongs to them, also
-    where paths are numbers. Other leaves, such as counters, are handed back as they are.
+    where paths are numbers. Other leaves, such as counters, are handed back.
 
     Args:
         tree: Arrays, or shapes. Mask leaves may be `None`, packed, or have axes of 1.
@@ -168,8 +168,8 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
             )
         ),
         f"`maskjax.compaction.{fn}` needs leaves that are named like parameters to "
-        "have their shapes, and one parameter for each. Leave the others out, and make them "
-        "anew of the other parameters, as by `optimizer.init`. This tree has",
+        "have their shapes, and one parameter for each. Leave the others out, and make "
+        "them anew, as by `optimizer.init`. This tree has",
     )
     if all(owner is None for owner in owners):
         given = [f"{path}: {_matching.shape_of(leaf)}" for path, leaf in leaves]
