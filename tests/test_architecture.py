@@ -18,8 +18,8 @@ RINGS = [
     {"where", "structure"},
     {"algebra", "packing", "initializer"},
     {"score", "select", "allocation", "masking", "bank"},
-    {"estimator", "stacking", "superposition"},
-    {"compaction", "optim", "layers", "storage", "report", "metrics", "theory"},
+    {"estimator", "stacking", "superposition", "compaction"},
+    {"optim", "layers", "storage", "report", "metrics", "theory"},
     {"recipes"},
 ]
 RING = {name: i for i, ring in enumerate(RINGS) for name in ring}

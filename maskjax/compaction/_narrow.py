@@ -4,12 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.core import Tracer
 
-from maskjax._core import checks, trees
-from maskjax.compaction import _calls, _facts, _follow, _network
+from maskjax import packing
+from maskjax._core import checks
+from maskjax.compaction import _calls, _facts, _follow, _matching, _network
 from maskjax.compaction._facts import Fact, Known
 from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
@@ -45,8 +45,8 @@ def narrow(
         member: With the plan of a stack, the number of the member whose parameters the
             function gets, which may be traced. It need be given only if what is not a
             parameter, such as inputs and constants, is cut to positions that differ
-            between members. For all members:
-            `jax.vmap(lambda i, p, x: narrow(apply, plan, member=i)(p, x), (0, 0, None))`.
+            between members. For all, map over numbers and parameters:
+            `lambda i, p, x: narrow(apply, plan, member=i)(p, x)`.
 
     Returns:
         The small function; of one member of a stack, to be mapped over.
@@ -85,7 +85,10 @@ def narrow(
             if not _holds_tracers(network.program):
                 known[call.key] = found
         network, links, pinned = found
-        outs = _network.written(network, links, pinned, call.arrays, steps)
+        outs: list[Any] = _network.written(network, links, pinned, call.arrays, steps)
+        for i, owner in enumerate(network.results):
+            if owner in call.packed and outs[i].dtype == bool:
+                outs[i] = packing.pack(outs[i])
         return network.treedef.unflatten(outs)
 
     @functools.wraps(apply)
@@ -95,8 +98,8 @@ def narrow(
         except Unnumbered:
             raise ValueError(
                 f"`{fn}` needs `member`, the number of the member that the parameters "
-                "are of: an input or a constant is cut to positions that differ between "
-                "members."
+                "are of: an input or a constant is cut to positions that differ "
+                "between members."
             ) from None
 
     return called
@@ -113,30 +116,29 @@ def _check_member(member: Any, members: int | None, *, fn: str) -> None:
 
 
 def _check(params: Any, plan: Plan, *, fn: str) -> None:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    given = {path: leaf.shape for path, leaf in trees.named_leaves(params)}
+    leaves, _ = _matching.named(params)
+    small = [leaf.small for leaf in plan.leaves]
+    found = _matching.owners(leaves, [leaf.path for leaf in plan.leaves], small)
+    shapes = {path: _matching.shape_of(leaf) for path, leaf in leaves}
     lines = [
-        f"{leaf.path}: {given.get(leaf.path, 'missing')}, planned {leaf.small}"
-        for leaf in plan.leaves
-        if given.get(leaf.path) != leaf.small
+        f"{leaf.path}: {shapes.get(leaf.path, 'missing')}, planned {leaf.small}"
+        for i, leaf in enumerate(plan.leaves)
+        if i not in found
     ]
-    if lines or len(leaves) != len(plan.leaves):
-        more = [
-            path for path in given if path not in {leaf.path for leaf in plan.leaves}
-        ]
-        lines += [f"{path}: not in the plan" for path in more]
-        of_one = "" if plan.members is None else ", of one member: use `jax.vmap`"
-        raise checks.listing(
-            lines,
-            f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
-            "`compaction.shrink(params, plan)`" + of_one,
-        )
+    of_one = "" if plan.members is None else ", of one member: use `jax.vmap`"
+    checks.raise_all(
+        lines,
+        f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
+        "`compaction.shrink(params, plan)`" + of_one,
+    )
 
 
 def _solved(
     network: Network, plan: Plan, steps: tuple[Any, ...], *, fn: str
 ) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
+    every = [(network.var(i), leaf) for i, leaf in enumerate(plan.leaves)]
+    present = [(v, leaf) for v, leaf in every if v and v.shape == leaf.shape]
     folded = plan.folded
     folding = None
     if folded is not None:
@@ -145,12 +147,13 @@ def _solved(
                 f"`{fn}`: a plan made with `fold=True` serves the function it was made "
                 "for, and this one has other operations."
             )
-        variables = [network.var(i) for i in range(len(plan.leaves))]
-        present = [var for var in variables if var is not None]
-        folding = Folding(network.program, present, folded.folds)
+        variables = [var for var, _ in every if var is not None]
+        folding = Folding(network.program, variables, folded.folds)
 
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
+        if var.shape != leaf.shape:
+            return (None,) * max(len(var.shape), 1)
         fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
         ) or (_facts.zero(leaf.nothing[..., None], var.dtype),)
@@ -158,21 +161,16 @@ def _solved(
         return fact if value is None else valued(fact, var, value)
 
     def wanted(links: Links) -> None:
-        for var, owner in zip(network.program.ins, network.owners, strict=True):
-            if owner is not None:
-                leaf = plan.leaves[owner]
-                for axis, keep in enumerate(leaf.keep):
-                    rows = _rows(keep, leaf.lead, var, axis, any_of=True)
-                    links.need(var, axis, rows, KEPT)
+        for var, leaf in present:
+            for axis, keep in enumerate(leaf.keep):
+                rows = _rows(keep, leaf.lead, var, axis, any_of=True)
+                links.need(var, axis, rows, KEPT)
 
     pinned = _follow.Pinned()
 
     def refused(links: Links) -> Links:
         lines = []
-        for var, owner in zip(network.program.ins, network.owners, strict=True):
-            if owner is None:
-                continue
-            leaf = plan.leaves[owner]
+        for var, leaf in present:
             for axis, keep in enumerate(leaf.keep):
                 now = _network.kept(links, var, axis)
                 rows = np.broadcast_to(

@@ -1,6 +1,8 @@
 """A function of parameters, analysed: which of its axes can do with fewer positions."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,15 +40,25 @@ class Network:
 
     def var(self, parameter: int) -> Var | None:
         """The input that is a parameter."""
+        return self._first.get(parameter)
+
+    @functools.cached_property
+    def _first(self) -> dict[int, Var]:
+        """For each parameter the first input that has all of its axes."""
+        first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
-            if owner == parameter:
-                return var
-        return None
+            if owner is not None and math.prod(var.shape) > math.prod(
+                first[owner].shape if owner in first else (-1,)
+            ):
+                first[owner] = var
+        return first
 
     def facts(self, known: Callable[[int, Var], Fact]) -> _facts.Facts:
         """What is known of all values, from what is known of parameters."""
         ins = [
-            (None,) * max(len(var.shape), 1) if owner is None else known(owner, var)
+            known(owner, var)
+            if owner is not None and var.shape == self._first[owner].shape
+            else (None,) * max(len(var.shape), 1)
             for var, owner in zip(self.program.ins, self.owners, strict=True)
         ]
         return _follow.facts_of(self.program, ins)
@@ -63,24 +75,25 @@ class Network:
         """How axes go together; outputs are whole, and inputs if so asked."""
         equal = Ghosts(self.program, facts) if ghosts else None
         links = _follow.links_of(self.program, facts, pinned, folding, equal)
-        first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
-            axes = range(len(var.shape))
             if owner is not None:
-                known = first.setdefault(owner, var)
-                for axis in axes:
-                    links.same(known, axis, var, axis)
+                _same(links, self._first[owner], var)
             elif inputs:
-                links.pin(var, axes, "is an input")
+                links.pin(var, range(len(var.shape)), "is an input")
         for var, owner in zip(self.program.outs, self.results, strict=True):
-            axes = range(len(var.shape))
-            if owner is not None and owner in first:
-                for axis in axes:
-                    links.same(first[owner], axis, var, axis)
+            if owner is not None and owner in self._first:
+                _same(links, self._first[owner], var)
             else:
                 why = "is an output (state may shrink: `state_outputs`)"
-                links.pin(var, axes, why)
+                links.pin(var, range(len(var.shape)), why)
         return links
+
+
+def _same(links: Links, whole: Var, var: Var) -> None:
+    """What belongs to a parameter keeps its positions, but on axes of 1."""
+    for axis, (n, size) in enumerate(zip(var.shape, whole.shape, strict=True)):
+        if n == size:
+            links.same(whole, axis, var, axis)
 
 
 def traced(
@@ -105,15 +118,17 @@ def traced(
         scope: (K,) for K members, each with positions of its own.
     """
     program, out = _tracing.traced(fun, list(args), scope)
-    leaves = [
-        (path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None
-    ]
-    treedef = jax.tree.structure(out)
-    results = _matching.owners(leaves, paths, shapes)
+    results = []
+    leaves, _ = _matching.named(out)
+    found = _matching.owners(leaves, paths, shapes)
+    for (_, leaf), owner in zip(leaves, found, strict=True):
+        bits = isinstance(leaf, _matching.PackedMask)
+        results += [None if bits else owner] * len(jax.tree.leaves(leaf))
     if state is not None:
         may = state(out)
         results = [r if m else None for r, m in zip(results, may, strict=True)]
     members = scope[0] if scope else None
+    treedef = jax.tree.structure(out)
     return Network(program, list(owners), results, treedef, members)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskjax import packing
 from maskjax._core import checks
 from maskjax._core.trees import Array
 from maskjax.compaction import _matching
@@ -24,7 +25,7 @@ class Leaf:
     Attributes:
         path: Its path.
         shape: Its whole shape.
-        lead: How many first axes stack: along them, other axes may keep other positions.
+        lead: How many first axes stack: along them, others may keep other positions.
         keep: For each axis which positions stay, [*stack, n]; [K, *stack, n] for a
             stack of K masks.
         dead: For each axis which positions the mask makes 0, of the same shapes.
@@ -59,7 +60,8 @@ class Plan:
         report: For each axis that keeps positions though they are masked, why.
         folded: With `fold=True`, the constants that left.
         ghosts: Whether one of several equal positions stands for all in a sum.
-        members: K, for a stack of masks: each member keeps other positions, equally many.
+        members: K, for a stack of masks: each member keeps other positions, but as
+            many.
     """
 
     leaves: tuple[Leaf, ...]
@@ -118,7 +120,8 @@ def shrink(tree: Any, plan: Plan) -> Any:
 
     Parameters, gradients, moments of optimizers, averages, statistics and masks: a leaf
     belongs to the parameter whose path its own path ends with, and whose shape it has.
-    Other leaves, such as counters, are handed back as they are.
+    A part of the tree whose paths are those of all parameters belongs to them, also
+    where paths are numbers. Other leaves, such as counters, are handed back.
 
     Args:
         tree: Arrays, or shapes. Mask leaves may be `None`, packed, or have axes of 1.
@@ -130,7 +133,9 @@ def shrink(tree: Any, plan: Plan) -> Any:
         The tree, with smaller leaves; [K, ...] for a stack.
 
     Raises:
-        ValueError: If no leaf of `tree` belongs to a parameter of the plan.
+        ValueError: If no leaf of `tree` belongs to a parameter of the plan, or one is
+            named like a parameter that shrinks, but has another shape, such as the
+            factored moments of `optax.adafactor`.
 
     Example:
         >>> import jax
@@ -155,7 +160,7 @@ def expand(tree: Any, plan: Plan) -> Any:
         The tree, with whole leaves.
 
     Raises:
-        ValueError: If no leaf of `tree` belongs to a parameter of the plan.
+        ValueError: As `shrink`.
 
     Example:
         >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
@@ -174,6 +179,24 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
     leaves, treedef = _matching.named(tree)
     paths, members = [leaf.path for leaf in plan.leaves], plan.members
     owners = _matching.owners(leaves, paths, shapes, members)
+    strays = {
+        i: [p for p in owned if plan.leaves[p].small != plan.leaves[p].shape]
+        for i, owned in _matching.strays(leaves, owners, paths).items()
+    }
+    checks.raise_all(
+        (
+            f"{path}: {_matching.shape_of(leaf)}, {named}"
+            for i, (path, leaf) in enumerate(leaves)
+            if (
+                named := ", or ".join(
+                    f"{paths[p]} {shapes[p]}" for p in strays.get(i, ())
+                )
+            )
+        ),
+        f"`maskjax.compaction.{fn}` needs leaves that are named like parameters to "
+        "have their shapes, and one parameter for each. Leave the others out, and make "
+        "them anew, as by `optimizer.init`. This tree has",
+    )
     if all(owner is None for owner in owners):
         given = [f"{path}: {_matching.shape_of(leaf)}" for path, leaf in leaves]
         raise checks.listing(
@@ -181,20 +204,33 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
             f"`maskjax.compaction.{fn}` needs leaves with the paths and shapes of the "
             "plan's parameters",
         )
-    changed = []
-    for (_, leaf), owner in zip(leaves, owners, strict=True):
-        if owner is None or leaf is None:
-            changed.append(leaf)
-        elif isinstance(leaf, PackedMask):
-            from maskjax import packing
-
-            pack = packing.pack if members is None else jax.vmap(packing.pack)
-            changed.append(
-                pack(change(packing.unpack(leaf), plan.leaves[owner], members))
-            )
-        else:
-            changed.append(change(leaf, plan.leaves[owner], members))
+    changed = [
+        leaf if owner is None else _of_kind(change, leaf, plan.leaves[owner], members)
+        for (_, leaf), owner in zip(leaves, owners, strict=True)
+    ]
     return treedef.unflatten(changed)
+
+
+def _of_kind(
+    change: Callable[[Any, Leaf, int | None], Any],
+    x: Any,
+    leaf: Leaf,
+    members: int | None,
+) -> Any:
+    if x is None:
+        return None
+    if not isinstance(x, PackedMask):
+        return change(x, leaf, members)
+    whole, pack = _matching.unpacked(x), packing.pack
+    of_one = lambda mask: change(mask, leaf, members)  # noqa: E731
+    if members is not None:
+        pack = jax.vmap(pack)
+    else:
+        for _ in x.lead:
+            of_one, pack = jax.vmap(of_one), jax.vmap(pack)
+    if isinstance(whole, jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda mask: pack(of_one(mask)), whole)
+    return pack(of_one(whole))
 
 
 def _each(

@@ -57,7 +57,8 @@ def plan(
         fold: Whether channels that are constants leave too: what is left of a channel
             whose kernel is masked, and not the bias or what BatchNorm adds. They move
             into the next dense layer or convolution. For inference: it takes the values
-            of `params`, and the small network has no gradients for them. Not for stacks.
+            of `params`, and the small network has no gradients for them. Not for
+            stacks.
         ghosts: Whether one of several positions that are provably equal may stand for
             all in a sum. A residual stream then leaves a LayerNorm that passes over its
             inputs twice (Equinox, `use_fast_variance=False`), at one position more. For
