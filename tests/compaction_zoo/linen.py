@@ -153,7 +153,7 @@ def grouped():
 def shuffled():
     """Four blocks of channels: of the first group or the second, then of the next.
 
-    Both halves of a block are an axis of no value: they are not found, but leave if masked.
+    The halves of a block are an axis of no value: not found, but gone if masked.
     """
     return of(
         Grouped(shuffle=True),
