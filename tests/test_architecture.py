@@ -18,7 +18,7 @@ RINGS = [
     {"where", "structure"},
     {"algebra", "packing", "initializer"},
     {"score", "select", "allocation", "masking", "bank"},
-    {"estimator", "stacking", "superposition"},
+    {"estimator", "stacking", "superposition", "compaction"},
     {"optim", "layers", "storage", "report", "metrics", "theory"},
     {"recipes"},
 ]

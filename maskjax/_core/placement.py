@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
 from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
@@ -135,7 +135,7 @@ def typed(shape: Sequence[int], like: Any) -> Any:
         shape: The shape.
         like: An array, or what stands for one: a type or `jax.ShapeDtypeStruct`.
     """
-    kind = like if isinstance(like, jax.core.ShapedArray) else jax.typeof(like)
+    kind: Any = like if isinstance(like, ShapedArray) else jax.typeof(like)
     where = fitted(kind.sharding, shape)
     return kind.update(shape=tuple(shape), sharding=where)
 

@@ -4,24 +4,29 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.core import Tracer
 
-from maskjax._core import checks, trees
-from maskjax.compaction import _calls, _facts, _follow, _network
+from maskjax import packing
+from maskjax._core import checks
+from maskjax.compaction import _calls, _facts, _follow, _matching, _network
 from maskjax.compaction._facts import Fact, Known
 from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Plan
 from maskjax.compaction._program import Const, Program, Var
 from maskjax.compaction._rules import Links
+from maskjax.compaction._small import Unnumbered
 
 KEPT = "the plan keeps it"
 
 
 def narrow(
-    apply: Callable[..., Any], plan: Plan, *, state_outputs: Any = None
+    apply: Callable[..., Any],
+    plan: Plan,
+    *,
+    state_outputs: Any = None,
+    member: Any = None,
 ) -> Callable[..., Any]:
     """A function of small parameters that does what `apply` does of the masked.
 
@@ -37,15 +42,19 @@ def narrow(
             numbers and words among its arguments are part of the program.
         plan: From `plan`.
         state_outputs: As in `plan`.
+        member: With the plan of a stack, the number of the member whose parameters the
+            function gets, which may be traced. It need be given only if what is not a
+            parameter, such as inputs and constants, is cut to positions that differ
+            between members. For all, map over numbers and parameters:
+            `lambda i, p, x: narrow(apply, plan, member=i)(p, x)`.
 
     Returns:
-        The small function.
+        The small function; of one member of a stack, to be mapped over.
 
     Raises:
-        ValueError: When called, if the parameters do not have the plan's small shapes,
-        or
-            `apply` needs something that was taken out; parameter, axis and cause are
-            named.
+        ValueError: If `member` is not one of the plan's. When called, if the parameters
+            do not have the plan's small shapes, `apply` needs something that was taken
+            out (parameter, axis and cause are named), or `member` is needed.
 
     Example:
         >>> import jax
@@ -58,50 +67,78 @@ def narrow(
         (5, 1)
     """
     fn = "maskjax.compaction.narrow"
+    members = plan.members
+    _check_member(member, members, fn=fn)
+    steps = () if members is None else (member,)
     known: dict[Any, Any] = {}
     paths = [leaf.path for leaf in plan.leaves]
     small = [leaf.small for leaf in plan.leaves]
     whole = [leaf.shape for leaf in plan.leaves]
 
-    @functools.wraps(apply)
-    def narrowed(params: Any, *inputs: Any, **named: Any) -> Any:
+    def small_call(params: Any, *inputs: Any, **named: Any) -> Any:
         _check(params, plan, fn=fn)
         call = _calls.Call(params, inputs, named, paths, small, whole)
         found = known.get(call.key)
         if found is None:
-            network = call.network(apply, state_outputs, fn=fn)
-            found = network, *_solved(network, plan, fn=fn)
+            network = call.network(apply, state_outputs, fn=fn, members=members)
+            found = network, *_solved(network, plan, steps, fn=fn)
             if not _holds_tracers(network.program):
                 known[call.key] = found
         network, links, pinned = found
-        outs = _network.written(network, links, pinned, call.arrays)
+        outs: list[Any] = _network.written(network, links, pinned, call.arrays, steps)
+        for i, owner in enumerate(network.results):
+            if owner in call.packed and outs[i].dtype == bool:
+                outs[i] = packing.pack(outs[i])
         return network.treedef.unflatten(outs)
 
-    return narrowed
+    @functools.wraps(apply)
+    def called(params: Any, *inputs: Any, **named: Any) -> Any:
+        try:
+            return small_call(params, *inputs, **named)
+        except Unnumbered:
+            raise ValueError(
+                f"`{fn}` needs `member`, the number of the member that the parameters "
+                "are of: an input or a constant is cut to positions that differ "
+                "between members."
+            ) from None
+
+    return called
 
 
-def _check(params: Any, plan: Plan, *, fn: str) -> None:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    given = {path: leaf.shape for path, leaf in trees.named_leaves(params)}
-    lines = [
-        f"{leaf.path}: {given.get(leaf.path, 'missing')}, planned {leaf.small}"
-        for leaf in plan.leaves
-        if given.get(leaf.path) != leaf.small
-    ]
-    if lines or len(leaves) != len(plan.leaves):
-        more = [
-            path for path in given if path not in {leaf.path for leaf in plan.leaves}
-        ]
-        lines += [f"{path}: not in the plan" for path in more]
-        raise checks.listing(
-            lines,
-            f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
-            "`compaction.shrink(params, plan)`",
+def _check_member(member: Any, members: int | None, *, fn: str) -> None:
+    if member is None or members is not None and not isinstance(member, int):
+        return
+    if members is None or not 0 <= member < members:
+        some = "a plan of one mask" if members is None else f"{members} members"
+        raise ValueError(
+            f"`{fn}` needs `member` to be one of the plan's, got {member!r} of {some}."
         )
 
 
-def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
+def _check(params: Any, plan: Plan, *, fn: str) -> None:
+    leaves, _ = _matching.named(params)
+    small = [leaf.small for leaf in plan.leaves]
+    found = _matching.owners(leaves, [leaf.path for leaf in plan.leaves], small)
+    shapes = {path: _matching.shape_of(leaf) for path, leaf in leaves}
+    lines = [
+        f"{leaf.path}: {shapes.get(leaf.path, 'missing')}, planned {leaf.small}"
+        for i, leaf in enumerate(plan.leaves)
+        if i not in found
+    ]
+    of_one = "" if plan.members is None else ", of one member: use `jax.vmap`"
+    checks.raise_all(
+        lines,
+        f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
+        "`compaction.shrink(params, plan)`" + of_one,
+    )
+
+
+def _solved(
+    network: Network, plan: Plan, steps: tuple[Any, ...], *, fn: str
+) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
+    every = [(network.var(i), leaf) for i, leaf in enumerate(plan.leaves)]
+    present = [(v, leaf) for v, leaf in every if v and v.shape == leaf.shape]
     folded = plan.folded
     folding = None
     if folded is not None:
@@ -110,34 +147,30 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
                 f"`{fn}`: a plan made with `fold=True` serves the function it was made "
                 "for, and this one has other operations."
             )
-        variables = [network.var(i) for i in range(len(plan.leaves))]
-        present = [var for var in variables if var is not None]
-        folding = Folding(network.program, present, folded.folds)
+        variables = [var for var, _ in every if var is not None]
+        folding = Folding(network.program, variables, folded.folds)
 
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
+        if var.shape != leaf.shape:
+            return (None,) * max(len(var.shape), 1)
         fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        ) or (_facts.zero(np.full(1, leaf.nothing), var.dtype),)
+        ) or (_facts.zero(leaf.nothing[..., None], var.dtype),)
         value = None if folded is None else folded.values[owner]
         return fact if value is None else valued(fact, var, value)
 
     def wanted(links: Links) -> None:
-        for var, owner in zip(network.program.ins, network.owners, strict=True):
-            if owner is not None:
-                leaf = plan.leaves[owner]
-                for axis, keep in enumerate(leaf.keep):
-                    rows = _rows(keep, leaf.lead, var, axis, any_of=True)
-                    links.need(var, axis, rows, KEPT)
+        for var, leaf in present:
+            for axis, keep in enumerate(leaf.keep):
+                rows = _rows(keep, leaf.lead, var, axis, any_of=True)
+                links.need(var, axis, rows, KEPT)
 
     pinned = _follow.Pinned()
 
     def refused(links: Links) -> Links:
         lines = []
-        for var, owner in zip(network.program.ins, network.owners, strict=True):
-            if owner is None:
-                continue
-            leaf = plan.leaves[owner]
+        for var, leaf in present:
             for axis, keep in enumerate(leaf.keep):
                 now = _network.kept(links, var, axis)
                 rows = np.broadcast_to(
@@ -152,7 +185,7 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
-        _network.check(network, links, pinned)
+        _network.check(network, links, pinned, steps)
         return links
 
     links, _ = _network.solved(

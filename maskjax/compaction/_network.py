@@ -1,6 +1,8 @@
 """A function of parameters, analysed: which of its axes can do with fewer positions."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import jax
 import numpy as np
 
 from maskjax._core import placement
-from maskjax.compaction import _facts, _follow, _matching, _program
+from maskjax.compaction import _facts, _follow, _matching, _tracing
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._folding import Folding
@@ -29,6 +31,7 @@ class Network:
         results: The same for each output; None where all of it is handed back.
         treedef: The structure of its output.
         types: The type of each input, whole: how it is sharded, and varies.
+        members: How many members it is analysed for, each with positions of its own.
     """
 
     program: Program
@@ -36,18 +39,29 @@ class Network:
     results: list[int | None]
     treedef: Any
     types: list[Any]
+    members: int | None = None
 
     def var(self, parameter: int) -> Var | None:
         """The input that is a parameter."""
+        return self._first.get(parameter)
+
+    @functools.cached_property
+    def _first(self) -> dict[int, Var]:
+        """For each parameter the first input that has all of its axes."""
+        first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
-            if owner == parameter:
-                return var
-        return None
+            if owner is not None and math.prod(var.shape) > math.prod(
+                first[owner].shape if owner in first else (-1,)
+            ):
+                first[owner] = var
+        return first
 
     def facts(self, known: Callable[[int, Var], Fact]) -> _facts.Facts:
         """What is known of all values, from what is known of parameters."""
         ins = [
-            (None,) * max(len(var.shape), 1) if owner is None else known(owner, var)
+            known(owner, var)
+            if owner is not None and var.shape == self._first[owner].shape
+            else (None,) * max(len(var.shape), 1)
             for var, owner in zip(self.program.ins, self.owners, strict=True)
         ]
         return _follow.facts_of(self.program, ins)
@@ -64,24 +78,25 @@ class Network:
         """How axes go together; outputs are whole, and inputs if so asked."""
         equal = Ghosts(self.program, facts) if ghosts else None
         links = _follow.links_of(self.program, facts, pinned, folding, equal)
-        first: dict[int, Var] = {}
         for var, owner in zip(self.program.ins, self.owners, strict=True):
-            axes = range(len(var.shape))
             if owner is not None:
-                known = first.setdefault(owner, var)
-                for axis in axes:
-                    links.same(known, axis, var, axis)
+                _same(links, self._first[owner], var)
             elif inputs:
-                links.pin(var, axes, "is an input")
+                links.pin(var, range(len(var.shape)), "is an input")
         for var, owner in zip(self.program.outs, self.results, strict=True):
-            axes = range(len(var.shape))
-            if owner is not None and owner in first:
-                for axis in axes:
-                    links.same(first[owner], axis, var, axis)
+            if owner is not None and owner in self._first:
+                _same(links, self._first[owner], var)
             else:
                 why = "is an output (state may shrink: `state_outputs`)"
-                links.pin(var, axes, why)
+                links.pin(var, range(len(var.shape)), why)
         return links
+
+
+def _same(links: Links, whole: Var, var: Var) -> None:
+    """What belongs to a parameter keeps its positions, but on axes of 1."""
+    for axis, (n, size) in enumerate(zip(var.shape, whole.shape, strict=True)):
+        if n == size:
+            links.same(whole, axis, var, axis)
 
 
 def traced(
@@ -91,6 +106,7 @@ def traced(
     paths: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     state: Callable[[Any], list[bool]] | None,
+    scope: tuple[int, ...] = (),
 ) -> Network:
     """The network of a function of leaves.
 
@@ -102,17 +118,21 @@ def traced(
         shapes: Their whole shapes.
         state: Which leaves of its output may shrink, or None: those that belong to a
             parameter.
+        scope: (K,) for K members, each with positions of its own.
     """
-    program, out = _program.traced(fun, list(args))
-    leaves = [
-        (path, leaf) for path, leaf in _matching.named(out)[0] if leaf is not None
-    ]
-    treedef = jax.tree.structure(out)
-    results = _matching.owners(leaves, paths, shapes)
+    program, out = _tracing.traced(fun, list(args), scope)
+    results = []
+    leaves, _ = _matching.named(out)
+    found = _matching.owners(leaves, paths, shapes)
+    for (_, leaf), owner in zip(leaves, found, strict=True):
+        bits = isinstance(leaf, _matching.PackedMask)
+        results += [None if bits else owner] * len(jax.tree.leaves(leaf))
     if state is not None:
         may = state(out)
         results = [r if m else None for r, m in zip(results, may, strict=True)]
-    return Network(program, list(owners), results, treedef, list(args))
+    members = scope[0] if scope else None
+    treedef = jax.tree.structure(out)
+    return Network(program, list(owners), results, treedef, list(args), members)
 
 
 def solved(
@@ -152,21 +172,38 @@ def small_types(network: Network, links: Links) -> list[Any]:
 
 
 def written(
-    network: Network, links: Links, pinned: Pinned, arrays: Sequence[Any]
+    network: Network,
+    links: Links,
+    pinned: Pinned,
+    arrays: Sequence[Any],
+    members: tuple[Any, ...] = (),
 ) -> list[Any]:
-    """The outputs, of small parameters and whole inputs."""
+    """The outputs, of small parameters and whole inputs; of a stack, of one member."""
     picked = [owner is None for owner in network.owners]
-    return _follow.written(network.program, links, pinned, arrays, picked)
+    return _follow.written(network.program, links, pinned, arrays, picked, members)
 
 
-def check(network: Network, links: Links, pinned: Pinned) -> None:
+def check(
+    network: Network,
+    links: Links,
+    pinned: Pinned,
+    members: tuple[Any, ...] | None = None,
+) -> None:
     """Write the small program for shapes alone, to see that it can be.
+
+    Without `members` that of any member, which has a number.
 
     Raises:
         Unfit: If it can't.
     """
     types = small_types(network, links)
-    jax.eval_shape(lambda *xs: written(network, links, pinned, xs), *types)
+    number = [jax.ShapeDtypeStruct((), np.int32)] * (network.members is not None)
+
+    def small(number: Sequence[Any], *xs: Any) -> Any:
+        known = tuple(number) if members is None else members
+        return written(network, links, pinned, xs, known)
+
+    jax.eval_shape(small, number, *types)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

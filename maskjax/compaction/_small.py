@@ -27,12 +27,16 @@ class Unfit(Exception):
         self.equation, self.why = equation, why
 
 
+class Unnumbered(Exception):
+    """Something is cut for one member of a stack, and it is not known which."""
+
+
 class Small:
     """The positions that stay, and the step of every loop that is being written.
 
     Attributes:
-        steps: The numbers of the steps, for each loop around; `None` for members of a
-            stack, which have no number.
+        steps: The numbers of the steps, for each loop around; that of a member of a
+            stack is `None` if it is not known.
         ghosts: Which positions are equal, if one may stand for the others.
     """
 
@@ -80,7 +84,8 @@ class Small:
         """The entries of an axis at these places, [*steps, *lead, k].
 
         Raises:
-            LookupError: If places differ between members that have no number.
+            Unnumbered: If places differ between members, and which one is written is
+                not known.
         """
         row = self.now(table, lead)
         if row.ndim == 1 and isinstance(row, np.ndarray):
@@ -88,7 +93,12 @@ class Small:
             run = (row == np.arange(first, first + k)).all()
             if run and placement.spec_of(array)[axis] is None:
                 return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
-        return rows.taken(array, row, axis)
+        elif row.ndim == 1 and not placement.explicit(array):
+            # Whole rows are fast to copy, of all members at once too. A barrier, since
+            # fused with what follows they are transposed, slowly on a CPU.
+            first = jnp.take(jnp.moveaxis(array, axis, 0), row, axis=0, mode="clip")
+            return jax.lax.optimization_barrier(jnp.moveaxis(first, 0, axis))
+        return rows.taken(array, jnp.asarray(row), axis)
 
     def now(self, table: np.ndarray, lead: int) -> Any:
         """The row of a table, [*steps, *lead, k], for the steps being written."""
@@ -99,9 +109,14 @@ class Small:
             row = rows[0]
             flat = row.reshape(-1, row.shape[-1])
             return flat[0] if lead and (flat == flat[:1]).all() else row
-        if any(step is None for step in self.steps):
-            raise LookupError("positions differ between members")
-        return jnp.asarray(table)[tuple(self.steps[:n])]
+        steps = self.steps[:n]
+        if n and steps[0] is None:
+            if (table != table[:1]).any():
+                raise Unnumbered
+            table, steps = table[0], steps[1:]
+        if all(isinstance(step, int) for step in steps):
+            return table[steps]
+        return jnp.asarray(table)[steps]
 
     def cut(self, array: Array, var: Var) -> Array:
         """A whole value, cut to the positions that stay."""

@@ -1,4 +1,4 @@
-"""Masks on disk: one bit an entry, written whole or not at all, checked when read.
+"""Masks, and plans of compaction, on disk: written whole or not, checked when read.
 
     >>> import tempfile
     >>> mask = {"w": jnp.array([[True, False], [False, True]]), "b": None}
@@ -8,10 +8,13 @@
     {'b': None, 'w': Array([[ True, False],
            [False,  True]], dtype=bool)}
 
-Use `save` for one file. Use `append` for a bank that grows while it trains: the bank is
-a folder, each call adds one file to it, and files that are there are never rewritten.
-A boolean leaf is one mask, whatever its axes: save a stack packed, that is,
-`jax.vmap(packing.pack)(stack)`, and masks of features [K, C] likewise.
+Masks take one bit an entry. Use `save` for one file. Use `append` for a bank that grows
+while it trains: the bank is a folder, each call adds one file to it, and files that are
+there are never rewritten. A boolean leaf is one mask, whatever its axes: save a stack
+packed, that is, `jax.vmap(packing.pack)(stack)`, and masks of features [K, C] likewise.
+
+`save` and `load` take a plan of `compaction` too: what loads it can shrink, expand and
+narrow without the mask.
 
 What can be relied on:
 

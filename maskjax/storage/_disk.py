@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskjax._core.packed import WORD, PackedMask, layout
+from maskjax.storage import _plans
 from maskjax.storage._header import MOST, Header, StorageError, checksum, loads, parsed
 
 StrPath = str | os.PathLike[str]
@@ -224,7 +225,9 @@ def read_header(path: pathlib.Path, file: File) -> tuple[Header, str]:
         raise StorageError(f"{path} is damaged: its header is not what was saved.")
     try:
         header = parsed(facts)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if header.plan is not None:
+            _plans.check(header)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path} has a header that makes no sense.") from error
     expected = {}
     for i, shape in header.shapes.items():

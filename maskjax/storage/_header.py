@@ -36,7 +36,7 @@ class Leaf(NamedTuple):
 class Header(NamedTuple):
     """Everything in a file but the bits."""
 
-    kind: str  # "mask", "stack" or "bank"
+    kind: str  # "mask", "stack", "bank" or "plan"
     tree: list[Any]  # see `layout`
     leaves: Sequence[Leaf]
     members: int
@@ -45,6 +45,7 @@ class Header(NamedTuple):
     overflowed: int = 0
     first: int = 0  # in a folder: how many masks the files before this one hold,
     previous: str | None = None  # and the checksum of the file before
+    plan: dict[str, Any] | None = None  # see `_plans`; of a plan only
 
     @property
     def shapes(self) -> dict[int, tuple[int, ...]]:
@@ -65,7 +66,10 @@ def checksum(data: Any) -> str:
 
 def written(header: Header) -> str:
     """The header as JSON."""
-    return json.dumps(header._asdict(), separators=(",", ":"))
+    fields = header._asdict()
+    if header.plan is None:
+        del fields["plan"]
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def loads(text: str | bytes) -> Any:
@@ -99,20 +103,21 @@ def parsed(facts: str) -> Header:
     numbers = [node for node in header.tree if type(node) is int]
     if (
         not all(type(count) is int and 0 <= count <= MOST for count in counts)
-        or not all(map(_possible, header.shapes.values()))
+        or not all(map(possible, header.shapes.values()))
         or sorted(numbers) != list(range(len(leaves)))
-        or header.kind not in ("mask", "stack", "bank")
-        or (header.kind == "mask" and header.members != 1)
+        or header.kind not in ("mask", "stack", "bank", "plan")
+        or (header.kind in ("mask", "plan") and header.members != 1)
         or (header.kind != "mask" and not header.shapes)
         or not (header.members or (header.kind == "bank" and header.capacity))
         or (header.capacity is not None and header.capacity < header.members)
         or not isinstance(header.metadata, dict)
+        or (header.kind == "plan") != (header.plan is not None)
     ):
         raise ValueError(facts)
     return header
 
 
-def _possible(shape: tuple[Any, ...]) -> bool:
+def possible(shape: tuple[Any, ...]) -> bool:
     """Whether an array can have a shape."""
     if len(shape) > _RANK or not all(type(n) is int and n >= 0 for n in shape):
         return False

@@ -13,7 +13,7 @@ from maskjax._core import checks, placement, trees
 from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax.bank import MaskBank
 from maskjax.bank import capacity as capacity_of
-from maskjax.storage import _disk
+from maskjax.storage import _disk, _plans
 from maskjax.storage._disk import StrPath
 from maskjax.storage._header import Header, StorageError, built, order
 
@@ -29,9 +29,10 @@ class Info(NamedTuple):
     """What a file or folder holds.
 
     Attributes:
-        kind: "mask", "stack" or "bank".
-        shapes: For each leaf's path the shape of one mask, or `None` without a mask.
-        members: The number of masks: 1, K, or the number of tasks learned.
+        kind: "mask", "stack", "bank" or "plan".
+        shapes: For each leaf's path the shape of one mask, or `None` without a mask. Of
+            a plan, the whole shapes of the parameters.
+        members: The number of masks: 1, K, or the number of tasks learned; 1 of a plan.
         capacity: How many tasks the bank has room for when loaded. `None` for a mask or
             a stack.
         metadata: The metadata that were saved.
@@ -45,7 +46,7 @@ class Info(NamedTuple):
 
 
 def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any:
-    """The mask, stack or bank of a file, or the bank of a folder.
+    """The mask, stack, bank or plan of a file, or the bank of a folder.
 
     Args:
         path: The file or folder.
@@ -59,14 +60,15 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
             a bank of that capacity): a small file can't ask for all memory.
 
     Returns:
-        A packed mask, a packed stack, or a `MaskBank`.
+        A packed mask, a packed stack, a `MaskBank`, or a `compaction.Plan`.
 
     Raises:
         TypeError: If the capacity is no whole number.
         ValueError: If there are more masks than the capacity.
         StorageError: If the file can't be read, is damaged, has another format version,
             was not written by maskjax, does not fit `like`, asks for more memory than
-            the caller named, or is no bank and a capacity is given.
+            the caller named, or is no bank and a capacity is given, or a plan and
+            `like` is.
 
     Example:
         >>> import tempfile
@@ -109,7 +111,9 @@ def info(path: StrPath) -> Info:
     header, total = headers[0], sum(one.members for one in headers)
     return Info(
         header.kind,
-        {leaf.path: leaf.shape for leaf in header.leaves},
+        dict(_plans.shapes(header))
+        if header.plan is not None
+        else {leaf.path: leaf.shape for leaf in header.leaves},
         total,
         max(total, header.capacity or 0) if header.kind == "bank" else None,
         {key: value for one in headers for key, value in one.metadata.items()},
@@ -120,6 +124,8 @@ def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
     files, headers = _disk.read_headers(path)
     header, total = headers[0], sum(one.members for one in headers)
     rows = _rows(path, header, total, capacity, fn)
+    if header.plan is not None and like is not None:
+        raise StorageError(f"{path} holds a plan, which needs no `like`.")
     rebuild = _rebuilder(path, header, like, fn)
     _require_room(path, header, total, rows, like, capacity)
     shapes = header.shapes
@@ -147,6 +153,8 @@ def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
         f"`{fn}` needs masks without bits past their entries in {path}",
         StorageError,
     )
+    if header.plan is not None:
+        return _plans.loaded(path, header, bits)
     if header.kind == "mask":
         bits = {i: words[0] for i, words in bits.items()}
     masks = rebuild({i: PackedMask(bits[i], shapes[i]) for i in shapes})

@@ -14,7 +14,8 @@ from maskjax import packing
 from maskjax._core import checks, trees
 from maskjax._core.trees import Mask
 from maskjax.bank import MaskBank
-from maskjax.storage import _disk, _writing
+from maskjax.compaction import Plan
+from maskjax.storage import _disk, _plans, _writing
 from maskjax.storage._disk import StrPath
 from maskjax.storage._header import (
     Header,
@@ -31,9 +32,12 @@ _TRIES = 1000
 
 
 def save(
-    path: StrPath, mask: Mask | MaskBank, *, metadata: Mapping[str, Any] | None = None
+    path: StrPath,
+    mask: Mask | MaskBank | Plan,
+    *,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a mask, a stack or a bank to one file.
+    """Write a mask, a stack, a bank or a plan to one file.
 
     If anything fails, a file that was there before is unchanged.
 
@@ -41,6 +45,7 @@ def save(
         path: The file, `*.safetensors` by convention. One that exists is replaced.
         mask: A mask, packed or boolean, a packed stack, or a bank. (A boolean stack is
             saved as a mask with one more axis.) Unused slots of a bank take no space.
+            Or a plan of `compaction`, to shrink and expand by in another process.
         metadata: A dict from strings to JSON values, to be saved too.
 
     Returns:
@@ -60,7 +65,11 @@ def save(
         ...     storage.info(path).metadata
         {'step': 7}
     """
-    header, bits = _content(mask, metadata, fn="maskjax.storage.save")
+    fn = "maskjax.storage.save"
+    if isinstance(mask, Plan):
+        header, bits = _plans.content(mask, metadata, fn)
+    else:
+        header, bits = _content(mask, metadata, fn)
     target = pathlib.Path(os.path.realpath(_disk.checked(path)))
     with _disk.complaining(path, "can't be written"):
         taken = target.exists() and not target.is_file()
