@@ -9,6 +9,7 @@ Nothing is computed on import: arguments are drawn when they are asked for.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from maskjax import (
     algebra,
     allocation,
     bank,
+    compaction,
     estimator,
     initializer,
     layers,
@@ -36,6 +38,7 @@ from maskjax import (
     superposition,
     where,
 )
+from maskjax._core import placement
 from maskjax.recipes import (
     deconstructing,
     deep_ensemble,
@@ -305,6 +308,158 @@ _long_scores = tree_of(**_LONG, bias=None)
 call("packing.dot", packing.dot, _packed_stack, _long_scores, specs="x -")
 call("packing.dot: words", packing.dot, _packed_stack, _long_scores, specs="-xy xy")
 call("packing.dot: both", packing.dot, _packed_stack, _long_scores, specs="x-y -y")
+
+# --- compaction ---------------------------------------------------------------------
+
+_TWO = {"up": (8, 16), "bias": (16,), "down": (16, 8)}
+_LAYERS = {"up": (4, 8, 16), "down": (4, 16, 8)}
+_UNITS = np.arange(16) % 4 != 1  # 12 of 16 stay
+
+
+def _two(params: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ params["up"] + params["bias"][None]) @ params["down"]
+
+
+def _two_loss(params: Any, x: Any, y: Any) -> Any:
+    return jnp.mean((_two(params, x) - y) ** 2)
+
+
+def _scanned(params: Any, x: Any) -> Any:
+    def layer(x: Any, p: Any) -> Any:
+        return x + jax.nn.relu(x @ p["up"]) @ p["down"], None
+
+    return jax.lax.scan(layer, placement.vary_like(x, params), params)[0]
+
+
+@functools.cache
+def _plan(function: Callable[..., Any], units: tuple[bool, ...]) -> compaction.Plan:
+    """In a stack, each layer keeps other units."""
+    shapes = _LAYERS if function is _scanned else _TWO
+    shaped = {n: jax.ShapeDtypeStruct(s, "float32") for n, s in shapes.items()}
+    mask = {n: None for n in shaped}
+    if function is _scanned:
+        mask["up"] = np.stack([np.roll(units, i) for i in range(4)])[:, None]
+    else:
+        mask |= {"up": np.array(units)[None], "bias": np.array(units)}
+    x = jax.ShapeDtypeStruct((16, 8), "float32")
+    return compaction.plan(function, shaped, mask, x)
+
+
+_two_plan = functools.partial(_plan, _two, tuple(_UNITS))
+_scanned_plan = functools.partial(_plan, _scanned, tuple(_UNITS))
+_odd_plan = functools.partial(_plan, _two, tuple(np.arange(16) < 13))
+
+
+def _small(function: Callable[..., Any], plan: Callable[[], Any] = _two_plan) -> Any:
+    """The small function; plans are made when they are first asked for."""
+    return lambda *given: compaction.narrow(function, plan())(*given)
+
+
+_ADAM = optax.adam(1e-2)
+
+
+def _step(params: Any, state: Any, x: Any, y: Any) -> Any:
+    gradients = jax.grad(_two_loss)(params, x, y)
+    with jax.numpy_dtype_promotion("standard"):  # Optax divides by whole numbers
+        updates, state = _ADAM.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+
+_small_two = tree_of(up=(8, 12), bias=(12,), down=(12, 8))
+_small_layers = tree_of(up=(4, 8, 12), down=(4, 12, 8))
+_ins = of(16, 8)
+
+call("compaction.narrow", _small(_two), _small_two, _ins, specs="- x")
+call(
+    "compaction.narrow: outputs across shards",
+    _small(_two),
+    _small_two,
+    _ins,
+    specs="-y x",
+    moves="gather exchange",  # of what enters the second layer
+)
+call(
+    "compaction.narrow: in a scan",
+    _small(_scanned, _scanned_plan),
+    _small_layers,
+    _ins,
+    specs="- x",
+)
+call(
+    "compaction.narrow: odd sizes",
+    _small(_two, _odd_plan),
+    tree_of(up=(8, 13), bias=(13,), down=(13, 8)),
+    _ins,
+    specs="-y x",
+    moves="gather exchange",
+)
+call(
+    "compaction.narrow: gradient",
+    jax.grad(_small(_two_loss)),
+    _small_two,
+    _ins,
+    _ins,
+    specs="- x x",
+)
+call(
+    "compaction.narrow: a training step",
+    _small(_step),
+    _small_two,
+    made(_ADAM.init, _small_two),
+    _ins,
+    _ins,
+    specs="- - x x",
+)
+call(
+    "compaction.shrink",
+    lambda up, down: compaction.shrink({"up": up, "down": down}, _two_plan()),
+    of(8, 16),
+    of(16, 8),
+    specs="x -y",
+)
+call(
+    "compaction.shrink: units across shards",
+    lambda t: compaction.shrink(t, _two_plan()),
+    tree_of(**_TWO),
+    specs="xy",
+    moves="gather exchange",
+)
+call(
+    "compaction.shrink: a scan",
+    lambda up, down: compaction.shrink({"up": up, "down": down}, _scanned_plan()),
+    of(4, 8, 16),
+    of(4, 16, 8),
+    specs="-x --y",
+)
+call(
+    "compaction.expand",
+    lambda up, down: compaction.expand({"up": up, "down": down}, _two_plan()),
+    of(8, 12),
+    of(12, 8),
+    specs="x -y",
+)
+call(
+    "compaction.expand: units across shards",
+    lambda t: compaction.expand(t, _two_plan()),
+    _small_two,
+    specs="xy",
+    moves="gather exchange",
+)
+
+
+def _there_and_back(up: Any, down: Any) -> Any:
+    small = compaction.shrink({"up": up, "down": down}, _scanned_plan())
+    return compaction.expand(small, _scanned_plan())
+
+
+call(
+    "compaction.expand: a scan, there and back",
+    _there_and_back,
+    of(4, 8, 16),
+    of(4, 16, 8),
+    specs="-x --y",
+    follows=True,
+)
 
 # --- stacking, bank, superposition --------------------------------------------------
 
@@ -1530,11 +1685,8 @@ call(
 
 EXCLUDED = {
     "bank.capacity": "a Python number, from a shape",
-    "compaction.expand": "tests/test_compaction_laws.py",
-    "compaction.groups": "from shapes, on the host",
-    "compaction.narrow": "tests/test_compaction_laws.py",
-    "compaction.plan": "from a concrete mask, on the host",
-    "compaction.shrink": "tests/test_compaction_laws.py",
+    "compaction.groups": "names and numbers come out, from shapes",
+    "compaction.plan": "a plan comes out, on the host, of shapes and a concrete mask",
     "metrics.bits_per_task": "a Python number, from shapes and dtypes",
     "optim.check": "a complaint, on the host: tests/test_optim_check.py",
     "recipes.masksembles.in_chunks": "no array goes in",

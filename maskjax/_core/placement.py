@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
+from jax.core import ShapedArray, Tracer
 from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
@@ -113,6 +113,31 @@ def spec_for(shape: Sequence[int], like: Any) -> list[Names]:
     """
     pairs = zip(shape, like.shape, spec_of(like), strict=True)
     return [names if n == other and n > 1 else None for n, other, names in pairs]
+
+
+def fitted(where: NamedSharding, shape: Sequence[int]) -> NamedSharding:
+    """A sharding for another shape: axes that its mesh axes do not divide are whole."""
+    sizes = where.mesh.shape
+    parts = [*where.spec, *[None] * (len(shape) - len(where.spec))]
+    new = [
+        None if n % math.prod(sizes.get(name, 1) for name in names_of([part])) else part
+        for n, part in zip(shape, parts, strict=True)
+    ]
+    return where if new == parts else where.update(spec=PartitionSpec(*new))
+
+
+def typed(shape: Sequence[int], like: Any) -> Any:
+    """The type of an array of this shape, sharded and varying as another one is.
+
+    Axes that mesh axes do not divide are whole.
+
+    Args:
+        shape: The shape.
+        like: An array, or what stands for one: a type or `jax.ShapeDtypeStruct`.
+    """
+    kind = like if isinstance(like, ShapedArray) else jax.typeof(like)
+    where = fitted(kind.sharding, shape)
+    return kind.update(shape=tuple(shape), sharding=where)
 
 
 def cut_as(x: Array, spec: Sequence[Names], *, like: Array) -> Array:

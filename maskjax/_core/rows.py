@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskjax._core import placement
 from maskjax._core.trees import Array
@@ -34,6 +35,47 @@ def read(x: Array, row: Array) -> Array:
     where = NamedSharding(mesh, PartitionSpec(None, *rest))
     found = x.at[jnp.ravel(row)].get(mode="clip", out_sharding=where)
     return found.reshape(*jnp.shape(row), *x.shape[1:])
+
+
+def taken(
+    x: Array, places: Array | np.ndarray, axis: int, *, fill: bool = False
+) -> Array:
+    """The entries of an axis at these places, sharded as the array is where that fits.
+
+    Nothing travels along other axes than this one.
+
+    Args:
+        x: The array.
+        places: [k], or [*stack, k] with places for each index of the first axes of `x`.
+        axis: The axis.
+        fill: Whether places past the end give 0, or there are none.
+    """
+    *lead, k = places.shape
+    shape = (*lead, *x.shape[len(lead) : axis], k, *x.shape[axis + 1 :])
+    where = placement.known(x)
+    if not isinstance(where, NamedSharding) or not placement.names_of(where.spec):
+        return _taken(x, places, axis=axis, fill=fill)
+    where = placement.fitted(where, shape)
+    return _taker(where, axis, fill=fill)(x, places)
+
+
+def _taken(x: Array, places: Array | np.ndarray, *, axis: int, fill: bool) -> Array:
+    places = jnp.asarray(places)
+    mode = "fill" if fill else "clip"
+    zero = False if x.dtype == bool else 0
+    if places.ndim == 1:
+        return jnp.take(x, places, axis=axis, mode=mode, fill_value=zero)
+    others = [i for i in range(places.ndim - 1, x.ndim) if i != axis]
+    places = jnp.expand_dims(places, others)
+    return jnp.take_along_axis(x, places, axis=axis, mode=mode, fill_value=zero)
+
+
+@functools.lru_cache(maxsize=256)
+def _taker(where: NamedSharding, axis: int, *, fill: bool) -> Any:
+    taken = functools.partial(_taken, axis=axis, fill=fill)
+    if AxisType.Explicit in where.mesh.axis_types:
+        taken = jax.sharding.auto_axes(taken, out_sharding=where)
+    return jax.jit(taken, out_shardings=where)
 
 
 def written(x: Array, new: Array, row: Array) -> Array:

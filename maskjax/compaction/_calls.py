@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax._core.packed import PackedMask
 from maskjax.compaction import _matching, _network
 from maskjax.compaction._network import Network
@@ -70,11 +70,12 @@ class Call:
     @property
     def key(self) -> Any:
         """What a trace depends on."""
-        kinds = tuple((x.shape, str(x.dtype)) for x in self.arrays)
-        return self._treedef, kinds, tuple(map(repr, self._slots))
+        kinds = tuple(placement.typed(x.shape, x) for x in self.arrays)
+        mesh = jax.sharding.get_abstract_mesh()
+        return self._treedef, kinds, tuple(map(repr, self._slots)), mesh
 
-    def whole(self) -> list[jax.ShapeDtypeStruct]:
-        """The shapes of the leaves, as in the whole network."""
+    def whole(self) -> list[Any]:
+        """The types of the leaves, as in the whole network."""
 
         def grown(x: Any, owner: int | None) -> tuple[int, ...]:
             if owner is None:
@@ -83,7 +84,7 @@ class Call:
             return tuple(to if n == few else n for n, few, to in rows)
 
         return [
-            jax.ShapeDtypeStruct(grown(x, o), x.dtype)
+            placement.typed(grown(x, o), x)
             for x, o in zip(self.arrays, self.owners, strict=True)
         ]
 

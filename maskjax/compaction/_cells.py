@@ -47,18 +47,21 @@ class Cell:
 
 @dataclasses.dataclass(eq=False)
 class Steps:
-    """A cell whose positions are the same in each step of another with more steps."""
+    """A cell whose positions are the same in each step of another with more steps.
+
+    If it is only `read`, a step may keep fewer than are there.
+    """
 
     few: Cell
     many: Cell
+    read: bool = False
 
     def cells(self) -> tuple[Cell, ...]:
         return (self.few, self.many)
 
     def close(self, cells: "Cells") -> list[Cell]:
         few, many = cells.root(self.few), cells.root(self.many)
-        wide = _spread(few, many)
-        grown = _grow(many, wide)
+        grown = not self.read and _grow(many, _spread(few, many))
         extra = tuple(range(len(few.prefix), len(many.prefix)))
         back = _folded(many.why, extra)
         return [c for c, more in ((many, grown), (few, _grow(few, back))) if more]
@@ -185,6 +188,14 @@ class Cells:
     def same(self, a: Var, i: int, b: Var, j: int) -> None:
         """Two axes of equal length keep the same positions."""
         self.equate(self.of(a)[i], self.of(b)[j])
+
+    def read(self, a: Var, i: int, b: Var, j: int) -> None:
+        """What every step of a loop reads has the positions that any step keeps."""
+        few, many = self.root(self.of(a)[i]), self.root(self.of(b)[j])
+        if few.prefix == many.prefix[: len(few.prefix)] != many.prefix:
+            self.links.append(Steps(few, many, read=True))
+        else:
+            self.equate(few, many)
 
     def part(self, big: tuple[Var, int], small: tuple[Var, int], places: Any) -> None:
         """An axis has the positions of another at these places."""

@@ -102,7 +102,7 @@ def written(
         fixed = rule is None or equation in pinned and not equation.bodies
         try:
             emit = as_it_is if rule is None or fixed else rule.emit
-            outs = emit(equation, arrays, small)
+            outs = emit(equation.fitted(small.shape(equation.outs[0])), arrays, small)
         except (LookupError, TypeError, ValueError) as error:
             if fixed:
                 raise

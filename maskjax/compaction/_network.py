@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from maskjax._core import placement
 from maskjax.compaction import _facts, _follow, _matching, _tracing
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
@@ -29,6 +30,7 @@ class Network:
         owners: For each input the number of the parameter that it is, or belongs to.
         results: The same for each output; None where all of it is handed back.
         treedef: The structure of its output.
+        types: The type of each input, whole: how it is sharded, and varies.
         members: How many members it is analysed for, each with positions of its own.
     """
 
@@ -36,6 +38,7 @@ class Network:
     owners: list[int | None]
     results: list[int | None]
     treedef: Any
+    types: list[Any]
     members: int | None = None
 
     def var(self, parameter: int) -> Var | None:
@@ -109,7 +112,7 @@ def traced(
 
     Args:
         fun: From a list of leaves to a tree.
-        args: Shapes of all leaves that it is given, whole.
+        args: Types of all leaves that it is given, whole.
         owners: For each the number of its parameter, or None.
         paths: The paths of the parameters.
         shapes: Their whole shapes.
@@ -129,7 +132,7 @@ def traced(
         results = [r if m else None for r, m in zip(results, may, strict=True)]
     members = scope[0] if scope else None
     treedef = jax.tree.structure(out)
-    return Network(program, list(owners), results, treedef, members)
+    return Network(program, list(owners), results, treedef, list(args), members)
 
 
 def solved(
@@ -154,17 +157,18 @@ def solved(
             pinned.add(unfit)
 
 
-def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
-    """The shapes of small inputs: those that are no parameters come whole."""
-    shapes = []
-    for var, owner in zip(network.program.ins, network.owners, strict=True):
+def small_types(network: Network, links: Links) -> list[Any]:
+    """The types of small inputs: those that are no parameters come whole."""
+    types = []
+    ins = zip(network.program.ins, network.owners, network.types, strict=True)
+    for var, owner, whole in ins:
         shape = var.shape
         if owner is not None:
             shape = tuple(
                 int(links.at(var, a).keep.sum(-1).max()) for a in range(len(shape))
             )
-        shapes.append(jax.ShapeDtypeStruct(shape, var.dtype))
-    return shapes
+        types.append(placement.typed(shape, whole))
+    return types
 
 
 def written(
@@ -192,14 +196,14 @@ def check(
     Raises:
         Unfit: If it can't.
     """
-    shapes = small_shapes(network, links)
+    types = small_types(network, links)
     number = [jax.ShapeDtypeStruct((), np.int32)] * (network.members is not None)
 
     def small(number: Sequence[Any], *xs: Any) -> Any:
         known = tuple(number) if members is None else members
         return written(network, links, pinned, xs, known)
 
-    jax.eval_shape(small, number, *shapes)
+    jax.eval_shape(small, number, *types)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

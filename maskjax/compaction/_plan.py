@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from maskjax import packing
-from maskjax._core import checks
-from maskjax._core.trees import Array
+from maskjax._core import checks, placement, rows
 from maskjax.compaction import _matching
 from maskjax.compaction._folding import Folded
 from maskjax.compaction._matching import PackedMask
@@ -251,7 +250,7 @@ def _taken(x: Any, leaf: Leaf, members: int | None) -> Any:
     def one(x: Any, tables: Sequence[Any]) -> Any:
         for axis, table in enumerate(tables):
             if table is not None and x.shape[axis] == leaf.shape[axis]:
-                x = _take(x, axis, table, leaf.lead if axis >= leaf.lead else 0)
+                x = rows.taken(x, table, axis)
         return x
 
     return _each(one, x, tables, leaf, members)
@@ -261,20 +260,12 @@ def _sized(x: Any, before: Any, after: Any, members: int | None) -> Any:
     own = x.shape[len(x.shape) - len(before) :]
     pairs = zip(own, before, after, strict=True)
     shape = tuple(to if n == whole else n for n, whole, to in pairs)
-    stack = () if members is None else (members,)
-    return jax.ShapeDtypeStruct((*stack, *shape), x.dtype)
-
-
-def _take(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
-    if not lead:
-        return jnp.take(x, table, axis=axis)
-    return jnp.take_along_axis(x, _aligned(x, axis, table, lead), axis=axis)
-
-
-def _aligned(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
-    """A table of places, [*stack, k], with axes of 1 for those between and after."""
-    others = [i for i in range(lead, x.ndim) if i != axis]
-    return jnp.expand_dims(jnp.asarray(table), others)
+    if members is not None:
+        return jax.ShapeDtypeStruct((members, *shape), x.dtype)
+    where = x.sharding
+    if isinstance(where, NamedSharding):
+        where = placement.fitted(where, shape)
+    return x.update(shape=shape, sharding=where)
 
 
 def _put_back(x: Any, leaf: Leaf, members: int | None) -> Any:
@@ -289,9 +280,7 @@ def _put_back(x: Any, leaf: Leaf, members: int | None) -> Any:
     def one(x: Any, ranks: Sequence[Any]) -> Any:
         for axis, rank in enumerate(ranks):
             if rank is not None and x.shape[axis] == leaf.small[axis]:
-                widths = [(0, int(i == axis)) for i in range(x.ndim)]
-                padded = jnp.pad(jnp.asarray(x), widths)
-                x = _take(padded, axis, rank, leaf.lead if axis >= leaf.lead else 0)
+                x = rows.taken(x, rank, axis, fill=True)
         return x
 
     return _each(one, x, ranks, leaf, members)

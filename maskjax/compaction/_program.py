@@ -11,15 +11,20 @@ positions that its other axes keep may differ along these.
 import dataclasses
 from typing import Any
 
+from jax.sharding import NamedSharding
+
+from maskjax._core import placement
+
 
 class Var:
     """A value of a program."""
 
-    __slots__ = ("dtype", "lead", "scope", "shape")
+    __slots__ = ("dtype", "kind", "lead", "scope", "shape")
 
     def __init__(self, aval: Any, scope: tuple[int, ...]) -> None:
         self.shape: tuple[int, ...] = tuple(getattr(aval, "shape", ()))
         self.dtype: Any = getattr(aval, "dtype", None)
+        self.kind = aval
         self.scope = scope
         self.lead = 0
 
@@ -58,6 +63,17 @@ class Equation:
     def name(self) -> str:
         return self.primitive.name
 
+    def fitted(self, shape: tuple[int, ...]) -> "Equation":
+        """The same, with the shardings that it asks for fitted to a small output."""
+        changes = {
+            name: placement.fitted(value, shape)
+            for name, value in self.params.items()
+            if isinstance(value, NamedSharding)
+        }
+        if not changes:
+            return self
+        return dataclasses.replace(self, params={**self.params, **changes})
+
     def bind(self, *arrays: Any, **changes: Any) -> list[Any]:
         """The primitive itself, of other arrays."""
         params = self.primitive.get_bind_params({**self.params, **changes})
@@ -81,7 +97,7 @@ abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
 bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p
 cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
 integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not
-or polygamma population_count pow pvary real reduce_precision
+or polygamma population_count pow real reduce_precision
 regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
 shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta eq_to
 le_to lt_to

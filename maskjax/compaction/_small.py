@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskjax._core import placement, rows
 from maskjax._core.trees import Array
 from maskjax.compaction._cells import Cells
 from maskjax.compaction._ghosts import Ghosts
@@ -89,18 +90,15 @@ class Small:
         row = self.now(table, lead)
         if row.ndim == 1 and isinstance(row, np.ndarray):
             first, k = int(row[0]), len(row)
-            if (row == np.arange(first, first + k)).all():
+            run = (row == np.arange(first, first + k)).all()
+            if run and placement.spec_of(array)[axis] is None:
                 return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
-        if row.ndim == 1 and isinstance(row, np.ndarray):
-            return jnp.take(array, jnp.asarray(row), axis=axis, mode="clip")
-        if row.ndim == 1:
+        if row.ndim == 1 and not isinstance(row, np.ndarray):
             # Whole rows are fast to copy, of all members at once too. A barrier, since
             # fused with what follows they are transposed, slowly on a CPU.
-            rows = jnp.take(jnp.moveaxis(array, axis, 0), row, axis=0, mode="clip")
-            return jax.lax.optimization_barrier(jnp.moveaxis(rows, 0, axis))
-        others = [i for i in range(lead, array.ndim) if i != axis]
-        where = jnp.expand_dims(jnp.asarray(row), others)
-        return jnp.take_along_axis(array, where, axis=axis, mode="clip")
+            found = rows.taken(jnp.moveaxis(array, axis, 0), row, 0)
+            return jax.lax.optimization_barrier(jnp.moveaxis(found, 0, axis))
+        return rows.taken(array, row, axis)
 
     def now(self, table: np.ndarray, lead: int) -> Any:
         """The row of a table, [*steps, *lead, k], for the steps being written."""
@@ -126,6 +124,22 @@ class Small:
             if not self.full(var, axis):
                 lead = len(var.prefix(axis)) - len(var.scope)
                 array = self.taken(array, axis, self.places(var, axis), lead)
+        return array
+
+    def part(self, array: Array, var: Var, inside: Var) -> Array:
+        """Of what every step of a loop reads, the positions that this step keeps."""
+        for axis in range(len(var.shape)):
+            keep, wanted = self.keep(var, axis), self.keep(inside, axis)
+            more = (1,) * (wanted.ndim - keep.ndim)
+            keep = keep.reshape(*keep.shape[:-1], *more, keep.shape[-1])
+            keep = np.broadcast_to(keep, wanted.shape)
+            if (keep != wanted).any():
+                rank = keep.cumsum(-1) - 1  # a position's place among those that stay
+                table = rank[wanted].reshape(
+                    *wanted.shape[:-1], self.count(inside, axis)
+                )
+                lead = len(inside.prefix(axis)) - len(inside.scope)
+                array = self.taken(array, axis, table, lead)
         return array
 
     def uniform(self, numbers: np.ndarray) -> int:

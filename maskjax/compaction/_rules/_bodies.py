@@ -35,9 +35,11 @@ def _scan_links(equation: Equation, links: Links) -> None:
     [body], (first, last) = equation.bodies, _split(equation)
     links.follow(body)
     n = last - first
-    for outside, inside in zip(equation.ins[:last], body.ins[:last], strict=True):
-        _same(outside, inside, links)
+    for outside, inside in zip(equation.ins[:first], body.ins[:first], strict=True):
+        for axis in range(len(outside.shape)):
+            links.read(outside, axis, inside, axis)
     for i in range(n):
+        _same(equation.ins[first + i], body.ins[first + i], links)
         _same(body.ins[first + i], body.outs[i], links)
         _same(body.ins[first + i], equation.outs[i], links)
     pairs = [
@@ -144,12 +146,14 @@ def _equal(ones: Fact, others: Fact) -> bool:
 
 def _scan_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Any]:
     [body], (first, last) = equation.bodies, _split(equation)
-    params, consts = equation.params, arrays[:first]
-    n = last - first
+    params, n = equation.params, last - first
+    consts = [*zip(arrays[:first], equation.ins, body.ins, strict=False)]
 
     def step(carry: Any, slices: Any) -> Any:
         i, rows = slices
-        outs = small.inside(i).follow(body, [*consts, *carry, *rows])
+        now = small.inside(i)
+        read = [now.part(*const) for const in consts]
+        outs = now.follow(body, [*read, *carry, *rows])
         carry = [x.astype(c.dtype) for x, c in zip(outs[:n], carry, strict=True)]
         return carry, outs[n:]
 

@@ -1,7 +1,5 @@
 """Operations on each entry, and values that come from nowhere."""
 
-from typing import Any
-
 import numpy as np
 
 from maskjax._core.trees import Array
@@ -36,6 +34,14 @@ def _carried(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
     return [facts.of(var) for var in equation.ins]
 
 
+def _zeros(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
+    """What is 0 on every device."""
+    return [
+        tuple(k and _facts.zero(k.zeros(), var.dtype) for k in facts.of(var))
+        for var in equation.ins
+    ]
+
+
 def _nothing(equation: Equation, links: Links) -> None:
     for var in equation.ins:
         links.pin(var, range(len(var.shape)), f"goes into {equation.name}")
@@ -62,12 +68,9 @@ def _whole_then_cut(
     return [small.cut(x, var) for x, var in zip(outs, equation.outs, strict=True)]
 
 
-def _constrained(equation: Equation, arrays: list[Array], small: Small) -> list[Any]:
-    """A sharding that still divides stays; else the compiler chooses."""
-    try:
-        return equation.bind(*arrays)
-    except ValueError:
-        return arrays
+# The same values elsewhere, and with those of other devices.
+_SAME = "device_put mesh_cast optimization_barrier pvary reshard sharding_constraint"
+_MEETINGS = "pmax pmin ppermute psum psum_invariant"
 
 
 _ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
@@ -76,8 +79,8 @@ _SOURCE = Rule(_nothing, emit=_whole_then_cut)
 
 RULES = {
     **dict.fromkeys(ENTRIES, _ENTRIES),
-    **dict.fromkeys(["device_put", "optimization_barrier"], _PAIRS),
-    "sharding_constraint": Rule(_pairs, _carried, _constrained),
+    **dict.fromkeys(_SAME.split(), _PAIRS),
+    **dict.fromkeys(_MEETINGS.split(), Rule(_pairs, _zeros)),
     **dict.fromkeys(["iota", "random_bits", "random_gamma"], _SOURCE),
     **dict.fromkeys(["empty", "empty2"], Rule(_nothing, _any, _whole_then_cut)),
 }

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jax import lax
 
 from maskjax._core.trees import Array
 from maskjax.compaction._facts import Fact, Facts, Known, met
@@ -185,7 +184,7 @@ def _factor(flat: Known, out: Var, outs: Sequence[int], axis: int) -> Known | No
 
 
 def _reshape_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
-    return [lax.reshape(arrays[0], small.shape(equation.outs[0]))]
+    return equation.bind(*arrays, new_sizes=small.shape(equation.outs[0]))
 
 
 # Parts: an axis of one value has some positions of an axis of another.

@@ -1,0 +1,131 @@
+"""What the small function is as a program: its equations, its traces, its export."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+from jax import export
+
+import maskjax
+from maskjax import compaction
+from tests import halved
+
+NETWORKS = halved.small()
+
+
+def drawn(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(x):
+        if np.issubdtype(x.dtype, np.integer):
+            return rng.integers(0, 8, x.shape).astype(x.dtype)
+        return rng.normal(size=x.shape).astype(x.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def equations(function, *args):
+    """How many equations of each kind a function has, calls inlined."""
+    found = collections.Counter()
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name != "jit":
+                found[equation.primitive.name] += 1
+            for param in jax.tree.leaves(list(equation.params.values())):
+                inside = getattr(param, "jaxpr", param)
+                if hasattr(inside, "eqns"):
+                    walk(inside)
+
+    walk(jax.make_jaxpr(function)(*args).jaxpr)
+    return found
+
+
+def small_args(net, plan):
+    params = compaction.shrink(net.params, plan)
+    return params, net.moments(params), *net.inputs
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_stays_has_the_shapes_of_a_network_built_small(name):
+    net = NETWORKS[name]
+    plan = net.plan()
+    args = small_args(net, plan)
+    assert args[:2] == (net.built, net.moments(net.built))
+    out = jax.eval_shape(compaction.narrow(net.step, plan), *args)
+    assert out == args[:2]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_training_step_is_that_of_the_masked_network(name):
+    """In a scan, too, where layers keep other units and cut what all of them read."""
+    net = NETWORKS[name]
+    plan = net.plan()
+    params, x, y = drawn((net.params, *net.inputs))
+    moments = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), net.moments(params))
+
+    @jax.jit
+    def both(params, moments, x, y):
+        masked = maskjax.apply(params, net.mask)
+        whole = net.step(masked, moments, x, y)
+        small = compaction.shrink((masked, moments), plan)
+        ours = compaction.narrow(net.step, plan)(*small, x, y)
+        return ours, compaction.shrink(whole, plan)
+
+    for a, b in zip(*map(jax.tree.leaves, both(params, moments, x, y)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_that_keeps_all_adds_no_equation(name):
+    net = NETWORKS[name]
+    nothing = jax.tree.map(lambda _: None, net.params)
+    plan = compaction.plan(net.apply, net.params, nothing, net.inputs[0])
+    same = (net.params, net.inputs[0])
+    narrow = compaction.narrow(net.apply, plan)
+    assert equations(narrow, *same) == equations(net.apply, *same)
+    step = (net.params, net.moments(net.params), *net.inputs)
+    narrow = compaction.narrow(net.step, plan)
+    assert not equations(narrow, *step) - equations(net.step, *step)
+
+
+def test_the_second_call_is_neither_traced_nor_compiled():
+    net, traces = NETWORKS["gpt"], []
+
+    def counted(params, ids):
+        traces.append(1)
+        return net.apply(params, ids)
+
+    plan = net.plan()
+    narrow = jax.jit(compaction.narrow(counted, plan))
+    traces.clear()
+    for seed in range(3):
+        narrow(*drawn((net.built, net.inputs[0]), seed))
+    assert len(traces) == 1
+    assert narrow._cache_size() == 1
+
+
+def test_the_small_function_is_exported_and_read_back():
+    net = NETWORKS["scanned gpt"]
+    plan = net.plan()
+    narrow = jax.jit(compaction.narrow(net.apply, plan))
+    args = drawn((net.built, net.inputs[0]))
+    written = export.export(narrow, platforms=("cpu", "cuda", "tpu"))(*args)
+    read = export.deserialize(written.serialize())
+    np.testing.assert_allclose(read.call(*args), narrow(*args), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_training_step_lowers_for_gpu_and_tpu(name):
+    net = NETWORKS[name]
+    plan = net.plan()
+    args = small_args(net, plan)
+    # Export knows no types of Optax's states, so the state goes in as leaves.
+    leaves, treedef = jax.tree.flatten(args)
+
+    def step(*leaves):
+        out = compaction.narrow(net.step, plan)(*jax.tree.unflatten(treedef, leaves))
+        return jax.tree.leaves(out)
+
+    export.export(jax.jit(step), platforms=("cuda", "tpu"))(*leaves)
