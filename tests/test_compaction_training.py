@@ -1,4 +1,4 @@
-"""Parameters, statistics, moments and masks shrink together; training goes on."""
+"""Parameters, statistics, moments, averages and masks shrink; training goes on.
 
 Every test trains a masked network, takes out what is masked from all that is trained,
 goes on with the small network and, beside it, with the whole one, and compares.

@@ -19,7 +19,7 @@ X = np.ones((2, 5), "f")
 
 
 def net(p, x):
-    return jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"] * p["scale"]
+    return jnp.tanh(x @ p["up"] + p["bias"][None]) @ p["down"] * p["scale"]
 
 
 def plans():
