@@ -88,9 +88,14 @@ class Call:
         ]
 
     def network(
-        self, apply: Callable[..., Any], state_outputs: Any, *, fn: str
+        self,
+        apply: Callable[..., Any],
+        state_outputs: Any,
+        *,
+        fn: str,
+        members: int | None = None,
     ) -> Network:
-        """The function, traced."""
+        """The function, traced: for each of so many members, if there are any."""
 
         def fun(*arrays: Any) -> Any:
             given = iter(arrays)
@@ -122,6 +127,7 @@ class Call:
             self.paths,
             self.shapes,
             None if state_outputs is None else state,
+            () if members is None else (members,),
         )
 
 

@@ -245,8 +245,8 @@ class Cells:
         number.setdefault(UNEVEN, len(number))
         self.reasons = list(number)
         self._close(self.links)
-        while changed := self._fill(number[ALONE], number[UNEVEN]):
-            self._close(link for cell in changed for link in cell.links)
+        while self._fill(number[ALONE], number[UNEVEN]):
+            pass
 
     def needed(self, var: Var, axis: int) -> np.ndarray:
         """Which positions stay for a reason other than that something has to."""
@@ -293,23 +293,21 @@ class Cells:
                         waiting.add(id(other))
                         queue.append(other)
 
-    def _fill(self, alone: int, uneven: int) -> list[Cell]:
-        """One position for empty axes, equal counts for steps; products come last."""
-        for flat in (False, True):
-            changed = []
-            for cell in self.every():
-                if cell.flat != flat or not cell.size:
-                    continue
-                counts = cell.keep.sum(-1)
-                most = max(int(counts.max(initial=0)), 1)
-                if counts.size and int(counts.min()) < most:
-                    _pad(
-                        cell, most, alone if most == 1 and not counts.any() else uneven
-                    )
-                    changed.append(cell)
-            if changed:
-                return changed
-        return []
+    def _fill(self, alone: int, uneven: int) -> bool:
+        """One position for empty axes, equal counts for steps.
+
+        Parts and factors come before what they are put together to: that is even if
+        they are.
+        """
+        changed = False
+        for cell in sorted(self.every(), key=lambda cell: cell.size):
+            counts = cell.keep.sum(-1)
+            most = max(int(counts.max(initial=0)), 1)
+            if cell.size and counts.size and int(counts.min()) < most:
+                _pad(cell, most, alone if most == 1 and not counts.any() else uneven)
+                self._close(cell.links)
+                changed = True
+        return changed
 
 
 ALONE = "every axis keeps at least one position"

@@ -73,8 +73,11 @@ def written(
     pinned: Pinned,
     arrays: Sequence[Array],
     whole: Sequence[bool],
+    steps: tuple[Any, ...] = (),
 ) -> list[Array]:
     """The small outputs of a program, of inputs that are small, or `whole`.
+
+    `steps` has the number of the member, for a program of a stack of members.
 
     Raises:
         Unfit: If an equation cannot be written for the positions that stay.
@@ -111,7 +114,7 @@ def written(
                 raise Unfit(equation, "it has another shape when written small")
         return outs
 
-    small = Small(links, follow, ghosts=links.ghosts)
+    small = Small(links, follow, steps, links.ghosts)
     cut = [
         small.cut(x, var) if w else x
         for x, var, w in zip(arrays, program.ins, whole, strict=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from maskjax.compaction._facts import Facts
-from maskjax.compaction._program import Equation, Program, Var
+from maskjax.compaction._program import ENTRIES, Equation, Program, Var
 
 
 class Ghosts:
@@ -96,8 +96,6 @@ def _of_output(
     ghosts: Ghosts, equation: Equation, out: Var, axis: int
 ) -> np.ndarray | None:
     """The numbers of an output's axis, from the inputs' axes that it runs along."""
-    from maskjax.compaction._rules._entries import ENTRIES
-
     name, params = equation.name, equation.params
     if name in ENTRIES:
         return _together(ghosts, equation.ins, out, axis)

@@ -1,9 +1,8 @@
 """Which units of a network can leave, and what leaves with each.
 
-From each position of an axis the closure of dropping it is taken: what is equal, a
-part, or a product with it. All positions of an axis are followed at once, each with the
-number of its unit; where two numbers meet, they are one unit. What meets a pin is
-fixed.
+For each axis that is no product of others, the closure of dropping its positions is
+taken (`_closure`). What meets a pin is fixed. Then the first unit of every group is
+masked, to see that it leaves.
 """
 
 import collections
@@ -15,15 +14,14 @@ import numpy as np
 
 from maskjax._core.trees import Params
 from maskjax.compaction import _calls, _facts, _follow, _network
-from maskjax.compaction._cells import Cell, Part, Product, Steps
+from maskjax.compaction._cells import Cell, Part
+from maskjax.compaction._closure import NONE, Closure
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._network import Network
 from maskjax.compaction._program import Var
 from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unfit
 from maskjax.structure import Group, Groups, Member
-
-NONE = -1
 
 
 def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
@@ -89,152 +87,6 @@ def _linked(network: Network, pinned: _follow.Pinned) -> Links:
     return links
 
 
-class _Closure:
-    """The units of one axis, and their numbers wherever positions leave with them."""
-
-    def __init__(self, start: Cell, links: Links) -> None:
-        self._links = links
-        n = math.prod(start.prefix) * start.size
-        self._same = np.arange(n)
-        self.start = start
-        self.numbers: dict[Cell, np.ndarray] = {
-            start: np.arange(n, dtype=np.int64).reshape(*start.prefix, start.size)
-        }
-        self._spread()
-
-    def _spread(self) -> None:
-        queue = collections.deque(self.start.links)
-        while queue:
-            link = queue.popleft()
-            for cell in self._through(link):
-                queue.extend(other for other in cell.links if other not in queue)
-
-    def _through(self, link: Any) -> list[Cell]:
-        root = self._links.root
-        if isinstance(link, Steps):
-            return self._steps(root(link.few), root(link.many))
-        if isinstance(link, Part):
-            return self._part(root(link.big), root(link.small), link.places)
-        return self._product(root(link.flat), [root(f) for f in link.factors])
-
-    def _at(self, cell: Cell) -> np.ndarray:
-        if cell not in self.numbers:
-            shape = (*cell.prefix, cell.size)
-            self.numbers[cell] = np.full(shape, NONE, np.int64)
-        return self.numbers[cell]
-
-    def _put(self, cell: Cell, numbers: np.ndarray) -> bool:
-        """Units at some positions; those that meet there become one."""
-        own = self._at(cell)
-        numbers = np.broadcast_to(numbers, own.shape)
-        both = (own != NONE) & (numbers != NONE) & (own != numbers)
-        merged = both.any() and self._merge(own[both], numbers[both])
-        new = (own == NONE) & (numbers != NONE)
-        if new.any():
-            self.numbers[cell] = np.where(new, numbers, own)
-        return bool(new.any() or merged)
-
-    def _merge(self, ones: np.ndarray, others: np.ndarray) -> bool:
-        changed = False
-        for a, b in {*zip(ones.tolist(), others.tolist(), strict=True)}:
-            first, second = self.unit(a), self.unit(b)
-            if first != second:
-                self._same[max(first, second)] = min(first, second)
-                changed = True
-        return changed
-
-    def unit(self, number: int) -> int:
-        """The unit that a number stands for."""
-        while self._same[number] != number:
-            number = int(self._same[number])
-        return number
-
-    def units(self, cell: Cell) -> np.ndarray:
-        """The unit at each position, or -1."""
-        table = np.array([self.unit(i) for i in range(len(self._same))] + [NONE])
-        return table[self.numbers[cell]]
-
-    def _steps(self, few: Cell, many: Cell) -> list[Cell]:
-        changed = []
-        if few in self.numbers:
-            more = (1,) * (len(many.prefix) - len(few.prefix))
-            own = self.numbers[few].reshape(*few.prefix, *more, few.size)
-            if self._put(many, own):
-                changed.append(many)
-        if many in self.numbers:
-            axes = tuple(range(len(few.prefix), len(many.prefix)))
-            wide = np.moveaxis(self.numbers[many], axes, range(len(axes)))
-            for row in wide.reshape(-1, *wide.shape[len(axes) :]):
-                if self._put(few, row) and few not in changed:
-                    changed.append(few)
-        return changed
-
-    def _part(self, big: Cell, small: Cell, places: np.ndarray) -> list[Cell]:
-        changed = []
-        if big in self.numbers and self._put(small, self.numbers[big][..., places]):
-            changed.append(small)
-        if small in self.numbers:
-            up = np.full((*big.prefix, big.size), NONE, np.int64)
-            up[..., places] = self.numbers[small]
-            if self._put(big, up):
-                changed.append(big)
-        return changed
-
-    def _product(self, flat: Cell, factors: Sequence[Cell]) -> list[Cell]:
-        changed = []
-        k, sizes = len(flat.prefix), [f.size for f in factors]
-        for i, factor in enumerate(factors):
-            if factor not in self.numbers:
-                continue
-            shape = [1] * len(factors)
-            shape[i] = factor.size
-            own = self.numbers[factor].reshape(*flat.prefix, *shape)
-            whole = np.broadcast_to(own, (*flat.prefix, *sizes))
-            if self._put(flat, whole.reshape(*flat.prefix, flat.size)):
-                changed.append(flat)
-        if flat in self.numbers:
-            grid = self.units(flat).reshape(*flat.prefix, *sizes)
-            for i, factor in enumerate(factors):
-                rows = np.moveaxis(grid, k + i, k).reshape(*flat.prefix, sizes[i], -1)
-                same = (rows == rows[..., :1]).all(-1)
-                if self._put(factor, np.where(same, rows[..., 0], NONE)):
-                    changed.append(factor)
-        return changed
-
-    def fixed(self) -> dict[int, str]:
-        """The units that meet a pin, or only a part of a product."""
-        found: dict[int, str] = {}
-        for cell, _, reason, pinned in self._links.needs:
-            root = self._links.root(cell)
-            if pinned and root in self.numbers:
-                for unit in np.unique(self.units(root)).tolist():
-                    found.setdefault(unit, reason)
-        for link in self._links.links:
-            if isinstance(link, Product):
-                flat = self._links.root(link.flat)
-                if flat in self.numbers:
-                    for unit in self._unexplained(link, flat):
-                        found.setdefault(unit, "leaves only with others of a product")
-        found.pop(NONE, None)
-        return found
-
-    def _unexplained(self, link: Product, flat: Cell) -> list[int]:
-        """Units at flat positions of which no factor's position leaves."""
-        factors = [self._links.root(f) for f in link.factors]
-        sizes = [f.size for f in factors]
-        covered = np.zeros((*flat.prefix, *sizes), bool)
-        for i, factor in enumerate(factors):
-            if factor in self.numbers:
-                shape = [1] * len(sizes)
-                shape[i] = factor.size
-                gone = self.numbers[factor] != NONE
-                covered |= gone.reshape(*flat.prefix, *shape)
-        units = self.units(flat)
-        return np.unique(
-            units[~covered.reshape(units.shape) & (units != NONE)]
-        ).tolist()
-
-
 def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]:
     """The groups, in the order in which axes of parameters meet them."""
     axes: dict[Cell, list[tuple[int, int]]] = collections.defaultdict(list)
@@ -249,7 +101,7 @@ def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]
     seen: set[Any] = set()
     names: set[str] = set()
     for start in _starts(links, axes, pinned):
-        closure = _Closure(start, links)
+        closure = Closure(start, links)
         reached = [cell for cell in closure.numbers if cell in axes]
         if not reached:
             continue
@@ -273,7 +125,7 @@ def _starts(links: Links, axes: Any, pinned: set[Cell]) -> list[Cell]:
 
 
 def _group(
-    closure: _Closure,
+    closure: Closure,
     fixed: dict[int, str],
     places: Sequence[tuple[tuple[int, int], Cell]],
     network: Network,
@@ -359,21 +211,24 @@ def _joined(found: list[Group]) -> list[Group]:
     for group in found:
         key = (group.stack, tuple((m.path, m.axis) for m in group.members))
         alike.setdefault(key, []).append(group)
-    return [_one(groups) for groups in alike.values()]
+    return [group for groups in alike.values() for group in _one(groups)]
 
 
-def _one(parts: list[Group]) -> Group:
-    """One group of the units of several, in the order of their first positions."""
+def _one(parts: list[Group]) -> list[Group]:
+    """One group of the units of several, in the order of their first positions.
+
+    Units that overlap are not joined: heads, and what heads are made of.
+    """
     first, *others = parts
     if not others or first.stack:
-        return first
+        return parts
     tables = [np.asarray(m.units) for m in first.members]
     size = first.size
     for group in others:
         for table, member in zip(tables, group.members, strict=True):
             units = np.asarray(member.units)
             if (table[units != NONE] != NONE).any() or units.shape != table.shape:
-                return first  # they overlap: heads, and what heads are made of
+                return parts
         tables = [
             np.where(np.asarray(m.units) != NONE, np.asarray(m.units) + size, table)
             for table, m in zip(tables, group.members, strict=True)
@@ -390,7 +245,7 @@ def _one(parts: list[Group]) -> Group:
     name = f"{members[0].path} axis {members[0].axis}"
     n = members[0].shape[members[0].axis]
     name = name if size == n else f"{name}, {size} of {n}"
-    return Group(name, (), size, tuple(members))
+    return [Group(name, (), size, tuple(members))]
 
 
 def _tried(

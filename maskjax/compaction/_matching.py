@@ -9,7 +9,7 @@ each of its leaves does.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from maskjax._core.packed import PackedMask
 
 Shape = tuple[int, ...]
 Leaves = Sequence[tuple[str, Any]]
+Fits = Callable[[Any, int], bool]  # a leaf, the number of a parameter
 
 # Collections of Flax: often only one of them is handed on, without its name.
 _COLLECTIONS = ("params", "batch_stats")
@@ -34,7 +35,10 @@ def named(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 
 def owners(
-    leaves: Leaves, paths: Sequence[str], shapes: Sequence[Shape]
+    leaves: Leaves,
+    paths: Sequence[str],
+    shapes: Sequence[Shape],
+    members: int | None = None,
 ) -> list[int | None]:
     """For each leaf the number of its parameter, or None.
 
@@ -42,25 +46,30 @@ def owners(
         leaves: Leaves with their paths.
         paths: The paths of the parameters.
         shapes: The shapes that their leaves have in this tree; an axis may be 1.
+        members: How many there may be of each leaf, along a first axis of their own.
     """
+
+    def fits(leaf: Any, parameter: int) -> bool:
+        return _fits(leaf, shapes[parameter], members)
+
     found: list[int | None] = [None] * len(leaves)
     every = dict(enumerate(paths))
-    _whole(found, leaves, every, shapes)
+    _whole(found, leaves, every, fits)
     if all(_numbers(path.split("/")) for path in paths):
-        _within(found, leaves, paths, shapes)
+        _within(found, leaves, paths, fits)
         return found
     ends = _Ends(paths)
     for i, (path, leaf) in enumerate(leaves):
         if found[i] is None and leaf is not None:
-            fits = [p for p in ends.of(path.split("/")) if _fits(leaf, shapes[p])]
-            found[i] = fits[0] if len(fits) == 1 else None
+            fit = [p for p in ends.of(path.split("/")) if fits(leaf, p)]
+            found[i] = fit[0] if len(fit) == 1 else None
     for name in _COLLECTIONS:
         start = f"{name}/"
         some = {
             i: p.removeprefix(start) for i, p in every.items() if p.startswith(start)
         }
         if some:
-            _whole(found, leaves, some, shapes)
+            _whole(found, leaves, some, fits)
     return found
 
 
@@ -102,11 +111,13 @@ def _size(leaf: Any) -> int:
     return int(getattr(leaf, "size", 1))
 
 
-def _fits(leaf: Any, shape: Shape) -> bool:
+def _fits(leaf: Any, shape: Shape, members: int | None) -> bool:
     """Whether a leaf is shaped like a parameter; axes that share have length 1."""
     if leaf is None:
         return True
     own = shape_of(leaf)
+    if members is not None and len(own) == len(shape) + 1 and own[0] == members:
+        own = own[1:]
     return len(own) == len(shape) and all(
         n in (1, size) for n, size in zip(own, shape, strict=True)
     )
@@ -120,7 +131,7 @@ def _whole(
     found: list[int | None],
     leaves: Leaves,
     paths: dict[int, str],
-    shapes: Sequence[Shape],
+    fits: Fits,
 ) -> None:
     """Parts of a tree that have all of these parameters."""
     places = {path: i for i, (path, _) in enumerate(leaves)}
@@ -131,7 +142,7 @@ def _whole(
             continue
         whole = {p: places.get(_joined(start, rest)) for p, rest in paths.items()}
         if all(
-            i is not None and found[i] is None and _fits(leaves[i][1], shapes[p])
+            i is not None and found[i] is None and fits(leaves[i][1], p)
             for p, i in whole.items()
         ):
             for parameter, i in whole.items():
@@ -147,22 +158,22 @@ def _within(
     found: list[int | None],
     leaves: Leaves,
     paths: Sequence[str],
-    shapes: Sequence[Shape],
+    fits: Fits,
 ) -> None:
     """Parts of a tree whose leaves are parameters or single numbers."""
     numbers = {path: i for i, path in enumerate(paths)}
     for start in _starts(leaves, paths):
         inside = _under(start, leaves)
-        fits = {
-            i: path in numbers and _fits(leaves[i][1], shapes[numbers[path]])
+        fit = {
+            i: path in numbers and fits(leaves[i][1], numbers[path])
             for i, path in inside.items()
         }
         if all(
-            found[i] is None and (fit or _size(leaves[i][1]) < 2)
-            for i, fit in fits.items()
+            found[i] is None and (one or _size(leaves[i][1]) < 2)
+            for i, one in fit.items()
         ):
             for i, path in inside.items():
-                found[i] = numbers[path] if fits[i] else None
+                found[i] = numbers[path] if fit[i] else None
 
 
 def _starts(leaves: Leaves, paths: Sequence[str]) -> Iterator[str]:

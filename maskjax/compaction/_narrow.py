@@ -16,12 +16,17 @@ from maskjax.compaction._network import Network
 from maskjax.compaction._plan import Plan
 from maskjax.compaction._program import Const, Program, Var
 from maskjax.compaction._rules import Links
+from maskjax.compaction._small import Unnumbered
 
 KEPT = "the plan keeps it"
 
 
 def narrow(
-    apply: Callable[..., Any], plan: Plan, *, state_outputs: Any = None
+    apply: Callable[..., Any],
+    plan: Plan,
+    *,
+    state_outputs: Any = None,
+    member: Any = None,
 ) -> Callable[..., Any]:
     """A function of small parameters that does what `apply` does of the masked.
 
@@ -37,15 +42,19 @@ def narrow(
             numbers and words among its arguments are part of the program.
         plan: From `plan`.
         state_outputs: As in `plan`.
+        member: With the plan of a stack, the number of the member whose parameters the
+            function gets, which may be traced. It need be given only if what is not a
+            parameter, such as inputs and constants, is cut to positions that differ
+            between members. For all, map over numbers and parameters:
+            `lambda i, p, x: narrow(apply, plan, member=i)(p, x)`.
 
     Returns:
-        The small function.
+        The small function; of one member of a stack, to be mapped over.
 
     Raises:
-        ValueError: When called, if the parameters do not have the plan's small shapes,
-        or
-            `apply` needs something that was taken out; parameter, axis and cause are
-            named.
+        ValueError: If `member` is not one of the plan's. When called, if the parameters
+            do not have the plan's small shapes, `apply` needs something that was taken
+            out (parameter, axis and cause are named), or `member` is needed.
 
     Example:
         >>> import jax
@@ -58,29 +67,52 @@ def narrow(
         (5, 1)
     """
     fn = "maskjax.compaction.narrow"
+    members = plan.members
+    _check_member(member, members, fn=fn)
+    steps = () if members is None else (member,)
     known: dict[Any, Any] = {}
     paths = [leaf.path for leaf in plan.leaves]
     small = [leaf.small for leaf in plan.leaves]
     whole = [leaf.shape for leaf in plan.leaves]
 
-    @functools.wraps(apply)
-    def narrowed(params: Any, *inputs: Any, **named: Any) -> Any:
+    def small_call(params: Any, *inputs: Any, **named: Any) -> Any:
         _check(params, plan, fn=fn)
         call = _calls.Call(params, inputs, named, paths, small, whole)
         found = known.get(call.key)
         if found is None:
-            network = call.network(apply, state_outputs, fn=fn)
-            found = network, *_solved(network, plan, fn=fn)
+            network = call.network(apply, state_outputs, fn=fn, members=members)
+            found = network, *_solved(network, plan, steps, fn=fn)
             if not _holds_tracers(network.program):
                 known[call.key] = found
         network, links, pinned = found
-        outs: list[Any] = _network.written(network, links, pinned, call.arrays)
+        outs: list[Any] = _network.written(network, links, pinned, call.arrays, steps)
         for i, owner in enumerate(network.results):
             if owner in call.packed and outs[i].dtype == bool:
                 outs[i] = packing.pack(outs[i])
         return network.treedef.unflatten(outs)
 
-    return narrowed
+    @functools.wraps(apply)
+    def called(params: Any, *inputs: Any, **named: Any) -> Any:
+        try:
+            return small_call(params, *inputs, **named)
+        except Unnumbered:
+            raise ValueError(
+                f"`{fn}` needs `member`, the number of the member that the parameters "
+                "are of: an input or a constant is cut to positions that differ "
+                "between members."
+            ) from None
+
+    return called
+
+
+def _check_member(member: Any, members: int | None, *, fn: str) -> None:
+    if member is None or members is not None and not isinstance(member, int):
+        return
+    if members is None or not 0 <= member < members:
+        some = "a plan of one mask" if members is None else f"{members} members"
+        raise ValueError(
+            f"`{fn}` needs `member` to be one of the plan's, got {member!r} of {some}."
+        )
 
 
 def _check(params: Any, plan: Plan, *, fn: str) -> None:
@@ -93,14 +125,17 @@ def _check(params: Any, plan: Plan, *, fn: str) -> None:
         for i, leaf in enumerate(plan.leaves)
         if i not in found
     ]
+    of_one = "" if plan.members is None else ", of one member: use `jax.vmap`"
     checks.raise_all(
         lines,
         f"`{fn}` needs, as its first argument, the parameters of the plan, small: "
-        "`compaction.shrink(params, plan)`",
+        "`compaction.shrink(params, plan)`" + of_one,
     )
 
 
-def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pinned]:
+def _solved(
+    network: Network, plan: Plan, steps: tuple[Any, ...], *, fn: str
+) -> tuple[Links, _follow.Pinned]:
     """What stays: at least what the plan keeps, and no more of any parameter."""
     every = [(network.var(i), leaf) for i, leaf in enumerate(plan.leaves)]
     present = [(v, leaf) for v, leaf in every if v and v.shape == leaf.shape]
@@ -121,7 +156,7 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
             return (None,) * max(len(var.shape), 1)
         fact: Fact = tuple(
             _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
-        ) or (_facts.zero(np.full(1, leaf.nothing), var.dtype),)
+        ) or (_facts.zero(leaf.nothing[..., None], var.dtype),)
         value = None if folded is None else folded.values[owner]
         return fact if value is None else valued(fact, var, value)
 
@@ -150,7 +185,7 @@ def _solved(network: Network, plan: Plan, *, fn: str) -> tuple[Links, _follow.Pi
             raise checks.listing(
                 dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
             )
-        _network.check(network, links, pinned)
+        _network.check(network, links, pinned, steps)
         return links
 
     links, _ = _network.solved(

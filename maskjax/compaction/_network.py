@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskjax.compaction import _facts, _follow, _matching, _program
+from maskjax.compaction import _facts, _follow, _matching, _tracing
 from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._folding import Folding
@@ -29,13 +29,14 @@ class Network:
         owners: For each input the number of the parameter that it is, or belongs to.
         results: The same for each output; None where all of it is handed back.
         treedef: The structure of its output.
-        first: For each parameter the first input that belongs to it.
+        members: How many members it is analysed for, each with positions of its own.
     """
 
     program: Program
     owners: list[int | None]
     results: list[int | None]
     treedef: Any
+    members: int | None = None
 
     def var(self, parameter: int) -> Var | None:
         """The input that is a parameter."""
@@ -102,6 +103,7 @@ def traced(
     paths: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     state: Callable[[Any], list[bool]] | None,
+    scope: tuple[int, ...] = (),
 ) -> Network:
     """The network of a function of leaves.
 
@@ -113,8 +115,9 @@ def traced(
         shapes: Their whole shapes.
         state: Which leaves of its output may shrink, or None: those that belong to a
             parameter.
+        scope: (K,) for K members, each with positions of its own.
     """
-    program, out = _program.traced(fun, list(args))
+    program, out = _tracing.traced(fun, list(args), scope)
     results = []
     leaves, _ = _matching.named(out)
     found = _matching.owners(leaves, paths, shapes)
@@ -124,7 +127,9 @@ def traced(
     if state is not None:
         may = state(out)
         results = [r if m else None for r, m in zip(results, may, strict=True)]
-    return Network(program, list(owners), results, jax.tree.structure(out))
+    members = scope[0] if scope else None
+    treedef = jax.tree.structure(out)
+    return Network(program, list(owners), results, treedef, members)
 
 
 def solved(
@@ -163,21 +168,38 @@ def small_shapes(network: Network, links: Links) -> list[jax.ShapeDtypeStruct]:
 
 
 def written(
-    network: Network, links: Links, pinned: Pinned, arrays: Sequence[Any]
+    network: Network,
+    links: Links,
+    pinned: Pinned,
+    arrays: Sequence[Any],
+    members: tuple[Any, ...] = (),
 ) -> list[Any]:
-    """The outputs, of small parameters and whole inputs."""
+    """The outputs, of small parameters and whole inputs; of a stack, of one member."""
     picked = [owner is None for owner in network.owners]
-    return _follow.written(network.program, links, pinned, arrays, picked)
+    return _follow.written(network.program, links, pinned, arrays, picked, members)
 
 
-def check(network: Network, links: Links, pinned: Pinned) -> None:
+def check(
+    network: Network,
+    links: Links,
+    pinned: Pinned,
+    members: tuple[Any, ...] | None = None,
+) -> None:
     """Write the small program for shapes alone, to see that it can be.
+
+    Without `members` that of any member, which has a number.
 
     Raises:
         Unfit: If it can't.
     """
     shapes = small_shapes(network, links)
-    jax.eval_shape(lambda *xs: written(network, links, pinned, xs), *shapes)
+    number = [jax.ShapeDtypeStruct((), np.int32)] * (network.members is not None)
+
+    def small(number: Sequence[Any], *xs: Any) -> Any:
+        known = tuple(number) if members is None else members
+        return written(network, links, pinned, xs, known)
+
+    jax.eval_shape(small, number, *shapes)
 
 
 def kept(links: Links, var: Var, axis: int) -> np.ndarray:

@@ -26,9 +26,10 @@ class Leaf:
         path: Its path.
         shape: Its whole shape.
         lead: How many first axes stack: along them, others may keep other positions.
-        keep: For each axis which positions stay, [*stack, n].
-        dead: For each axis which positions the mask makes 0, [*stack, n].
-        nothing: Whether the mask makes all of it 0.
+        keep: For each axis which positions stay, [*stack, n]; [K, *stack, n] for a
+            stack of K masks.
+        dead: For each axis which positions the mask makes 0, of the same shapes.
+        nothing: Whether the mask makes all of it 0, [] or [K].
     """
 
     path: str
@@ -36,7 +37,7 @@ class Leaf:
     lead: int
     keep: tuple[np.ndarray, ...]
     dead: tuple[np.ndarray, ...]
-    nothing: bool = False
+    nothing: np.ndarray
 
     @property
     def small(self) -> tuple[int, ...]:
@@ -45,8 +46,8 @@ class Leaf:
 
     def key(self) -> Any:
         """What makes two of them equal."""
-        rows = (*self.keep, *self.dead)
-        own = (self.path, self.shape, self.lead, self.nothing)
+        rows = (*self.keep, *self.dead, self.nothing)
+        own = (self.path, self.shape, self.lead)
         return own, tuple(r.tobytes() for r in rows)
 
 
@@ -59,12 +60,15 @@ class Plan:
         report: For each axis that keeps positions though they are masked, why.
         folded: With `fold=True`, the constants that left.
         ghosts: Whether one of several equal positions stands for all in a sum.
+        members: K, for a stack of masks: each member keeps other positions, but as
+            many.
     """
 
     leaves: tuple[Leaf, ...]
     report: tuple[str, ...] = ()
     folded: Folded | None = None
     ghosts: bool = False
+    members: int | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key() == other._key()
@@ -74,17 +78,37 @@ class Plan:
 
     def _key(self) -> Any:
         folded = None if self.folded is None else self.folded.key()
-        return self.ghosts, folded, tuple(leaf.key() for leaf in self.leaves)
+        leaves = tuple(leaf.key() for leaf in self.leaves)
+        return self.members, self.ghosts, folded, leaves
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The small shape of each parameter, by path: what a rebuilt model needs."""
         return {leaf.path: leaf.small for leaf in self.leaves}
 
+    def member(self, i: int) -> "Plan":
+        """The plan of one member of a stack, a number in [0, K)."""
+        if self.members is None or not 0 <= i < self.members:
+            raise ValueError(
+                "`maskjax.compaction.Plan.member` needs the number of a member, got "
+                f"{i} of {self.members or 'a plan of one mask'}."
+            )
+        leaves = [
+            dataclasses.replace(
+                leaf,
+                keep=tuple(row[i] for row in leaf.keep),
+                dead=tuple(row[i] for row in leaf.dead),
+                nothing=np.asarray(leaf.nothing[i]),
+            )
+            for leaf in self.leaves
+        ]
+        return Plan(tuple(leaves), ghosts=self.ghosts)
+
     def __str__(self) -> str:
         before = sum(math.prod(leaf.shape) for leaf in self.leaves)
         after = sum(math.prod(leaf.small) for leaf in self.leaves)
-        lines = [f"{before:,} -> {after:,} parameters"]
+        each = "" if self.members is None else f"{self.members} members, each "
+        lines = [f"{each}{before:,} -> {after:,} parameters"]
         for leaf in self.leaves:
             if leaf.small != leaf.shape:
                 lines.append(f"{leaf.path}: {leaf.shape} -> {leaf.small}")
@@ -101,10 +125,12 @@ def shrink(tree: Any, plan: Plan) -> Any:
 
     Args:
         tree: Arrays, or shapes. Mask leaves may be `None`, packed, or have axes of 1.
+            With the plan of a stack of K masks, leaves that all members share, or that
+            have each its own, [K, ...].
         plan: From `plan`.
 
     Returns:
-        The tree, with smaller leaves.
+        The tree, with smaller leaves; [K, ...] for a stack.
 
     Raises:
         ValueError: If no leaf of `tree` belongs to a parameter of the plan, or one is
@@ -151,8 +177,8 @@ def expand(tree: Any, plan: Plan) -> Any:
 
 def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str) -> Any:
     leaves, treedef = _matching.named(tree)
-    paths = [leaf.path for leaf in plan.leaves]
-    owners = _matching.owners(leaves, paths, shapes)
+    paths, members = [leaf.path for leaf in plan.leaves], plan.members
+    owners = _matching.owners(leaves, paths, shapes, members)
     strays = {
         i: [p for p in owned if plan.leaves[p].small != plan.leaves[p].shape]
         for i, owned in _matching.strays(leaves, owners, paths).items()
@@ -179,38 +205,64 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
             "plan's parameters",
         )
     changed = [
-        leaf if owner is None else _of_kind(change, leaf, plan.leaves[owner])
+        leaf if owner is None else _of_kind(change, leaf, plan.leaves[owner], members)
         for (_, leaf), owner in zip(leaves, owners, strict=True)
     ]
     return treedef.unflatten(changed)
 
 
-def _of_kind(change: Callable[[Any, Leaf], Any], x: Any, leaf: Leaf) -> Any:
+def _of_kind(
+    change: Callable[[Any, Leaf, int | None], Any],
+    x: Any,
+    leaf: Leaf,
+    members: int | None,
+) -> Any:
     if x is None:
         return None
     if not isinstance(x, PackedMask):
-        return change(x, leaf)
-    whole, of_one = _matching.unpacked(x), lambda mask: change(mask, leaf)
-    pack = packing.pack
-    for _ in x.lead:
-        of_one, pack = jax.vmap(of_one), jax.vmap(pack)
+        return change(x, leaf, members)
+    whole, pack = _matching.unpacked(x), packing.pack
+    of_one = lambda mask: change(mask, leaf, members)  # noqa: E731
+    if members is not None:
+        pack = jax.vmap(pack)
+    else:
+        for _ in x.lead:
+            of_one, pack = jax.vmap(of_one), jax.vmap(pack)
     if isinstance(whole, jax.ShapeDtypeStruct):
         return jax.eval_shape(lambda mask: pack(of_one(mask)), whole)
     return pack(of_one(whole))
 
 
-def _taken(x: Any, leaf: Leaf) -> Any:
+def _each(
+    one: Callable[..., Any], x: Any, tables: Any, leaf: Leaf, members: int | None
+) -> Any:
+    """Of a stack, for each member; what has no axis of members is shared."""
+    if members is None:
+        return one(x, tables)
+    own = 0 if x.ndim > len(leaf.shape) else None
+    return jax.vmap(one, in_axes=(own, 0), axis_size=members)(x, tables)
+
+
+def _taken(x: Any, leaf: Leaf, members: int | None) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(_sized(x.shape, leaf.shape, leaf.small), x.dtype)
-    for axis, keep in enumerate(leaf.keep):
-        if x.shape[axis] == keep.shape[-1] and not keep.all():
-            x = _take(x, axis, places(keep), leaf.lead if axis >= leaf.lead else 0)
-    return x
+        return _sized(x, leaf.shape, leaf.small, members)
+    tables = [None if keep.all() else places(keep) for keep in leaf.keep]
+
+    def one(x: Any, tables: Sequence[Any]) -> Any:
+        for axis, table in enumerate(tables):
+            if table is not None and x.shape[axis] == leaf.shape[axis]:
+                x = _take(x, axis, table, leaf.lead if axis >= leaf.lead else 0)
+        return x
+
+    return _each(one, x, tables, leaf, members)
 
 
-def _sized(own: Any, before: Any, after: Any) -> tuple[int, ...]:
+def _sized(x: Any, before: Any, after: Any, members: int | None) -> Any:
+    own = x.shape[len(x.shape) - len(before) :]
     pairs = zip(own, before, after, strict=True)
-    return tuple(to if n == whole else n for n, whole, to in pairs)
+    shape = tuple(to if n == whole else n for n, whole, to in pairs)
+    stack = () if members is None else (members,)
+    return jax.ShapeDtypeStruct((*stack, *shape), x.dtype)
 
 
 def _take(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
@@ -225,16 +277,21 @@ def _aligned(x: Array, axis: int, table: np.ndarray, lead: int) -> Array:
     return jnp.expand_dims(jnp.asarray(table), others)
 
 
-def _put_back(x: Any, leaf: Leaf) -> Any:
+def _put_back(x: Any, leaf: Leaf, members: int | None) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(_sized(x.shape, leaf.small, leaf.shape), x.dtype)
-    for axis, keep in enumerate(leaf.keep):
-        n = keep.shape[-1]
-        if keep.all() or x.shape[axis] != leaf.small[axis] or n == x.shape[axis]:
-            continue
-        # Each whole position has the place of a small one, or one past them: 0.
-        rank = np.where(keep, keep.cumsum(-1) - 1, leaf.small[axis])
-        widths = [(0, int(i == axis)) for i in range(x.ndim)]
-        padded = jnp.pad(jnp.asarray(x), widths)
-        x = _take(padded, axis, rank, leaf.lead if axis >= leaf.lead else 0)
-    return x
+        return _sized(x, leaf.small, leaf.shape, members)
+    # Each whole position has the place of a small one, or one past them: 0.
+    ranks = [
+        None if keep.all() else np.where(keep, keep.cumsum(-1) - 1, k)
+        for keep, k in zip(leaf.keep, leaf.small, strict=True)
+    ]
+
+    def one(x: Any, ranks: Sequence[Any]) -> Any:
+        for axis, rank in enumerate(ranks):
+            if rank is not None and x.shape[axis] == leaf.small[axis]:
+                widths = [(0, int(i == axis)) for i in range(x.ndim)]
+                padded = jnp.pad(jnp.asarray(x), widths)
+                x = _take(padded, axis, rank, leaf.lead if axis >= leaf.lead else 0)
+        return x
+
+    return _each(one, x, ranks, leaf, members)

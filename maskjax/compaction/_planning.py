@@ -30,6 +30,7 @@ def plan(
     state_outputs: Any = None,
     fold: bool = False,
     ghosts: bool = False,
+    stack: bool = False,
 ) -> Plan:
     """What a mask lets you take out of a network, exactly.
 
@@ -56,11 +57,15 @@ def plan(
         fold: Whether channels that are constants leave too: what is left of a channel
             whose kernel is masked, and not the bias or what BatchNorm adds. They move
             into the next dense layer or convolution. For inference: it takes the values
-            of `params`, and the small network has no gradients for them.
+            of `params`, and the small network has no gradients for them. Not for
+            stacks.
         ghosts: Whether one of several positions that are provably equal may stand for
             all in a sum. A residual stream then leaves a LayerNorm that passes over its
             inputs twice (Equinox, `use_fast_variance=False`), at one position more. For
             inference: that position has no right gradient.
+        stack: Whether `mask` is a stack of K masks: leaves [K, ...]. Each member keeps
+            positions of its own, equally many, so that small members have one shape.
+            `shrink` then gives leaves [K, ...], and `narrow` runs one member.
 
     Returns:
         The plan. `str(plan)` reports what leaves, and for each axis that stays though
@@ -68,8 +73,9 @@ def plan(
 
     Raises:
         TypeError: If a leaf of the mask is not boolean.
-        ValueError: If the mask does not fit `params`, or is traced, or if `params` are
-            shapes, or traced, and `fold` is asked for.
+        ValueError: If the mask does not fit `params`, or is traced, if members of a
+            stack differ in number, or if `fold` is asked for with a stack, or with
+            `params` that are shapes, or traced.
 
     Example:
         >>> import jax
@@ -82,12 +88,28 @@ def plan(
         up: (2, 3) -> (2, 2)
     """
     fn = "maskjax.compaction.plan"
-    rows = checks.masked(params, mask, fn=fn)
+    members = checks.members(mask, fn=fn) if stack else None
+    if stack and fold:
+        raise ValueError(f"`{fn}` can't fold (`fold=True`) what a stack masks.")
+    if members is None:
+        rows = checks.masked(params, mask, fn=fn)
+    else:
+        one = jax.tree.map(_member, mask, is_leaf=trees.is_mask_leaf)
+        checks.masked(params, one, fn=fn, names=("params", "a member of mask"))
+        rows = checks.rows(params, mask, fn=fn, names=("params", "mask"))
     masks = _concrete(rows, params, fn=fn)
     call = _calls.Call(params, inputs, {})
-    network = call.network(apply, state_outputs, fn=fn)
+    network = call.network(apply, state_outputs, fn=fn, members=members)
     numbers = _Numbers(params, mask, fn=fn) if fold else None
     return planned(network, call, masks, numbers, ghosts=ghosts)
+
+
+def _member(leaf: Any) -> Any:
+    """The first mask of a stack, for its shape."""
+    if leaf is None:
+        return None
+    whole = packing.unpack(leaf) if isinstance(leaf, PackedMask) else leaf
+    return whole[0]
 
 
 class _Numbers:
@@ -109,7 +131,7 @@ class _Numbers:
 
 
 def _concrete(
-    rows: Sequence[tuple[Any, Any]], params: Params, *, fn: str
+    rows: Sequence[Sequence[Any]], params: Params, *, fn: str
 ) -> list[np.ndarray | None]:
     """The leaves of a mask in NumPy."""
     masks: list[np.ndarray | None] = []
@@ -135,7 +157,7 @@ def planned(
     *,
     ghosts: bool,
 ) -> Plan:
-    """The plan of a network for a mask."""
+    """The plan of a network for a mask, or for a stack."""
     variables = [network.var(i) for i in range(len(masks))]
     present = [(i, var) for i, var in enumerate(variables) if var is not None]
 
@@ -176,10 +198,10 @@ def planned(
         ghosts=ghosts,
     )
     rows = zip(call.paths, call.shapes, variables, masks, strict=True)
-    leaves = tuple(_leaf(*row, links) for row in rows)
+    leaves = tuple(_leaf(*row, links, network.members) for row in rows)
     report = tuple(_report(leaves, variables, links))
     if own is None or numbers is None:
-        return Plan(leaves, report, ghosts=ghosts)
+        return Plan(leaves, report, ghosts=ghosts, members=network.members)
     folds = own.folds(links, [(var, numbers.masked[i]) for i, var in present])
     values = tuple(
         None if var is None or len(var.shape) > var.lead + 1 else numbers.masked[i]
@@ -195,17 +217,21 @@ def _leaf(
     var: Var | None,
     mask: np.ndarray | None,
     links: Links,
+    members: int | None,
 ) -> Leaf:
+    scope = () if members is None else (members,)
     if var is None:  # no input of the function
-        every = tuple(np.ones(n, bool) for n in shape)
-        return Leaf(path, shape, 0, every, tuple(~row for row in every))
+        every = tuple(np.ones((*scope, n), bool) for n in shape)
+        no = tuple(~row for row in every)
+        return Leaf(path, shape, 0, every, no, np.zeros(scope, bool))
     keep = tuple(_network.kept(links, var, axis) for axis in range(len(shape)))
     fact = _facts.masked(mask, var)
     dead = tuple(
         np.zeros_like(row) if known is None else known.zeros()
         for row, known in zip(keep, fact[: len(shape)], strict=True)
     )
-    nothing = mask is not None and not mask.any()
+    alive = True if mask is None else mask.any(tuple(range(len(scope), mask.ndim)))
+    nothing = ~np.broadcast_to(alive, scope)
     return Leaf(path, shape, var.lead, keep, dead, nothing)
 
 

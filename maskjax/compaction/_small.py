@@ -26,12 +26,16 @@ class Unfit(Exception):
         self.equation, self.why = equation, why
 
 
+class Unnumbered(Exception):
+    """Something is cut for one member of a stack, and it is not known which."""
+
+
 class Small:
     """The positions that stay, and the step of every loop that is being written.
 
     Attributes:
-        steps: The numbers of the steps, for each loop around; `None` for members of a
-            stack, which have no number.
+        steps: The numbers of the steps, for each loop around; that of a member of a
+            stack is `None` if it is not known.
         ghosts: Which positions are equal, if one may stand for the others.
     """
 
@@ -79,15 +83,21 @@ class Small:
         """The entries of an axis at these places, [*steps, *lead, k].
 
         Raises:
-            LookupError: If places differ between members that have no number.
+            Unnumbered: If places differ between members, and which one is written is
+                not known.
         """
         row = self.now(table, lead)
         if row.ndim == 1 and isinstance(row, np.ndarray):
             first, k = int(row[0]), len(row)
             if (row == np.arange(first, first + k)).all():
                 return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
-        if row.ndim == 1:
+        if row.ndim == 1 and isinstance(row, np.ndarray):
             return jnp.take(array, jnp.asarray(row), axis=axis, mode="clip")
+        if row.ndim == 1:
+            # Whole rows are fast to copy, of all members at once too. A barrier, since
+            # fused with what follows they are transposed, slowly on a CPU.
+            rows = jnp.take(jnp.moveaxis(array, axis, 0), row, axis=0, mode="clip")
+            return jax.lax.optimization_barrier(jnp.moveaxis(rows, 0, axis))
         others = [i for i in range(lead, array.ndim) if i != axis]
         where = jnp.expand_dims(jnp.asarray(row), others)
         return jnp.take_along_axis(array, where, axis=axis, mode="clip")
@@ -101,9 +111,14 @@ class Small:
             row = rows[0]
             flat = row.reshape(-1, row.shape[-1])
             return flat[0] if lead and (flat == flat[:1]).all() else row
-        if any(step is None for step in self.steps):
-            raise LookupError("positions differ between members")
-        return jnp.asarray(table)[tuple(self.steps[:n])]
+        steps = self.steps[:n]
+        if n and steps[0] is None:
+            if (table != table[:1]).any():
+                raise Unnumbered
+            table, steps = table[0], steps[1:]
+        if all(isinstance(step, int) for step in steps):
+            return table[steps]
+        return jnp.asarray(table)[steps]
 
     def cut(self, array: Array, var: Var) -> Array:
         """A whole value, cut to the positions that stay."""

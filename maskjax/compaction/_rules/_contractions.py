@@ -210,11 +210,12 @@ def _conv_facts(equation: Equation, facts: Facts) -> list[Fact]:
 def _conv_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
     """As many groups as are left."""
     x, kernel = equation.ins
-    image, window, _, groups, batches = _spec(equation)
+    image, window, result, groups, batches = _spec(equation)
     changes = {}
     if batches > 1:
-        whole = small.count(x, image[0]) * batches
-        changes["batch_group_count"] = whole // x.shape[image[0]] or 1
+        [out] = equation.outs
+        count = small.count(x, image[0]) // small.count(out, result[0])
+        changes["batch_group_count"] = count
     elif groups > 1:
         changes["feature_group_count"] = small.count(x, image[1]) // small.count(
             kernel, window[1]

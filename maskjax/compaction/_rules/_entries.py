@@ -6,7 +6,7 @@ import numpy as np
 
 from maskjax._core.trees import Array
 from maskjax.compaction import _facts
-from maskjax.compaction._program import Equation
+from maskjax.compaction._program import ENTRIES, Equation
 from maskjax.compaction._rules._rule import Links, Rule
 from maskjax.compaction._small import Small
 
@@ -69,19 +69,6 @@ def _constrained(equation: Equation, arrays: list[Array], small: Small) -> list[
     except ValueError:
         return arrays
 
-
-ENTRIES = frozenset(
-    """
-abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p
-cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
-integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not
-or polygamma population_count pow pvary real reduce_precision
-regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
-shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta eq_to
-le_to lt_to
-""".split()
-)
 
 _ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
 _PAIRS = Rule(_pairs, _carried)
