@@ -1530,6 +1530,11 @@ call(
 
 EXCLUDED = {
     "bank.capacity": "a Python number, from a shape",
+    "compaction.expand": "tests/test_compaction_laws.py",
+    "compaction.groups": "from shapes, on the host",
+    "compaction.narrow": "tests/test_compaction_laws.py",
+    "compaction.plan": "from a concrete mask, on the host",
+    "compaction.shrink": "tests/test_compaction_laws.py",
     "metrics.bits_per_task": "a Python number, from shapes and dtypes",
     "optim.check": "a complaint, on the host: tests/test_optim_check.py",
     "recipes.masksembles.in_chunks": "no array goes in",
