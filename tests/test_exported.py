@@ -27,6 +27,7 @@ NO_PYTREES = {
     "maskjax.layers.NNXFeatureMask",
     "maskjax.storage.Info",
     "maskjax.structure.Block",
+    "maskjax.compaction.Plan",
     "maskjax.structure.Entries",
     "maskjax.structure.Group",
     "maskjax.structure.Groups",

@@ -19,7 +19,7 @@ X = np.ones((2, 5), "f")
 
 
 def net(p, x):
-    return jnp.tanh(x @ p["up"] + p["bias"]) @ p["down"] * p["scale"]
+    return jnp.tanh(x @ p["up"] + p["bias"][None]) @ p["down"] * p["scale"]
 
 
 def plans():
@@ -143,7 +143,7 @@ def test_rows_that_keep_unequal_numbers_are_refused(tmp_path):
     from maskjax.compaction._plan import Leaf, Plan
 
     keep = (np.ones(2, bool), np.array([[True, False], [True, True]]))
-    plan = Plan((Leaf("w", (2, 2), 1, keep, keep),))
+    plan = Plan((Leaf("w", (2, 2), 1, keep, keep, np.zeros((), bool)),))
     storage.save(tmp_path / "plan", plan)
     with pytest.raises(StorageError, match="holds a plan that makes no sense for w"):
         storage.load(tmp_path / "plan")

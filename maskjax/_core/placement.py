@@ -135,7 +135,7 @@ def typed(shape: Sequence[int], like: Any) -> Any:
         shape: The shape.
         like: An array, or what stands for one: a type or `jax.ShapeDtypeStruct`.
     """
-    kind: Any = like if isinstance(like, ShapedArray) else jax.typeof(like)
+    kind = like if isinstance(like, ShapedArray) else jax.typeof(like)
     where = fitted(kind.sharding, shape)
     return kind.update(shape=tuple(shape), sharding=where)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -36,7 +37,9 @@ def read(x: Array, row: Array) -> Array:
     return found.reshape(*jnp.shape(row), *x.shape[1:])
 
 
-def taken(x: Array, places: Array, axis: int, *, fill: bool = False) -> Array:
+def taken(
+    x: Array, places: Array | np.ndarray, axis: int, *, fill: bool = False
+) -> Array:
     """The entries of an axis at these places, sharded as the array is where that fits.
 
     Nothing travels along other axes than this one.
@@ -56,7 +59,8 @@ def taken(x: Array, places: Array, axis: int, *, fill: bool = False) -> Array:
     return _taker(where, axis, fill=fill)(x, places)
 
 
-def _taken(x: Array, places: Array, *, axis: int, fill: bool) -> Array:
+def _taken(x: Array, places: Array | np.ndarray, *, axis: int, fill: bool) -> Array:
+    places = jnp.asarray(places)
     mode = "fill" if fill else "clip"
     zero = False if x.dtype == bool else 0
     if places.ndim == 1:

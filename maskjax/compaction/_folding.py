@@ -151,8 +151,8 @@ class Folding:
         first = 0 if axes[0] else len(var.shape) - term.ndim
         for axis in range(term.ndim):
             term = jnp.take(term, small.places(var, first + axis), axis=axis)
-        if axes[0]:
-            term = jnp.expand_dims(term, range(term.ndim, len(var.shape)))
+        more = range(term.ndim, len(var.shape)) if axes[0] else range(first)
+        term = jnp.expand_dims(term, tuple(more))
         return out + term.astype(out.dtype)
 
 

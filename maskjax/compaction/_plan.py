@@ -260,11 +260,12 @@ def _sized(x: Any, before: Any, after: Any, members: int | None) -> Any:
     own = x.shape[len(x.shape) - len(before) :]
     pairs = zip(own, before, after, strict=True)
     shape = tuple(to if n == whole else n for n, whole, to in pairs)
-    shape = shape if members is None else (members, *shape)
-    where = x.sharding if len(shape) == len(x.shape) else None
+    if members is not None:
+        return jax.ShapeDtypeStruct((members, *shape), x.dtype)
+    where = x.sharding
     if isinstance(where, NamedSharding):
         where = placement.fitted(where, shape)
-    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
+    return x.update(shape=shape, sharding=where)
 
 
 def _put_back(x: Any, leaf: Leaf, members: int | None) -> Any:

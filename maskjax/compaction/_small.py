@@ -93,12 +93,12 @@ class Small:
             run = (row == np.arange(first, first + k)).all()
             if run and placement.spec_of(array)[axis] is None:
                 return jax.lax.slice_in_dim(array, first, first + k, axis=axis)
-        elif row.ndim == 1 and not placement.explicit(array):
+        if row.ndim == 1 and not isinstance(row, np.ndarray):
             # Whole rows are fast to copy, of all members at once too. A barrier, since
             # fused with what follows they are transposed, slowly on a CPU.
-            first = jnp.take(jnp.moveaxis(array, axis, 0), row, axis=0, mode="clip")
-            return jax.lax.optimization_barrier(jnp.moveaxis(first, 0, axis))
-        return rows.taken(array, jnp.asarray(row), axis)
+            found = rows.taken(jnp.moveaxis(array, axis, 0), row, 0)
+            return jax.lax.optimization_barrier(jnp.moveaxis(found, 0, axis))
+        return rows.taken(array, row, axis)
 
     def now(self, table: np.ndarray, lead: int) -> Any:
         """The row of a table, [*steps, *lead, k], for the steps being written."""

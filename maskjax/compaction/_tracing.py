@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from maskjax._core import placement
 from maskjax.compaction import _trimming
 from maskjax.compaction._program import Const, Equation, Program, Var
 
@@ -75,7 +76,7 @@ class _Reader:
         """A reshape may permute axes first: that is an equation of its own."""
         order = tuple(eqn.params["dimensions"])
         shape = tuple(x.shape[i] for i in order)
-        out = Var(jax.ShapeDtypeStruct(shape, x.dtype), self.scope)
+        out = Var(placement.typed(shape, x.kind), self.scope)
         params = {"permutation": order}
         self.equations.append(Equation(lax.transpose_p, params, [x], [out], here))
         return out

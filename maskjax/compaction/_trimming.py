@@ -20,7 +20,7 @@ def own_constants(program: Program) -> None:
     def own(var: Var) -> Var:
         if var not in made:
             return var
-        out = Var(var, var.scope)
+        out = Var(var.kind, var.scope)
         equations.append(_again(made[var], out))
         return out
 
@@ -50,7 +50,7 @@ def _is_one_number(equation: Equation) -> bool:
 def _again(equation: Equation, out: Var) -> Equation:
     [number] = equation.ins
     assert isinstance(number, Const), "a number in the program's text"
-    own = Const(number.value, number, out.scope)
+    own = Const(number.value, number.kind, out.scope)
     return Equation(equation.primitive, equation.params, [own], [out], equation.place)
 
 

@@ -36,16 +36,21 @@ def content(
         return [str(array.dtype), list(array.shape)]
 
     facts: dict[str, Any] = {
-        "leaves": [[x.path, list(x.shape), x.lead, x.nothing] for x in plan.leaves],
+        "leaves": [[x.path, list(x.shape), x.lead] for x in plan.leaves],
         "report": list(plan.report),
         "ghosts": plan.ghosts,
+        "members": plan.members,
         "folded": None,
     }
     if folded is not None:
         values = [None if v is None else number(v) for v in folded.values]
         folds = [[f.number, number(f.gone), number(f.term)] for f in folded.folds]
         facts["folded"] = [folded.kind, values, folds]
-    rows = [row.reshape(-1) for x in plan.leaves for row in (*x.keep, *x.dead)]
+    rows = [
+        np.asarray(row).reshape(-1)
+        for x in plan.leaves
+        for row in (*x.keep, *x.dead, x.nothing)
+    ]
     every = np.concatenate([np.zeros(0, bool), *rows])
     octets = np.packbits(every, bitorder="little").tobytes()
     data = {_ROWS: (every.size, octets)}
@@ -78,16 +83,14 @@ def check(header: Header) -> None:
         octets = sum(math.prod(shape) * dtype.itemsize for dtype, shape in numbers)
         bits.append(8 * octets)
     if (
-        set(facts) != {"leaves", "report", "ghosts", "folded"}
+        set(facts) != {"leaves", "report", "ghosts", "members", "folded"}
         or not all(type(text) is str for text in (*paths, *facts["report"]))
         or len(set(paths)) < len(paths)
         or not all(
-            possible(tuple(shape))
-            and type(lead) is int
-            and 0 <= lead <= len(shape)
-            and type(nothing) is bool
-            for _, shape, lead, nothing in facts["leaves"]
+            possible(tuple(shape)) and type(lead) is int and 0 <= lead <= len(shape)
+            for _, shape, lead in facts["leaves"]
         )
+        or not all(type(n) is int and n > 0 for n in _stack(facts))
         or type(facts["ghosts"]) is not bool
         or not all(possible(shape) for _, shape in numbers)
         or [leaf.shape for leaf in header.leaves] != [(n,) for n in bits]
@@ -123,8 +126,9 @@ def loaded(path: Any, header: Header, bits: Mapping[int, np.ndarray]) -> Plan:
         row, given = np.split(given, [math.prod(shape)])
         rows.append(row.reshape(shape))
     left, leaves = iter(rows), []
-    for name, shape, lead, nothing in facts["leaves"]:
+    for name, shape, lead in facts["leaves"]:
         keep, dead = (tuple(itertools.islice(left, len(shape))) for _ in range(2))
+        nothing = next(left)
         counts = [row.sum(-1) for row in keep]
         if any((n != n.reshape(-1)[:1]).any() for n in counts) or any(
             size and not n.all() for size, n in zip(shape, counts, strict=True)
@@ -140,15 +144,22 @@ def loaded(path: Any, header: Header, bits: Mapping[int, np.ndarray]) -> Plan:
             tuple(None if value is None else next(arrays) for value in values),
             tuple(Fold(number, next(arrays), next(arrays)) for number, _, _ in folds),
         )
-    return Plan(tuple(leaves), tuple(facts["report"]), folded, facts["ghosts"])
+    report, members = tuple(facts["report"]), facts["members"]
+    return Plan(tuple(leaves), report, folded, facts["ghosts"], members)
+
+
+def _stack(facts: Any) -> tuple[int, ...]:
+    return () if facts["members"] is None else (facts["members"],)
 
 
 def _rows(facts: Any) -> Iterator[tuple[int, ...]]:
-    """The shapes of what stays, then of what is masked, of each parameter."""
-    for _, shape, lead, _ in facts["leaves"]:
+    """The shapes of what stays, of what is masked, and of whether all of it is."""
+    stack = _stack(facts)
+    for _, shape, lead in facts["leaves"]:
         axes = range(len(shape))
         for axis in (*axes, *axes):
-            yield (*(shape[:lead] if axis >= lead else ()), shape[axis])
+            yield (*stack, *(shape[:lead] if axis >= lead else ()), shape[axis])
+        yield stack
 
 
 def _numbers(folded: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:

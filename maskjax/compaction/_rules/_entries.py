@@ -72,6 +72,7 @@ def _whole_then_cut(
 _SAME = "device_put mesh_cast optimization_barrier pvary reshard sharding_constraint"
 _MEETINGS = "pmax pmin ppermute psum psum_invariant"
 
+
 _ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
 _PAIRS = Rule(_pairs, _carried)
 _SOURCE = Rule(_nothing, emit=_whole_then_cut)
