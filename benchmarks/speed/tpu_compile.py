@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import _chips, _train
-from benchmarks.speed import _case, _network, _results, compaction, packing, selection
+from benchmarks.speed import _case, _network, _results, packing, selection
 from maskjax import bank, masking, optim, select, stacking, superposition, where
 from maskjax import packing as bits
 from maskjax.recipes import edge_popup
@@ -120,11 +120,6 @@ def inference(k: int) -> list[Contestant]:
     ]
 
 
-def compacted(name: str) -> list[Contestant]:
-    """Training steps without half of the units; the least is of one built so."""
-    return [Contestant(*each, donate=(0,)) for each in compaction.steps(name)]
-
-
 STEPS = "mask", "packed mask", "keep_sparse", "prune", "rigl", "edge_popup"
 # What is compiled, and for one chip or for four.
 CASES: dict[str, tuple[Callable[[], list[Contestant]], Sequence[str]]] = {
@@ -146,10 +141,6 @@ CASES: dict[str, tuple[Callable[[], list[Contestant]], Sequence[str]]] = {
         ["one"],
     ),
     f"an image's task of {TASKS}": (lambda: inference(TASKS), ["one"]),
-    **{
-        f"half of {name}": (functools.partial(compacted, name), ["one", "auto"])
-        for name in compaction.TIMED
-    },
 }
 QUICK = {
     "top_k (64, 32)": (lambda: chosen({"w": shaped((64, 32))}, ["leaf"]), ["one"]),

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 MB = 2**20
-SELECT, LAYERS, STEP, EVEN, ODD, TASK, *HALVES = tpu_compile.CASES
+SELECT, LAYERS, STEP, EVEN, ODD, TASK = tpu_compile.CASES
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +110,3 @@ def test_words_that_fill_no_tile_are_copied_once(case, name, lines):
     line = lines[f"{case}, 1 chip", name]
     assert line["temporary"] <= 1.4 * line["arguments"]
     assert line["code"] <= 1.6 * MB
-
-
-@pytest.mark.parametrize("chips", ["1 chip", "4 chips"])
-@pytest.mark.parametrize("case", HALVES)
-def test_half_of_the_units_cost_what_a_network_built_so_costs(case, chips, lines):
-    line, built, masked = (
-        lines[f"{case}, {chips}", name]
-        for name in ("compacted", "built small", "masked")
-    )
-    assert line["flops"] <= 1.1 * built["flops"]
-    assert line["flops"] <= 0.35 * masked["flops"]
-    assert line["arguments"] <= 1.1 * built["arguments"]
-    assert line["code"] <= 1.5 * built["code"]
