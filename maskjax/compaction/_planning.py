@@ -12,6 +12,7 @@ from maskjax._core import checks, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Mask, Params
 from maskjax.compaction import _calls, _facts, _follow, _network
+from maskjax.compaction._cells import Cell
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._folding import Folded, Folding, kind, valued
 from maskjax.compaction._network import Network
@@ -236,16 +237,49 @@ def _leaf(
 
 
 def _report(leaves: Sequence[Leaf], firsts: Sequence[Any], links: Links) -> list[str]:
-    """For each axis that keeps masked positions, the first cause."""
+    """For each axis that keeps masked positions, the first cause, and a remedy."""
+    found = _axes(leaves, firsts, links)
     lines = []
-    for leaf, var in zip(leaves, firsts, strict=True):
-        for axis, (keep, dead) in enumerate(zip(leaf.keep, leaf.dead, strict=True)):
-            still = keep & dead
-            if var is None or not still.any():
-                continue
-            number = links.at(var, axis).why[still][0]
-            lines.append(
-                f"{leaf.path} axis {axis}: {dead.sum()} of {dead.size} masked, "
-                f"{(dead & ~keep).sum()} removed: {links.reasons[number]}"
-            )
+    for cell, leaf, axis in found:
+        keep, dead = leaf.keep[axis], leaf.dead[axis]
+        still = keep & dead
+        if not still.any():
+            continue
+        reason = links.reasons[cell.why[still][0]]
+        others = [
+            other.path
+            for same, other, at in found
+            if same is cell and other is not leaf and _adds(other, at, still)
+        ]
+        if others and reason.startswith("is not zero"):
+            reason += f". {_some(others)} not masked there: mask what goes together"
+            reason += ", as `compaction.groups` does, or use `fold=True` for inference"
+        elif reason.startswith("is not zero where it is summed"):
+            reason += ". `ghosts=True` may help, for inference"
+        lines.append(
+            f"{leaf.path} axis {axis}: {dead.sum()} of {dead.size} masked, "
+            f"{(dead & ~keep).sum()} removed: {reason}"
+        )
     return lines
+
+
+def _axes(
+    leaves: Sequence[Leaf], firsts: Sequence[Any], links: Links
+) -> list[tuple[Cell, Leaf, int]]:
+    return [
+        (links.at(var, axis), leaf, axis)
+        for leaf, var in zip(leaves, firsts, strict=True)
+        for axis in range(0 if var is None else len(leaf.shape))
+    ]
+
+
+def _adds(leaf: Leaf, axis: int, still: np.ndarray) -> bool:
+    """Whether a bias, a scale or a statistic is not masked where others are."""
+    return len(leaf.shape) - leaf.lead == 1 and bool((still & ~leaf.dead[axis]).any())
+
+
+def _some(paths: Sequence[str]) -> str:
+    first = " and ".join(paths[:2])
+    if len(paths) > 2:
+        first += f" and {len(paths) - 2} more"
+    return f"{first} {'is' if len(paths) == 1 else 'are'}"

@@ -1,0 +1,182 @@
+"""Compaction by hand: small networks whose plan can be seen, and what is refused.
+
+The laws on many networks are in `test_compaction_laws`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import maskjax
+from maskjax import compaction
+
+X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+KEEP = np.array([True, False, True, False])
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def dense(p, x):
+    return jax.nn.relu(x @ p["up"] + p["bias"][None]) @ p["down"]
+
+
+PARAMS = {"up": draw(3, 4), "bias": draw(4, seed=1), "down": draw(4, 2, seed=2)}
+UNITS = {"up": KEEP[None], "bias": KEEP, "down": None}
+FILTERS = {"up": KEEP[None], "bias": None, "down": None}
+
+
+def check(apply, params, mask, *inputs, **how):
+    """The plan, once the small network was seen to say what the masked one does."""
+    plan = compaction.plan(apply, params, mask, *inputs, **how)
+    masked = maskjax.apply(params, mask)
+    small = compaction.shrink(masked, plan)
+    out = jax.jit(compaction.narrow(apply, plan))(small, *inputs)
+    np.testing.assert_allclose(out, jax.jit(apply)(masked, *inputs), atol=1e-5)
+    return plan
+
+
+def test_units_leave_with_their_bias_and_what_reads_them():
+    plan = check(dense, PARAMS, UNITS, X)
+    assert plan.shapes == {"bias": (2,), "down": (2, 2), "up": (3, 2)}
+    assert str(plan).startswith("24 -> 12 parameters")
+    assert not plan.report
+
+
+def test_what_stays_though_it_is_masked_is_told_with_a_remedy():
+    plan = check(dense, PARAMS, FILTERS, X)
+    assert plan.shapes["up"] == (3, 4)
+    [line] = plan.report
+    assert line.startswith("up axis 1: 2 of 4 masked, 0 removed: is not zero where it")
+    assert "bias is not masked there" in line
+    assert "fold=True" in line
+
+
+def test_constants_fold_into_the_next_operation():
+    plan = check(dense, PARAMS, FILTERS, X, fold=True)
+    assert plan.shapes == {"bias": (2,), "down": (2, 2), "up": (3, 2)}
+    everything = jax.tree.map(lambda p: np.ones(p.shape, bool), PARAMS)
+    zeros = {**PARAMS, "bias": np.zeros(4, np.float32)}
+    plan = check(dense, zeros, everything, X, fold=True)
+    assert plan.shapes["up"] == (3, 4)  # numbers that happen to be 0 take nothing out
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_folded_constants_come_right_at_borders_of_any_size(padding):
+    def apply(p, x):
+        conv = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+            x, k, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return conv(jnp.tanh(conv(x, p["up"]) + p["bias"][None, None, None]), p["down"])
+
+    params = {"up": draw(3, 3, 2, 4), "bias": draw(4), "down": draw(3, 3, 4, 3)}
+    mask = {"up": KEEP[None, None, None], "bias": None, "down": None}
+    plan = check(apply, params, mask, draw(1, 6, 7, 2), fold=True)
+    assert plan.shapes["down"] == (3, 3, 2, 3)
+    masked = maskjax.apply(params, mask)
+    x = draw(2, 9, 5, 2)
+    out = compaction.narrow(apply, plan)(compaction.shrink(masked, plan), x)
+    np.testing.assert_allclose(out, apply(masked, x), atol=1e-4)
+
+
+def test_one_of_several_equal_positions_stands_for_all_in_a_sum():
+    def apply(p, x):
+        h = x @ p["up"]
+        h = h - h.mean(-1, keepdims=True)
+        h = h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-3)
+        return (h * p["scale"][None]) @ p["down"]
+
+    keep = np.array([1, 1, 0, 0, 0, 1], bool)
+    params = {"up": draw(3, 6), "scale": draw(6), "down": draw(6, 2)}
+    mask = {"up": keep[None], "scale": keep, "down": None}
+    assert check(apply, params, mask, X).shapes["up"] == (3, 6)
+    assert check(apply, params, mask, X, ghosts=True).shapes["up"] == (3, 4)
+
+
+def test_two_layers_may_start_from_the_same_zeros():
+    def apply(p, x):
+        start = jnp.zeros((2, 4))
+        one, other = jnp.tanh(start + x @ p["a"]), jnp.tanh(start + x @ p["b"])
+        return one @ p["c"] + other @ p["d"]
+
+    params = {n: draw(3, 4, seed=i) for i, n in enumerate("ab")}
+    params |= {n: draw(4, 2, seed=i) for i, n in enumerate("cd")}
+    mask = {"a": KEEP[None], "b": ~KEEP[None], "c": None, "d": None}
+    shapes = check(apply, params, mask, X).shapes
+    assert shapes == {"a": (3, 2), "b": (3, 2), "c": (2, 2), "d": (2, 2)}
+    assert len(compaction.groups(apply, params, X)) == 2
+
+
+def test_every_axis_keeps_at_least_one_position():
+    mask = {"up": np.zeros((1, 4), bool), "bias": np.zeros(4, bool), "down": None}
+    assert check(dense, PARAMS, mask, X).shapes["up"] == (1, 1)
+
+
+def test_what_has_no_rule_stays_and_is_told():
+    def apply(p, x):
+        return jnp.fft.fft(x @ p["up"]).real @ p["down"]
+
+    params = {"up": PARAMS["up"], "down": PARAMS["down"]}
+    plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
+    assert plan.shapes["up"] == (3, 4)
+    assert "meets fft, for which there is no rule" in plan.report[0]
+
+
+def test_plans_are_values():
+    one, other = (compaction.plan(dense, PARAMS, UNITS, X) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != compaction.plan(dense, PARAMS, FILTERS, X)
+
+
+# What is refused.
+
+
+def test_a_mask_of_another_network():
+    with pytest.raises(ValueError, match=r"`maskjax.compaction.plan` needs(.|\n)*up"):
+        compaction.plan(dense, PARAMS, {**UNITS, "up": np.ones((1, 5), bool)}, X)
+
+
+def test_a_traced_mask():
+    def made(keep):
+        return compaction.plan(dense, PARAMS, {**UNITS, "bias": keep}, X)
+
+    with pytest.raises(ValueError, match="concrete mask.*traced leaf at bias"):
+        jax.jit(made)(KEEP)
+
+
+def test_folding_without_numbers():
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, PARAMS))
+    assert compaction.plan(dense, shapes, UNITS, X).shapes["up"] == (3, 2)
+    with pytest.raises(ValueError, match="the numbers of `params` for `fold=True`"):
+        compaction.plan(dense, shapes, UNITS, X, fold=True)
+
+
+def test_whole_parameters_where_small_ones_are_due():
+    plan = compaction.plan(dense, PARAMS, UNITS, X)
+    with pytest.raises(ValueError, match=r"`maskjax.compaction.narrow` needs(.|\n)*up"):
+        compaction.narrow(dense, plan)(PARAMS, X)
+
+
+def test_a_function_that_needs_what_left():
+    plan = compaction.plan(dense, PARAMS, UNITS, X)
+    small = compaction.shrink(maskjax.apply(PARAMS, UNITS), plan)
+    needs = r"needs what was taken out(.|\n)*up axis 1: 2 of 4 more: is an output"
+    with pytest.raises(ValueError, match=needs):
+        compaction.narrow(lambda p, x: x @ p["up"] + 1, plan)(small, X)
+
+
+def test_a_folded_plan_for_another_function():
+    plan = compaction.plan(dense, PARAMS, FILTERS, X, fold=True)
+    small = compaction.shrink(maskjax.apply(PARAMS, FILTERS), plan)
+    with pytest.raises(ValueError, match="serves the function it was made for"):
+        compaction.narrow(lambda p, x: 2 * dense(p, x), plan)(small, X)
+
+
+def test_a_tree_that_belongs_to_no_parameter():
+    plan = compaction.plan(dense, PARAMS, UNITS, X)
+    for change in (compaction.shrink, compaction.expand):
+        with pytest.raises(ValueError, match=f"compaction.{change.__name__}` needs"):
+            change({"other": np.ones((7, 7))}, plan)
