@@ -53,6 +53,9 @@ def _found() -> Line:
         "select": select,
         "passes": 1 / select["times"]["compare once"],
         "steps": {name: _times(*case) for name, case in STEPS.items()},
+        "compact": _beside(
+            "compacted", _case("compaction", "forward ResNet18 32x32 batch=4")
+        ),
         "task": _beside("one_shot", _case("task_inference", "784-300-100-500 K=250")),
         "supsup": many,
         "kb": many["bytes_per_task"] / 1e3,
