@@ -269,7 +269,8 @@ def _axes(
     return [
         (links.at(var, axis), leaf, axis)
         for leaf, var in zip(leaves, firsts, strict=True)
-        for axis in range(0 if var is None else len(leaf.shape))
+        if var is not None
+        for axis in range(len(leaf.shape))
     ]
 
 
