@@ -87,7 +87,7 @@ def test_cut_and_flipped_files_are_refused(stride, saved, tmp_path):
             flipped[place] ^= 4
             for bad in (data[:place], bytes(flipped)):
                 path.write_bytes(bad)
-                with pytest.raises(StorageError):
+                with pytest.raises(StorageError, match="plan"):
                     storage.load(path)
 
 

@@ -9,22 +9,12 @@ import numpy as np
 import optax
 
 import maskjax
+from benchmarks.compaction import _cases
+from benchmarks.compaction._cases import HALF, SAME
 from maskjax import compaction
 
 Tree = Any
-CASES: dict[str, Callable[[], str]] = {}
-HALF = [0, 3, 4, 6]  # of eight units
-SAME = [0, 3, 4, 7]  # the same two of four, twice
-
-
-def case(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
-    """Add a case."""
-
-    def added(fn: Callable[[], str]) -> Callable[[], str]:
-        CASES[name] = fn
-        return fn
-
-    return added
+CASES, case = _cases.registry()
 
 
 def run(name: str) -> str:

@@ -16,26 +16,17 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn import functional
 
-CASES: dict[str, Callable[[], str]] = {}
+from benchmarks.compaction import _cases
+from benchmarks.compaction._cases import HALF, SAME
+
+CASES, case = _cases.registry()
 OUT = {
     nn.Conv2d: tp.prune_conv_out_channels,
     nn.Linear: tp.prune_linear_out_channels,
     nn.Embedding: tp.prune_embedding_out_channels,
     nn.LSTM: tp.prune_linear_out_channels,
 }
-HALF = [0, 3, 4, 6]  # of eight units
-SAME = [0, 3, 4, 7]  # the same two of four, twice
 SECONDS = 10  # a case that takes longer is given up
-
-
-def case(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
-    """Add a case."""
-
-    def added(fn: Callable[[], str]) -> Callable[[], str]:
-        CASES[name] = fn
-        return fn
-
-    return added
 
 
 def run(name: str) -> str:

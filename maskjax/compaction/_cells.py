@@ -164,9 +164,6 @@ class Cells:
             cell = cell.parent
         return cell
 
-    def known(self, var: Var) -> bool:
-        return var in self._of
-
     # Links.
 
     def equate(self, a: Cell, b: Cell) -> None:
@@ -204,10 +201,10 @@ class Cells:
         self.links.append(Part(one, other, np.asarray(places)))
 
     def product(
-        self, flat: tuple[Var, int] | Cell, factors: Sequence[tuple[Var, int]]
+        self, flat: tuple[Var, int], factors: Sequence[tuple[Var, int]]
     ) -> None:
         """A flat axis is the product of others, in order."""
-        whole = flat if isinstance(flat, Cell) else self.of(flat[0])[flat[1]]
+        whole = self.of(flat[0])[flat[1]]
         parts = [self.of(var)[axis] for var, axis in factors]
         whole, *parts = self._level(whole, *parts)
         if len(parts) == 1:
@@ -297,10 +294,7 @@ class Cells:
             waiting.discard(id(link))
             for cell in link.close(self):
                 for other in cell.links:
-                    if other is not link and id(other) not in waiting:
-                        waiting.add(id(other))
-                        queue.append(other)
-                    elif other is link and id(other) not in waiting:
+                    if id(other) not in waiting:
                         waiting.add(id(other))
                         queue.append(other)
 

@@ -52,15 +52,6 @@ class Facts(dict[Var, Fact]):
             return _scalar(var)
         return self.get(var, (None,) * max(len(var.shape), 1))
 
-    def along(self, var: Var, axis: int, like: Var) -> Known | None:
-        """What is known of a value, as along an axis of another of its rank.
-
-        Axes of 1 and scalars are spread.
-        """
-        return self.spread(
-            var, axis if var.shape else -1, like.prefix(axis), like.shape[axis]
-        )
-
     def spread(
         self, var: Var, axis: int, prefix: tuple[int, ...], n: int
     ) -> Known | None:

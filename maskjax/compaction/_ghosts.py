@@ -54,8 +54,7 @@ class Ghosts:
             if labels is None
             else labels
         )
-        values, back = np.unique(known.value, return_inverse=True)
-        del values
+        _, back = np.unique(known.value, return_inverse=True)
         return _numbered(
             np.where(known.where, n + back.reshape(known.where.shape), own)
         )

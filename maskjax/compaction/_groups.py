@@ -95,9 +95,7 @@ def _found(network: Network, links: Links, call: _calls.Call) -> Iterator[Group]
         for axis in range(len(var.shape) if var is not None else 0):
             assert var is not None
             axes[links.at(var, axis)].append((i, axis))
-    pinned = {
-        links.root(cell) for cell, where, _, pin in links.needs if pin and where is True
-    }
+    pinned = {links.root(cell) for cell, _, _, pin in links.needs if pin}
     seen: set[Any] = set()
     names: set[str] = set()
     for start in _starts(links, axes, pinned):

@@ -155,7 +155,7 @@ def _solved(
         if var.shape != leaf.shape:
             return (None,) * max(len(var.shape), 1)
         fact: Fact = tuple(
-            _stepped(dead, leaf.lead, var, axis) for axis, dead in enumerate(leaf.dead)
+            _stepped(dead, var, axis) for axis, dead in enumerate(leaf.dead)
         ) or (_facts.zero(leaf.nothing[..., None], var.dtype),)
         value = None if folded is None else folded.values[owner]
         return fact if value is None else valued(fact, var, value)
@@ -163,7 +163,7 @@ def _solved(
     def wanted(links: Links) -> None:
         for var, leaf in present:
             for axis, keep in enumerate(leaf.keep):
-                rows = _rows(keep, leaf.lead, var, axis, any_of=True)
+                rows = _rows(keep, var, axis, any_of=True)
                 links.need(var, axis, rows, KEPT)
 
     pinned = _follow.Pinned()
@@ -172,10 +172,8 @@ def _solved(
         lines = []
         for var, leaf in present:
             for axis, keep in enumerate(leaf.keep):
-                now = _network.kept(links, var, axis)
-                rows = np.broadcast_to(
-                    _rows(keep, leaf.lead, var, axis, any_of=True), now.shape
-                )
+                now = links.at(var, axis).keep
+                rows = np.broadcast_to(_rows(keep, var, axis, any_of=True), now.shape)
                 more = now & ~rows
                 if more.any():
                     why = links.reasons[links.at(var, axis).why[more][0]]
@@ -194,9 +192,7 @@ def _solved(
     return links, pinned
 
 
-def _rows(
-    table: np.ndarray, lead: int, var: Var, axis: int, *, any_of: bool
-) -> np.ndarray:
+def _rows(table: np.ndarray, var: Var, axis: int, *, any_of: bool) -> np.ndarray:
     """A plan's table for the steps that a value has in this function."""
     steps = len(var.prefix(axis))
     have = table.ndim - 1
@@ -210,8 +206,8 @@ def _rows(
     return np.broadcast_to(table, (*var.prefix(axis), var.shape[axis]))
 
 
-def _stepped(dead: np.ndarray, lead: int, var: Var, axis: int) -> Known | None:
-    return _facts.zero(_rows(dead, lead, var, axis, any_of=False), var.dtype)
+def _stepped(dead: np.ndarray, var: Var, axis: int) -> Known | None:
+    return _facts.zero(_rows(dead, var, axis, any_of=False), var.dtype)
 
 
 def _holds_tracers(program: Program) -> bool:

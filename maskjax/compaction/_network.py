@@ -11,7 +11,6 @@ import numpy as np
 
 from maskjax._core import placement
 from maskjax.compaction import _facts, _follow, _matching, _tracing
-from maskjax.compaction._cells import FREE
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._folding import Folding
 from maskjax.compaction._follow import Pinned
@@ -204,8 +203,3 @@ def check(
         return written(network, links, pinned, xs, known)
 
     jax.eval_shape(small, number, *types)
-
-
-def kept(links: Links, var: Var, axis: int) -> np.ndarray:
-    """Which positions of an axis stay, [*stack, n]."""
-    return links.at(var, axis).why != FREE

@@ -225,7 +225,7 @@ def _leaf(
         every = tuple(np.ones((*scope, n), bool) for n in shape)
         no = tuple(~row for row in every)
         return Leaf(path, shape, 0, every, no, np.zeros(scope, bool))
-    keep = tuple(_network.kept(links, var, axis) for axis in range(len(shape)))
+    keep = tuple(links.at(var, axis).keep for axis in range(len(shape)))
     fact = _facts.masked(mask, var)
     dead = tuple(
         np.zeros_like(row) if known is None else known.zeros()

@@ -11,6 +11,7 @@ positions that its other axes keep may differ along these.
 import dataclasses
 from typing import Any
 
+import jax
 from jax.sharding import NamedSharding
 
 from maskjax._core import placement
@@ -31,6 +32,11 @@ class Var:
     def prefix(self, axis: int) -> tuple[int, ...]:
         """Along what the positions of an axis may differ."""
         return self.scope if axis < self.lead else self.scope + self.shape[: self.lead]
+
+
+def bare_axis(n: int, x: Var) -> Var:
+    """An axis that no value has: a flat one between two shapes, or a factor of one."""
+    return Var(jax.ShapeDtypeStruct((n,), x.dtype), x.scope)
 
 
 class Const(Var):

@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend import core
 
 from maskjax._core import placement
+from maskjax._core.jaxprs import body_of
 from maskjax.compaction import _trimming
 from maskjax.compaction._program import Const, Equation, Program, Var
 
@@ -49,8 +50,7 @@ class _Reader:
     def read(self, jaxpr: Any, consts: Any, ins: Sequence[Var], place: str) -> Any:
         env = dict(zip(jaxpr.invars, ins, strict=True))
         for var, value in zip(jaxpr.constvars, consts, strict=True):
-            is_var = isinstance(value, Var)
-            env[var] = value if is_var else Const(value, var.aval, self.scope)
+            env[var] = Const(value, var.aval, self.scope)
 
         def atom(x: Any) -> Var:
             if isinstance(x, core.Literal):
@@ -82,8 +82,7 @@ class _Reader:
         return out
 
     def _called(self, eqn: Any, atoms: list[Var], here: str) -> list[Var]:
-        params = eqn.params
-        body = next(params[n] for n in ("jaxpr", "call_jaxpr", "call") if n in params)
+        body = body_of(eqn)
         closed = hasattr(body, "consts")
         jaxpr, consts = (body.jaxpr, body.consts) if closed else (body, ())
         return self.read(jaxpr, consts, atoms, here)

@@ -127,8 +127,7 @@ def _trim_scan(equation: Equation, wanted: list[bool]) -> list[Var]:
     first, n = params["num_consts"], params["num_carry"]
     carry = wanted[:n]
     while True:
-        trial = Program(body.ins, body.outs, list(body.equations))
-        used = _needs(trial, [*carry, *wanted[n:]])
+        used = _needs(body, [*carry, *wanted[n:]])
         more = [a or b for a, b in zip(carry, used[first : first + n], strict=True)]
         if more == carry:
             break

@@ -57,7 +57,6 @@ def _scan_facts(equation: Equation, facts: Facts) -> list[Fact]:
     """What is carried is known where it is in every step, the greatest such choice."""
     [body], (first, last) = equation.bodies, _split(equation)
     n = last - first
-    length = equation.params["length"]
     fixed = [
         _entering(facts, var, inside)
         for var, inside in zip(equation.ins[:first], body.ins[:first], strict=True)
@@ -73,7 +72,7 @@ def _scan_facts(equation: Equation, facts: Facts) -> list[Fact]:
             _entering(facts, var, inside)
             for var, inside in zip(equation.outs[:n], body.ins[first:last], strict=True)
         ]
-        outs = facts.follow(body, [*fixed, *inner, *rows])
+        facts.follow(body, [*fixed, *inner, *rows])
         after = [
             _met(before, _leaving(facts, inside, outside))
             for before, inside, outside in zip(
@@ -83,7 +82,6 @@ def _scan_facts(equation: Equation, facts: Facts) -> list[Fact]:
         if all(_equal(a, b) for a, b in zip(carry, after, strict=True)):
             break
         carry = after
-    del outs, length
     ys = [
         _stacked(facts, inside, outside)
         for inside, outside in zip(body.outs[n:], equation.outs[n:], strict=True)

@@ -6,39 +6,24 @@ import numpy as np
 
 from maskjax._core.trees import Array
 from maskjax.compaction._facts import Fact, Facts, Known, zero
-from maskjax.compaction._program import Equation, Var
-from maskjax.compaction._rules._rule import Links, Rule, pin, told
+from maskjax.compaction._program import Equation, Var, bare_axis
+from maskjax.compaction._rules._rule import Links, Rule, told
 from maskjax.compaction._small import Small
 
 
 def _needed(links: Links, sides: list[tuple[Var, int]], equation: Equation) -> None:
     """A position that is contracted stays where neither side is 0."""
+    (var, axis), *_ = sides
     dead: Any = False
-    for var, axis in sides:
-        other = links.facts.of(var)[axis]
-        if other is not None:
-            zeros = other.zeros()
-            dead = _level(zeros, links, sides[0], var, axis) | dead
-    var, axis = sides[0]
+    for side in sides:
+        known = links.facts.spread(*side, var.prefix(axis), var.shape[axis])
+        dead = dead if known is None else known.zeros() | dead
     needed = ~np.asarray(dead)
     data = links.folding.data(equation) if links.folding is not None else None
     if links.folding is not None and data is not None:
         constant = links.facts.of(data[0])[data[1]]
         needed = needed & ~np.asarray(links.folding.spared(equation, constant))
     links.need(var, axis, needed, f"is not zero where it enters {told(equation)}")
-
-
-def _level(
-    zeros: np.ndarray, links: Links, first: tuple[Var, int], var: Var, axis: int
-) -> Any:
-    """Zeros of one side for the steps of the other; of fewer: in all steps."""
-    own, wanted = var.prefix(axis), first[0].prefix(first[1])
-    if len(own) > len(wanted):
-        zeros = np.asarray(zeros.all(tuple(range(len(wanted), len(own)))))
-    elif len(own) < len(wanted):
-        more = (1,) * (len(wanted) - len(own))
-        zeros = zeros.reshape(*zeros.shape[:-1], *more, zeros.shape[-1])
-    return zeros
 
 
 def _dot_axes(equation: Equation) -> tuple[Any, Any, list[int], list[int]]:
@@ -139,10 +124,8 @@ def _conv_links(equation: Equation, links: Links) -> None:
     links.pin(out, result[2:], why)
     links.same(kernel, window[0], out, result[1])
     if batches > 1:
-        if groups > 1 or not _grouped(
-            links, batches, (x, image[0]), (out, result[0]), (kernel, window[0])
-        ):
-            pin(equation, links, why)
+        of_one = (out, result[0])
+        _grouped(links, batches, (x, image[0]), of_one, (kernel, window[0]))
         links.same(x, image[1], kernel, window[1])
         _needed(links, [(x, image[1]), (kernel, window[1])], equation)
         return
@@ -166,19 +149,13 @@ def _grouped(
     flat: tuple[Var, int],
     inner: tuple[Var, int],
     outputs: tuple[Var, int],
-) -> bool:
+) -> None:
     """Inputs are groups x inputs of one, outputs groups x outputs of one."""
     x, out = flat[0], outputs[0]
-    group = (Var(_Axis(groups, x.dtype), x.scope), 0)
-    each = (Var(_Axis(out.shape[outputs[1]] // groups, x.dtype), x.scope), 0)
+    group = (bare_axis(groups, x), 0)
+    each = (bare_axis(out.shape[outputs[1]] // groups, x), 0)
     links.product(flat, [group, inner])
     links.product(outputs, [group, each])
-    return True
-
-
-class _Axis:
-    def __init__(self, n: int, dtype: Any) -> None:
-        self.shape, self.dtype = (n,), dtype
 
 
 def _conv_facts(equation: Equation, facts: Facts) -> list[Fact]:

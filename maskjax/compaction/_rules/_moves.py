@@ -9,7 +9,7 @@ import numpy as np
 
 from maskjax._core.trees import Array
 from maskjax.compaction._facts import Fact, Facts, Known, met
-from maskjax.compaction._program import Equation, Var
+from maskjax.compaction._program import Equation, Var, bare_axis
 from maskjax.compaction._rules._rule import Links, Rule, pin
 from maskjax.compaction._small import Small
 
@@ -105,7 +105,7 @@ def _reshape_links(equation: Equation, links: Links) -> None:
     for ins, outs in _blocks(x.shape, out.shape):
         size = math.prod(x.shape[i] for i in ins)
         if len(ins) > 1 and len(outs) > 1 and size <= _MOST:
-            flat = _middle(x, size)
+            flat = bare_axis(size, x)
             links.product((flat, 0), [(x, i) for i in ins])
             links.product((flat, 0), [(out, i) for i in outs])
         elif size > _MOST and len(ins) + len(outs) > 2:
@@ -116,16 +116,6 @@ def _reshape_links(equation: Equation, links: Links) -> None:
             links.product((out, outs[0]), [(x, i) for i in ins])
         else:
             links.product((x, ins[0]), [(out, i) for i in outs])
-
-
-class _Shape:
-    def __init__(self, n: int, dtype: Any) -> None:
-        self.shape, self.dtype = (n,), dtype
-
-
-def _middle(x: Var, n: int) -> Var:
-    """The flat axis between two blocks."""
-    return Var(_Shape(n, x.dtype), x.scope)
 
 
 def _reshape_facts(equation: Equation, facts: Facts) -> list[Fact]:
