@@ -107,9 +107,9 @@ def place(x: Array, spec: Any, *, like: Any = None) -> Array:
 
 
 def spec_for(shape: Sequence[int], like: Any) -> list[Names]:
-    """The spec of another array, for one whose axes of other lengths are whole.
+    """The spec of another array for this shape: axes of another length are whole.
 
-    Axes of 1 are whole, which the entries along the other array's share.
+    An axis of 1 is whole too: entries along the other array's axis share it.
     """
     pairs = zip(shape, like.shape, spec_of(like), strict=True)
     return [names if n == other and n > 1 else None for n, other, names in pairs]

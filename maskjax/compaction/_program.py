@@ -3,9 +3,9 @@
 A `Var` belongs to one place of one program, so what is found out about it is kept in
 dictionaries. Its `scope` has the length of every loop around it: inside a `scan` of 12
 steps, what is known of a value is known for each step. The members of a stack of masks
-are steps of the outermost one. Its `lead` says how many of its
-own first axes count steps of a loop elsewhere, as those of stacked parameters do; the
-positions that its other axes keep may differ along these.
+are steps of the outermost one. Its `lead` says how many of its own first axes count
+steps of a loop elsewhere, as those of stacked parameters do; the positions that its
+other axes keep may differ along these.
 """
 
 import dataclasses
