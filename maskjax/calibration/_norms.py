@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Params
@@ -20,7 +21,7 @@ def norms(stats: Params) -> Params:
         stats: Tree of `Statistics`, or `None`.
 
     Returns:
-        A tree like `stats` of arrays of the kernel's rank, which have length 1 along its
+        A tree like `stats` of arrays of the kernel's rank. They have length 1 along its
         outputs, or full length if groups of them meet inputs of their own.
 
     Raises:
@@ -131,7 +132,7 @@ def _named(stats: Params) -> list[tuple[str, Statistics | None]]:
 
 
 def _readable(x: Any) -> bool:
-    known = not isinstance(x, jax.core.Tracer)
+    known = not isinstance(x, Tracer)
     return known and (x.is_fully_addressable or x.is_fully_replicated)
 
 

@@ -87,7 +87,7 @@ def _made(
     if groups == 1:
         lengths = (*lengths[:place], *lengths[place + 1 :])
     sums = jax.ShapeDtypeStruct(lengths, sums.dtype)
-    return Statistics(sums, axes, tuple(shape), groups, gram)
+    return Statistics(sums, axes, tuple(shape), groups, gram)  # type: ignore[arg-type]
 
 
 def bytes_of(planned: Sequence[Statistics | None], params: Params) -> Memory:

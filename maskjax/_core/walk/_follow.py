@@ -131,7 +131,7 @@ def _made_of(equation: Any, ins: list[Value], walk: Walk, i: int) -> dict[int, T
     ]
     end = f"goes into {name}"
     data = sum(value.data for value in ins)
-    if name not in _moves.MOVES and _contracts(equation):
+    if not _moves.moves(name) and _contracts(equation):
         if walk.mode != "roles":
             found.obstacles.update((leaf, end) for _, leaf, _ in entering)
             return {}
