@@ -282,7 +282,7 @@ def test_a_kernel_whose_axes_are_lost_is_named():
     }.items():
         with raises(
             r"`maskjax.score.input_norms` needs `where` to choose kernels, which "
-            r"meet the inputs in dot products or convolutions, entry by entry .*, got:\n"
+            r"meet the inputs in dot products or convolutions, entry .*, got:\n"
             rf"  w: loses its axes in {why}$"
         ):
             traced_norms(of(change), {"w": square}, X)

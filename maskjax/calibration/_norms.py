@@ -114,8 +114,8 @@ def check_finite(stats: Params, needs: str) -> None:
     """Raise if sums whose values are known are inf or nan, and name the kernels."""
     sums = {
         path: own.sums
-        for path, own in _named(stats)
-        if own is not None and _readable(own.sums)
+        for path, own in named(stats)
+        if own is not None and readable(own.sums)
     }
     counts = jax.device_get(_bad(sums))
     lines = [
@@ -126,12 +126,14 @@ def check_finite(stats: Params, needs: str) -> None:
     checks.raise_all(lines, needs)
 
 
-def _named(stats: Params) -> list[tuple[str, Statistics | None]]:
+def named(stats: Params) -> list[tuple[str, Statistics | None]]:
+    """Statistics with the paths of their kernels."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(stats, is_leaf=is_statistics)
     return [(trees.path_string(path), own) for path, own in leaves]
 
 
-def _readable(x: Any) -> bool:
+def readable(x: Any) -> bool:
+    """Whether the values of an array are known here."""
     known = not isinstance(x, Tracer)
     return known and (x.is_fully_addressable or x.is_fully_replicated)
 

@@ -103,9 +103,11 @@ def statistics(
         if own is not None:
             done = _canonical.sums(found.sums[i], own, leaf.shape, gram=gram)
             (faults if isinstance(done, str) else out)[i] = done
-    _raise(
-        faults, params, f"`{fn}` needs all outputs of a kernel to meet the same data"
+    needs = (
+        f"`{fn}` needs kernels that meet data at every index of their stack, the same "
+        "at all of their outputs or at all of a group"
     )
+    _raise(faults, params, needs)
     return out
 
 

@@ -5,7 +5,7 @@ before. It returns the labels after, or `None` where they are lost.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from maskjax._core.walk._trails import (
@@ -36,22 +36,48 @@ def moved(equation: Any, shape: Shape, trail: Trail, place: int, out: int = 0) -
         out: Which of the outputs is asked for.
     """
     name, after = equation.primitive.name, equation.outvars[out].aval.shape
-    found = None
-    if trail.axes is not None and name in CUTS and not (place and name in _FIRST):
-        found = _cut(equation, shape, after, trail.axes, place, out)
-    elif trail.axes is not None and name in MOVES and not (place and name in _FIRST):
-        found = MOVES[name](equation.params, shape, after, trail.axes)
+    found, axes = None, trail.axes
+    if axes is not None and not (place and name in _FIRST):
+        if name == "unstack":  # as a slice, then a squeeze
+            axis = equation.params["axis"]
+            one = part(axes[axis], out, 1) or sized(axes[axis], 1) or ()
+            trail = _settled(trail, (*axes[:axis], one, *axes[axis + 1 :]), name)
+            found = (*axes[:axis], *axes[axis + 1 :])
+        elif name == "stack":
+            axis, n = equation.params["axis"], len(equation.invars)
+            new = (Factor(STRANGE, 1, 0).within(place, n),)
+            found = (*axes[:axis], new, *axes[axis:])
+        elif name in CUTS:
+            found = _cut(equation, shape, after, axes, place, out)
+        elif name in MOVES:
+            found = MOVES[name](equation.params, shape, after, axes)
     if found is None and math.prod(after) == 1:  # there are no axes to tell apart
         found = tuple(() for _ in after)
-    lost = trail.lost
     if found is None:
-        return trail._replace(axes=None, lost=lost or name)
-    gone, at = trail.gone, dict(trail.at)
+        return trail._replace(axes=None, lost=trail.lost or name)
+    collapsed = ()
+    if name == "gather":
+        collapsed = equation.params["dimension_numbers"].collapsed_slice_dims
+    return _settled(trail, found, name, collapsed)
+
+
+def _settled(
+    trail: Trail, found: Labels, name: str, collapsed: Sequence[int] = ()
+) -> Trail:
+    """A trail with other labels.
+
+    Args:
+        trail: Before.
+        found: The labels.
+        name: Of the primitive.
+        collapsed: Axes of which one index was taken.
+    """
+    lost, gone, at = trail.lost, trail.gone, dict(trail.at)
     if trail.axes is not None:
         for axis, start in _indexed(trail.axes, found):
             at[axis] = at.get(axis, 0) + start
         left = {factor.axis for label in found for factor in label}
-        taken = {axis for axis in _taken(equation, trail.axes) if axis not in left}
+        taken = {axis for axis in _taken(trail.axes, collapsed) if axis not in left}
         gone |= {("stack", axis) for axis in taken}
     cut = any(f.axis != STRANGE and not f.stride for label in found for f in label)
     if lost is None and (cut or name not in EXACT):
@@ -61,7 +87,7 @@ def moved(equation: Any, shape: Shape, trail: Trail, place: int, out: int = 0) -
 
 def moves(name: str) -> bool:
     """Whether it is known how a primitive moves axes."""
-    return name in MOVES or name in CUTS
+    return name in MOVES or name in CUTS or name in _STACKS
 
 
 def _indexed(before: Labels, after: Labels) -> Iterator[tuple[int, int]]:
@@ -74,11 +100,8 @@ def _indexed(before: Labels, after: Labels) -> Iterator[tuple[int, int]]:
                 yield pair
 
 
-def _taken(equation: Any, axes: Labels) -> Iterator[int]:
+def _taken(axes: Labels, collapsed: Sequence[int]) -> Iterator[int]:
     """The parameter's axes of which one index was taken, so that they may vanish."""
-    collapsed = ()
-    if equation.primitive.name == "gather":
-        collapsed = equation.params["dimension_numbers"].collapsed_slice_dims
     for i, label in enumerate(axes):
         for factor in label:
             if factor.axis != STRANGE:
@@ -304,8 +327,9 @@ _SHAPES = {
     "squeeze": _squeeze,
     "transpose": _transpose,
 }
+_STACKS = ("stack", "unstack")
 # After these, labels tell where each entry is.
-EXACT = frozenset([*_ELEMENTWISE, *_SHAPES, *CUTS])
+EXACT = frozenset([*_ELEMENTWISE, *_SHAPES, *CUTS, *_STACKS])
 
 MOVES: dict[str, Callable[[Any, Shape, Shape, Labels], Labels | None]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),

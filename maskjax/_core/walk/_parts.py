@@ -13,7 +13,7 @@ import numpy as np
 
 from maskjax._core import rows
 from maskjax._core.trees import Array
-from maskjax._core.walk._trails import Factor
+from maskjax._core.walk._trails import Factor, split
 
 Factors = tuple[Factor, ...]
 
@@ -67,11 +67,10 @@ def joined(sums: Sums, shape: Sequence[int]) -> Sums:
         sums: Of a parameter.
         shape: The parameter's.
     """
-    for axis in range(len(shape)):
-        if all(part.covers(axis, shape[axis]) for part in sums):
-            continue
-        sums = _one_along(sums, axis, shape[axis], _shared)
-        sums = _one_along(sums, axis, shape[axis], _tiled)
+    for join in (_shared, _tiled):
+        for axis, length in enumerate(shape):
+            if not all(part.covers(axis, length) for part in sums):
+                sums = _one_along(sums, axis, length, join)
     return sums
 
 
@@ -109,25 +108,44 @@ def _shared(sums: Sums, axis: int, length: int) -> Sums | None:
     if len(counts) > length or counts.min() != counts.max():
         return None
     array = sums[first] if counts[0] == 1 else sums[first] * int(counts[0])
-    return {_along_all(first, axis, length, 1): _moved(first, array, axis, 1)}
+    whole = _along_all(first, axis, length, 1)._replace(source=first.source)
+    return {whole: _moved(first, array, axis, 1)}
 
 
 def _tiled(sums: Sums, axis: int, length: int) -> Sums | None:
     """Parts that lie side by side."""
-    places = np.concatenate([part.places(axis) for part in sums])
-    if len(places) != length or (np.sort(places) != np.arange(length)).any():
+    places = [part.places(axis) for part in sums]
+    order = np.argsort(np.concatenate(places))
+    if not np.array_equal(np.concatenate(places)[order], np.arange(length)):
         return None
-    arrays = []
-    for part, array in sums.items():
-        size = len(part.places(axis))
-        arrays.append(_moved(part, array, axis, size))
     first = next(iter(sums))
     place = sum(factor.axis < axis for factor in first.factors)
+    # Neighbors that share sums all along are groups, as large as can be.
+    runs = all(part.shared(axis) for part in sums)
+    runs = runs and all((np.diff(own) == 1).all() for own in places)
+    size = math.gcd(*map(len, places)) if runs else 1
+    arrays = [
+        _moved(part, array, axis, len(own) // size)
+        for (part, array), own in zip(sums.items(), places, strict=True)
+    ]
     whole = jnp.concatenate(arrays, axis=place)
-    order = np.argsort(places)
-    if (order != np.arange(length)).any():
+    order = order[::size] // size
+    if (order != np.arange(len(order))).any():
         whole = rows.taken(whole, order, place)
-    return {_along_all(first, axis, length, length): whole}
+    part = _along_all(first, axis, length, length // size)
+    if size > 1:
+        part, whole = _in_groups(part, whole, place, size)
+    return {part: whole}
+
+
+def _in_groups(part: Part, array: Array, place: int, size: int) -> tuple[Part, Array]:
+    """A part whose one factor on an axis falls into groups that share sums."""
+    factors, lengths = list(part.factors), list(part.lengths)
+    outer, inner = split(factors[place], factors[place].size // size)
+    factors[place : place + 1] = [outer, inner or outer]
+    lengths.insert(place + 1, 1)
+    new = part._replace(factors=tuple(factors), lengths=tuple(lengths))
+    return new, jnp.expand_dims(array, place + 1)
 
 
 def _along_all(part: Part, axis: int, length: int, count: int) -> Part:
@@ -143,16 +161,18 @@ def _along_all(part: Part, axis: int, length: int, count: int) -> Part:
 
 
 def _moved(part: Part, array: Array, axis: int, count: int) -> Array:
-    """Sums with one axis, of a length, for all the factors on an axis."""
+    """Sums with one axis, of a length, for all the factors on an axis.
+
+    The length is 1 or that of groups of neighbors if they share sums.
+    """
     on = part.on(axis)
     place = sum(factor.axis < axis for factor in part.factors)
-    full = list(array.shape)
-    for i in on:
-        full[i] = part.factors[i].size if count != 1 else 1
+    end, full = place + len(on), list(array.shape)
+    if not part.shared(axis):
+        full[place:end] = [part.factors[i].size for i in on]
     array = jnp.broadcast_to(array, full)
-    ends = place + len(on)
-    array = array.reshape(*full[:place], math.prod(full[place:ends]), *full[ends:])
-    full = [*array.shape]
+    full[place:end] = [math.prod(full[place:end])]
+    array = array.reshape(full)
     full[place] = count
     return jnp.broadcast_to(array, full)
 
