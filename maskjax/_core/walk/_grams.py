@@ -148,7 +148,8 @@ def measured(
         leaf: The parameter's number.
         walk: The walk.
     """
-    plan = planned(jnp.shape(data), legs, walk.axes[leaf], walk.shapes[leaf])
+    parts = [2] if jnp.issubdtype(data.dtype, jnp.complexfloating) else []  # `wide`
+    plan = planned([*data.shape, *parts], legs, walk.axes[leaf], walk.shapes[leaf])
     if isinstance(plan, str):
         return plan
     source = ("gram", id(data), plan)
