@@ -14,7 +14,7 @@ _dataclasses: list[type] = []
 _listeners: list[Callable[[type], None]] = []
 
 
-def stored(name: str) -> Callable[[type[_T]], type[_T]]:
+def stored(name: str, *, static: type | None = None) -> Callable[[type[_T]], type[_T]]:
     """Decorate a NamedTuple or a dataclass that is a pytree.
 
     A dataclass becomes a pytree by it; its static fields are what JSON knows, and
@@ -23,7 +23,18 @@ def stored(name: str) -> Callable[[type[_T]], type[_T]]:
     Args:
         name: What the type is called in what is stored, which later versions have to
             read: its public name.
+        static: Another dataclass, of which static fields may be.
     """
+
+    def told(value: Any) -> Any:
+        if static is None or not isinstance(value, static):
+            raise TypeError(f"{type(value).__name__} can't be stored")
+        return dataclasses.asdict(value)  # type: ignore[call-overload]
+
+    def read(value: Any) -> Any:
+        if isinstance(value, dict) and static is not None:
+            return static(**value)
+        return tuple(map(read, value)) if isinstance(value, list) else value
 
     def register(cls: type[_T]) -> type[_T]:
         if not dataclasses.is_dataclass(cls):
@@ -32,8 +43,8 @@ def stored(name: str) -> Callable[[type[_T]], type[_T]]:
         export.register_pytree_node_serialization(
             cls,
             serialized_name=name,
-            serialize_auxdata=lambda static: json.dumps(static).encode(),
-            deserialize_auxdata=lambda data: _as_tuples(json.loads(data)),
+            serialize_auxdata=lambda fields: json.dumps(fields, default=told).encode(),
+            deserialize_auxdata=lambda data: read(json.loads(data)),
         )
         _dataclasses.append(cls)
         for listener in _listeners:
@@ -48,7 +59,3 @@ def on_each(listener: Callable[[type], None]) -> None:
     for cls in _dataclasses:
         listener(cls)
     _listeners.append(listener)
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -1,21 +1,17 @@
 """What is kept of the data that a kernel meets."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
-import jax
-
 from maskjax._core.axes import Axes
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 
+_STATIC = {"static": True}
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["sums"],
-    meta_fields=["axes", "shape", "groups", "gram"],
-)
+
+@stored("maskjax.calibration.Statistics", static=Axes)
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """Sums over the rows of data that a kernel meets; a pytree with one leaf.
@@ -37,10 +33,10 @@ class Statistics:
     """
 
     sums: Array  # or its shape, while it is planned
-    axes: Axes
-    shape: tuple[int, ...]
-    groups: int = 1
-    gram: bool = True
+    axes: Axes = dataclasses.field(metadata=_STATIC)
+    shape: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+    groups: int = dataclasses.field(default=1, metadata=_STATIC)
+    gram: bool = dataclasses.field(default=True, metadata=_STATIC)
 
     @property
     def d(self) -> int:
