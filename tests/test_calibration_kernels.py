@@ -396,6 +396,42 @@ def test_axes_in_two_roles_are_an_error():
         calibration.init(apply, {"w": normal(6, 5)}, X)
 
 
+# Groups of rows.
+
+
+@pytest.mark.parametrize(
+    "sizes", [[3, 0, 4, 4], [0, 0, 11, 0], [1, 2, 3, 1], [0, 0, 0, 0]]
+)
+def test_groups_of_rows_may_have_any_sizes(sizes):
+    x = normal(11, 6)
+    x[sum(sizes) :] = np.inf  # in no group
+    apply = lambda p, x, sizes: lax.ragged_dot(x, p["w"], sizes)  # noqa: E731
+    params, data = {"w": normal(4, 6, 5)}, (x, np.int32(sizes))
+    stats = calibration.init(apply, params, *data, where=where.everything)
+    update = jax.jit(functools.partial(calibration.update, apply))
+    own = update(stats, params, *data)["w"]
+    ends = np.cumsum(sizes)
+    answer = [reference.gram(x[e - n : e]) for e, n in zip(ends, sizes, strict=True)]
+    np.testing.assert_allclose(own.sums, answer, rtol=1e-5, atol=1e-5)
+
+
+def test_groups_of_rows_cost_what_they_have():
+    """At most twice the work of one matrix of all rows, however many there are."""
+    apply = lambda p, x, sizes: lax.ragged_dot(x, p["w"], sizes)  # noqa: E731
+    params = {"w": jax.ShapeDtypeStruct((16, 64, 8), "float32")}
+    data = [
+        jax.ShapeDtypeStruct(*kind)
+        for kind in (((512, 64), "float32"), ((16,), "int32"))
+    ]
+    stats = calibration.init(apply, params, *data, where=where.everything)
+    update = functools.partial(calibration.update, apply)
+    equations = jax.make_jaxpr(update)(stats, params, *data).eqns
+    (loop,) = (e for e in equations if e.primitive.name == "scan")
+    inside = loop.params["jaxpr"].eqns
+    (product,) = (e for e in inside if e.primitive.name == "dot_general")
+    assert loop.params["length"] * product.invars[0].aval.shape[0] <= 2 * 512
+
+
 # What is shared.
 
 

@@ -256,17 +256,38 @@ def by_group(x: Array, ends: Array) -> Array:
 
     Args:
         x: [rows, ..., d].
-        ends: [groups] Where each group ends.
+        ends: [groups] Where each group ends; rows after the last are in none.
     """
-    count = jnp.arange(x.shape[0], dtype=ends.dtype)
-
-    def of(group: tuple[Array, Array]) -> Array:
-        own = (count >= group[0]) & (count < group[1])
-        own = own.reshape(-1, *[1] * (x.ndim - 1))
-        return gram(jnp.where(own, x, 0), 0)
-
+    numbers = jnp.arange(x.shape[0], dtype=ends.dtype)
     starts = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
-    return lax.map(of, (starts, ends))
+    if placement.left_to_compiler(x) or placement.explicit(x):
+        # Rows may be sharded: each group is summed over all of them.
+        return lax.map(lambda own: _within(x, numbers, *own), (starts, ends))
+    # Blocks of about as many rows as a group has, cut where a group ends.
+    size = -(-x.shape[0] // len(ends))
+    blocks = -(-x.shape[0] // size)
+    x = jnp.pad(x, [(0, blocks * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    firsts = size * jnp.arange(blocks, dtype=ends.dtype)
+    cuts = jnp.sort(jnp.concatenate([firsts, starts]))
+    nexts = jnp.concatenate([cuts[1:], jnp.full(1, blocks * size, ends.dtype)])
+
+    def add(total: Array, cut: tuple[Array, Array]) -> tuple[Array, None]:
+        first = jnp.minimum(cut[0] // size, blocks - 1) * size
+        block = lax.dynamic_slice_in_dim(x, first, size)
+        group = jnp.searchsorted(ends, cut[0], side="right")  # past all groups: none
+        end = jnp.minimum(cut[1], ends.at[group].get(mode="clip"))
+        new = _within(block, first + numbers[:size], cut[0], end)
+        return total.at[group].add(new, mode="drop"), None
+
+    d = x.shape[-1]
+    zeros = placement.vary_like(jnp.zeros((len(ends), d, d), x.dtype), x, ends)
+    return lax.scan(add, zeros, (cuts, nexts))[0]
+
+
+def _within(x: Array, numbers: Array, start: Array, end: Array) -> Array:
+    """The Gram matrix of the rows whose numbers are in a range."""
+    own = ((numbers >= start) & (numbers < end)).reshape(-1, *[1] * (x.ndim - 1))
+    return gram(jnp.where(own, x, 0), 0)
 
 
 def wide(array: Array, weights: Array | None) -> Array:
