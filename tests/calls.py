@@ -447,6 +447,59 @@ call(
 )
 
 
+_KEPT = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]], bool)
+
+
+def _last(params: Any, h: Any) -> Any:
+    return h @ params["down"]
+
+
+@functools.cache
+def _members_plan() -> compaction.Plan:
+    """Each of two members reads four features of its own."""
+    shaped = {"down": jax.ShapeDtypeStruct((8, 4), "float32")}
+    h = jax.ShapeDtypeStruct((16, 8), "float32")
+    mask = {"down": _KEPT[..., None]}
+    return compaction.plan(_last, shaped, mask, h, stack=True)
+
+
+def _of_members(small: Any, h: Any, *, batch_size: int | None = None) -> Any:
+    def one(member: Any, h: Any) -> Any:
+        number, params = member
+        return compaction.narrow(_last, _members_plan(), member=number)(params, h)
+
+    return stacking.map(one, (jnp.arange(2), small), h, batch_size=batch_size)
+
+
+_small_members = tree_of(down=(2, 4, 4))
+call(
+    "compaction.narrow: members of a stack",
+    _of_members,
+    _small_members,
+    _ins,
+    specs="- x",
+)
+call(
+    "compaction.narrow: members of a stack, one at a time",
+    functools.partial(_of_members, batch_size=1),
+    _small_members,
+    _ins,
+    specs="- x",
+)
+call(
+    "compaction.shrink: members of a stack",
+    lambda p: compaction.shrink(p, _members_plan()),
+    tree_of(down=(8, 4)),
+    specs="-y",
+)
+call(
+    "compaction.expand: members of a stack",
+    lambda p: compaction.expand(p, _members_plan()),
+    _small_members,
+    specs="--y",
+)
+
+
 def _there_and_back(up: Any, down: Any) -> Any:
     small = compaction.shrink({"up": up, "down": down}, _scanned_plan())
     return compaction.expand(small, _scanned_plan())
@@ -1372,10 +1425,6 @@ call(
     lambda seed: masksembles.at_random(16, members=4, key=jax.random.key(seed)),
     of(dtype="uint32"),
 )
-_thin = made(
-    lambda p: masksembles.thin(p, {"b": _KEPT[..., None]}, links={}), tree_of(b=(8, 4))
-)
-_KEPT = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]], bool)
 call(
     "recipes.masksembles.init",
     lambda p, seed: masksembles.init(
@@ -1390,24 +1439,11 @@ call(
     of(dtype="uint32"),
 )
 call(
-    "recipes.masksembles.predict",
-    lambda t, x: masksembles.predict(lambda p, x: x @ p["b"], t, x),
-    _thin,
-    _x,
-    specs="- x",
-)
-call(
     "recipes.masksembles.rows",
     masksembles.rows,
     of(4, 8, dtype="bool"),
     of(16, 8),
     specs="- xy",
-)
-call(
-    "recipes.masksembles.thin",
-    lambda p: masksembles.thin(p, {"b": _KEPT[..., None]}, links={}),
-    tree_of(b=(8, 4)),
-    specs="-y",
 )
 
 call(
