@@ -1,6 +1,7 @@
 """What the small function is as a program: its equations, its traces, its export."""
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from jax import export
 
 import maskjax
-from maskjax import compaction
+from maskjax import compaction, report
 from tests import halved
 
 NETWORKS = halved.small()
@@ -55,6 +56,27 @@ def test_what_stays_has_the_shapes_of_a_network_built_small(name):
     assert args[:2] == (net.built, net.moments(net.built))
     out = jax.eval_shape(compaction.narrow(net.step, plan), *args)
     assert out == args[:2]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_of_every_group_has_the_flops_of_a_network_built_at_half_the_width(name):
+    """Which units are drawn, in a scan for each layer; heads become narrower too."""
+    net, rng = NETWORKS[name], np.random.default_rng(0)
+    whole, x = net.params, net.inputs[0]
+    groups = compaction.groups(net.apply, whole, x)
+    ranks = {g.name: np.broadcast_to(np.arange(g.size), g.shape) for g in groups}
+    kept = {n: rng.permuted(r, axis=-1) < r.shape[-1] / 2 for n, r in ranks.items()}
+    plan = compaction.plan(net.apply, whole, groups.spread(kept, whole), x)
+    small = compaction.shrink(whole, plan)
+    built = dataclasses.replace(net, halved=net.halved + "e").built
+    assert small == built
+    flops = report.flops(compaction.narrow(net.apply, plan), small, x)
+    assert flops == report.flops(net.apply, built, x)
+    # A kernel is used at as many places as before, so its FLOPs shrink as it does.
+    trees = report.flops(net.apply, whole, x), flops, whole, built
+    leaves = (jax.tree.leaves(t, is_leaf=lambda x: x is None) for t in trees)
+    for before, after, a, b in zip(*leaves, strict=True):
+        assert after == (None if before is None else before * b.size // a.size)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -105,7 +105,7 @@ def network(p, x):
     return jax.nn.relu(x @ p["a"]) @ p["c"]
 
 
-def test_masksembles_are_thin_on_rows_and_on_features():
+def test_masksembles_are_small_by_rows_and_by_features():
     feature = np.asarray(masksembles.masks(8, key=jax.random.key(0)))
     n, ones = len(feature), int(feature[0].sum())
     stack = {"a": None, "c": feature[..., None]}
