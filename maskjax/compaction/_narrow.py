@@ -35,7 +35,9 @@ def narrow(
     in optimizer states. It may be another function than the one that was planned, such
     as a loss or a training step, with inputs of other shapes. It is analysed again for
     each combination of shapes, at the time of tracing, and can be jitted, vmapped and
-    differentiated.
+    differentiated. Gradients of it are those of the masked network, wherever the mask
+    keeps; masked entries that stay may get others, because something that they met is
+    gone: `optim.keep_sparse` holds them at zero.
 
     Args:
         apply: `(params, ...) -> outputs`, written for the whole parameters. Python
