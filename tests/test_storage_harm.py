@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +17,9 @@ from maskjax import storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
 from maskjax.storage import StorageError, _header
+from maskjax.structure import NofM
 from tests import trees
+from tests.reference.packing import unpack
 
 MOST_SECONDS, MOST_BYTES = 1.0, 100e6
 
@@ -32,6 +36,39 @@ def a_bank(stack, counts, learned):
     return MaskBank(stack, counts, np.int32(learned), np.int32(0))
 
 
+class Net(NamedTuple):
+    """Parameters and their mask."""
+
+    params: Any
+    mask: Any
+
+
+def a_net():
+    rng = np.random.default_rng(3)
+    few = np.arange(8)[:, None] % 4 == rng.integers(4, size=(1, 6))
+    params = {
+        "a": [rng.normal(size=(6, 8)).astype(np.float32), None],
+        "b": rng.normal(size=(8, 6)).astype(jnp.bfloat16),
+        "c": np.arange(6, dtype=np.int8).reshape(2, 3),
+        "d": np.ones((5, 4), np.float32),
+    }
+    mask = {"a": [rng.random((6, 8)) < 0.3, None], "b": few, "c": None, "d": False}
+    return Net(params, mask)
+
+
+def save(path, value):
+    if not isinstance(value, Net):
+        return storage.save(path, value, metadata={"step": 7})
+    structure = {"a": None, "b": NofM(1, 4), "c": None, "d": None}
+    return storage.save_params(path, *value, structure=structure, metadata={"step": 7})
+
+
+def load(path):
+    if storage.info(path).kind == "params":
+        return Net(*storage.load_params(path))
+    return storage.load(path)
+
+
 def originals():
     stack = a_stack(3)
     mask = {
@@ -45,6 +82,7 @@ def originals():
         "bank": a_bank(stack, counts, 3),
         "bank of nothing yet": a_bank(stack, counts, 0),
         "stack without entries": {"a": PackedMask(np.zeros((3, 0), np.uint32), (0, 5))},
+        "params": a_net(),
     }
 
 
@@ -54,8 +92,8 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "file"
     files = {}
     for name, value in originals().items():
-        storage.save(path, value, metadata={"step": 7})
-        files[name] = path.read_bytes(), storage.load(path)
+        save(path, value)
+        files[name] = path.read_bytes(), load(path)
     return files
 
 
@@ -118,7 +156,7 @@ def test_damaged_files_are_refused_or_whole(times, saved, tmp_path):
                 path.write_bytes(data := damaged(files, draw))
                 start = time.process_time()
                 try:
-                    loaded = storage.load(path)
+                    loaded = load(path)
                 except StorageError:
                     refused += 1
                 else:
@@ -161,6 +199,9 @@ def forgeries(facts, entries):
                 yield changed(
                     lambda f, e, k=field, v=value, n=name: e[n].update({k: v})
                 )
+    for place in _places(facts.get("params", [])):
+        for value in VALUES:
+            yield changed(lambda f, e, p=place, v=value: _set(f["params"], p, v))
     for rank in (33, 65, 5000):
         yield changed(lambda f, e, r=rank: f["leaves"][0].__setitem__(1, [1] * r))
     for depth in (500, 5000, 50_000):
@@ -177,8 +218,27 @@ def forgeries(facts, entries):
             f["leaves"][0][1] = [32 * number]
             e[min(e)]["shape"][1:] = [number]
 
+        def zeros(f, e, number=number):  # those that only an axis of 1 speaks of
+            f["params"][-1]["shape"][0] = number
+
         yield changed(together)
         yield changed(shapes)
+        if "params" in facts:
+            yield changed(zeros)
+
+
+def _places(node, path=()):
+    """The keys that lead to each value within dicts and lists."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, child in items:
+        yield (*path, key)
+        if isinstance(child, dict | list):
+            yield from _places(child, (*path, key))
+
+
+def _set(node, path, value):
+    """Set one value within dicts and lists."""
+    functools.reduce(lambda at, key: at[key], path[:-1], node)[path[-1]] = value
 
 
 def of_facts(data, facts, entries):
@@ -200,10 +260,23 @@ def taken_apart(data):
 
 
 def words(loaded):
-    """The words that are in a file: of a bank those of the masks that are learned."""
+    """What is in a file: words of masks, in a bank those that are learned; values."""
+    if isinstance(loaded, Net):
+        leaves, treedef = jax.tree.flatten(loaded.params)
+        masks = treedef.flatten_up_to(loaded.mask)
+        kept = [
+            x if m is None else np.asarray(x)[np.broadcast_to(_unpacked(m), x.shape)]
+            for x, m in zip(leaves, masks, strict=True)
+        ]
+        counts = [0 if m is None else int(_unpacked(m).sum()) for m in masks]
+        return b"".join(np.asarray(x).tobytes() for x in kept), counts
     masks = loaded.masks if isinstance(loaded, MaskBank) else loaded
     used = slice(int(loaded.learned)) if isinstance(loaded, MaskBank) else ...
     return b"".join(np.asarray(bits)[used].tobytes() for bits in jax.tree.leaves(masks))
+
+
+def _unpacked(mask):
+    return unpack(np.asarray(mask.bits), mask.shape)
 
 
 @on_linux
@@ -216,13 +289,13 @@ def test_forged_headers_are_refused_or_whole(stride, saved, tmp_path):
             path.write_bytes(of_facts(data, *forged))
             tried += 1
             with Costs() as costs:
-                for use in (storage.info, storage.load):
+                for use in (storage.info, load):
                     try:
                         loaded = use(path)
                     except StorageError:
                         assert forged is not as_it_was
                         continue
-                    if use is storage.load:
+                    if use is load:
                         whole += 1
                         assert words(loaded) == words(original)
             assert costs.bytes < MOST_BYTES, forged
