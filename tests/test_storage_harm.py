@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import storage
+from maskjax import packing, storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
 from maskjax.storage import StorageError, _header
@@ -331,13 +332,46 @@ def test_a_header_that_asks_for_more_than_the_file_holds(
     assert costs.seconds < MOST_SECONDS
 
 
+MB = 2**20
+
+
+def peak(function):
+    """The most bytes that NumPy and Python take in a function's second run."""
+    function()
+    tracemalloc.start()
+    try:
+        result = function()
+        return tracemalloc.get_traced_memory()[1], result
+    finally:
+        tracemalloc.stop()
+
+
+def test_saving_and_loading_take_memory_for_one_leaf_at_a_time(tmp_path):
+    """Six leaves of 8 MB; a mask of 2 MB for each, packed when it is returned."""
+    path, size = tmp_path / "net", 2**21
+    draw = np.random.default_rng(0).random
+    params = {f"{i}": draw(size, np.float32) for i in range(6)}
+    for tree in (params, jax.device_put(params)):
+        taken, _ = peak(lambda tree=tree: storage.save_params(path, tree, None))
+        assert taken < 0.5 * MB
+    taken, _ = peak(lambda: storage.load_params(path))
+    assert taken < (48 + 0.5) * MB
+    kept, mask = 0.3 * 8, packing.pack({k: v < 0.3 for k, v in params.items()})
+    taken, _ = peak(lambda: storage.save_params(path, params, mask))
+    assert taken < (kept + 2 + 0.5) * MB
+    taken, (_, loaded) = peak(lambda: storage.load_params(path))
+    returned = 48 + sum(leaf.nbytes for leaf in loaded.values()) / MB
+    assert returned < 50
+    assert taken < (returned + kept + 2 + 0.5) * MB
+
+
 # Processes.
 
 # Forks before JAX has started any thread: a fork costs little, an import seconds.
 START = """
 import os, random, signal, sys, time, traceback
 import numpy as np
-from maskjax import storage
+from maskjax import packing, storage
 from maskjax.packing import PackedMask
 
 folder, times = sys.argv[1], int(sys.argv[2])
@@ -410,6 +444,39 @@ assert not [name for name in os.listdir(folder) if name.startswith(".")]
 )
 
 
+REPLACED = (
+    START
+    + """
+keep, files = np.arange(65536) % 3 == 0, []
+
+def write(out):
+    while True:
+        number = random.getrandbits(31)
+        full = lambda size: np.full(size, number, np.int32)
+        params = {"w": full(65536), "b": full(9)}
+        storage.save_params(folder, params, {"w": keep, "b": None})
+        print(number, file=out, flush=True)
+
+for _ in range(times):
+    child, out = fork(write)
+    first = out.readline()
+    time.sleep(random.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    said = [int(line) for line in [first, *out] if line.endswith("\\n")]
+    with open(folder, "rb") as file:
+        files.append((said, file.read()))
+for said, data in files:
+    with open(folder, "wb") as file:
+        file.write(data)
+    found, mask = storage.load_params(folder)
+    number = int(found["b"][0])
+    assert number == said[-1] or number not in said  # or the next, which was not said
+    assert (np.asarray(found["w"]) == np.where(keep, number, 0)).all()
+"""
+)
+
+
 def run(code, folder, times):
     command = [sys.executable, "-W", "ignore", "-c", code, folder, str(times)]
     out = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -424,6 +491,12 @@ on_posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are for
 @pytest.mark.slow
 def test_what_was_appended_outlives_a_kill_and_nothing_else_stays(tmp_path):
     run(KILLED, tmp_path / "tasks", 150)
+
+
+@on_posix
+@pytest.mark.slow
+def test_parameters_that_are_replaced_are_whole_after_a_kill(tmp_path):
+    run(REPLACED, tmp_path / "net", 100)
 
 
 @on_posix
