@@ -30,6 +30,7 @@ SPARSE = """
 whole_params = gathered(params)
 if jax.process_index() == 0:
     storage.save_params(f"{folder}/params.safetensors", whole_params, whole["chosen"])
+    storage.save_params(f"{folder}/weights.safetensors", weights, None)
 multihost_utils.sync_global_devices("parameters")
 back, back_mask = storage.load_params(f"{folder}/params.safetensors", like=params)
 wanted = gathered(jax.jit(maskjax.apply)(params, mask))
@@ -86,6 +87,11 @@ def test_two_processes_write_what_one_writes(tmp_path):
     alone, *both = ended(started)
     assert alone == ["loss 0.922, tasks [0, 9]"]
     assert both == [alone + 5 * ["refused"]] * 2
-    for name in ("masks.safetensors", "bank.safetensors", "params.safetensors"):
+    for name in (
+        "masks.safetensors",
+        "bank.safetensors",
+        "params.safetensors",
+        "weights.safetensors",
+    ):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     assert not (two / "refused").exists()

@@ -1,4 +1,4 @@
-"""The program of docs/storage.md: a checkpoint of Orbax in, pruned, dense and small out.
+"""The program of docs/storage.md: a checkpoint comes in, and small files go out.
 
 It runs in a process of its own, which pretends to have eight devices.
 """
