@@ -48,6 +48,7 @@ from maskjax.recipes import (
     lottery_ticket,
     masksembles,
     mc_dropout,
+    merging,
     meta_ticket,
     packnet,
     pacnet,
@@ -1433,6 +1434,88 @@ call(
     of(3, 16),
     specs="-x",
 )
+
+_vectors = tree_of(a=(_K, 16, 8), b=(_K, 16, 8), c=(_K, 24, 8), bias=(_K, 8))
+_one = tree_of(**_SHAPES, bias=(8,))
+_all_masks = masks_of(_K, **_SHAPES, bias=(8,))
+_tall = functools.partial(merging.tall_masks, threshold=0.4)
+
+call("recipes.merging.consensus", merging.consensus, _stack, specs="-xy")
+call("recipes.merging.consensus: by tasks", merging.consensus, _stack, specs="x-y")
+call("recipes.merging.consensus: packed", merging.consensus, _packed_stack, specs="-xy")
+call(
+    "recipes.merging.dare",
+    lambda v, d: merging.dare(v, density=d, key=key()),
+    _vectors,
+    _density,
+    specs="-xy -",
+    follows=True,
+)
+call("recipes.merging.mean", merging.mean, _vectors, specs="-xy")
+call("recipes.merging.mean: masks", merging.mean, _vectors, _all_masks, specs="-xy")
+call(
+    "recipes.merging.mean: masks, by tasks",
+    merging.mean,
+    _vectors,
+    _all_masks,
+    specs="x-y",
+)
+call(
+    "recipes.merging.network",
+    lambda p, v, m, s: merging.network(p, v, m, scale=s),
+    _params,
+    _one,
+    _mask,
+    _density,
+    specs="xy xy xy -",
+    follows=True,
+)
+call("recipes.merging.network: no mask", merging.network, _params, _one, follows=True)
+call("recipes.merging.network: packed", merging.network, _long, _long, _packed)
+call(
+    "recipes.merging.tall_masks",
+    _tall,
+    _vectors,
+    _one,
+    specs="-xy xy",
+    follows=True,
+)
+call(
+    "recipes.merging.tall_masks: by tasks",
+    lambda v, o, t: merging.tall_masks(v, o, threshold=jnp.abs(t)),
+    _vectors,
+    _one,
+    of(_K),
+    specs="x-y -y x",
+    follows=True,
+)
+call(
+    "recipes.merging.task_vectors",
+    merging.task_vectors,
+    _params,
+    _vectors,
+    specs="xy -xy",
+    follows=True,
+)
+call(
+    "recipes.merging.task_vectors: by tasks",
+    merging.task_vectors,
+    _params,
+    _vectors,
+    specs="-y x-y",
+    follows=True,
+)
+call("recipes.merging.ties", merging.ties, _vectors, specs="-xy")
+call("recipes.merging.ties: by tasks", merging.ties, _vectors, specs="x-y")
+call(
+    "recipes.merging.ties_masks",
+    lambda v, d: merging.ties_masks(v, density=d, scope="leaf"),
+    _vectors,
+    _density,
+    specs="-xy -",
+)
+call("recipes.merging.total", merging.total, _vectors, specs="-xy")
+call("recipes.merging.total: by tasks", merging.total, _vectors, of(_K), specs="x-y x")
 
 _thresholds = tree_of(a=(), b=(), c=(), bias=None)
 call(
