@@ -55,6 +55,7 @@ from maskjax.recipes import (
     supermask,
     supsup,
     supsup_stream,
+    wsn,
 )
 from maskjax.structure import Block, Group, Groups, Member, NofM, Units
 from maskjax.theory import gadget, neuron, strong_ticket, subset_sum
@@ -1679,6 +1680,44 @@ call(
     moves="gather exchange",  # of bits
 )
 call("recipes.supsup_stream.soft_mask", supsup_stream.soft_mask, _scores)
+
+
+def _wsn(params: Any) -> Any:
+    return wsn.init(params, capacity=4, head=_HEAD, key=key())
+
+
+def _won(params: Any) -> Any:
+    training = wsn.begin(_wsn(params))
+    mask = wsn.mask(training.scores, density=0.5)
+    return wsn.commit(training, params, training.scores, mask)
+
+
+call(
+    "recipes.wsn.begin",
+    lambda p, f: wsn.begin(_won(p), f),
+    _long,
+    _long,
+    follows=True,
+)
+call(
+    "recipes.wsn.commit",
+    lambda p, q, s, m: wsn.commit(wsn.begin(_won(p)), q, {**s, "c": None}, m),
+    _long,
+    _long,
+    _long_scores,
+    masks_of(**{**_LONG, "c": None}, bias=None),
+    follows=True,
+)
+call("recipes.wsn.init", _wsn, _long, follows=True)
+call("recipes.wsn.mask", lambda s: wsn.mask(s, density=0.3), _scores)
+call("recipes.wsn.params_of", lambda p: wsn.params_of(_won(p), 0), _long)
+call(
+    "recipes.wsn.soft_mask",
+    lambda s: wsn.soft_mask(s, density=0.3),
+    _scores,
+)
+call("recipes.wsn.union", lambda p: wsn.union(_won(p)), _long)
+
 
 # --- theory -------------------------------------------------------------------------
 
