@@ -53,6 +53,8 @@ the data, with a leading axis K, are yours:
     ...     return stacking.map(of_task, (masks, data))
     >>> threshold = tried[jnp.argmin(jax.lax.map(losses, tried), axis=0)]  # [K]
     >>> masks = merging.tall_masks(vectors, merged, threshold=threshold)
+    >>> threshold
+    Array([0.2, 0.2, 0.2], dtype=float32)
 
 Departures from the papers:
   * exactly round(density * n) entries survive TIES' trimming, ties going to the lower
