@@ -1507,7 +1507,13 @@ call(
     follows=True,
 )
 call("recipes.merging.ties", merging.ties, _vectors, specs="-xy")
-call("recipes.merging.ties: by tasks", merging.ties, _vectors, specs="x-y")
+call(
+    "recipes.merging.ties: by tasks",
+    merging.ties,
+    _vectors,
+    specs="x-y",
+    moves="gather",
+)
 call(
     "recipes.merging.ties_masks",
     lambda v, d: merging.ties_masks(v, density=d, scope="leaf"),

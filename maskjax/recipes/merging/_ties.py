@@ -23,7 +23,8 @@ def ties(
 ) -> Params:
     """The TIES merge of task vectors: the `mean` of what `ties_masks` keeps.
 
-    Give it to `network`, whose `scale` is the lambda of the paper.
+    Give it to `network`, whose `scale` is the lambda of the paper. Devices: as for
+    `ties_masks`.
 
     Args:
         vectors: A stack of K task vectors.
@@ -62,7 +63,7 @@ def ties_masks(
 
     Each task keeps its largest entries by magnitude. The elected sign of an entry is
     that of the sum of what tasks kept. A task's mask keeps what it kept and has that
-    sign.
+    sign. Vectors that are sharded by tasks are gathered if the mesh has Explicit axes.
 
     Args:
         vectors: A stack of K task vectors.
