@@ -594,7 +594,7 @@ BAD = {
     "an integer start": (
         lambda: merging.network({"n": np.ones(2, int)}, {"n": np.ones(2, "f4")}),
         TypeError,
-        "network` needs every leaf of `start` that has a mask to be floating.*n: int",
+        "network` needs every leaf of `start` with a vector to be a floating.*n: int",
     ),
     "a stack of masks": (
         lambda: NET(START, MASKS),

@@ -93,13 +93,17 @@ def network(
     fn = _FN + "network"
     factor = _scalar(scale, fn=fn)
     found = checks.rows(start, vector, fn=fn, names=("start", "vector"))
-    checks.floating_where_masked(found, start, fn=fn, name="start")
+
+    def not_floating(own: Any, tau: Any) -> str | None:
+        return None if tau is None or checks.is_floating(own) else checks.kind_of(own)
 
     def misfit(own: Any, tau: Any) -> str | None:
         if tau is None or checks.is_floating(tau) and tau.shape == own.shape:
             return None
         return f"{checks.kind_of(tau)}, start {checks.kind_of(own)}"
 
+    needs = f"`{fn}` needs every leaf of `start` with a vector to be a floating array"
+    checks.every(not_floating, found, start, needs, TypeError)
     needs = (
         f"`{fn}` needs `vector` of the shapes of `start` (`total` and `mean` make one "
         "of a stack)"
@@ -138,8 +142,7 @@ def _require_stack(start: Params, networks: Params, chosen: Params, *, fn: str) 
     pairs = [(one, stack) for one, (_, stack) in zip(own, found, strict=True)]
 
     def misfit(one: Any, stack: Any) -> str | None:
-        fine = one is None or checks.shaped(stack) and stack.dtype == one.dtype
-        if fine and (one is None or _is_stack(one, stack)):
+        if one is None or checks.shaped(stack) and _is_stack(one, stack):
             return None
         return f"{checks.kind_of(stack)}, start {checks.kind_of(one)}"
 
@@ -152,7 +155,8 @@ def _require_stack(start: Params, networks: Params, chosen: Params, *, fn: str) 
 
 
 def _is_stack(one: Any, stack: Any) -> bool:
-    return len(stack.shape) == len(one.shape) + 1 and stack.shape[1:] == one.shape
+    shape = (*stack.shape[:1], *one.shape)
+    return stack.shape == shape != one.shape and stack.dtype == one.dtype
 
 
 @jax.jit
