@@ -23,6 +23,7 @@ def found(
     fn: str,
     mode: Mode,
     weights: Any = None,
+    axes: Sequence[Any] = (),
 ) -> Found:
     """Trace the function and walk through all of it.
 
@@ -33,7 +34,8 @@ def found(
         followed: Which leaves of `params` are followed.
         fn: The public function that errors blame.
         mode: What is asked for.
-        weights: For the rows of data, in the mode "squares".
+        weights: For the rows of data, where they are measured.
+        axes: The roles of the parameters' axes, for the mode "grams".
 
     Raises:
         ValueError: If there are no inputs.
@@ -50,15 +52,27 @@ def found(
         out = jax.tree.leaves(apply(treedef.unflatten(merged), *inputs))
         return [leaf for leaf in out if checks.shaped(leaf)]  # models have others
 
-    traced = jax.make_jaxpr(of_arrays)(arrays, *inputs)
+    try:
+        traced = jax.make_jaxpr(of_arrays)(arrays, *inputs)
+    except Exception as error:
+        kinds = ", ".join(map(_kind, jax.tree.leaves(inputs)))
+        error.add_note(f"`{fn}` traced the function with inputs of {kinds}.")
+        raise
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
     args = [
         Value({i: whole(shapes[i])} if followed[i] else {}, False, array)
         for i, array in arrays.items()
     ] + [Value({}, True, array) for array in jax.tree.leaves(inputs)]
-    walk = Walk(shapes, mode, follow, weights)
+    walk = Walk(shapes, mode, follow, weights, axes)
     follow(traced, args, walk)
     return walk.found
+
+
+def _kind(leaf: Any) -> str:
+    """The dtype and shape of an array, as JAX prints them."""
+    if not checks.shaped(leaf):
+        return checks.kind_of(leaf)
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def follow(jaxpr: Any, args: Sequence[Value], walk: Walk) -> list[Value]:
@@ -81,7 +95,7 @@ def follow(jaxpr: Any, args: Sequence[Value], walk: Walk) -> list[Value]:
 
 def _step(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     """The outputs of one equation."""
-    name, evaluate = equation.primitive.name, walk.mode == "squares"
+    name, evaluate = equation.primitive.name, walk.evaluates
     carries = any(value.leaves for value in ins)
     skipped = carries and walk.mode != "flops" and _is_of_a_gradient(equation)
     if carries and not skipped:
@@ -129,7 +143,7 @@ def _made_of(equation: Any, ins: list[Value], walk: Walk, i: int) -> dict[int, T
     ]
     end = f"goes into {name}"
     data = sum(value.data for value in ins)
-    if name not in _moves.MOVES and _contracts(equation):
+    if not _moves.moves(name) and _contracts(equation):
         if walk.mode != "roles":
             found.obstacles.update((leaf, end) for _, leaf, _ in entering)
             return {}
