@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax._core import placement
 from maskjax._core.trees import Array
 
 # What follows a damping of 0 that does not do, and how often it is raised tenfold.
@@ -44,7 +43,7 @@ def factored(gram: Array, damping: Array) -> Factor:
         gram.dtype
     )
     one = jnp.eye(*gram.shape, dtype=gram.dtype)
-    scaled = gram / jnp.where(mean > 0, mean, 1) + jnp.where(live, 0, one)
+    scaled = gram / jnp.where(mean > 0, mean, 1) + jnp.where(live[None], 0, one)
     # H = R R^T from the last input to the first is Cholesky's L L^T of H turned around.
     turned = scaled[::-1, ::-1]
 
@@ -54,8 +53,9 @@ def factored(gram: Array, damping: Array) -> Factor:
         lower = lax.linalg.cholesky(turned + used * one, symmetrize_input=False)
         return tries + 1, used, lower, jnp.all(jnp.isfinite(lower))
 
-    start = jnp.int32(0), damping.astype(gram.dtype), turned, jnp.array(False)
-    start = placement.vary_like(start, gram, damping)
+    # A loop's state has one type, so it begins on the devices where the matrix is.
+    zero = 0 * jnp.sum(live, dtype=jnp.int32)
+    start = zero, damping.astype(gram.dtype) + zero.astype(gram.dtype), turned, zero > 0
     _, used, lower, fine = lax.while_loop(
         lambda state: ~state[3] & (state[0] < _TRIES), attempt, start
     )

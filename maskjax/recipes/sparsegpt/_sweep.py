@@ -6,9 +6,10 @@ in parts of a few, so that what single inputs read stays in a processor's cache.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -114,7 +115,8 @@ def _if_kept(feedback: Array) -> Array:
 
     A weight that is kept changes by what it has got, and hands on the opposite.
     """
-    one = jnp.eye(*feedback.shape, dtype=feedback.dtype)
+    # In a `vmap` it has to be sharded as the other one.
+    one = jnp.eye(*feedback.shape, dtype=feedback.dtype) + 0 * feedback
     how = {"left_side": True, "lower": True, "unit_diagonal": True}
     return lax.linalg.triangular_solve(feedback, one, **how)
 
@@ -132,10 +134,36 @@ def _scores(values: Array, sizes: Array) -> Array:
 
 def _best(scores: Array, count: Array, *, each: bool) -> Array:
     """The highest scores of a block, or of each output, that many."""
-    scores = scores.T if each else scores
-    how: dict[str, Any] = {"joint": False, "rows": [int(each)]}
-    (keep,), _ = _search.top_k([scores], [None], [None], [Count(count)], [0], **how)
-    return keep.T if each else keep
+    if each:
+        counts = jnp.broadcast_to(count, scores.shape[1])
+        return _of_rows(1)(scores.T, counts).T
+    return _of_rows(0)(scores, count)
+
+
+@functools.cache
+def _of_rows(rows: int) -> Callable[..., Array]:
+    """The highest entries of each index of the first axes, that many.
+
+    Members of a `vmap` are further rows of one search. By itself JAX would gather them
+    on an Explicit mesh.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def best(scores: Array, counts: Array) -> Array:
+        how: dict[str, Any] = {"joint": False, "rows": [rows]}
+        flags, _ = _search.top_k([scores], [None], [None], [Count(counts)], [0], **how)
+        return flags[0]
+
+    @best.def_vmap
+    def of_members(size: int, batched: Any, scores: Array, counts: Array) -> Any:
+        given = zip((scores, counts), batched, strict=True)
+        every = (
+            x if mapped else jnp.broadcast_to(x, (size, *x.shape))
+            for x, mapped in given
+        )
+        return _of_rows(rows + 1)(*every), True
+
+    return best
 
 
 def _within(
