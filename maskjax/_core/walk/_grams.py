@@ -148,9 +148,7 @@ def measured(
         leaf: The parameter's number.
         walk: The walk.
     """
-    data = jnp.asarray(data)
-    shape = data.shape
-    plan = planned(shape, legs, walk.axes[leaf], walk.shapes[leaf])
+    plan = planned(jnp.shape(data), legs, walk.axes[leaf], walk.shapes[leaf])
     if isinstance(plan, str):
         return plan
     source = ("gram", id(data), plan)
