@@ -12,7 +12,7 @@ import maskjax
 from maskjax import calibration, packing, score, select, where
 from maskjax.calibration import Statistics
 from maskjax.recipes import sparsegpt
-from maskjax.recipes.sparsegpt import _counts, _leaf
+from maskjax.recipes.sparsegpt import _cholesky, _counts, _leaf
 from maskjax.recipes.sparsegpt._layout import Layout
 from maskjax.select._quota import quota
 from maskjax.structure import Block, Entries, NofM, Units
@@ -543,6 +543,17 @@ def test_it_prunes_the_blocks_of_a_network_one_after_another():
 
 
 # Matrices that can't be used as they are.
+
+
+@pytest.mark.parametrize("d", [128, 200])
+def test_factors_by_a_loop_are_those_of_cholesky(d):
+    """Where programs are for TPU, large matrices are factored so."""
+    _, gram = drawn(d, 1)
+    factor = jax.jit(_cholesky.blocked)
+    expected = np.linalg.cholesky(gram.astype(float))
+    np.testing.assert_allclose(factor(gram), expected, rtol=1e-4, atol=1e-4)
+    gram[70, 70] = -1
+    assert not np.isfinite(factor(gram)).all()
 
 
 def test_damping_is_raised_until_the_matrix_can_be_used():
