@@ -1,14 +1,18 @@
 """Contractions: what the parameters in each operand meet, and in which roles."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from maskjax._core import placement
 from maskjax._core.trees import Array
-from maskjax._core.walk import _squares
+from maskjax._core.walk import _grams, _sums, _windows
+from maskjax._core.walk._sums import Factors, Measure
 from maskjax._core.walk._trails import (
     STRANGE,
     Factor,
@@ -39,25 +43,65 @@ def dot(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
             roles[axis] = "inputs"
         for axis in (*batch[own], *(groups if own else ())):
             roles[axis] = "stack"
-        met: Array | str | None = None
-        if walk.mode == "squares" and ins[own].leaves and ins[other].data:
+        met: Measure | str | None = None
+        if walk.evaluates and ins[own].leaves and ins[other].data:
             if len(ins) == 2:
-                axes = [*batch[other], *contracted[other]]
-                places = [*batch[own], *contracted[own]]
-                met = _measured(ins[own], ins[other], axes, walk)
-                met = _squares.placed(met, places, len(shapes[own]))
+                pairs = {
+                    **dict(zip(batch[own], batch[other], strict=True)),
+                    **dict(zip(contracted[own], contracted[other], strict=True)),
+                }
+                crossed = set(contracted[own])
+                met = _measured(ins[own], ins[other], pairs, crossed, walk)
             else:
                 met = _by_group(equation, own, ins, walk)
         unknown = ambiguous(equation, len(shapes[own])) if ins[other].data else None
         each = dict.fromkeys(ins[own].leaves, roles)
         _note(ins[own], ins[other], each, met, flops, unknown, walk)
-    if len(ins) > 2 or walk.mode == "squares":
+    if len(ins) > 2 or walk.evaluates:
         return {}
     return _product(ins, contracted, batch, shapes)
 
 
-def _by_group(equation: Any, own: int, ins: list[Value], walk: Walk) -> Array | str:
-    """The sums of squares of the rows of each group of a ragged product."""
+def _measured(
+    own: Value,
+    other: Value,
+    pairs: dict[int, int],
+    crossed: set[int],
+    walk: Walk,
+) -> Measure:
+    """What the parameters in an operand meet in a product.
+
+    Args:
+        own: The operand.
+        other: The data.
+        pairs: Axes of the operand, and axes of the data that they meet.
+        crossed: Those of them that are contracted.
+        walk: The walk.
+    """
+    weights = _weights(own, other.array.shape, pairs.values(), walk)
+    if walk.mode == "squares":
+        kept = sorted(pairs.values())
+        squares = _sums.summed(_sums.squares(other.array, weights), kept)
+        places = [next(p for p, axis in pairs.items() if axis == k) for k in kept]
+        squares = _sums.placed(squares, places, own.array.ndim)
+        return lambda leaf, trail: _sums.along(squares, trail.axes)
+    data = _grams.wide(other.array, weights)
+
+    def measure(leaf: int, trail: Trail) -> tuple[Factors, Array] | str:
+        legs = [
+            _grams.Leg(
+                trail.axes[axis], place, "crossed" if axis in crossed else "each"
+            )
+            for axis, place in pairs.items()
+        ]
+        met = _grams.arranged(data, legs, walk.axes[leaf], walk.shapes[leaf])
+        return met if isinstance(met, str) else (met.factors, _grams.gram(met))
+
+    return measure
+
+
+def _by_group(equation: Any, own: int, ins: list[Value], walk: Walk) -> Measure | str:
+    """What the rows of each group of a ragged product meet."""
     params = equation.params["ragged_dot_dimension_numbers"]
     (contracted, batch), groups = (
         params.dot_dimension_numbers,
@@ -66,12 +110,35 @@ def _by_group(equation: Any, own: int, ins: list[Value], walk: Walk) -> Array | 
     rows = list(params.lhs_ragged_dimensions)
     if not own or not groups or any(batch[0]) or set(rows) & set(contracted[0]):
         return f"goes into {equation.primitive.name}"
-    squares = _measured(ins[1], ins[0], [*rows, *contracted[0]], walk, rows)
-    ends = jnp.cumsum(ins[2].array)
-    count = jnp.arange(squares.shape[0], dtype=ends.dtype)
-    group = jnp.searchsorted(ends, count, side="right")  # past all groups: none
-    squares = jax.ops.segment_sum(squares, group, len(ends))
-    return _squares.placed(squares, [*groups, *contracted[1]], ins[1].array.ndim)
+    data, ends = ins[0].array, jnp.cumsum(ins[2].array)
+    weights = _weights(ins[1], data.shape, contracted[0], walk)
+    if walk.mode == "squares":
+        squares = _sums.squares(data, weights)
+        squares = _sums.summed(squares, [*rows, *contracted[0]])
+        count = jnp.arange(squares.shape[0], dtype=ends.dtype)
+        group = jnp.searchsorted(ends, count, side="right")  # past all groups: none
+        squares = jax.ops.segment_sum(squares, group, len(ends))
+        places = [*groups, *contracted[1]]
+        squares = _sums.placed(squares, places, ins[1].array.ndim)
+        return lambda leaf, trail: _sums.along(squares, trail.axes)
+    data = jnp.moveaxis(_grams.wide(data, weights), rows[0], 0)
+
+    def measure(leaf: int, trail: Trail) -> tuple[Factors, Array] | str:
+        legs = [
+            _grams.Leg(trail.axes[axis], place + (place < rows[0]), "crossed")
+            for axis, place in zip(contracted[1], contracted[0], strict=True)
+        ]
+        axes, label = walk.axes[leaf], trail.axes[groups[0]]
+        met = _grams.arranged(data, legs, axes, walk.shapes[leaf])
+        if isinstance(met, str):
+            return met
+        if any(factor.axis not in axes.stack for factor in label):
+            return f"goes into {equation.primitive.name}"
+        grams = _grams.by_group(met, ends)
+        grams = grams.reshape(*[f.size for f in label], *grams.shape[1:])
+        return _sums.ordered(label, grams)
+
+    return measure
 
 
 def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
@@ -79,12 +146,9 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
     image, kernel = ins
     numbers, flops = equation.params["dimension_numbers"], _convolution_flops(equation)
     outputs, inputs, *_ = numbers.rhs_spec
-    met: Array | str | None = None
-    if walk.mode == "squares" and kernel.leaves and image.data:
-        met = "is the kernel of a convolution in groups of the batch"
-        if equation.params["batch_group_count"] == 1:
-            squares = _measured(kernel, image, [numbers.lhs_spec[1]], walk)
-            met = _features(equation, squares)
+    met: Measure | str | None = None
+    if walk.evaluates and kernel.leaves and image.data:
+        met = _by_window(equation, kernel, image, walk)
     roles: list[Any] = ["window"] * len(numbers.rhs_spec)
     roles[inputs], roles[outputs] = "inputs", "outputs"
     groups = equation.params["feature_group_count"]
@@ -95,10 +159,10 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
             each[leaf][outputs] = out
     _note(kernel, image, each, met, flops, None, walk)
     why = "is the image of a convolution"
-    met = why if walk.mode == "squares" and kernel.data else None
+    met = why if walk.evaluates and kernel.data else None
     none = dict.fromkeys(image.leaves, [])
     _note(image, kernel, none, met, flops, why, walk)
-    if walk.mode == "squares":
+    if walk.evaluates:
         return {}
     return {
         leaf: trail._replace(axes=None, lost=equation.primitive.name, product=True)
@@ -137,16 +201,51 @@ def _convolution_flops(equation: Any) -> int:
     return 2 * out[numbers.out_spec[0]] * math.prod(positions) * math.prod(kernel)
 
 
-def _features(equation: Any, squares: Array) -> Array:
-    """The sums of squares of the features that each entry of a kernel meets.
+def _by_window(equation: Any, kernel: Value, image: Value, walk: Walk) -> Measure | str:
+    """What each entry of a convolution's kernel meets.
 
     Outputs come group by group, and each meets its group's inputs.
     """
-    kernel = equation.invars[1].aval.shape
-    outputs, inputs, *_ = equation.params["dimension_numbers"].rhs_spec
+    if equation.params["batch_group_count"] != 1:
+        return "is the kernel of a convolution in groups of the batch"
+    numbers = equation.params["dimension_numbers"]
+    outputs, inputs, *window = numbers.rhs_spec
     groups = equation.params["feature_group_count"]
-    squares = squares.reshape(groups, kernel[inputs])
-    return _squares.placed(squares, [outputs, inputs], len(kernel))
+    batch, features, *places = numbers.lhs_spec
+    weights = _weights(kernel, image.array.shape, [features], walk)
+    order = [batch, *places, features]
+    if walk.mode == "squares":
+        squares = _sums.squares(image.array, weights).transpose(order).sum(0)
+        met = _windows.shifted(equation, squares, batch=False)
+        met = met.sum(tuple(range(len(places))))
+        met = placement.split(
+            met, *[(n,) for n in met.shape[:-1]], (groups, met.shape[-1] // groups)
+        )
+        met = _sums.placed(met, [*window, outputs, inputs], kernel.array.ndim)
+        return lambda leaf, trail: _sums.along(met, trail.axes)
+    if jnp.issubdtype(image.array.dtype, jnp.complexfloating):
+        return "meets complex numbers in a convolution"
+    data = _grams.wide(image.array, weights).transpose(order)
+    data = _windows.shifted(equation, data)
+    lead = data.ndim - 1 - len(window)
+    data = placement.split(
+        data, *[(n,) for n in data.shape[:-1]], (groups, data.shape[-1] // groups)
+    )
+
+    def measure(leaf: int, trail: Trail) -> tuple[Factors, Array] | str:
+        label = _sums.grouped(trail.axes[outputs], groups)
+        sizes = list(itertools.accumulate((f.size for f in label), operator.mul))
+        label = label[: 1 + sizes.index(groups)] if groups > 1 else ()
+        legs = [
+            _grams.Leg(trail.axes[axis], lead + i, "crossed")
+            for i, axis in enumerate([*window, None, inputs])
+            if axis is not None
+        ]
+        legs.append(_grams.Leg(label, lead + len(window), "group"))
+        met = _grams.arranged(data, legs, walk.axes[leaf], walk.shapes[leaf])
+        return met if isinstance(met, str) else (met.factors, _grams.gram(met))
+
+    return measure
 
 
 CONTRACTIONS = {
@@ -207,41 +306,32 @@ def _product(
 # Notes.
 
 
-def _measured(
-    own: Value,
-    other: Value,
-    kept: Sequence[int],
-    walk: Walk,
-    summed: Sequence[int] = (),
-) -> Array:
-    """The sums of squares of data, with weights for its rows.
-
-    The axes in `summed` are kept here, and summed over by the caller.
-    """
-    weights, shape = walk.weights, tuple(other.array.shape)
+def _weights(
+    own: Value, shape: Sequence[int], kept: Iterable[int], walk: Walk
+) -> Array | None:
+    """The weights of the rows of data, if they fit the axes that are summed over."""
+    weights = walk.weights
     if weights is not None:
         rows = len(weights.shape)
-        if shape[:rows] != weights.shape or any(
-            axis < rows for axis in {*kept} - {*summed}
-        ):
-            walk.found.misfits.update(dict.fromkeys(own.leaves, shape))
-            weights = None
-    return _squares.summed(other.array, kept, weights)
+        if tuple(shape[:rows]) != weights.shape or any(axis < rows for axis in kept):
+            walk.found.misfits.update(dict.fromkeys(own.leaves, tuple(shape)))
+            return None
+    return weights
 
 
 def _note(
     value: Value,
     other: Value,
     roles: Mapping[int, Sequence[Any]],
-    met: Array | str | None,
+    met: Measure | str | None,
     flops: int,
     unknown: str | None,
     walk: Walk,
 ) -> None:
-    """Note what an operand meets: roles and squares along its axes, or no data."""
+    """Note what an operand meets: roles and sums along its axes, or no data."""
     found = walk.found
     if met is not None and not isinstance(met, str):
-        _squares.add(value, met, walk)
+        _sums.add(value, met, walk)
     if walk.mode == "roles":
         _met(value, other, roles, unknown, found)
         return
@@ -250,7 +340,7 @@ def _note(
             if walk.inside:
                 found.obstacles[leaf] = f"goes into {walk.inside}"
             found.flops[leaf] = found.flops.get(leaf, 0) + walk.times * flops
-        elif walk.mode == "squares":
+        elif walk.evaluates:
             if met is None:
                 found.ends[leaf] = "meets no data"
             elif isinstance(met, str):
