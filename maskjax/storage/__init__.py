@@ -36,6 +36,17 @@ Files are those of safetensors, uint32 words and one entry of metadata.
 
 from maskjax.storage._header import StorageError
 from maskjax.storage._loading import Info, info, load
+from maskjax.storage._loading_params import load_params
 from maskjax.storage._saving import append, save
+from maskjax.storage._saving_params import save_params
 
-__all__ = ["Info", "StorageError", "append", "info", "load", "save"]
+__all__ = [
+    "Info",
+    "StorageError",
+    "append",
+    "info",
+    "load",
+    "load_params",
+    "save",
+    "save_params",
+]
