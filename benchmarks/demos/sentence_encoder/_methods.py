@@ -1,11 +1,10 @@
-"""What is pruned by what: magnitudes, Wanda, SparseGPT, with or without OWL's shares."""
+"""Pruning by magnitude, by Wanda and by SparseGPT, with or without OWL's shares."""
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _encoder

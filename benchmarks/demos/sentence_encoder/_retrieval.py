@@ -29,7 +29,7 @@ class Retrieval(NamedTuple):
 
 
 def of(network: _encoder.Network, count: int, rows: int, length: int) -> Retrieval:
-    """So many pairs, embedded in batches of `rows` texts, of at most `length` tokens."""
+    """So many pairs, in batches of `rows` texts of at most `length` tokens."""
     pairs = _sentences.scipy_pairs(count)
     tokens = network.tokens(pairs.lines + pairs.texts, length)
     batches = list(_encoder.batches(tokens, rows, length))
