@@ -188,13 +188,14 @@ def small(sizes: Sizes, seed: int = 0) -> Network:
 
     def tokens(texts: Sequence[str], length: int) -> list[np.ndarray]:
         found = (re.findall(r"[a-z]+", text.lower())[:length] for text in texts)
-        return [np.array([_hashed(w, sizes.words) for w in words]) for words in found]
+        return [_hashed(words, sizes.words) for words in found]
 
     return _network(Encoder(sizes, rngs=nnx.Rngs(seed)), tokens)
 
 
-def _hashed(word: str, words: int) -> int:
-    return 1 + zlib.crc32(word.encode()) % (words - 1)
+def _hashed(words: Sequence[str], count: int) -> np.ndarray:
+    """Ids from 1 to `count` - 1."""
+    return np.array([1 + zlib.crc32(w.encode()) % (count - 1) for w in words], np.int32)
 
 
 def _network(encoder: Encoder, tokens: Callable[..., Any]) -> Network:
