@@ -218,9 +218,13 @@ def _structures(rows: list[_Row], structure: Any, fn: str) -> list[Structure | N
         return [None if row.mask is None else structure for row in rows]
     named, _ = trees.mask_leaves(structure)
     given = dict(named)
-    unknown = [path for path in given if path not in {row.path for row in rows}]
+    own = {row.path for row in rows}
     checks.raise_all(
-        (f"only in `structure`: {path}" for path in unknown),
+        (
+            f"only in `structure`: {path}"
+            for path, one in named
+            if one is not None and path not in own
+        ),
         f"`{fn}` needs `params` and `structure` of the same structure",
     )
     for path, one in named:
