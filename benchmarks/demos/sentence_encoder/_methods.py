@@ -78,7 +78,8 @@ def wanda(params: Any, given: Calibrated, density: Any, pattern: Any) -> Pruned:
 
 def repaired(params: Any, given: Calibrated, density: Any, pattern: Any) -> Pruned:
     """SparseGPT: what is left makes up for what is removed."""
-    found = sparsegpt.prune(params, given.stats, density=density, structure=pattern)
+    how = {"density": density} if pattern == ENTRIES else {"structure": pattern}
+    found = sparsegpt.prune(params, given.stats, **how)
     return Pruned(found.params, found.mask)
 
 
