@@ -22,7 +22,6 @@ MODULES = (
     *("stats.contingency", "stats.qmc"),
 )
 SHORTEST = 200  # characters of a text that tells more than its first line
-WORDS = 128  # of a part of a docstring
 
 
 class Pairs(NamedTuple):
@@ -42,18 +41,16 @@ def scipy_pairs(count: int) -> Pairs:
 
 
 def sklearn_texts(count: int, seed: int) -> list[str]:
-    """Parts of so many docstrings of scikit-learn, others for every seed."""
+    """So many docstrings of scikit-learn, another choice for every seed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of modules that are experimental, or leave
         from sklearn.utils import discovery
 
         public = dict(discovery.all_estimators() + discovery.all_functions())
     found = {_line(inspect.getdoc(each) or "") for each in public.values()}
-    words = [text.split() for text in sorted(found) if len(text) >= SHORTEST]
-    rng = np.random.default_rng(seed)
-    chosen = [words[i] for i in rng.permutation(len(words))[:count]]
-    starts = [rng.integers(max(1, len(text) - WORDS)) for text in chosen]
-    return [" ".join(x[i : i + WORDS]) for x, i in zip(chosen, starts, strict=True)]
+    texts = sorted(text for text in found if len(text) >= SHORTEST)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    return [texts[i] for i in order[:count]]
 
 
 def _functions() -> dict[str, str]:
