@@ -13,9 +13,22 @@ Array([[25.,  3.],
 Array([5., 1.], dtype=float32)
 """
 
+from maskjax.calibration._collect import collect
 from maskjax.calibration._norms import check, norms
 from maskjax.calibration._plan import Memory
+from maskjax.calibration._sequential import Sequential, sequential
 from maskjax.calibration._statistics import Statistics
 from maskjax.calibration._update import init, memory, update
 
-__all__ = ["Memory", "Statistics", "check", "init", "memory", "norms", "update"]
+__all__ = [
+    "Memory",
+    "Sequential",
+    "Statistics",
+    "check",
+    "collect",
+    "init",
+    "memory",
+    "norms",
+    "sequential",
+    "update",
+]

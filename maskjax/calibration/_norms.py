@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Params
@@ -20,7 +21,7 @@ def norms(stats: Params) -> Params:
         stats: Tree of `Statistics`, or `None`.
 
     Returns:
-        A tree like `stats` of arrays of the kernel's rank, which have length 1 along its
+        A tree like `stats` of arrays of the kernel's rank. They have length 1 along its
         outputs, or full length if groups of them meet inputs of their own.
 
     Raises:
@@ -113,8 +114,8 @@ def check_finite(stats: Params, needs: str) -> None:
     """Raise if sums whose values are known are inf or nan, and name the kernels."""
     sums = {
         path: own.sums
-        for path, own in _named(stats)
-        if own is not None and _readable(own.sums)
+        for path, own in named(stats)
+        if own is not None and readable(own.sums)
     }
     counts = jax.device_get(_bad(sums))
     lines = [
@@ -125,14 +126,19 @@ def check_finite(stats: Params, needs: str) -> None:
     checks.raise_all(lines, needs)
 
 
-def _named(stats: Params) -> list[tuple[str, Statistics | None]]:
+def named(stats: Params) -> list[tuple[str, Statistics | None]]:
+    """Statistics with the paths of their kernels."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(stats, is_leaf=is_statistics)
     return [(trees.path_string(path), own) for path, own in leaves]
 
 
-def _readable(x: Any) -> bool:
-    known = not isinstance(x, jax.core.Tracer)
-    return known and (x.is_fully_addressable or x.is_fully_replicated)
+def readable(x: Any) -> bool:
+    """Whether the values of an array are known here."""
+    if isinstance(x, Tracer):
+        return False
+    return not isinstance(x, jax.Array) or (
+        x.is_fully_addressable or x.is_fully_replicated
+    )
 
 
 @jax.jit

@@ -36,7 +36,7 @@ class Statistics:
         gram: Whether `sums` are Gram matrices.
     """
 
-    sums: Array
+    sums: Array  # or its shape, while it is planned
     axes: Axes
     shape: tuple[int, ...]
     groups: int = 1

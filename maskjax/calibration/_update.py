@@ -88,9 +88,9 @@ def update(
         params: Tree of arrays.
         *inputs: The batch. Everything else that `apply` uses counts as a constant.
         weights: How much each row of the data counts, [batch] or [batch, positions],
-            not negative: a factor for the row's squares and products, 0 for padding. Its
-            axes are the leading axes of what every kernel meets. Rows of weight 0 may be
-            inf or nan. `None` counts each row once.
+            not negative: a factor for the row's squares and products, 0 for padding.
+            Its axes are the leading axes of what every kernel meets. Rows of weight 0
+            may be inf or nan. `None` counts each row once.
 
     Returns:
         A tree like `stats`. A kernel that is used twice gets the sums of both uses.
@@ -172,7 +172,7 @@ def memory(
 
 
 def _zeros(stats: Statistics, leaf: Any) -> Statistics:
-    """Zeros where a kernel is: stacks, and inputs if all are one axis, sharded alike."""
+    """Zeros where a kernel is, sharded as its stack and its only input axis are."""
     sums, spec = stats.sums, None
     if isinstance(leaf, jax.Array):
         own = placement.known_spec(leaf)

@@ -1,20 +1,20 @@
 """Follow parameters through a traced function to where they meet the data.
 
-`where.traced`, `score.input_norms`, `calibration` and `report.flops` ask which dot products and
-convolutions a parameter enters, along which axes, and what it meets there. The walk
-visits the equations of `jax.make_jaxpr` in order. Each value has a trail for each
-parameter that it is made of: which axes of the value run along which axes of the
+`where.traced`, `score.input_norms`, `calibration` and `report.flops` ask which dot
+products and convolutions a parameter enters, along which axes, and what it meets there.
+The walk visits the equations of `jax.make_jaxpr` in order. Each value has a trail for
+each parameter that it is made of: which axes of the value run along which axes of the
 parameter (`_trails`). What an equation does with them depends on its primitive:
 
-  * `_moves.MOVES`: entries stay, go or change places
+  * `_moves.MOVES`, `CUTS`: entries stay, go or change places, or a part is cut out
   * `_meetings.CONTRACTIONS`: the parameter meets the other operand
   * `_bodies`: the walk goes on inside (`jit`, `remat`, custom derivatives, `scan`,
     `cond`, `while`); `_loop` does so where values are needed
 
 After any other primitive the axes are unknown. A value that depends on the inputs is
 data: the parameters that went into it are not followed further, except rows that data
-chooses. For norms the function is evaluated on the way. There, what cannot be followed
-entry by entry is an error.
+chooses. For statistics of the data the function is evaluated on the way (`_measures`).
+There, what cannot be followed entry by entry is an error.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ import jax
 from maskjax._core import checks, trees
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Params
-from maskjax._core.walk import _canonical, _follow, _roles, _sums
+from maskjax._core.walk import _canonical, _follow, _parts, _roles
 from maskjax._core.walk._roles import Answer
 
 __all__ = ["Answer", "flops", "roles", "squares", "statistics"]
@@ -54,7 +54,7 @@ def squares(
     )
     _measured(found, params, picks, weights, fn=fn)
     shapes = [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(params)]
-    return {i: _sums.over(sums, shapes[i]) for i, sums in found.sums.items()}
+    return {i: _parts.over(sums, shapes[i]) for i, sums in found.sums.items()}
 
 
 def statistics(
@@ -85,19 +85,29 @@ def statistics(
     Raises:
         ValueError: That names the leaves whose entries do not meet such data.
     """
-    picks, shown = [each is not None for each in axes], "grams" if gram else "squares"
+    picks = [each is not None for each in axes]
     found = _follow.found(
-        apply, params, inputs, picks, fn=fn, mode=shown, weights=weights, axes=axes
+        apply,
+        params,
+        inputs,
+        picks,
+        fn=fn,
+        mode="grams" if gram else "squares",
+        weights=weights,
+        axes=axes,
     )
     _measured(found, params, picks, weights, fn=fn)
     out, faults = {}, {}
     for i, leaf in enumerate(jax.tree.leaves(params)):
-        if picks[i]:
-            done = _canonical.sums(found.sums[i], axes[i], leaf.shape, gram=gram)
+        own = axes[i]
+        if own is not None:
+            done = _canonical.sums(found.sums[i], own, leaf.shape, gram=gram)
             (faults if isinstance(done, str) else out)[i] = done
-    _raise(
-        faults, params, f"`{fn}` needs all outputs of a kernel to meet the same data"
+    needs = (
+        f"`{fn}` needs kernels that meet data at every index of their stack, the same "
+        "at all of their outputs or at all of a group"
     )
+    _raise(faults, params, needs)
     return out
 
 
@@ -119,8 +129,8 @@ def _measured(
         ends,
         params,
         f"`{fn}` needs `where` to choose kernels, which meet the inputs in dot "
-        "products or convolutions (parts of a leaf are followed in `jax.lax.scan`, but "
-        "not by index; `& ~where.matching('bias')`, say, leaves others alone)",
+        "products or convolutions, entry by entry (`& ~where.matching('bias')`, say, "
+        "leaves others alone)",
     )
     if weights is not None:
         shape = tuple(weights.shape)

@@ -2,81 +2,94 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
 from maskjax._core import placement
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array
-from maskjax._core.walk import _sums
+from maskjax._core.walk import _parts
+from maskjax._core.walk._parts import Part, Sums
 from maskjax._core.walk._trails import Factor
 
+_OUTPUTS = "meets different data along its outputs"
 
-def sums(
-    parts: dict[Any, Array], axes: Axes, shape: Sequence[int], *, gram: bool
-) -> Array | str:
+
+def sums(parts: Sums, axes: Axes, shape: Sequence[int], *, gram: bool) -> Array | str:
     """[*stack, groups, d] or [*stack, groups, d, d], or why there are none.
 
     Args:
-        parts: As in `Found.sums`.
+        parts: Of a kernel.
         axes: The roles of the kernel's axes.
         shape: The kernel's.
         gram: Whether the last two axes of parts are those of a Gram matrix.
     """
-    done = [
-        _one(factors, array, axes, shape, gram=gram)
-        for (factors, _), array in parts.items()
-    ]
+    parts = _parts.joined(parts, shape)
+    for axis in axes.stack:
+        met = {i for part in parts for i in part.places(axis).tolist()}
+        missing = sorted({*range(shape[axis])} - met)
+        if missing:
+            return f"meets no data at index {missing[0]} of its axis {axis}"
+    done = [_one(part, array, axes, shape, gram=gram) for part, array in parts.items()]
+    arrays = [each for each in done if not isinstance(each, str)]
+    if len(arrays) != len(done):
+        return next(each for each in done if isinstance(each, str))
+    place = len(axes.stack)
+    counts = [array.shape[place] for array in arrays]
+    most = max(counts)
+    if any(most % count for count in counts):
+        return "is used in groups of outputs that are no parts of each other"
     total = None
-    for each in done:
-        if isinstance(each, str):
-            return each
-        if total is None:
-            total = each
-            continue
-        place = len(axes.stack)
-        counts = total.shape[place], each.shape[place]
-        if counts[0] != counts[1]:
-            if max(counts) % min(counts):
-                return "its uses have groups of outputs of different sizes"
-            total, each = (
-                placement.repeated(x, place, max(counts) // n)
-                for x, n in zip((total, each), counts, strict=True)
-            )
-        total = total + each.astype(total.dtype)
-    return total
+    for array, count in zip(arrays, counts, strict=True):
+        if count != most:
+            array = placement.repeated(array, place, most // count)
+        total = array if total is None else total + array.astype(total.dtype)
+    return total  # type: ignore[return-value]
 
 
 def _one(
-    factors: Sequence[Factor],
-    array: Array,
-    axes: Axes,
-    shape: Sequence[int],
-    *,
-    gram: bool,
+    part: Part, array: Array, axes: Axes, shape: Sequence[int], *, gram: bool
 ) -> Array | str:
     """As `sums`, of one part."""
-    outputs = [i for i, factor in enumerate(factors) if factor.axis in axes.outputs]
-    own = [array.shape[i] != 1 for i in outputs]
-    if sorted(own, reverse=True) != own:
-        return "meets different data along its outputs"
-    groups = math.prod(array.shape[i] for i in outputs)
-    others = [i for i in range(len(factors)) if i not in outputs]
-    rest = range(len(factors), array.ndim)
+    if not all(part.covers(axis, shape[axis]) for axis in axes.outputs):
+        return _OUTPUTS
+    outputs = [i for i, f in enumerate(part.factors) if f.axis in axes.outputs]
+    own = [part.lengths[i] != 1 for i in outputs if part.factors[i].size != 1]
+    if sorted(own, reverse=True) != own:  # no groups one after another
+        return _OUTPUTS
+    others = [i for i in range(len(part.factors)) if i not in outputs]
+    rest = range(len(part.factors), array.ndim)
     array = array.transpose([*others, *outputs, *rest])
-    counts = [1] * len(others), [1] * len(rest)
-    array = placement.merge(array, *counts[0], len(outputs), *counts[1])
-    array = _sums.onto(tuple(factors[i] for i in others), array, shape)
-    inputs = sorted((*axes.window, *axes.inputs))
-    rank = len(shape)
-    order = [*axes.stack, *axes.outputs, rank, *inputs, *range(rank + 1, array.ndim)]
-    array = array.transpose(order)
-    whole = [shape[axis] for axis in axes.stack], [shape[axis] for axis in inputs]
-    if not gram:
-        full = [*whole[0], *[1] * len(axes.outputs), groups, *whole[1]]
-        array = jnp.broadcast_to(array, full)
-        return array.reshape(*whole[0], groups, math.prod(whole[1]))
-    d = array.shape[-1]
-    full = [*whole[0], *array.shape[len(whole[0]) :]]
-    return jnp.broadcast_to(array, full).reshape(*whole[0], groups, d, d)
+    ones = [1] * len(others), [1] * len(rest)
+    array = placement.merge(array, *ones[0], len(outputs), *ones[1])
+    left = [(part.factors[i], part.lengths[i]) for i in others]
+    left += [(Factor(axis, shape[axis], 1), 1) for axis in axes.outputs]
+    left.sort(key=lambda pair: pair[0].axis)
+    array = array.reshape(*(n for _, n in left), *array.shape[len(others) :])
+    factors = tuple(factor for factor, _ in left)
+    array = _parts.onto(Part(factors, part.at, array.shape), array, shape)
+    return _in_order(array, axes, shape, gram=gram)
+
+
+def _in_order(array: Array, axes: Axes, shape: Sequence[int], *, gram: bool) -> Array:
+    """The axes of sums by role.
+
+    Args:
+        array: [*kernel, groups], and [d, d] with `gram`; axes of the kernel may be 1.
+        axes: The roles of the kernel's axes.
+        shape: The kernel's.
+        gram: Whether there are Gram matrices.
+    """
+    rank, inputs = len(shape), sorted((*axes.window, *axes.inputs))
+    others = range(rank + 1, array.ndim)
+    array = array.transpose([*axes.stack, *axes.outputs, rank, *inputs, *others])
+    stack, ones = [shape[axis] for axis in axes.stack], [1] * len(axes.outputs)
+    lead = [*stack, *ones, array.shape[len(stack) + len(ones)]]
+    if gram:
+        d = [*array.shape[-2:]]
+        full = [*lead, *[1] * len(inputs), *d]
+    else:
+        lengths = [shape[axis] for axis in inputs]
+        d = [math.prod(lengths)]
+        full = [*lead, *lengths]
+    return jnp.broadcast_to(array, full).reshape(*stack, lead[-1], *d)

@@ -1,7 +1,7 @@
 """Gram matrices of what a kernel meets, over its window and input axes together."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,9 +10,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from maskjax._core import placement
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array
-from maskjax._core.walk import _sums
-from maskjax._core.walk._sums import Factors
+from maskjax._core.walk import _parts, _sums
+from maskjax._core.walk._parts import Factors
 from maskjax._core.walk._trails import STRANGE, Factor, Label
+from maskjax._core.walk._values import Walk
 
 _PANEL = 128  # the least width of the parts in which a half of a matrix is computed
 _PANELS = 8
@@ -33,59 +34,83 @@ class Leg(NamedTuple):
     how: Literal["crossed", "each", "group"]
 
 
-class Met(NamedTuple):
-    """Data as a kernel meets it.
+class Plan(NamedTuple):
+    """How data are put in the order of a parameter's entries.
 
     Attributes:
-        factors: Of the parameter, one for each of the first axes.
-        array: [*factors, *rows, d].
+        sizes: Into which lengths each axis of the data is split.
+        factors: Of the parameter along these, `None` along rows.
+        single: Those that become the first axes, by number.
+        rows: Those that are summed over.
+        double: Those that become one axis, the last.
     """
 
-    factors: Factors
-    array: Array
+    sizes: tuple[tuple[int, ...], ...]
+    factors: tuple[Factor | None, ...]
+    single: tuple[int, ...]
+    rows: tuple[int, ...]
+    double: tuple[int, ...]
+
+    def arranged(self, data: Array) -> Array:
+        """[*single, *rows, d]."""
+        axes = [*self.single, *self.rows, *self.double]
+        known = [i for i, factor in enumerate(self.factors) if factor is not None]
+        data = placement.split(data, *self.sizes)
+        _, data = _sums.trimmed([self.factors[i] for i in known], data, known)  # type: ignore[misc]
+        if axes != sorted(axes):
+            data = data.transpose(axes)
+        ones = [1] * (len(self.single) + len(self.rows))
+        return placement.merge(data, *ones, len(self.double))
+
+    def kept(self) -> list[Factor]:
+        """The factors of the first axes."""
+        return _forward(self.factors[i] for i in self.single)
 
 
-def arranged(
-    data: Array, legs: Sequence[Leg], axes: Axes, shape: Sequence[int]
-) -> Met | str:
-    """Data with its axes in the order of a parameter's, or why there is none."""
-    sizes = [(n,) for n in data.shape]
-    factors: list[Factor | None] = []
-    hows: dict[int, str] = {}
-    for leg in legs:
-        sizes[leg.axis] = tuple(factor.size for factor in leg.label)
-    at = {leg.axis: leg for leg in legs}
-    for axis in range(data.ndim):
-        if axis in at:
-            for factor in at[axis].label:
-                hows[len(factors)] = at[axis].how
-                factors.append(factor)
-        else:
-            factors.append(None)
-    single, double, rows = [], [], []
-    for i, factor in enumerate(factors):
-        kind = _kind(factor, hows.get(i), axes)
-        if kind not in ("single", "double", "rows"):
-            return kind
-        {"single": single, "double": double, "rows": rows}[kind].append(i)
-    met = {axis: 1 for axis in (*axes.window, *axes.inputs)}
-    for i in double:
-        met[factors[i].axis] *= factors[i].size
-    if any(n != shape[axis] for axis, n in met.items()):
-        return "meets different data along its inputs, which never meet together"
+def planned(
+    shape: Sequence[int], legs: Sequence[Leg], axes: Axes, whole: Sequence[int]
+) -> Plan | str:
+    """How to arrange data, or why that is not possible.
 
-    def place(i: int) -> tuple[int, int]:
-        return factors[i].axis, -abs(factors[i].stride)
+    Args:
+        shape: The data's.
+        legs: Its axes that entries of the parameter meet.
+        axes: The roles of the parameter's axes.
+        whole: The parameter's shape.
+    """
+    own = {leg.axis: leg for leg in legs}
+    sizes, factors, kinds = [], [], []
+    for axis, n in enumerate(shape):
+        leg = own.get(axis)
+        label = (None,) if leg is None else leg.label
+        sizes.append(tuple(n if f is None else f.size for f in label))
+        factors += label
+        kinds += [_kind(f, leg.how if leg else None, axes) for f in label]
+    wrong = [kind for kind in kinds if kind not in ("single", "rows", "double")]
+    if wrong:
+        return wrong[0]
 
-    single.sort(key=place)
-    double.sort(key=place)
-    data = placement.split(data, *sizes)
-    back = [i for i in (*single, *double) if factors[i].stride < 0]
-    data = jnp.flip(data, back) if back else data
-    data = data.transpose([*single, *rows, *double])
-    counts = [1] * (len(single) + len(rows)) + [len(double)]
-    kept = tuple(factors[i]._replace(stride=abs(factors[i].stride)) for i in single)
-    return Met(kept, placement.merge(data, *counts))
+    def of(kind: str) -> tuple[int, ...]:
+        found = [i for i, each in enumerate(kinds) if each == kind]
+        if kind == "rows":
+            return tuple(found)
+        place = lambda i: (factors[i].axis, -abs(factors[i].stride))  # noqa: E731
+        return tuple(sorted(found, key=place))
+
+    plan = Plan(tuple(sizes), tuple(factors), of("single"), of("rows"), of("double"))
+    met = _forward(factors[i] for i in plan.double)
+    part = _parts.Part(tuple(met), frozenset(), (0,) * len(met))
+    every = (*axes.window, *axes.inputs)
+    return plan if all(part.covers(a, whole[a]) for a in every) else _APART
+
+
+_APART = "meets different data along its inputs, which never meet together"
+
+
+def _forward(factors: Iterable[Factor | None]) -> list[Factor]:
+    """Factors as they are once an array is trimmed."""
+    found = [f.reversed() if f.stride < 0 else f for f in factors if f is not None]
+    return [f._replace(size=f.entries, low=0, high=0) for f in found]
 
 
 def _kind(factor: Factor | None, how: str | None, axes: Axes) -> str:
@@ -93,29 +118,59 @@ def _kind(factor: Factor | None, how: str | None, axes: Axes) -> str:
     if factor is None:
         return "rows"
     if factor.axis == STRANGE:
-        if how == "crossed" and factor.size != 1:
+        if how == "crossed" and factor.entries != 1:
             return "occurs more than once in one product"
         return "rows"
     if factor.axis in axes.stack:
         return "single"
     if factor.axis in axes.outputs:
-        if how == "group":
+        if how == "group" or factor.size == 1:
             return "single"
-        return _is_one(factor) or "meets different data along its outputs"
-    if how == "crossed":
-        return "double"
-    return _is_one(factor) or (
-        "meets different data along its inputs, which never meet together"
+        return "meets different data along its outputs"
+    return "double" if how == "crossed" or factor.size == 1 else _APART
+
+
+def measured(
+    data: Any,
+    weights: Array | None,
+    legs: Sequence[Leg],
+    others: Iterable[Label],
+    leaf: int,
+    walk: Walk,
+) -> tuple[Factors, Array, Hashable] | str:
+    """The Gram matrices of what a parameter meets in a product; see `Measure`.
+
+    Args:
+        data: What it meets.
+        weights: For the rows of data.
+        legs: Axes of the data that entries of the parameter meet.
+        others: The labels of all axes of the parameter's value that go out.
+        leaf: The parameter's number.
+        walk: The walk.
+    """
+    parts = [2] if jnp.issubdtype(data.dtype, jnp.complexfloating) else []  # `wide`
+    plan = planned([*data.shape, *parts], legs, walk.axes[leaf], walk.shapes[leaf])
+    if isinstance(plan, str):
+        return plan
+    source = ("gram", id(data), plan)
+    # Kernels that meet the same data share a matrix.
+    made = walk.found.once(
+        source, data, lambda: gram(plan.arranged(wide(data, weights)), len(plan.single))
     )
+    free = _forward(f for label in others for f in label if f.axis != STRANGE)
+    # Of the window and inputs there are all entries, or there would be no plan.
+    inputs = [*walk.axes[leaf].window, *walk.axes[leaf].inputs]
+    free += [Factor(axis, walk.shapes[leaf][axis], 1) for axis in inputs]
+    lead = len(plan.single)
+    made = made.reshape(*made.shape[:lead], *[1] * len(free), *made.shape[lead:])
+    return (*_sums.ordered([*plan.kept(), *free], made), source)
 
 
-def _is_one(factor: Factor) -> str | None:
-    return "rows" if factor.size == 1 else None
+def gram(x: Array, lead: int) -> Array:
+    """[*lead, d, d]: the sums of products of [*lead, *rows, d] over rows.
 
-
-def gram(met: Met) -> Array:
-    """[*factors, d, d]: the sums of products over rows."""
-    x, lead = met.array, len(met.factors)
+    Of the symmetric matrix little more than a half is computed, panel by panel.
+    """
     d = x.shape[-1]
     width = -(-d // (_PANELS * _PANEL)) * _PANEL
     if width >= d or _is_cut(x):
@@ -158,20 +213,19 @@ def product(left: Array, right: Array, lead: int) -> Array:
     )
 
 
-def by_group(met: Met, ends: Array) -> Array:
+def by_group(x: Array, ends: Array) -> Array:
     """[groups, d, d]: Gram matrices of the rows of each group, one after another.
 
     Args:
-        met: [rows, ..., d], without factors.
+        x: [rows, ..., d].
         ends: [groups] Where each group ends.
     """
-    x = met.array
     count = jnp.arange(x.shape[0], dtype=ends.dtype)
 
     def of(group: tuple[Array, Array]) -> Array:
         own = (count >= group[0]) & (count < group[1])
         own = own.reshape(-1, *[1] * (x.ndim - 1))
-        return gram(Met((), jnp.where(own, x, 0)))
+        return gram(jnp.where(own, x, 0), 0)
 
     starts = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
     return lax.map(of, (starts, ends))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax._core.trees import Array
-from maskjax._core.walk import _sums
+from maskjax._core.walk import _parts, _sums
 from maskjax._core.walk._bodies import sliced
 from maskjax._core.walk._trails import Label, Trail
 from maskjax._core.walk._values import Found, Value, Walk
@@ -73,14 +73,15 @@ def _add_up(leaf: int, sums: dict[Any, Array], label: Label | None, walk: Walk) 
         label: What the steps are of a slice; `None` of what all steps share.
         walk: That met the loop.
     """
-    for (factors, _), array in sums.items():
+    for part, array in sums.items():
+        factors = part.factors
         if label is None:
             total = jnp.sum(array, axis=0)
         else:
             lead = tuple(factor.size for factor in label)
             array = array.reshape(*lead, *array.shape[1:])
             factors, total = _sums.ordered((*label, *factors), array)
-        _sums.put(leaf, factors, total, walk)
+        _sums.put(leaf, factors, total, object(), part.at, walk)
 
 
 def _looped(
@@ -96,9 +97,12 @@ def _looped(
         arrays = [*(value.array for value in args[:first]), *carry, *xs]
         named = [a._replace(array=b) for a, b in zip(args, arrays, strict=True)]
         out = [value.array for value in inner.follow(params["jaxpr"], named, inner)]
-        keys.update({leaf: [*sums] for leaf, sums in inner.found.sums.items()})
-        arrays = {leaf: [*sums.values()] for leaf, sums in inner.found.sums.items()}
-        return out[:n], (out[n:], arrays)
+        sums = {
+            leaf: _parts.joined(parts, inner.shapes[leaf])
+            for leaf, parts in inner.found.sums.items()
+        }
+        keys.update({leaf: [*parts] for leaf, parts in sums.items()})
+        return out[:n], (out[n:], {k: [*parts.values()] for k, parts in sums.items()})
 
     carry = [value.array for value in args[first:last]]
     xs = [value.array for value in args[last:]]

@@ -1,18 +1,11 @@
 """Contractions: what the parameters in each operand meet, and in which roles."""
 
-import itertools
 import math
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from maskjax._core import placement
-from maskjax._core.trees import Array
-from maskjax._core.walk import _grams, _sums, _windows
-from maskjax._core.walk._sums import Factors, Measure
+from maskjax._core.walk import _measures, _sums
+from maskjax._core.walk._sums import Measure
 from maskjax._core.walk._trails import (
     STRANGE,
     Factor,
@@ -51,94 +44,15 @@ def dot(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
                     **dict(zip(contracted[own], contracted[other], strict=True)),
                 }
                 crossed = set(contracted[own])
-                met = _measured(ins[own], ins[other], pairs, crossed, walk)
+                met = _measures.product(ins[own], ins[other], pairs, crossed, walk)
             else:
-                met = _by_group(equation, own, ins, walk)
+                met = _measures.ragged(equation, own, ins, walk)
         unknown = ambiguous(equation, len(shapes[own])) if ins[other].data else None
         each = dict.fromkeys(ins[own].leaves, roles)
         _note(ins[own], ins[other], each, met, flops, unknown, walk)
     if len(ins) > 2 or walk.evaluates:
         return {}
     return _product(ins, contracted, batch, shapes)
-
-
-def _measured(
-    own: Value,
-    other: Value,
-    pairs: dict[int, int],
-    crossed: set[int],
-    walk: Walk,
-) -> Measure:
-    """What the parameters in an operand meet in a product.
-
-    Args:
-        own: The operand.
-        other: The data.
-        pairs: Axes of the operand, and axes of the data that they meet.
-        crossed: Those of them that are contracted.
-        walk: The walk.
-    """
-    weights = _weights(own, other.array.shape, pairs.values(), walk)
-    if walk.mode == "squares":
-        kept = sorted(pairs.values())
-        squares = _sums.summed(_sums.squares(other.array, weights), kept)
-        places = [next(p for p, axis in pairs.items() if axis == k) for k in kept]
-        squares = _sums.placed(squares, places, own.array.ndim)
-        return lambda leaf, trail: _sums.along(squares, trail.axes)
-    data = _grams.wide(other.array, weights)
-
-    def measure(leaf: int, trail: Trail) -> tuple[Factors, Array] | str:
-        legs = [
-            _grams.Leg(
-                trail.axes[axis], place, "crossed" if axis in crossed else "each"
-            )
-            for axis, place in pairs.items()
-        ]
-        met = _grams.arranged(data, legs, walk.axes[leaf], walk.shapes[leaf])
-        return met if isinstance(met, str) else (met.factors, _grams.gram(met))
-
-    return measure
-
-
-def _by_group(equation: Any, own: int, ins: list[Value], walk: Walk) -> Measure | str:
-    """What the rows of each group of a ragged product meet."""
-    params = equation.params["ragged_dot_dimension_numbers"]
-    (contracted, batch), groups = (
-        params.dot_dimension_numbers,
-        params.rhs_group_dimensions,
-    )
-    rows = list(params.lhs_ragged_dimensions)
-    if not own or not groups or any(batch[0]) or set(rows) & set(contracted[0]):
-        return f"goes into {equation.primitive.name}"
-    data, ends = ins[0].array, jnp.cumsum(ins[2].array)
-    weights = _weights(ins[1], data.shape, contracted[0], walk)
-    if walk.mode == "squares":
-        squares = _sums.squares(data, weights)
-        squares = _sums.summed(squares, [*rows, *contracted[0]])
-        count = jnp.arange(squares.shape[0], dtype=ends.dtype)
-        group = jnp.searchsorted(ends, count, side="right")  # past all groups: none
-        squares = jax.ops.segment_sum(squares, group, len(ends))
-        places = [*groups, *contracted[1]]
-        squares = _sums.placed(squares, places, ins[1].array.ndim)
-        return lambda leaf, trail: _sums.along(squares, trail.axes)
-    data = jnp.moveaxis(_grams.wide(data, weights), rows[0], 0)
-
-    def measure(leaf: int, trail: Trail) -> tuple[Factors, Array] | str:
-        legs = [
-            _grams.Leg(trail.axes[axis], place + (place < rows[0]), "crossed")
-            for axis, place in zip(contracted[1], contracted[0], strict=True)
-        ]
-        axes, label = walk.axes[leaf], trail.axes[groups[0]]
-        met = _grams.arranged(data, legs, axes, walk.shapes[leaf])
-        if isinstance(met, str):
-            return met
-        if any(factor.axis not in axes.stack for factor in label):
-            return f"goes into {equation.primitive.name}"
-        grams = _grams.by_group(met, ends)
-        grams = grams.reshape(*[f.size for f in label], *grams.shape[1:])
-        return _sums.ordered(label, grams)
-
-    return measure
 
 
 def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
@@ -148,7 +62,7 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
     outputs, inputs, *_ = numbers.rhs_spec
     met: Measure | str | None = None
     if walk.evaluates and kernel.leaves and image.data:
-        met = _by_window(equation, kernel, image, walk)
+        met = _measures.convolution(equation, kernel, image, walk)
     roles: list[Any] = ["window"] * len(numbers.rhs_spec)
     roles[inputs], roles[outputs] = "inputs", "outputs"
     groups = equation.params["feature_group_count"]
@@ -199,53 +113,6 @@ def _convolution_flops(equation: Any) -> int:
         )
     )
     return 2 * out[numbers.out_spec[0]] * math.prod(positions) * math.prod(kernel)
-
-
-def _by_window(equation: Any, kernel: Value, image: Value, walk: Walk) -> Measure | str:
-    """What each entry of a convolution's kernel meets.
-
-    Outputs come group by group, and each meets its group's inputs.
-    """
-    if equation.params["batch_group_count"] != 1:
-        return "is the kernel of a convolution in groups of the batch"
-    numbers = equation.params["dimension_numbers"]
-    outputs, inputs, *window = numbers.rhs_spec
-    groups = equation.params["feature_group_count"]
-    batch, features, *places = numbers.lhs_spec
-    weights = _weights(kernel, image.array.shape, [features], walk)
-    order = [batch, *places, features]
-    if walk.mode == "squares":
-        squares = _sums.squares(image.array, weights).transpose(order).sum(0)
-        met = _windows.shifted(equation, squares, batch=False)
-        met = met.sum(tuple(range(len(places))))
-        met = placement.split(
-            met, *[(n,) for n in met.shape[:-1]], (groups, met.shape[-1] // groups)
-        )
-        met = _sums.placed(met, [*window, outputs, inputs], kernel.array.ndim)
-        return lambda leaf, trail: _sums.along(met, trail.axes)
-    if jnp.issubdtype(image.array.dtype, jnp.complexfloating):
-        return "meets complex numbers in a convolution"
-    data = _grams.wide(image.array, weights).transpose(order)
-    data = _windows.shifted(equation, data)
-    lead = data.ndim - 1 - len(window)
-    data = placement.split(
-        data, *[(n,) for n in data.shape[:-1]], (groups, data.shape[-1] // groups)
-    )
-
-    def measure(leaf: int, trail: Trail) -> tuple[Factors, Array] | str:
-        label = _sums.grouped(trail.axes[outputs], groups)
-        sizes = list(itertools.accumulate((f.size for f in label), operator.mul))
-        label = label[: 1 + sizes.index(groups)] if groups > 1 else ()
-        legs = [
-            _grams.Leg(trail.axes[axis], lead + i, "crossed")
-            for i, axis in enumerate([*window, None, inputs])
-            if axis is not None
-        ]
-        legs.append(_grams.Leg(label, lead + len(window), "group"))
-        met = _grams.arranged(data, legs, walk.axes[leaf], walk.shapes[leaf])
-        return met if isinstance(met, str) else (met.factors, _grams.gram(met))
-
-    return measure
 
 
 CONTRACTIONS = {
@@ -304,19 +171,6 @@ def _product(
 
 
 # Notes.
-
-
-def _weights(
-    own: Value, shape: Sequence[int], kept: Iterable[int], walk: Walk
-) -> Array | None:
-    """The weights of the rows of data, if they fit the axes that are summed over."""
-    weights = walk.weights
-    if weights is not None:
-        rows = len(weights.shape)
-        if tuple(shape[:rows]) != weights.shape or any(axis < rows for axis in kept):
-            walk.found.misfits.update(dict.fromkeys(own.leaves, tuple(shape)))
-            return None
-    return weights
 
 
 def _note(

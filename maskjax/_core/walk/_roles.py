@@ -40,8 +40,8 @@ def answers(
     """The answer for each leaf.
 
     Raises:
-        ValueError: With `every_kernel`, if a leaf that is called `kernel` is in no contraction, or all that
-            are in one meet constants there.
+        ValueError: With `every_kernel`, if a leaf that is called `kernel` is in no
+            contraction, or all that are in one meet constants there.
     """
     notes = [_Notes([], [], []) for _ in named]
     for meeting in found.meetings:

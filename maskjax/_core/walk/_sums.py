@@ -1,23 +1,27 @@
 """Sums over data, and the entries of a parameter that they belong to.
 
 Sums have one axis for each factor of the parameter that they run along, of the factor's
-length, or of length 1 if the entries along it share them. They are put in the
-parameter's order at the end (`onto`). Gram matrices have two more axes, last.
+length, or of length 1 if the entries along it share them. They are put
+together at the end (`_parts`). Gram matrices have two more axes, last.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from maskjax._core import dtypes
 from maskjax._core.trees import Array
-from maskjax._core.walk._trails import STRANGE, Factor, Label, Trail
+from maskjax._core.walk._parts import Factors, Part
+from maskjax._core.walk._trails import STRANGE, Factor, Label, split
 from maskjax._core.walk._values import Value, Walk
 
-Factors = tuple[Factor, ...]
-# For a parameter's number and trail: its factors and sums, or why there are none.
-Measure = Callable[[int, Trail], tuple[Factors, Array] | str]
+# For a parameter's number and a value's labels: sums along factors, and what they are
+# sums of (as in `Part.source`), or why there are none.
+Measure = Callable[[int, Sequence[Label]], tuple[Factors, Array, Hashable] | str]
+
+
+# Squares.
 
 
 def real(array: Any) -> Array:
@@ -32,8 +36,8 @@ def real(array: Any) -> Array:
 
 def leading(weights: Array, array: Array) -> Array:
     """The weights of rows, in an array's dtype and with as many axes."""
-    rows = weights.astype(array.dtype)
-    return rows.reshape(*rows.shape, *[1] * (array.ndim - rows.ndim))
+    weights = weights.astype(array.dtype)
+    return weights.reshape(*weights.shape, *[1] * (array.ndim - weights.ndim))
 
 
 def squares(array: Any, weights: Array | None = None) -> Array:
@@ -41,9 +45,9 @@ def squares(array: Any, weights: Array | None = None) -> Array:
     squares = jnp.square(real(array))
     if weights is None:
         return squares
-    rows = leading(weights, squares)
+    own = leading(weights, squares)
     # Rows of weight 0 may be inf or nan.
-    return jnp.where(rows > 0, rows * squares, 0)
+    return jnp.where(own > 0, own * squares, 0)
 
 
 def summed(array: Array, kept: Sequence[int]) -> Array:
@@ -62,6 +66,9 @@ def placed(array: Array, places: Sequence[int], rank: int) -> Array:
     return array.transpose(order).reshape(shape)
 
 
+# Along factors.
+
+
 def along(met: Array, axes: Sequence[Label]) -> tuple[Factors, Array]:
     """Sums along the factors of a value, from sums along its axes.
 
@@ -70,14 +77,15 @@ def along(met: Array, axes: Sequence[Label]) -> tuple[Factors, Array]:
             number of groups of neighbors that do.
         axes: The value's labels, exact.
     """
-    factors, lengths = [], []
-    for axis, label in enumerate(axes):
-        label = grouped(label, met.shape[axis])
-        rest = met.shape[axis]
-        for factor in label:
-            lengths.append(factor.size if rest > 1 or not rest else 1)
-            rest //= max(factor.size, 1) if rest > 1 else 1
-        factors += label
+    factors: list[Factor] = []
+    lengths: list[int] = []
+    for label, count in zip(axes, met.shape, strict=True):
+        left = count  # groups that factors do not tell apart yet
+        for factor in grouped(label, count):
+            own = count == 0 or left > 1
+            factors.append(factor)
+            lengths.append(factor.size if own else 1)
+            left //= factor.size if left > 1 else 1
     return ordered(factors, met.reshape(lengths))
 
 
@@ -87,13 +95,11 @@ def grouped(label: Label, groups: int) -> Label:
         return label
     out: list[Factor] = []
     for i, factor in enumerate(label):
-        if groups == 1 or groups % factor.size == 0:
-            groups //= factor.size if groups > 1 else 1
-            out.append(factor)
-            continue
-        rest = factor.size // groups  # groups are parts of a factor
-        out.append(factor._replace(size=groups, stride=factor.stride * rest))
-        return (*out, factor._replace(size=rest), *label[i + 1 :])
+        if groups > 1 and groups % factor.size:
+            outer, inner = split(factor, groups)  # groups are parts of a factor
+            return (*out, outer, inner or outer, *label[i + 1 :])
+        groups = groups // factor.size if groups > 1 else 1
+        out.append(factor)
     return tuple(out)
 
 
@@ -102,34 +108,35 @@ def ordered(factors: Sequence[Factor], array: Array) -> tuple[Factors, Array]:
 
     Strange factors are entries that occur more than once: their sums add up.
     """
-    back = [i for i, factor in enumerate(factors) if factor.stride < 0]
-    array = jnp.flip(array, back) if back else array
-    lone = tuple(i for i, factor in enumerate(factors) if factor.axis == STRANGE)
+    known, array = trimmed(factors, array, range(len(factors)))
+    lone = tuple(i for i, factor in enumerate(known) if factor.axis == STRANGE)
     array = jnp.sum(array, axis=lone) if lone else array
-    known = [f._replace(stride=abs(f.stride)) for f in factors if f.axis != STRANGE]
+    known = [factor for factor in known if factor.axis != STRANGE]
     order = sorted(range(len(known)), key=lambda i: (known[i].axis, -known[i].stride))
-    rest = range(len(known), array.ndim)
-    return tuple(known[i] for i in order), array.transpose([*order, *rest])
+    others = range(len(known), array.ndim)
+    return tuple(known[i] for i in order), array.transpose([*order, *others])
 
 
-def onto(factors: Factors, array: Array, shape: Sequence[int]) -> Array:
-    """Sums for the entries of a parameter.
+def trimmed(
+    factors: Sequence[Factor], array: Array, axes: Sequence[int]
+) -> tuple[list[Factor], Array]:
+    """An array without places that have no entries, and with all entries forward.
 
     Args:
-        factors: Ordered.
-        array: The sums along them.
-        shape: The parameter's.
-
-    Returns:
-        Of the parameter's rank, with length 1 along axes that share a sum.
+        factors: Of which one is along each of some axes.
+        array: With these axes of the factor's length, or 1.
+        axes: Which they are.
     """
-    out = [1] * len(shape)
-    for factor, length in zip(factors, array.shape, strict=False):
-        if length != 1:
-            out[factor.axis] = shape[factor.axis]
-    sizes = [f.size if out[f.axis] != 1 else 1 for f in factors]
-    rest = array.shape[len(factors) :]
-    return jnp.broadcast_to(array, (*sizes, *rest)).reshape(*out, *rest)
+    out, back, cuts = [], [], [slice(None)] * array.ndim
+    for factor, axis in zip(factors, axes, strict=True):
+        if (factor.low or factor.high) and array.shape[axis] != 1:
+            cuts[axis] = slice(factor.low, factor.size - factor.high)
+        if factor.stride < 0:
+            factor = factor.reversed()
+            back.append(axis)
+        out.append(factor._replace(size=factor.entries, low=0, high=0))
+    array = array[tuple(cuts)] if cuts != [slice(None)] * array.ndim else array
+    return out, jnp.flip(array, back) if back else array
 
 
 def add(value: Value, measure: Measure, walk: Walk) -> None:
@@ -138,25 +145,29 @@ def add(value: Value, measure: Measure, walk: Walk) -> None:
         if trail.lost or trail.axes is None:
             walk.found.obstacles[leaf] = f"loses its axes in {trail.lost}"
             continue
-        found = measure(leaf, trail)
+        if not all(factor.entries for label in trail.axes for factor in label):
+            if all(factor.size for label in trail.axes for factor in label):
+                continue  # it is beside what was cut out
+        found = measure(leaf, trail.axes)
         if isinstance(found, str):
             walk.found.obstacles[leaf] = found
         else:
-            put(leaf, *found, walk)
+            put(leaf, *found, trail.at, walk)
 
 
-def put(leaf: int, factors: Factors, array: Array, walk: Walk) -> None:
-    """Add sums to those of a parameter that run along the same factors."""
+def put(
+    leaf: int,
+    factors: Factors,
+    array: Array,
+    source: Hashable,
+    at: frozenset[tuple[int, int]],
+    walk: Walk,
+) -> None:
+    """Add sums to those of a parameter that belong to the same entries."""
+    part = Part(factors, at, array.shape)
+    for axis, length in enumerate(walk.shapes[leaf]):
+        if part.shared(axis) and not part.covers(axis, length):
+            part = part._replace(source=source)
     sums = walk.found.sums.setdefault(leaf, {})
-    key = (factors, array.shape)
-    known = sums.get(key)
-    sums[key] = array if known is None else known + array.astype(known.dtype)
-
-
-def over(sums: dict[Any, Array], shape: Sequence[int]) -> Array:
-    """All the sums of a parameter together, of its rank."""
-    parts = [onto(factors, array, shape) for (factors, _), array in sums.items()]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part.astype(total.dtype)
-    return total
+    known = sums.get(part)
+    sums[part] = array if known is None else known + array.astype(known.dtype)

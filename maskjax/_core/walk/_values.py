@@ -62,6 +62,7 @@ class Found:
         products: Its contractions with parameters and constants, and whether the other
             operand has parameters in it.
         touched: What else it met data as, with the names of the primitives.
+        made: What was computed from data, by a key, beside the data themselves.
     """
 
     flops: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -72,6 +73,7 @@ class Found:
     meetings: set[Meeting] = dataclasses.field(default_factory=set)
     products: set[tuple[Meeting, bool]] = dataclasses.field(default_factory=set)
     touched: set[tuple[int, Trail, str]] = dataclasses.field(default_factory=set)
+    made: dict[Any, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def absorb(self, other: "Found") -> None:
         """Take over what was found from shapes in a part of the function."""
@@ -82,6 +84,19 @@ class Found:
         self.meetings |= other.meetings
         self.products |= other.products
         self.touched |= other.touched
+
+    def once(self, key: Any, data: Any, make: Callable[[], Any]) -> Any:
+        """What was made of data, or is made now.
+
+        Args:
+            key: Tells what is made of what; it has the `id` of the data, which are kept
+                so that nothing else gets the same one.
+            data: An array.
+            make: Makes it.
+        """
+        if key not in self.made:
+            self.made[key] = data, make()
+        return self.made[key][1]
 
     def clear(self) -> None:
         """Forget everything."""
