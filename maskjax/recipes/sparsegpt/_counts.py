@@ -57,7 +57,7 @@ def _shares(
     lengths = np.diff(ends, prepend=0)
     padded = jnp.pad(live, ((0, 0), (0, 0), (0, len(ends) * block - d)))
     fire = jnp.sum(padded.reshape(*live.shape[:2], -1, block), -1, dtype=rows.dtype)
-    idle = jnp.asarray(lengths, rows.dtype) - fire
+    idle = jnp.asarray(lengths[None, None], rows.dtype) - fire
     fire, idle = (x.reshape(len(rows), -1) for x in (fire, idle))
     most = unit * jnp.sum(fire, -1, dtype=rows.dtype)
     first = jnp.minimum(rows, most)

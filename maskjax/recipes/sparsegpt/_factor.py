@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from maskjax._core import placement
 from maskjax._core.trees import Array
 
 # What follows a damping of 0 that does not do, and how often it is raised tenfold.
@@ -15,10 +14,11 @@ _LEAST, _TRIES = 1e-6, 12
 class Factor(NamedTuple):
     """Of H = R R^T, R upper triangular: a factor of H, and so of its inverse.
 
-    The paper's U, the upper factor of H^-1 = U^T U, is the inverse of R. In the paper
-    each input j adds -e_j U_jk to all later inputs k, with the error e_j = change_j /
-    U_jj of the step; what input j has got before its turn is also the sum over earlier
-    inputs i of change_i R_ij / R_jj. So no inverse is needed.
+    The paper's U, the upper factor of H^-1 = U^T U, is the inverse of R. There each
+    input j adds -e_j U_jk to the weight of each later input k, with the error e_j =
+    (its weight when its turn comes - what is left of it) / U_jj. With change_i = (its
+    first weight - what is left of it), what input j has got before its turn is also the
+    sum over earlier inputs i of change_i R_ij / R_jj. So no inverse is needed.
 
     Attributes:
         sizes: [d], R_jj = 1 / U_jj: how much the output changes with an input's weight
@@ -34,7 +34,7 @@ class Factor(NamedTuple):
 
 
 def factored(gram: Array, damping: Array) -> Factor:
-    """The factor of a Gram matrix [d, d] with a damped diagonal.
+    """The factor of a Gram matrix [d, d] with a damped diagonal: 1.
 
     Until the factor is finite, the damping is raised tenfold.
     """
@@ -44,7 +44,7 @@ def factored(gram: Array, damping: Array) -> Factor:
         gram.dtype
     )
     one = jnp.eye(*gram.shape, dtype=gram.dtype)
-    scaled = gram / jnp.where(mean > 0, mean, 1) + jnp.where(live, 0, one)
+    scaled = gram / jnp.where(mean > 0, mean, 1) + jnp.where(live[None], 0, one)
     # H = R R^T from the last input to the first is Cholesky's L L^T of H turned around.
     turned = scaled[::-1, ::-1]
 
@@ -54,8 +54,9 @@ def factored(gram: Array, damping: Array) -> Factor:
         lower = lax.linalg.cholesky(turned + used * one, symmetrize_input=False)
         return tries + 1, used, lower, jnp.all(jnp.isfinite(lower))
 
-    start = jnp.int32(0), damping.astype(gram.dtype), turned, jnp.array(False)
-    start = placement.vary_like(start, gram, damping)
+    # A loop's state has one type, so it begins on the devices where the matrix is.
+    zero = 0 * jnp.sum(live, dtype=jnp.int32)
+    start = zero, damping.astype(gram.dtype) + zero.astype(gram.dtype), turned, zero > 0
     _, used, lower, fine = lax.while_loop(
         lambda state: ~state[3] & (state[0] < _TRIES), attempt, start
     )
