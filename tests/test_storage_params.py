@@ -366,6 +366,8 @@ def test_a_mask_that_select_made_is_stored_by_its_structure(path):
         storage.save_params(path, params, mask, structure=NofM(2, 7))
     with raises("needs `structure` as a value of `maskjax.structure`", TypeError):
         storage.save_params(path, params, mask, structure=NofM)
+    with raises(r"save_params` needs `where` as a function `\(path, leaf", TypeError):
+        storage.save_params(path, params, mask, where="w")
 
 
 def test_each_leaf_may_have_its_own_structure(path):
@@ -624,6 +626,37 @@ def test_numbers_of_64_bits_are_not_cut(path):
     with jax.enable_x64(True):
         loaded, _ = storage.load_params(path)
     assert octets(loaded["b"]["c"]) == octets(params["b"]["c"])
+
+
+# A thin sample; `-m slow` tries every byte and every length.
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_cut_and_longer_file_is_refused(stride, path):
+    params = {
+        "a": values((6, 8), "bfloat16"),
+        "b": values((8, 2), "float32"),
+        "c": None,
+    }
+    mask = {
+        "a": random_bool((6, 8), 0.3),
+        "b": of_groups((8, 2), 1, 4, (0,)),
+        "c": None,
+    }
+    structure = {"a": None, "b": NofM(1, 4), "c": None}
+    storage.save_params(path, params, mask, structure=structure, metadata={"step": 7})
+    data = path.read_bytes()
+    for place in range(0, len(data), stride):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        for bad in (bytes(flipped), data[:place]):
+            path.write_bytes(bad)
+            with raises(str(path)):
+                storage.load_params(path)
+    for bad in (data[:-1], data + bytes(1), data + data):
+        path.write_bytes(bad)
+        with raises(f"{path} is damaged, or no safetensors file"):
+            storage.load_params(path)
+    path.write_bytes(data)
+    assert_masked(storage.load_params(path), params, mask)
 
 
 def rewritten(path, change, *, tensors=None, version="3"):

@@ -27,18 +27,18 @@ def load_params(path: StrPath, *, like: Params | None = None) -> tuple[Params, M
     """The parameters of a file of `save_params`, and their mask.
 
     Kept values are those that were saved, to the bit; all others are 0. Leaves are read
-    one at a time: beside what is returned, and unless it is put on other devices, that
-    takes memory for the largest leaf's boolean mask and kept values.
+    one at a time: beside what is returned, this takes memory for the kept values and
+    the boolean mask of the largest, and for the leaf if it is put on other devices.
 
     Args:
         path: The file.
-        like: A tree of the structure to return: parameters, or `jax.ShapeDtypeStruct`s
-            in their place. Leaves are found by path, and have to be of its shapes and
-            dtypes. `None`: dicts, lists and tuples come back as they were; any other
-            container comes back as a dict of its paths' parts. A leaf is put where its
-            like is, if that was put on devices, or has a sharding; otherwise on the
-            default device. Zeros that take over 64 MiB, and over 256 times the file,
-            have to be asked for by `like`: a small file can't ask for all memory.
+        like: A tree of the structure to return: arrays, or `jax.ShapeDtypeStruct`s.
+            Leaves are found by path, and must have its shapes and dtypes. A leaf is put
+            where the leaf of `like` was put, or where its sharding says; otherwise on
+            the default device. `None`: dicts, lists and tuples come back as they were;
+            any other container comes back as a dict of its paths' parts. Zeros that
+            take over 64 MiB, and over 256 times the file, need a `like` that asks for
+            them: a small file can't ask for all memory.
 
     Returns:
         A pair: the parameters, and a packed mask of the same structure, `None` where a

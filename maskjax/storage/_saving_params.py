@@ -45,24 +45,26 @@ def save_params(
     What is saved is `maskjax.apply(params, mask)`: values that the mask removes are not
     written, even if they are not 0. A leaf with a mask takes `density * bits + 1` bits
     an entry, where `bits` is what a value takes: 10.6 for float32 at a density of 0.3.
-    A leaf without a mask is stored whole. To all that come some 300 bytes a leaf.
+    A leaf without a mask is stored whole. The header takes some 400 bytes a leaf.
 
     An N:M pattern may take less, if `structure` tells of it. Then the file holds the
     place of each kept value, in ceil(log2 M) bits, instead of one bit for each entry,
     where that is smaller: half a bit an entry for 1:4. (2:4 takes one bit either way.)
 
-    Leaves are written one at a time: beside the parameters this takes memory for the
-    largest of them. If anything fails, a file that was there before is unchanged.
+    Leaves are written one at a time: this takes memory for the kept values and the
+    boolean mask of the largest, and for the leaf if it is on other devices. If anything
+    fails, a file that was there before is unchanged.
 
     Args:
         path: The file, `*.safetensors` by convention. One that exists is replaced.
-        params: Tree of arrays of any dtype of JAX but keys. `None` is kept as it is.
+        params: Tree of arrays of any dtype of JAX but keys; those of less than a byte
+            take one. `None` is kept as it is.
         mask: A mask of the same structure, as `maskjax.apply` takes it: boolean or
             packed leaves, with axes of 1 where entries share a decision; True, False or
             `None` may stand for whole leaves and subtrees.
-        structure: What the mask was selected with, or a tree of structures like
-            `params`, `None` where nothing is to be said. Only `structure.NofM` makes a
-            difference: every group must keep exactly n.
+        structure: What the mask was selected with, or a tree of that like `params`,
+            with `None` where it does not matter. Only `structure.NofM` makes a
+            difference: every group has to keep exactly n.
         where: What the axes mean, as in `select.top_k`. Asked only where a structure
             names roles.
         metadata: A dict from strings to JSON values, to be saved too.
@@ -71,8 +73,9 @@ def save_params(
         None. The file is on disk when the function returns.
 
     Raises:
-        TypeError: If a leaf is no array, a key, or traced, a leaf of the mask is not
-            boolean, a structure no structure, or the metadata are not JSON.
+        TypeError: If a leaf of `params` is no array, is a key, or is traced; if a leaf
+            of the mask is not boolean; if `structure` is no value of
+            `maskjax.structure`; or if the metadata are not JSON.
         ValueError: If the mask does not fit `params`, a leaf does not keep exactly n of
             every m, the axes of a leaf are needed and unknown, or other processes hold
             a part of a leaf. Bad leaves are named by path.
@@ -187,8 +190,7 @@ def _described(
     """How each leaf is stored."""
     structures = _structures(rows, structure, fn)
     needed = [isinstance(s, NofM) and bool(_plan.roles_of(s)) for s in structures]
-    if any(needed):
-        checks.predicate(where, fn=fn)
+    checks.predicate(where, fn=fn)
     named = [(row.path, row.value) for row in rows]
     roles = axes.resolved(where, named, needed, fn=fn, why="for NofM")
     found, complaints = [], []

@@ -71,7 +71,8 @@ class Param(NamedTuple):
     def nbytes(self) -> int:
         """How many bytes the whole parameter takes in memory, with its packed mask."""
         own = math.prod(self.shape) * self.unit.itemsize
-        return own + (4 * math.prod(layout(self.mask).words) if self.mask else 0)
+        mask = 0 if self.mask is None else 4 * math.prod(layout(self.mask).words)
+        return own + mask
 
     def parts(self) -> dict[str, Spec]:
         """The tensors of a parameter in a file."""
