@@ -80,7 +80,8 @@ class Embedded(nnx.Module):
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         """Random tables."""
         self.words = nnx.Embed(sizes.words, sizes.width, rngs=rngs)
-        self.positions = nnx.Embed(sizes.length, sizes.width, rngs=rngs)
+        few = {"embedding_init": nnx.initializers.normal(0.02), "rngs": rngs}
+        self.positions = nnx.Embed(sizes.length, sizes.width, **few)
         self.norm = nnx.LayerNorm(sizes.width, epsilon=1e-12, rngs=rngs)
 
     def __call__(self, ids: Array) -> Array:
@@ -100,14 +101,30 @@ class Encoder(nnx.Module):
         """Unit vectors [B, D] of tokens [B, T]."""
         x = self.embedded(ids)
         for layer in self.layers:
-            x = layer(x, ids != PAD)
+            x = layer(x, there(ids))
         return pooled(x, ids)
 
 
 def pooled(x: Array, ids: Array) -> Array:
     """The mean over the tokens that are there, as a unit vector [B, D]."""
-    total = x.sum(1, where=(ids != PAD)[..., None])
+    total = x.sum(1, where=there(ids)[..., None])
     return total / jnp.linalg.norm(total, axis=-1, keepdims=True)
+
+
+def there(ids: Array) -> Array:
+    """Which tokens are no padding."""
+    return ids != PAD
+
+
+def there_of_layer(x: Array, there: Array) -> Array:
+    """The same, of what comes into a layer."""
+    del x
+    return there
+
+
+def layer_of(path: str) -> str:
+    """The layer that a kernel is in."""
+    return "/".join(path.split("/")[:2])
 
 
 def batches(
@@ -133,12 +150,29 @@ class Network:
     """An encoder as a function of its parameters."""
 
     merged: Callable[[Any], Encoder]  # of parameters
+    block: nnx.GraphDef[Layer]
     params: Any
     tokens: Callable[[Sequence[str], int], list[np.ndarray]]  # of texts, up to a length
 
     def apply(self, params: Any, ids: Array) -> Array:
         """Unit vectors [B, D] of tokens [B, T]."""
         return self.merged(params)(ids)
+
+    def blocks(self, params: Any) -> list[Any]:
+        """The part of each layer in a tree like the parameters."""
+        return [params["layers"][i] for i in sorted(params["layers"])]
+
+    def with_blocks(self, params: Any, blocks: Sequence[Any]) -> Any:
+        """A tree like the parameters with these layers."""
+        return nnx.State({**params, "layers": nnx.State(dict(enumerate(blocks)))})
+
+    def begun(self, params: Any, ids: Array) -> tuple[Array, Array]:
+        """What comes into the first layer: features, and which tokens are there."""
+        return self.merged(params).embedded(ids), there(ids)
+
+    def layer(self, block: Any, x: Array, there: Array) -> Array:
+        """A layer as a function of its parameters; the same for all layers."""
+        return nnx.merge(self.block, block)(x, there)
 
 
 def missing() -> list[str]:
@@ -199,8 +233,9 @@ def _hashed(words: Sequence[str], count: int) -> np.ndarray:
 
 
 def _network(encoder: Encoder, tokens: Callable[..., Any]) -> Network:
-    graph, params, rest = nnx.split(encoder, nnx.Param, ...)
-    return Network(lambda params: nnx.merge(graph, params, rest), params, tokens)
+    graph, params = nnx.split(encoder)
+    block, *_ = nnx.split(encoder.layers[0])
+    return Network(lambda p: nnx.merge(graph, p), block, params, tokens)
 
 
 def _fill(encoder: Encoder, weights: dict[str, np.ndarray]) -> None:

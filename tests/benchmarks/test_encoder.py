@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import _encoder, _sentences
 from benchmarks import __main__ as demonstrate
+from benchmarks import _encoder, _sentences
 
 pytestmark = pytest.mark.usefixtures("loose")
 TINY = _encoder.Sizes(layers=1, width=16, heads=2, hidden=32, words=100, length=32)

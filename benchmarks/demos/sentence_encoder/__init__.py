@@ -4,7 +4,7 @@ The first lines of SciPy's docstrings look for the texts that they are from, by
 embeddings of all-MiniLM-L6-v2. Only the kernels of its layers are pruned. They are
 calibrated on docstrings of scikit-learn, which each seed draws anew, cut to the length
 of what is embedded later. Recall is the share of lines that find their text first, MRR
-the mean of 1 / rank, and "cosine" compares the embeddings of the pruned and of the dense
+the mean of 1 / rank; "cosine" is between embeddings of the pruned and of the dense
 network. With `--quick` the network is a small one with random weights, and needs no
 package.
 """
@@ -49,7 +49,7 @@ GOALS = {
     (PATTERN, SPARSEGPT): {"cosine": 0.85, "recall": 0.455},
     (HALF, WANDA): {"cosine": 0.82},
 }
-ORDER = SPARSEGPT, WANDA, MAGNITUDE  # the best first
+ORDER = MAGNITUDE, WANDA, SPARSEGPT  # the best last
 Found = dict[str, dict[str, dict[str, np.ndarray]]]  # by pattern, method and measure
 
 
@@ -89,18 +89,17 @@ def _measured(
     context: Context, network: _encoder.Network, retrieval: _retrieval.Retrieval
 ) -> tuple[Found, dict[str, float], dict[str, float]]:
     """What is left of retrieval, the seconds of each method, megabytes on disk."""
-    calibrate = _methods.Calibration(network, ROWS[1], LENGTH)
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     seconds, sizes = {}, {"dense": _megabytes(network.params, None)}
     for seed in range(context.pick(SEEDS)):
         texts = _sentences.sklearn_texts(context.pick(TEXTS), seed)
-        given, spent = _timed(calibrate, texts)
+        how = ROWS[1], LENGTH
+        given, spent = _timed(_methods.calibrated, network, texts, *how)
         seconds["calibration"] = min(spent, seconds.get("calibration", spent))
         cases = list(_cases(context, first=not seed))
         for kind, method in context.track(f"sentence_encoder: seed {seed}", cases):
-            how = _how(kind)
-            prune = _methods.METHODS[method]
-            pruned, spent = _timed(prune, network.params, given, *how)
+            task = network, given, method, *_how(kind)
+            pruned, spent = _timed(_methods.pruned, *task)
             seconds[method] = min(spent, seconds.get(method, spent))
             each = found.setdefault(kind, {}).setdefault(method, [])
             each.append(retrieval.measured(pruned.params))
@@ -111,12 +110,15 @@ def _measured(
 
 def _cases(context: Context, *, first: bool) -> Iterator[tuple[str, str]]:
     """Which pattern, by which method; magnitudes are the same for every seed."""
-    every = context.size == "full"
     for kind in (*map(str, context.pick(DENSITIES)), PATTERN):
-        yield from ((kind, m) for m in ORDER if first or m != MAGNITUDE)
-        owl = kind == FEW or every and kind != PATTERN
-        yield from ((kind, m) for m in OWL.values() if owl)
-        yield from ((kind, m) for m in BY_LAYER.values() if kind in TOLD.values())
+        methods = list(ORDER if first else ORDER[1:])
+        if kind == FEW or (context.size == "full" and kind != PATTERN):
+            methods += OWL.values()
+        if context.size == "full" and kind in TOLD.values():
+            methods += BY_LAYER.values()
+        elif kind == PATTERN:
+            methods.append(BY_LAYER[SPARSEGPT])
+        yield from ((kind, method) for method in methods)
 
 
 def _how(kind: str) -> tuple[jax.Array, structure.Structure]:
@@ -187,7 +189,7 @@ def _ordered(found: Found, measure: str) -> dict[str, bool]:
     return {
         kind: all(
             before(methods[better][measure], methods[worse][measure])
-            for better, worse in itertools.pairwise(ORDER)
+            for worse, better in itertools.pairwise(ORDER)
         )
         for kind, methods in found.items()
     }

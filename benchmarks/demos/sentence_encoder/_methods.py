@@ -1,4 +1,4 @@
-"""Pruning by magnitude, by Wanda and by SparseGPT, with or without OWL's shares."""
+"""Pruning by magnitude, Wanda and SparseGPT: at once, with OWL, and layer by layer."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,7 +14,15 @@ from maskjax.recipes import sparsegpt
 ENTRIES = structure.Entries()
 MAGNITUDE, WANDA, SPARSEGPT = "magnitude", "Wanda", "SparseGPT"
 OWL = {method: f"{method} + OWL" for method in (WANDA, SPARSEGPT)}
-BY_LAYER = {method: f"{method}, layer by layer" for method in (WANDA, SPARSEGPT)}
+BY_LAYER = {method: f"{method} layer by layer" for method in (WANDA, SPARSEGPT)}
+
+
+class Calibrated(NamedTuple):
+    """What the kernels of a dense network met in the texts of one seed."""
+
+    batches: Sequence[np.ndarray]  # tokens [B, T]
+    stats: Any
+    norms: Any
 
 
 class Pruned(NamedTuple):
@@ -24,79 +32,80 @@ class Pruned(NamedTuple):
     mask: Any
 
 
-class Calibrated(NamedTuple):
-    """What the kernels met in the texts of one seed."""
-
-    batches: Sequence[np.ndarray]  # tokens [B, T]
-    stats: Any
-    norms: Any
-
-
-class Calibration:
-    """Statistics of a network over texts; one program for all seeds."""
-
-    def __init__(self, network: _encoder.Network, rows: int, length: int):
-        """Batches are [rows, length]."""
-        self._network, self._rows, self._length = network, rows, length
-        self._update = jax.jit(
-            lambda stats, params, ids: calibration.update(
-                network.apply, stats, params, ids, weights=ids != _encoder.PAD
-            ),
-            donate_argnums=0,
-        )
-
-    def __call__(self, texts: Sequence[str]) -> Calibrated:
-        """What the kernels meet in these texts."""
-        net, rows, length = self._network, self._rows, self._length
-        tokens = net.tokens(texts, length)
-        batches = [ids for _, ids in _encoder.batches(tokens, rows, length, length)]
-        stats = calibration.init(net.apply, net.params, batches[0])
-        for ids in batches:
-            stats = self._update(stats, net.params, ids)
-        return Calibrated(batches, stats, calibration.norms(stats))
+def calibrated(
+    network: _encoder.Network, texts: Sequence[str], rows: int, length: int
+) -> Calibrated:
+    """What the kernels meet in these texts, in batches [rows, length]."""
+    tokens = network.tokens(texts, length)
+    batches = [ids for _, ids in _encoder.batches(tokens, rows, length, length)]
+    given = network.apply, network.params, batches
+    stats = calibration.collect(*given, weights=_encoder.there)
+    return Calibrated(batches, stats, calibration.norms(stats))
 
 
-@functools.partial(jax.jit, static_argnames=("pattern", "scope"))
-def _best(params: Any, scores: Any, density: Any, *, pattern: Any, scope: Any) -> Any:
+def pruned(
+    network: _encoder.Network, given: Calibrated, method: str, density: Any, how: Any
+) -> Pruned:
+    """A network pruned to a density, or in a pattern, by a method."""
+    if method in BY_LAYER.values():
+        base = next(name for name in BY_LAYER if BY_LAYER[name] == method)
+        return _by_layer(network, given, base, float(density), how)
+    if method in OWL.values():
+        method = next(name for name in OWL if OWL[name] == method)
+        shares = {"density": density, "layer": _encoder.layer_of}
+        density = allocation.owl(network.params, given.norms, **shares)
+    return _METHODS[method](network.params, given.stats, density, how)
+
+
+def _magnitude(params: Any, stats: Any, density: Any, pattern: Any) -> Pruned:
+    del stats
+    return _best(params, score.magnitude(params), density, pattern, "leaf")
+
+
+def _wanda(params: Any, stats: Any, density: Any, pattern: Any) -> Pruned:
+    scores = score.wanda(params, calibration.norms(stats))
+    # A pattern is within an output anyway.
+    scope = "output" if pattern == ENTRIES else "leaf"
+    return _best(params, scores, density, pattern, scope)
+
+
+def _sparsegpt(params: Any, stats: Any, density: Any, pattern: Any) -> Pruned:
+    how = {"density": density} if pattern == ENTRIES else {"structure": pattern}
+    found = sparsegpt.prune(params, stats, **how)
+    return Pruned(found.params, found.mask)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _best(params: Any, scores: Any, density: Any, pattern: Any, scope: Any) -> Pruned:
     how = {"structure": pattern, "scope": scope}
     mask = select.top_k(scores, density=density, **how)
     return Pruned(masking.apply(params, mask), mask)
 
 
-def magnitude(params: Any, given: Calibrated, density: Any, pattern: Any) -> Pruned:
-    """The largest weights of each kernel."""
-    del given
-    how = {"pattern": pattern, "scope": "leaf"}
-    return _best(params, score.magnitude(params), density, **how)
-
-
-def wanda(params: Any, given: Calibrated, density: Any, pattern: Any) -> Pruned:
-    """The largest weights, times the norm of what they meet, of each output."""
-    how = {"pattern": pattern, "scope": "output" if pattern == ENTRIES else "leaf"}
-    return _best(params, score.wanda(params, given.norms), density, **how)
-
-
-def repaired(params: Any, given: Calibrated, density: Any, pattern: Any) -> Pruned:
-    """SparseGPT: what is left makes up for what is removed."""
-    how = {"density": density} if pattern == ENTRIES else {"structure": pattern}
-    found = sparsegpt.prune(params, given.stats, **how)
-    return Pruned(found.params, found.mask)
-
-
-def with_owl(method: Any) -> Any:
-    """The same, with more left in layers with more outliers."""
-
-    def of(params: Any, given: Calibrated, density: Any, pattern: Any) -> Pruned:
-        shares = allocation.owl(params, given.norms, density=density)
-        return method(params, given, shares, pattern)
-
-    return of
-
-
-METHODS: dict[str, Callable[..., Pruned]] = {
-    MAGNITUDE: magnitude,
-    WANDA: wanda,
-    SPARSEGPT: repaired,
-    OWL[WANDA]: with_owl(wanda),
-    OWL[SPARSEGPT]: with_owl(repaired),
+_METHODS: dict[str, Callable[..., Pruned]] = {
+    MAGNITUDE: _magnitude,
+    WANDA: _wanda,
+    SPARSEGPT: _sparsegpt,
 }
+
+
+@functools.cache
+def _of_block(method: str, density: float, pattern: Any) -> Callable[..., Pruned]:
+    """The same function for every seed, so that it is compiled once."""
+    return lambda params, stats: _METHODS[method](params, stats, density, pattern)
+
+
+def _by_layer(
+    network: _encoder.Network, given: Calibrated, method: str, density: float, how: Any
+) -> Pruned:
+    """Each layer is calibrated on what the pruned ones before it give."""
+    done = calibration.sequential(
+        network.layer,
+        network.blocks(network.params),
+        [network.begun(network.params, ids) for ids in given.batches],
+        prune=_of_block(method, density, how),
+        weights=_encoder.there_of_layer,
+    )
+    params = network.with_blocks(network.params, done.params)
+    nothing = jax.tree.map(lambda _: None, network.params)
+    return Pruned(params, network.with_blocks(nothing, done.mask))
