@@ -97,6 +97,7 @@ def explicit(n):
         h = jax.nn.relu(x @ p["up"] + p["bias"])
         h = jax.sharding.reshard(h, P("x", None)) * jnp.ones(16)
         h = jax.sharding.reshard(h, P("x", "y"))
+        h = h + p["up"].at[np.arange(16) % 8].get(out_sharding=P("x", "y"))
         h = h * jnp.broadcast_to(jnp.ones(()), (16, 16), out_sharding=P("x", "y"))
         return jnp.matmul(h, p["down"], out_sharding=P("x", None))
 
