@@ -80,6 +80,22 @@ def test_what_is_made_for_units_is_theirs(function):
     assert found == {"up": (3, 2), "down": (2, 2)}
 
 
+def test_layers_that_keep_other_units_read_other_constants():
+    scale, other = np.arange(1, 5, dtype=np.float32), np.float32(2)
+
+    def apply(p, x):
+        same = jnp.broadcast_to(other, 4)
+
+        def layer(x, p):
+            return x + (jnp.tanh(x @ p["up"]) * (scale * same)[None]) @ p["down"], None
+
+        return lax.scan(layer, x, p)[0]
+
+    params = {"up": draw(2, 3, 4), "down": draw(2, 4, 3, seed=1)}
+    mask = {"up": np.stack([KEEP, ~KEEP])[:, None]}
+    assert shapes(apply, params, mask, X) == {"up": (2, 3, 2), "down": (2, 2, 3)}
+
+
 def test_ones_of_masked_units_stay_in_a_sum():
     def apply(p, x):
         h = jnp.exp(x @ p["up"])
