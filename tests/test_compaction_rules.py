@@ -148,3 +148,37 @@ def test_a_sum_of_constants_is_as_often_one_as_there_are(function):
 
     params = {"up": draw(1, 1, 2, 4), "bias": draw(4), "down": TWO["down"]}
     shapes(apply, params, {"up": KEEP[None, None, None]}, IMAGES, fold=True)
+
+
+def test_constants_that_stay_are_not_folded():
+    """An axis keeps one position, also if all of its units are constants."""
+
+    def apply(p, x):
+        return jnp.tanh(x @ p["up"] + p["bias"][None]) @ p["down"]
+
+    params = {**TWO, "bias": draw(4, seed=1)}
+    found = shapes(apply, params, {"up": np.zeros((1, 4), bool)}, X, fold=True)
+    assert found["up"] == (1, 1)
+
+
+def test_positions_are_equal_if_all_that_they_are_made_of_are():
+    def apply(p, x):
+        h = x @ p["up"]
+        h = h - h.mean(-1, keepdims=True) + p["shift"][None]
+        h = h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-3)
+        return (h * p["scale"][None]) @ p["down"]
+
+    params = {**TWO, "shift": draw(4, seed=4), "scale": draw(4, seed=5)}
+    mask = {**UNITS, "scale": KEEP}
+    assert shapes(apply, params, mask, X, ghosts=True)["up"] == (3, 4)
+    assert shapes(apply, params, mask | {"shift": KEEP}, X, ghosts=True)["up"] == (3, 3)
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((1, 4), bool), KEEP[None]])
+def test_what_nothing_uses_stays_whatever_is_masked(mask):
+    def apply(p, x):
+        return jnp.tanh(x @ p["up"])[:, :2] @ p["down"]
+
+    params = {"up": TWO["up"], "down": draw(2, 2)}
+    found = shapes(apply, params, {"up": mask}, X)
+    assert found["up"] == (3, 4 if mask is None or mask.all() else 3)

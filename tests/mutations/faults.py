@@ -467,7 +467,7 @@ FAULTS = (
         "compaction/_rules/_entries",
         "[small.cut(x, var) for x, var in zip(outs, equation.outs, strict=True)]",
         "[x[tuple(map(slice, small.shape(v)))] for x, v in zip(outs, equation.outs)]",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "sums-of-devices-are-known-on-one",
@@ -484,7 +484,7 @@ FAULTS = (
         "compaction/_rules/_moves",
         "same = where.all(-1) & (",
         "same = where.any(-1) & (",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "strides-are-one",
@@ -509,7 +509,7 @@ FAULTS = (
         "needed = ~np.asarray(links.facts.zeros(var, axis))",
         "known = links.facts.of(var)[axis]\n"
         "                needed = np.asarray(True if known is None else ~known.where)",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "a-sum-of-constants-is-one",
@@ -517,7 +517,7 @@ FAULTS = (
         "compaction/_rules/_sums",
         "value = known.value * np.asarray(count, known.value.dtype)",
         "value = known.value",
-        ("test_compaction.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "zero-on-both-sides",
@@ -533,7 +533,7 @@ FAULTS = (
         "compaction/_rules/_contractions",
         "np.repeat(zeros.all(-1), n // groups, axis=-1)",
         "np.repeat(zeros.any(-1), n // groups, axis=-1)",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "pools-keep-constants",
@@ -541,7 +541,7 @@ FAULTS = (
         "compaction/_rules/_windows",
         "if known is not None and equation.name in _SUMS:",
         "if known is not None and not equation.name:",
-        ("test_compaction.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "updates-are-not-read",
@@ -549,7 +549,7 @@ FAULTS = (
         "compaction/_rules/_lookups",
         "known = met(known, facts.spread(update, axis, out.prefix(axis), n))",
         "known = known",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "added-rows-are-not-read",
@@ -557,7 +557,7 @@ FAULTS = (
         "compaction/_rules/_lookups",
         "where = one.zeros() & other.zeros()",
         "where = one.zeros() | other.zeros()",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "carries-are-known-from-the-start",
@@ -565,7 +565,7 @@ FAULTS = (
         "compaction/_rules/_bodies",
         "if all(_equal(a, b) for a, b in zip(carry, after, strict=True)):",
         "if True:",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "the-last-branch-counts",
@@ -573,7 +573,7 @@ FAULTS = (
         "compaction/_rules/_bodies",
         "found = outs if found is None else [*map(_met, found, outs)]",
         "found = outs",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     # Compaction: what stays
     Fault(
@@ -607,7 +607,7 @@ FAULTS = (
         "compaction/_planning",
         "~plain.needed(var, axis), UNUSED",
         "False, UNUSED",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "ones-that-are-equal-are-one",
@@ -623,7 +623,7 @@ FAULTS = (
         "compaction/_folding",
         "np.where(gone, constant.value, 0)",
         "constant.value",
-        ("test_compaction.py",),
+        ("test_compaction_rules.py",),
     ),
     Fault(
         "ghosts-count-once",
@@ -639,7 +639,7 @@ FAULTS = (
         "compaction/_ghosts",
         "for row in rows[1:]:",
         "for row in rows[:0]:",
-        ("test_compaction.py",),
+        ("test_compaction_rules.py",),
     ),
     # Compaction: small trees and functions
     Fault(
@@ -696,7 +696,7 @@ FAULTS = (
         "compaction/_ghosts",
         "return labels is not None and bool((labels == labels[..., :1]).all())",
         "return True",
-        ("test_compaction_laws.py",),
+        ("test_compaction_rules.py",),
     ),
     # Groups
     Fault(
