@@ -49,7 +49,7 @@ def stepped(p, gradients):
 
 
 def refused(function, *args):
-    """Why a function is refused."""
+    """Why a function is refused, if it is."""
     try:
         function(*args)
     except ValueError as error:
@@ -90,12 +90,15 @@ def parallel():
         return jax.shard_map(of_loss, mesh=mesh, **specs)(p, x, y)
 
     def counted(p, x):
-        ones = jnp.exp(p["bias"])  # of masked units, of each device
+        ones = lax.pcast(jnp.exp(p["bias"]), "x", to="varying")  # of masked units
         return (x @ p["up"] + lax.psum(ones, "x") - ones) @ p["down"]
 
     specs = {"in_specs": (P(), P("x")), "out_specs": P("x")}
     over = jax.shard_map(compaction.narrow(counted, plan), mesh=mesh, **specs)
     found["counted"] = refused(over, small, x)
+    curved = lambda p, x: jnp.sinh(x @ p["up"] + p["bias"]) @ p["down"]
+    over = jax.shard_map(compaction.narrow(curved, plan), mesh=mesh, **specs)
+    found["curved"] = refused(over, small, x)
     found["inside"] = refused(compaction.narrow(inside, plan), small, x, y)
     return found
 
@@ -184,6 +187,10 @@ def test_a_data_parallel_step_is_that_of_one_device(step, found):
 
 def test_a_shard_map_inside_needs_all(found):
     assert "bias axis 0: 4 of 16 more: meets shard_map" in found["parallel"]["inside"]
+
+
+def test_values_of_constants_are_found_inside_too(found):
+    assert found["parallel"]["curved"] is None
 
 
 def test_a_constant_of_one_device_is_another_where_all_are_summed(found):

@@ -78,9 +78,7 @@ class _Reader:
         shape = tuple(x.shape[i] for i in order)
         out = Var(placement.typed(shape, x.kind), self.scope)
         params = {"permutation": order}
-        permuted = Equation(
-            lax.transpose_p, params, [x], [out], here, context=eqn.ctx
-        )
+        permuted = Equation(lax.transpose_p, params, [x], [out], here, context=eqn.ctx)
         self.equations.append(permuted)
         return out
 
