@@ -703,8 +703,8 @@ FAULTS = (
         "units-that-meet-stay-apart",
         "compaction.groups: units that leave together are told as two.",
         "compaction/_closure",
-        "self._same[max(first, second)] = min(first, second)",
-        "pass",
+        "merged = both.any() and self._merge(own[both], numbers[both])",
+        "merged = False",
         ("test_compaction_laws.py",),
     ),
     Fault(
