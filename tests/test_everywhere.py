@@ -26,6 +26,7 @@ QUICK = [  # one of each kind that was wrong once
     ("select.top_k: blocks across shards, applied", "explicit"),
     ("select.top_k: layers, sharded by layers", "explicit"),
     ("optim.prune", "eager"),
+    ("compaction.narrow: a training step", "explicit"),
     ("recipes.edge_popup.soft_mask: gradient, with cutoffs", "explicit"),
     ("recipes.packnet.commit", "auto"),
     ("recipes.sparsegpt.prune", "auto"),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_context
 
 from maskjax.compaction._program import Const, Equation, Program, Var
 
@@ -262,7 +263,8 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
     )
     if key not in _memo:
         try:
-            with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
+            # Outside of all traces, also of a `shard_map` that is not compiled.
+            with eval_context(), jax.default_device(_cpu()):
                 numbers = zip(row, columns, strict=True)
                 operands = [jnp.asarray(_cast(x, c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])

@@ -1,5 +1,6 @@
 """The three walks over a program: facts, links, and how it is written small."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +94,8 @@ def written(
             return env[var]
 
         for equation in program.equations:
-            outs = _emitted(equation, [value(v) for v in equation.ins], small)
+            with equation.inside():
+                outs = _emitted(equation, [value(v) for v in equation.ins], small)
             env.update(zip(equation.outs, outs, strict=True))
         return [value(var) for var in program.outs]
 
@@ -114,7 +116,8 @@ def written(
                 raise Unfit(equation, "it has another shape when written small")
         return outs
 
-    small = Small(links, follow, steps, links.ghosts)
+    equal = functools.cache(lambda: Ghosts(program, links.facts))
+    small = Small(links, follow, equal, steps, links.ghosts)
     cut = [
         small.cut(x, var) if w else x
         for x, var, w in zip(arrays, program.ins, whole, strict=True)

@@ -59,6 +59,11 @@ class Ghosts:
             np.where(known.where, n + back.reshape(known.where.shape), own)
         )
 
+    def one(self, var: Var, axis: int) -> bool:
+        """Whether all positions of an axis are equal."""
+        labels = self.of(var, axis)
+        return labels is not None and bool((labels == labels[..., :1]).all())
+
     def first(self, var: Var, axis: int) -> np.ndarray | bool:
         """The positions that stand for all that equal them: the first of each."""
         labels = self.of(var, axis)

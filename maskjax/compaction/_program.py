@@ -8,6 +8,7 @@ steps of a loop elsewhere, as those of stacked parameters do; the positions that
 other axes keep may differ along these.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -54,7 +55,8 @@ class Equation:
     """Outputs of a primitive, of what, and where in the user's program.
 
     `bodies` are the programs inside: the step of a loop, the branches of a conditional,
-    a function with its derivative.
+    a function with its derivative. `context` is JAX's: the mesh of the place, which
+    `jax.sharding.auto_axes` changes, and where it is computed.
     """
 
     primitive: Any
@@ -64,10 +66,17 @@ class Equation:
     place: str
     bodies: tuple["Program", ...] = ()
     effects: bool = False
+    context: Any = None
 
     @property
     def name(self) -> str:
         return self.primitive.name
+
+    def inside(self) -> Any:
+        """A manager of the context."""
+        if self.context is None:
+            return contextlib.nullcontext()
+        return self.context.manager
 
     def fitted(self, shape: tuple[int, ...]) -> "Equation":
         """The same, with the shardings that it asks for fitted to a small output."""

@@ -78,7 +78,8 @@ class _Reader:
         shape = tuple(x.shape[i] for i in order)
         out = Var(placement.typed(shape, x.kind), self.scope)
         params = {"permutation": order}
-        self.equations.append(Equation(lax.transpose_p, params, [x], [out], here))
+        permuted = Equation(lax.transpose_p, params, [x], [out], here, context=eqn.ctx)
+        self.equations.append(permuted)
         return out
 
     def _called(self, eqn: Any, atoms: list[Var], here: str) -> list[Var]:
@@ -102,12 +103,15 @@ class _Reader:
         elif name in ("remat2", "checkpoint"):
             bodies = (inside(core.ClosedJaxpr(params["jaxpr"], ())),)
         elif name == "custom_jvp_call":
-            derivative = _program(_derivative(eqn, atoms), self.scope, here, guard=True)
+            with eqn.ctx.manager:
+                closed = _derivative(eqn, atoms)
+            derivative = _program(closed, self.scope, here, guard=True)
             bodies = (inside(params["call_jaxpr"]), derivative)
         if name == "reshape":
             params = {**params, "dimensions": None}
+        effects = bool(eqn.effects)
         return Equation(
-            eqn.primitive, params, atoms, outs, here, bodies, bool(eqn.effects)
+            eqn.primitive, params, atoms, outs, here, bodies, effects, eqn.ctx
         )
 
 

@@ -1,5 +1,6 @@
 """What is done to a program that was read: constants, dead code, axes that stack."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -51,7 +52,7 @@ def _again(equation: Equation, out: Var) -> Equation:
     [number] = equation.ins
     assert isinstance(number, Const), "a number in the program's text"
     own = Const(number.value, number.kind, out.scope)
-    return Equation(equation.primitive, equation.params, [own], [out], equation.place)
+    return dataclasses.replace(equation, ins=[own], outs=[out])
 
 
 def _push_inside(equation: Equation, made: dict[Var, Equation]) -> None:
