@@ -53,6 +53,8 @@ def links_of(
 
     def follow(program: Program, links: Links) -> None:
         for equation in program.equations:
+            for var in (*equation.ins, *equation.outs):
+                links.of(var)  # axes that go with no other keep a position too
             rule = RULES.get(equation.name)
             why = pinned.get(equation)
             if rule is None:
@@ -74,13 +76,15 @@ def written(
     arrays: Sequence[Array],
     whole: Sequence[bool],
     steps: tuple[Any, ...] = (),
+    *,
+    trial: bool = False,
 ) -> list[Array]:
     """The small outputs of a program, of inputs that are small, or `whole`.
 
     `steps` has the number of the member, for a program of a stack of members.
 
     Raises:
-        Unfit: If an equation cannot be written for the positions that stay.
+        Unfit: In a trial, if an equation can't be written for the positions that stay.
     """
 
     def follow(program: Program, small: Small, arrays: Sequence[Array]) -> list[Array]:
@@ -104,7 +108,7 @@ def written(
             emit = as_it_is if rule is None or fixed else rule.emit
             outs = emit(equation.fitted(small.shape(equation.outs[0])), arrays, small)
         except (LookupError, TypeError, ValueError) as error:
-            if fixed:
+            if fixed or not trial:
                 raise
             raise Unfit(equation, str(error).split("\n")[0]) from error
         if links.folding is not None and equation.name in FOLDED:
@@ -114,7 +118,7 @@ def written(
                 raise Unfit(equation, "it has another shape when written small")
         return outs
 
-    small = Small(links, follow, steps, links.ghosts)
+    small = Small(links, follow, steps, links.ghosts, trial=trial)
     cut = [
         small.cut(x, var) if w else x
         for x, var, w in zip(arrays, program.ins, whole, strict=True)

@@ -38,6 +38,7 @@ class Small:
         steps: The numbers of the steps, for each loop around; that of a member of a
             stack is `None` if it is not known.
         ghosts: Which positions are equal, if one may stand for the others.
+        trial: Whether this is to see if all can be written, derivatives too.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Small:
         follow: Callable[[Program, "Small", Sequence[Array]], list[Array]],
         steps: tuple[Any, ...] = (),
         ghosts: Ghosts | None = None,
+        *,
+        trial: bool = False,
     ) -> None:
         self._cells, self._follow, self.steps = cells, follow, steps
-        self.ghosts = ghosts
+        self.ghosts, self.trial = ghosts, trial
 
     def follow(self, program: Program, arrays: Sequence[Array]) -> list[Array]:
         """The small outputs of a program."""
@@ -57,7 +60,7 @@ class Small:
     def inside(self, step: Any) -> "Small":
         """The same, in one step more of a loop."""
         steps = (*self.steps, step)
-        return Small(self._cells, self._follow, steps, self.ghosts)
+        return Small(self._cells, self._follow, steps, self.ghosts, trial=self.trial)
 
     def keep(self, var: Var, axis: int) -> np.ndarray:
         """Which positions stay, [*steps, n]."""

@@ -196,7 +196,16 @@ def _cond_emit(equation: Equation, arrays: list[Array], small: Small) -> list[An
         (lambda *xs, body=body: tuple(small.follow(body, xs)))
         for body in equation.bodies
     ]
-    return list(lax.switch(index, branches, *operands))
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return list(lax.switch(index, branches, *operands))
+    # Of branches for platforms only one is compiled: another may not be able to.
+    named = {
+        name: branch
+        for names, branch in zip(platforms, branches, strict=True)
+        for name in names or ("default",)
+    }
+    return list(lax.platform_dependent(*operands, **named))
 
 
 # Functions that are called as they are, or with a derivative of their own.
@@ -257,14 +266,16 @@ def _derived_emit(equation: Equation, arrays: list[Array], small: Small) -> list
     def function(*xs: Array) -> Any:
         return tuple(small.follow(body, xs))
 
+    def real(xs: Any) -> list[Any]:
+        kinds = zip(xs, arrays, strict=True)
+        return [x for x, kind in kinds if jnp.issubdtype(kind.dtype, jnp.inexact)]
+
+    def derived(primals: Any, tangents: Any) -> list[Array]:
+        return small.follow(derivative, [*primals, *real(tangents)])
+
     @function.defjvp
     def _jvp(primals: Any, tangents: Any) -> Any:
-        real = [
-            t
-            for t, x in zip(tangents, primals, strict=True)
-            if jnp.issubdtype(x.dtype, jnp.inexact)
-        ]
-        outs = small.follow(derivative, [*primals, *real])
+        outs = derived(primals, tangents)
         n = len(body.outs)
         found = iter(outs[n:])
         out_tangents = tuple(
@@ -275,6 +286,8 @@ def _derived_emit(equation: Equation, arrays: list[Array], small: Small) -> list
         )
         return tuple(outs[:n]), out_tangents
 
+    if small.trial:
+        jax.eval_shape(derived, arrays, arrays)
     return list(function(*arrays))
 
 
