@@ -59,7 +59,10 @@ class Small:
 
     def inside(self, step: Any) -> "Small":
         """The same, in one step more of a loop."""
-        steps = (*self.steps, step)
+        return self.at((*self.steps, step))
+
+    def at(self, steps: tuple[Any, ...]) -> "Small":
+        """The same, in these steps."""
         return Small(self._cells, self._follow, steps, self.ghosts, trial=self.trial)
 
     def keep(self, var: Var, axis: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Equations with programs inside: loops, conditionals, derivatives, recomputation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -260,22 +261,31 @@ def _remat_emit(equation: Equation, arrays: list[Array], small: Small) -> list[A
 
 
 def _derived_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Any]:
+    """A function with a derivative of its own, of small values.
+
+    The derivative is written when it is asked for, when the loops around are closed:
+    so their steps are arguments.
+    """
     body, derivative = equation.bodies
+    moving = [step for step in small.steps if isinstance(step, jax.Array)]
+
+    def at(moving: Sequence[Array]) -> Small:
+        now = iter(moving)
+        steps = (next(now) if isinstance(s, jax.Array) else s for s in small.steps)
+        return small.at(tuple(steps))
 
     @jax.custom_jvp
-    def function(*xs: Array) -> Any:
-        return tuple(small.follow(body, xs))
+    def function(moving: Any, *xs: Array) -> Any:
+        return tuple(at(moving).follow(body, xs))
 
-    def real(xs: Any) -> list[Any]:
-        kinds = zip(xs, arrays, strict=True)
-        return [x for x, kind in kinds if jnp.issubdtype(kind.dtype, jnp.inexact)]
-
-    def derived(primals: Any, tangents: Any) -> list[Array]:
-        return small.follow(derivative, [*primals, *real(tangents)])
+    def derived(moving: Any, primals: Any, tangents: Any) -> list[Array]:
+        pairs = zip(tangents, primals, strict=True)
+        real = [t for t, x in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return at(moving).follow(derivative, [*primals, *real])
 
     @function.defjvp
     def _jvp(primals: Any, tangents: Any) -> Any:
-        outs = derived(primals, tangents)
+        outs = derived(primals[0], primals[1:], tangents[1:])
         n = len(body.outs)
         found = iter(outs[n:])
         out_tangents = tuple(
@@ -287,8 +297,8 @@ def _derived_emit(equation: Equation, arrays: list[Array], small: Small) -> list
         return tuple(outs[:n]), out_tangents
 
     if small.trial:
-        jax.eval_shape(derived, arrays, arrays)
-    return list(function(*arrays))
+        jax.eval_shape(derived, moving, arrays, arrays)
+    return list(function(moving, *arrays))
 
 
 _CALL = Rule(_call_links, _call_facts, _remat_emit)
