@@ -82,6 +82,29 @@ def test_folded_constants_come_right_at_borders_of_any_size(padding):
     np.testing.assert_allclose(out, apply(masked, x), atol=1e-4)
 
 
+def test_constants_fold_where_rows_are_mapped():
+    """The rows count the steps of a loop, and each may keep other positions."""
+
+    def apply(p, x):
+        h = jax.lax.map(lambda row: jnp.tanh(row @ p["up"] + p["bias"]), x)
+        return jax.nn.relu(h @ p["again"]) @ p["down"]
+
+    params = PARAMS | {"again": draw(4, 4, seed=3)}
+    mask = FILTERS | {"again": KEEP[None]}
+    plan = check(apply, params, mask, X, fold=True)
+    assert plan.shapes == {"again": (2, 2), "bias": (2,), "down": (2, 2), "up": (3, 2)}
+
+
+def test_what_is_put_around_is_part_of_each_row():
+    def apply(p, x):
+        h = jnp.pad(x @ p["up"], ((0, 1), (1, 0)), constant_values=0.5)
+        return h @ p["down"]
+
+    params = {"up": PARAMS["up"], "down": draw(5, 2)}
+    plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
+    assert plan.shapes["up"] == (3, 4)
+
+
 def test_one_of_several_equal_positions_stands_for_all_in_a_sum():
     def apply(p, x):
         h = x @ p["up"]

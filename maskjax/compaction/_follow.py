@@ -30,6 +30,7 @@ def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
 
     def follow(program: Program, facts: Facts) -> list[Fact]:
         for equation in program.equations:
+            facts.now = equation
             rule = RULES.get(equation.name)
             found = unknown(equation, facts)
             if rule is not None:
@@ -53,6 +54,7 @@ def links_of(
 
     def follow(program: Program, links: Links) -> None:
         for equation in program.equations:
+            links.now = facts.now = equation
             for var in (*equation.ins, *equation.outs):
                 links.of(var)  # axes that go with no other keep a position too
             rule = RULES.get(equation.name)
@@ -65,7 +67,7 @@ def links_of(
                 pin(equation, links, why)
 
     links = Links(facts, follow, folding, ghosts)
-    follow(program, links)
+    links.follow(program)
     return links
 
 

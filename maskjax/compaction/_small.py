@@ -136,8 +136,8 @@ class Small:
         """Of what every step of a loop reads, the positions that this step keeps."""
         for axis in range(len(var.shape)):
             keep, wanted = self.keep(var, axis), self.keep(inside, axis)
-            more = (1,) * (wanted.ndim - keep.ndim)
-            keep = keep.reshape(*keep.shape[:-1], *more, keep.shape[-1])
+            around = len(var.scope)  # the loop comes after those around it
+            keep = np.expand_dims(keep, [*range(around, len(inside.scope))])
             keep = np.broadcast_to(keep, wanted.shape)
             if (keep != wanted).any():
                 rank = keep.cumsum(-1) - 1  # a position's place among those that stay

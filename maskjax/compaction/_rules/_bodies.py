@@ -38,7 +38,7 @@ def _scan_links(equation: Equation, links: Links) -> None:
     n = last - first
     for outside, inside in zip(equation.ins[:first], body.ins[:first], strict=True):
         for axis in range(len(outside.shape)):
-            links.read(outside, axis, inside, axis)
+            links.same(outside, axis, inside, axis, read=True)
     for i in range(n):
         _same(equation.ins[first + i], body.ins[first + i], links)
         _same(body.ins[first + i], body.outs[i], links)
@@ -50,6 +50,7 @@ def _scan_links(equation: Equation, links: Links) -> None:
     for outside, inside in pairs:
         why = "is cut into the steps of a loop"
         links.pin(outside, [0], why)
+        links.counts(outside, inside)
         for axis in range(len(inside.shape)):
             links.same(outside, axis + 1, inside, axis)
 
@@ -96,22 +97,18 @@ def _axes(var: Var) -> list[int]:
 
 def _entering(facts: Facts, outside: Var, inside: Var) -> Fact:
     """A fact of a value, in every step of a loop."""
-    return tuple(facts.spread(outside, a, *_place(inside, a)) for a in _axes(inside))
+    return tuple(facts.spread(outside, a, inside, a) for a in _axes(inside))
 
 
 def _leaving(facts: Facts, inside: Var, outside: Var) -> Fact:
-    return tuple(facts.spread(inside, a, *_place(outside, a)) for a in _axes(outside))
-
-
-def _place(var: Var, axis: int) -> tuple[tuple[int, ...], int]:
-    return (var.scope, 1) if axis < 0 else (var.prefix(axis), var.shape[axis])
+    return tuple(facts.spread(inside, a, outside, a) for a in _axes(outside))
 
 
 def _sliced(facts: Facts, outside: Var, inside: Var) -> Fact:
     """One step's slice. Where steps differ, the value outside knows them apart."""
     if inside.shape:
         return tuple(
-            facts.spread(outside, axis + 1, *_place(inside, axis))
+            facts.spread(outside, axis + 1, inside, axis)
             for axis in range(len(inside.shape))
         )
     known = facts.of(outside)[0]  # a number for each step
@@ -128,7 +125,7 @@ def _stacked(facts: Facts, inside: Var, outside: Var) -> Fact:
             return (None,)
         return (Known(known.where[..., 0], known.value[..., 0]),)
     rest = (
-        facts.spread(inside, axis, *_place(outside, axis + 1))
+        facts.spread(inside, axis, outside, axis + 1)
         for axis in range(len(inside.shape))
     )
     return (None, *rest)
