@@ -170,6 +170,52 @@ def test_inputs_are_cut_for_the_member_that_has_a_number():
         compaction.narrow(last, one, member=0)
 
 
+SLOPES = jnp.arange(1.0, 9.0)
+
+
+@jax.custom_jvp
+def rounded(x):
+    return jnp.round(x)
+
+
+@rounded.defjvp
+def _(primals, tangents):
+    return rounded(*primals), tangents[0] * SLOPES[None]
+
+
+def test_the_derivative_of_a_function_is_cut_for_each_step_and_member():
+    """Also where it is asked for when the loops around it are closed."""
+    keep = np.array([[1, 0, 1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0, 1]], bool)
+    layers = {"a": np.stack([PARAMS["a"]] * 2), "c": np.ones((2, 8, 3), "f4")}
+
+    def looped(p, x):
+        step = lambda h, p: (jnp.tanh(rounded(h @ p["a"]) @ p["c"]), None)  # noqa: E731
+        return jax.lax.scan(step, x, p)[0].sum()
+
+    plan = compaction.plan(looped, layers, {"a": keep[:, None], "c": None}, X)
+    assert plan.shapes["a"] == (2, 3, 4)
+    masked = maskjax.apply(layers, {"a": keep[:, None], "c": None})
+    wanted = compaction.shrink(jax.grad(looped)(masked, X), plan)
+    narrow = compaction.narrow(looped, plan)
+    small = compaction.shrink(masked, plan)
+    close(jax.jit(jax.grad(jax.jit(narrow)))(small, X), wanted)
+
+    def one(p, x):
+        return (rounded(x @ p["a"]) @ p["c"]).sum()
+
+    plan = compaction.plan(one, PARAMS, {"a": keep[:, None], "c": None}, X, stack=True)
+    small = compaction.shrink(PARAMS, plan)
+    with pytest.raises(ValueError, match="narrow` needs `member`, the number of"):
+        compaction.narrow(one, plan)(jax.tree.map(lambda leaf: leaf[0], small), X)
+
+    def slopes(i, p):
+        return jax.grad(jax.jit(compaction.narrow(one, plan, member=i)))(p, X)["a"]
+
+    found = jax.jit(jax.vmap(slopes))(jnp.arange(2), small)
+    every = 2 * X.sum(0)[:, None] * SLOPES[None]  # two outputs, of rows of ones
+    close(found, np.stack([every[:, row] for row in keep]))
+
+
 def test_bad_stacks_are_refused():
     plan = compaction.plan
     of_two = {"a": np.ones((2, 3, 8), bool), "c": None}

@@ -31,6 +31,7 @@ def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
 
     def follow(program: Program, facts: Facts) -> list[Fact]:
         for equation in program.equations:
+            facts.now = equation
             rule = RULES.get(equation.name)
             found = unknown(equation, facts)
             if rule is not None:
@@ -54,6 +55,9 @@ def links_of(
 
     def follow(program: Program, links: Links) -> None:
         for equation in program.equations:
+            links.now = facts.now = equation
+            for var in (*equation.ins, *equation.outs):
+                links.of(var)  # axes that go with no other keep a position too
             rule = RULES.get(equation.name)
             why = pinned.get(equation)
             if rule is None:
@@ -64,7 +68,7 @@ def links_of(
                 pin(equation, links, why)
 
     links = Links(facts, follow, folding, ghosts)
-    follow(program, links)
+    links.follow(program)
     return links
 
 
@@ -75,13 +79,15 @@ def written(
     arrays: Sequence[Array],
     whole: Sequence[bool],
     steps: tuple[Any, ...] = (),
+    *,
+    trial: bool = False,
 ) -> list[Array]:
     """The small outputs of a program, of inputs that are small, or `whole`.
 
     `steps` has the number of the member, for a program of a stack of members.
 
     Raises:
-        Unfit: If an equation cannot be written for the positions that stay.
+        Unfit: In a trial, if an equation can't be written for the positions that stay.
     """
 
     def follow(program: Program, small: Small, arrays: Sequence[Array]) -> list[Array]:
@@ -106,7 +112,7 @@ def written(
             emit = as_it_is if rule is None or fixed else rule.emit
             outs = emit(equation.fitted(small.shape(equation.outs[0])), arrays, small)
         except (LookupError, TypeError, ValueError) as error:
-            if fixed:
+            if fixed or not trial:
                 raise
             raise Unfit(equation, str(error).split("\n")[0]) from error
         if links.folding is not None and equation.name in FOLDED:
@@ -117,7 +123,7 @@ def written(
         return outs
 
     equal = functools.cache(lambda: Ghosts(program, links.facts))
-    small = Small(links, follow, equal, steps, links.ghosts)
+    small = Small(links, follow, equal, steps, links.ghosts, trial=trial)
     cut = [
         small.cut(x, var) if w else x
         for x, var, w in zip(arrays, program.ins, whole, strict=True)

@@ -38,6 +38,7 @@ class Small:
         steps: The numbers of the steps, for each loop around; that of a member of a
             stack is `None` if it is not known.
         ghosts: Which positions are equal, if one may stand for the others in a sum.
+        trial: Whether this is to see if all can be written, derivatives too.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Small:
         equal: Callable[[], Ghosts],
         steps: tuple[Any, ...] = (),
         ghosts: Ghosts | None = None,
+        *,
+        trial: bool = False,
     ) -> None:
         self._cells, self._follow, self._equal = cells, follow, equal
-        self.steps, self.ghosts = steps, ghosts
+        self.steps, self.ghosts, self.trial = steps, ghosts, trial
 
     def follow(self, program: Program, arrays: Sequence[Array]) -> list[Array]:
         """The small outputs of a program."""
@@ -57,8 +60,12 @@ class Small:
 
     def inside(self, step: Any) -> "Small":
         """The same, in one step more of a loop."""
-        steps = (*self.steps, step)
-        return Small(self._cells, self._follow, self._equal, steps, self.ghosts)
+        return self.at((*self.steps, step))
+
+    def at(self, steps: tuple[Any, ...]) -> "Small":
+        """The same, in these steps."""
+        how = self._cells, self._follow, self._equal
+        return Small(*how, steps, self.ghosts, trial=self.trial)
 
     def keep(self, var: Var, axis: int) -> np.ndarray:
         """Which positions stay, [*steps, n]."""
@@ -131,8 +138,8 @@ class Small:
         """Of what every step of a loop reads, the positions that this step keeps."""
         for axis in range(len(var.shape)):
             keep, wanted = self.keep(var, axis), self.keep(inside, axis)
-            more = (1,) * (wanted.ndim - keep.ndim)
-            keep = keep.reshape(*keep.shape[:-1], *more, keep.shape[-1])
+            around = len(var.scope)  # the loop comes after those around it
+            keep = np.expand_dims(keep, [*range(around, len(inside.scope))])
             keep = np.broadcast_to(keep, wanted.shape)
             if (keep != wanted).any() and self._equal().one(var, axis):
                 array = self._repeated(array, axis, self.count(inside, axis))
