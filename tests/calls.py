@@ -290,6 +290,22 @@ call(
     _number(0.4, 0.5),
 )
 call(
+    "allocation.owl",
+    lambda p, n, d: allocation.owl(p, n, density=d),
+    _params,
+    tree_of(a=(16, 1), b=(16, 1), c=(24, 1), bias=None),
+    _density,
+    specs="xy x -",
+)
+call(
+    "allocation.owl: layers",
+    lambda p, n: allocation.owl(p, n, density=0.5, where=_LAYERED),
+    _layers,
+    tree_of(layers=(4, 16, 1), head=(16, 1)),
+    specs="xy xy",
+    moves="gather exchange",
+)
+call(
     "allocation.uniform",
     lambda p, d: allocation.uniform(p, density=d),
     _params,

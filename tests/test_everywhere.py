@@ -28,6 +28,8 @@ QUICK = [  # one of each kind that was wrong once
     ("optim.prune", "eager"),
     ("recipes.edge_popup.soft_mask: gradient, with cutoffs", "explicit"),
     ("recipes.packnet.commit", "auto"),
+    ("recipes.sparsegpt.prune", "auto"),
+    ("recipes.sparsegpt.prune: layers, sharded by layers", "explicit"),
     ("metrics.temperature", "shard_map"),
     ("metrics.auroc", "explicit"),
 ]

@@ -126,8 +126,9 @@ def _pruned(task: Task, *, how: How) -> Done:
 
     every = layout.laid(w), layout.gram(sums).astype(wide), choice
     if layout.stack:
-        # Layers one after another, those of each device at a time.
-        mask, new, used = turns.run(member, every, jax.device_count())
+        # One layer of each device at a time.
+        at_once = placement.groups(*jax.tree.leaves(every))
+        mask, new, used = turns.run(member, every, at_once)
     else:
         found = member(jax.tree.map(lambda x: x[0], every))
         mask, new, used = jax.tree.map(lambda x: x[None], found)
