@@ -173,7 +173,9 @@ def gram(x: Array, lead: int) -> Array:
     Of the symmetric matrix little more than a half is computed, panel by panel.
     """
     d = x.shape[-1]
-    if d < _LARGE or _is_cut(x):
+    if _is_cut(x):
+        return product(x, x, lead)
+    if d < _LARGE:
         return _symmetric(product(x, x, lead))
     width = -(-d // (_PANELS * _LANES)) * _LANES
     x = lax.optimization_barrier(x)  # or it would be computed anew for each panel
