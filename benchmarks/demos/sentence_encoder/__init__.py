@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import _encoder, _pictures, _sentences
 from benchmarks._registry import Context, Demo, Outcome, Row
-from benchmarks._rows import rows
+from benchmarks._rows import error, rows
 from benchmarks.demos.sentence_encoder import _methods, _retrieval
 from benchmarks.demos.sentence_encoder._methods import (
     BY_LAYER,
@@ -164,11 +164,6 @@ def _difference(network: _encoder.Network) -> float | None:
     return float(np.abs(ours - theirs).max())
 
 
-def _error(values: np.ndarray) -> float:
-    """The standard error of the mean over seeds; 0 where there is one."""
-    return values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-
-
 def _reached(found: Found) -> dict[str, dict[str, bool]]:
     return {
         f"{method} {kind}": {
@@ -183,8 +178,9 @@ def _ordered(found: Found, measure: str) -> dict[str, bool]:
     """Whether methods come in order, within two standard errors, by pattern."""
 
     def before(better: np.ndarray, worse: np.ndarray) -> bool:
-        room = 2 * np.hypot(_error(better), _error(worse))
-        return bool(better.mean() >= worse.mean() - room)
+        # Of one seed there is no standard error: then the order has to be strict.
+        errors = [error(x) if len(x) > 1 else 0.0 for x in (better, worse)]
+        return bool(better.mean() >= worse.mean() - 2 * np.hypot(*errors))
 
     return {
         kind: all(
