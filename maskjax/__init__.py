@@ -18,6 +18,7 @@ and sharding, on any pytree of arrays (dicts, Flax, Equinox). Where to look:
     optim                                   prune while you train, with optax
     stacking, packing, bank, superposition  many masks; one bit an entry; many tasks
     recipes, theory                         one paper, one module
+    calibration                             what kernels meet, batch by batch
     layers, metrics, report, storage        mask features, judge, show, save
 
 Import optim, layers, metrics, report, storage, recipes and theory by name, as in
@@ -28,6 +29,7 @@ from maskjax import (
     algebra,
     allocation,
     bank,
+    calibration,
     compaction,
     estimator,
     initializer,
@@ -47,6 +49,7 @@ __all__ = [
     "allocation",
     "apply",
     "bank",
+    "calibration",
     "compaction",
     "estimator",
     "initializer",

@@ -24,6 +24,7 @@ from maskjax import (
     algebra,
     allocation,
     bank,
+    calibration,
     compaction,
     estimator,
     initializer,
@@ -512,6 +513,118 @@ call(
     of(4, 16, 8),
     specs="-x --y",
     follows=True,
+)
+
+# --- calibration ---------------------------------------------------------------------
+
+_IMAGE_NET = {"kernel": (3, 3, 4, 8), "bias": (8,)}
+
+
+def _stats(apply: Any, **how: Any) -> Any:
+    """A draw of statistics of no data, for drawn parameters and data."""
+    return lambda params, x: calibration.init(apply, params, x, **how)
+
+
+def _convolved(params: Any, x: Any) -> Any:
+    layer = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, params["kernel"], (1, 1), "SAME", dimension_numbers=layer
+    )
+
+
+def _wanda_of(params: Any, stats: Any) -> Any:
+    scores = score.wanda(params, calibration.norms(stats))
+    mask = select.top_k(scores, density=0.5, scope="output")
+    return maskjax.apply(params, mask), mask
+
+
+def _block(params: Any, x: Any) -> Any:
+    return jnp.tanh(x @ params["w"])
+
+
+_net_stats = made(_stats(_forward), _net, _x)
+call(
+    "calibration.init",
+    lambda p, x: calibration.init(_forward, p, x),
+    _net,
+    _x,
+    specs=_DATA,
+)
+call(
+    "calibration.update",
+    lambda s, p, x: calibration.update(_forward, s, p, x),
+    _net_stats,
+    _net,
+    _x,
+    specs=f"- {_DATA}",
+)
+call(
+    "calibration.update: weights",
+    lambda s, p, x, w: calibration.update(_forward, s, p, x, weights=w),
+    _net_stats,
+    _net,
+    _x,
+    of(16, dtype="int32"),
+    specs=f"- {_DATA}",
+)
+call(
+    "calibration.update: a sharded matrix",
+    lambda s, p, x: calibration.update(_forward, s, p, x),
+    _net_stats,
+    _net,
+    _x,
+    specs="x -y x",
+)
+call(
+    "calibration.update: squares",
+    lambda s, p, x: calibration.update(_forward, s, p, x),
+    made(_stats(_forward, gram=False), _net, _x),
+    _net,
+    _x,
+    specs=f"- {_DATA}",
+)
+call(
+    "calibration.update: a convolution",
+    lambda s, p, x: calibration.update(_convolved, s, p, x),
+    made(_stats(_convolved), tree_of(**_IMAGE_NET), of(16, 5, 5, 4)),
+    tree_of(**_IMAGE_NET),
+    of(16, 5, 5, 4),
+    specs=f"- {_DATA}",
+)
+_scan_stats = made(_stats(lambda p, x: _scanned(p, x)), tree_of(**_LAYERS), of(16, 8))
+call(
+    "calibration.update: layers",
+    lambda s, p, x: calibration.update(_scanned, s, p, x),
+    _scan_stats,
+    tree_of(**_LAYERS),
+    of(16, 8),
+    specs="- - x",
+)
+call("calibration.norms", calibration.norms, _scan_stats, specs="x")
+call("calibration.check", calibration.check, _scan_stats, specs="x")
+call(
+    "calibration.collect",
+    lambda p, *xs: calibration.collect(_forward, p, xs),
+    _net,
+    _x,
+    _x,
+    specs=_DATA,
+)
+call(
+    "calibration.sequential",
+    lambda p, x: calibration.sequential(
+        _block, [{"w": w} for w in p["layers"]], x, prune=_wanda_of
+    ),
+    tree_of(layers=(4, 8, 8)),
+    of(3, 16, 8),
+    specs="- -x",
+)
+call(
+    "calibration.sequential: scan",
+    lambda p, x: calibration.sequential(_block, p, x, prune=_wanda_of, scan=True),
+    tree_of(w=(4, 8, 8)),
+    of(3, 16, 8),
+    specs="- -x",
 )
 
 # --- stacking, bank, superposition --------------------------------------------------
@@ -1721,6 +1834,7 @@ call(
 
 EXCLUDED = {
     "bank.capacity": "a Python number, from a shape",
+    "calibration.memory": "Python numbers, from shapes",
     "compaction.groups": "names and numbers come out, from shapes",
     "compaction.plan": "a plan comes out, on the host, of shapes and a concrete mask",
     "metrics.bits_per_task": "a Python number, from shapes and dtypes",

@@ -17,7 +17,7 @@ RINGS = [
     {"_core"},
     {"where", "structure"},
     {"algebra", "packing", "initializer"},
-    {"score", "select", "allocation", "masking", "bank"},
+    {"score", "select", "allocation", "masking", "bank", "calibration"},
     {"estimator", "stacking", "superposition", "compaction"},
     {"optim", "layers", "storage", "report", "metrics", "theory"},
     {"recipes"},

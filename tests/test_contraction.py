@@ -15,6 +15,7 @@ from jax import lax
 from maskjax import masking, report, score, where
 from tests import trees
 from tests.reference import criteria
+from tests.reference.calibration import windows
 
 
 def normal(*shape, seed=0):
@@ -273,16 +274,16 @@ def test_a_kernel_whose_axes_are_lost_is_named():
 
     for change, why in {
         lambda w: w.reshape(4, 9).reshape(6, 6): "reshape",
-        lambda w: jnp.roll(w, 1, 0): "slice",
+        lambda w: jnp.roll(w, 1, 0): "concatenate",
         lambda w: jnp.cumsum(w, 0): "cumsum",
         lambda w: w + w[::-1]: "add",
-        lambda w: w + w[:1]: "slice",
+        lambda w: w + w[:1]: "add",
         lambda w: w + w.T: "add",
         lambda w: jnp.concatenate([w, w]).reshape(2, 6, 6)[0]: "concatenate",
     }.items():
         with raises(
             r"`maskjax.score.input_norms` needs `where` to choose kernels, which "
-            r"meet the inputs in dot products or convolutions .*, got:\n"
+            r"meet the inputs in dot products or convolutions, entry .*, got:\n"
             rf"  w: loses its axes in {why}$"
         ):
             traced_norms(of(change), {"w": square}, X)
@@ -428,14 +429,13 @@ def test_norms_of_a_convolution(groups):
     layer = nn.Conv(8, (3, 3), feature_group_count=groups, strides=2)
     params = {"kernel": normal(3, 3, 4 // groups, 8), "bias": np.ones(8, np.float32)}
     norms = norms_of(lambda p, x: layer.apply({"params": p}, x), params, image)
-    features = criteria.feature_norms(np.asarray(image), 3)
-    if groups == 1:
-        expected = features.reshape(1, 1, 4, 1)
-    else:  # output o is of group o // (8 / groups)
-        per = 4 // groups
-        starts = [o // (8 // groups) * per for o in range(8)]
-        columns = [features[start : start + per] for start in starts]
-        expected = np.stack(columns, axis=1)[None, None]
+    met = windows(image, (3, 3), strides=(2, 2), pads=[(1, 1), (1, 1)])
+    squares = (met**2).sum((0, 1))
+    if groups > 1:  # output o is of group o // (8 / groups)
+        squares = np.repeat(
+            np.stack(np.split(squares, groups, axis=2), -1), 8 // groups, 3
+        )
+    expected = np.sqrt(squares.reshape(3, 3, 4 // groups, -1))
     assert norms["kernel"].shape == expected.shape
     np.testing.assert_allclose(norms["kernel"], expected, rtol=1e-6)
 
@@ -463,9 +463,10 @@ def test_norms_of_a_convolution_with_features_first():
         return jax.vmap(eqx.combine(arrays, static))(x)
 
     norms = norms_of(apply, eqx.filter(model, eqx.is_array), image, where=weight)
-    features = criteria.feature_norms(np.asarray(image), 1)
-    assert norms.weight.shape == (1, 4, 1, 1)
-    np.testing.assert_allclose(np.ravel(norms.weight), features, rtol=1e-6)
+    pads = [(0, 0), (0, 0)]
+    met = windows(image.transpose(0, 2, 3, 1), (3, 3), strides=(1, 1), pads=pads)
+    expected = np.sqrt((met**2).sum((0, 1))).transpose(2, 0, 1)[None]
+    np.testing.assert_allclose(norms.weight, expected, rtol=1e-6)
 
 
 def test_convolutions_that_cannot_be_assigned_are_named():

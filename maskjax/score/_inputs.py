@@ -5,12 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from maskjax._core import checks, dtypes
-from maskjax._core.trees import Array, Params, Predicate, Scores
+from maskjax._core import checks
+from maskjax._core.trees import Params, Predicate, Scores
 from maskjax.score._objective import wide
 from maskjax.where import kernels
 
@@ -116,27 +114,7 @@ def input_norms(
 
     fn = "maskjax.score.input_norms"
     picks = checks.chosen(params, where, fn=fn)
-    rows = None if weights is None else _checked(weights, fn=fn)
+    rows = None if weights is None else checks.row_weights(weights, fn=fn)
     squares = walk.squares(apply, params, inputs, picks, fn=fn, weights=rows)
     norms = [jnp.sqrt(squares[i]) if pick else None for i, pick in enumerate(picks)]
     return jax.tree.structure(params).unflatten(norms)
-
-
-def _checked(weights: Any, *, fn: str) -> Array:
-    """The weights of rows as an array; values that are known are checked."""
-    if not checks.shaped(weights):
-        weights = np.asarray(weights)
-    if not checks.is_real(weights) and weights.dtype != bool:
-        raise TypeError(
-            f"`{fn}` needs `weights` as real numbers, got {checks.kind_of(weights)}."
-        )
-    if not isinstance(weights, Tracer) and getattr(
-        weights, "is_fully_addressable", True
-    ):
-        numbers = np.asarray(weights).astype(float)
-        bad = numbers[~(np.isfinite(numbers) & (numbers >= 0))]
-        if bad.size:
-            raise ValueError(
-                f"`{fn}` needs `weights` finite and at least 0, got {bad[0]}."
-            )
-    return dtypes.as_array(weights)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from maskjax._core import trees
+from maskjax._core import dtypes, trees
 from maskjax._core.checks._kinds import (
     is_floating,
     is_integer,
@@ -20,6 +20,7 @@ from maskjax._core.checks._kinds import (
     is_typed_key,
     kind_of,
     raise_all,
+    shaped,
 )
 
 
@@ -131,6 +132,26 @@ def counter(value: Any, most: int, *, fn: str, name: str) -> None:
     number = known(value)
     if number is not None and not 0 <= number <= most:
         raise ValueError(f"`{fn}` needs `{name}` in [0, {most}], got {number}.")
+
+
+def row_weights(weights: Any, *, fn: str) -> jax.Array:
+    """The weights of rows as an array; values that are known are checked."""
+    if not shaped(weights):
+        weights = np.asarray(weights)
+    if not is_real(weights) and weights.dtype != bool:
+        raise TypeError(
+            f"`{fn}` needs `weights` as real numbers, got {kind_of(weights)}."
+        )
+    if not isinstance(weights, Tracer) and getattr(
+        weights, "is_fully_addressable", True
+    ):
+        values = np.asarray(weights).astype(float)
+        bad = values[~(np.isfinite(values) & (values >= 0))]
+        if bad.size:
+            raise ValueError(
+                f"`{fn}` needs `weights` finite and at least 0, got {bad[0]}."
+            )
+    return dtypes.as_array(weights)
 
 
 def typed_key(key: Any, *, fn: str) -> None:

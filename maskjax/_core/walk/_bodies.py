@@ -75,7 +75,7 @@ def _scan(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     length, n = params["length"], params["num_carry"]
     first = params["num_consts"]
     consts, carry, xs = ins[:first], ins[first : first + n], ins[first + n :]
-    rows = [value._replace(leaves=_sliced(value.leaves)) for value in xs]
+    rows = [value._replace(leaves=sliced(value.leaves)) for value in xs]
     own = dataclasses.replace(walk, times=walk.times * length)
 
     def step(carry: list[Value], walk: Walk) -> list[Value]:
@@ -100,7 +100,7 @@ def _scan(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     return [*_joined(carry, outs[:n], "scan"), *stacked]
 
 
-def _sliced(leaves: dict[int, Trail]) -> dict[int, Trail]:
+def sliced(leaves: dict[int, Trail]) -> dict[int, Trail]:
     """One step's slices."""
     return {
         leaf: trail

@@ -23,6 +23,7 @@ def found(
     fn: str,
     mode: Mode,
     weights: Any = None,
+    axes: Sequence[Any] = (),
 ) -> Found:
     """Trace the function and walk through all of it.
 
@@ -33,7 +34,8 @@ def found(
         followed: Which leaves of `params` are followed.
         fn: The public function that errors blame.
         mode: What is asked for.
-        weights: For the rows of data, in the mode "squares".
+        weights: For the rows of data, where they are measured.
+        axes: The roles of the parameters' axes, for the mode "grams".
 
     Raises:
         ValueError: If there are no inputs.
@@ -56,7 +58,7 @@ def found(
         Value({i: whole(shapes[i])} if followed[i] else {}, False, array)
         for i, array in arrays.items()
     ] + [Value({}, True, array) for array in jax.tree.leaves(inputs)]
-    walk = Walk(shapes, mode, follow, weights)
+    walk = Walk(shapes, mode, follow, weights, axes)
     follow(traced, args, walk)
     return walk.found
 
@@ -81,7 +83,7 @@ def follow(jaxpr: Any, args: Sequence[Value], walk: Walk) -> list[Value]:
 
 def _step(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     """The outputs of one equation."""
-    name, evaluate = equation.primitive.name, walk.mode == "squares"
+    name, evaluate = equation.primitive.name, walk.evaluates
     carries = any(value.leaves for value in ins)
     skipped = carries and walk.mode != "flops" and _is_of_a_gradient(equation)
     if carries and not skipped:
@@ -129,7 +131,7 @@ def _made_of(equation: Any, ins: list[Value], walk: Walk, i: int) -> dict[int, T
     ]
     end = f"goes into {name}"
     data = sum(value.data for value in ins)
-    if name not in _moves.MOVES and _contracts(equation):
+    if not _moves.moves(name) and _contracts(equation):
         if walk.mode != "roles":
             found.obstacles.update((leaf, end) for _, leaf, _ in entering)
             return {}

@@ -1,5 +1,6 @@
 """A `scan` that is evaluated while it is walked."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,16 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax._core.trees import Array
-from maskjax._core.walk import _squares
-from maskjax._core.walk._trails import Trail, whole
-from maskjax._core.walk._values import Value, Walk
+from maskjax._core.walk import _parts, _sums
+from maskjax._core.walk._bodies import sliced
+from maskjax._core.walk._trails import Label, Trail
+from maskjax._core.walk._values import Found, Value, Walk
 
 
 def evaluated(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     """A loop, as a function with operands of its own.
 
     Operands are constants, which all steps share, then what the loop carries, then
-    slices. Sums of squares add up over steps for constants, and are stacked for slices.
+    slices. Sums add up over steps for constants, and are stacked for slices.
     """
     params, data = equation.params, any(value.data for value in ins)
     first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
@@ -24,56 +26,90 @@ def evaluated(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     found = walk.found
     for i in carried:
         found.ends.update((leaf, "is carried by scan") for leaf in ins[i].leaves)
-    shapes = [
-        atom.aval.shape[1:] if i >= last else atom.aval.shape
-        for i, atom in enumerate(equation.invars)
+    # A parameter may come in more than once, and each time another part of it.
+    entries = [
+        (i, leaf)
+        for i, value in enumerate(ins)
+        if i not in carried
+        for leaf in value.leaves
     ]
-    args = [
-        Value(
-            {i: whole(shape)} if value.leaves and i not in carried else {},
-            # What is carried may come to depend on data in a later step.
-            value.data or (data and i in carried),
-            value.array,
-        )
-        for i, (value, shape) in enumerate(zip(ins, shapes, strict=True))
-    ]
-    inner = Walk(shapes, walk.mode, walk.follow, walk.weights)
-    outs, squares = _looped(params, args, inner)
+    inner = dataclasses.replace(
+        walk,
+        shapes=[walk.shapes[leaf] for _, leaf in entries],
+        axes=[walk.axes[leaf] for _, leaf in entries] if walk.axes else (),
+        found=Found(),
+    )
+    args = []
     for i, value in enumerate(ins):
-        if i in inner.found.misfits:
-            shape = inner.found.misfits[i]
-            found.misfits.update(dict.fromkeys(value.leaves, shape))
-        if i in inner.found.obstacles:
-            end = inner.found.obstacles[i]
-            found.obstacles.update((leaf, end) for leaf in value.leaves)
-        elif i in squares:
-            total = jnp.sum(squares[i], axis=0) if i < first else squares[i]
-            _squares.add(value, total, walk)
-        elif i in inner.found.ends:
-            end = f"{inner.found.ends[i]}, in scan"
-            found.ends.update((leaf, end) for leaf in value.leaves)
+        leaves = sliced(value.leaves) if i >= last else value.leaves
+        own = {k: leaves[leaf] for k, (j, leaf) in enumerate(entries) if j == i}
+        # What is carried may come to depend on data in a later step.
+        depends = value.data or (data and i in carried)
+        args.append(Value(own, depends, value.array))
+    outs, sums = _looped(params, args, inner)
+    for k, (i, leaf) in enumerate(entries):
+        if k in inner.found.misfits:
+            found.misfits[leaf] = inner.found.misfits[k]
+        if k in inner.found.obstacles:
+            found.obstacles[leaf] = inner.found.obstacles[k]
+        elif k in sums:
+            axes = ins[i].leaves[leaf].axes
+            label = axes[0] if i >= last and axes else None
+            _add_up(leaf, sums[k], label, walk)
+        elif k in inner.found.ends:
+            found.ends[leaf] = f"{inner.found.ends[k]}, in scan"
     entering = [leaf for value in ins for leaf in value.leaves]
     lost = Trail(None, lost="scan")
     leaves = {} if data else dict.fromkeys(entering, lost)
     return [Value(leaves, data, array) for array in outs]
 
 
+def _add_up(leaf: int, sums: dict[Any, Array], label: Label | None, walk: Walk) -> None:
+    """Add the sums of all steps, which are stacked, to those of a parameter.
+
+    Args:
+        leaf: The parameter.
+        sums: For each kind of parts, what each step found.
+        label: What the steps are of a slice; `None` of what all steps share.
+        walk: That met the loop.
+    """
+    for part, array in sums.items():
+        factors = part.factors
+        if label is None:
+            total = jnp.sum(array, axis=0)
+        else:
+            lead = tuple(factor.size for factor in label)
+            array = array.reshape(*lead, *array.shape[1:])
+            factors, total = _sums.ordered((*label, *factors), array)
+        _sums.put(leaf, factors, total, object(), part.at, walk)
+
+
 def _looped(
     params: Any, args: Sequence[Value], inner: Walk
-) -> tuple[Iterable[Any], dict[int, Array]]:
-    """The outputs of a loop, and each operand's sums of squares, step by step."""
+) -> tuple[Iterable[Any], dict[int, dict[Any, Array]]]:
+    """The outputs of a loop, and what each step found for each parameter."""
     n = params["num_carry"]
     first, last = params["num_consts"], params["num_consts"] + n
+    keys: dict[int, list[Any]] = {}
 
     def step(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Any, Any]:
         inner.found.clear()  # `lax.scan` may trace the step more than once
         arrays = [*(value.array for value in args[:first]), *carry, *xs]
         named = [a._replace(array=b) for a, b in zip(args, arrays, strict=True)]
         out = [value.array for value in inner.follow(params["jaxpr"], named, inner)]
-        return out[:n], (out[n:], dict(inner.found.squares))
+        sums = {
+            leaf: _parts.joined(parts, inner.shapes[leaf])
+            for leaf, parts in inner.found.sums.items()
+        }
+        keys.update({leaf: [*parts] for leaf, parts in sums.items()})
+        return out[:n], (out[n:], {k: [*parts.values()] for k, parts in sums.items()})
 
     carry = [value.array for value in args[first:last]]
     xs = [value.array for value in args[last:]]
     loop = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, (ys, squares) = lax.scan(step, carry, xs, **loop)
-    return (*carry, *ys), squares
+    carry, (ys, found) = lax.scan(step, carry, xs, **loop)
+    sums = {
+        leaf: dict(zip(keys[leaf], arrays, strict=True))
+        for leaf, arrays in found.items()
+    }
+    return (*carry, *ys), sums

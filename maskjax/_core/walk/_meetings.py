@@ -4,11 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from maskjax._core.trees import Array
-from maskjax._core.walk import _squares
+from maskjax._core.walk import _measures, _sums
+from maskjax._core.walk._sums import Measure
 from maskjax._core.walk._trails import (
     STRANGE,
     Factor,
@@ -39,39 +36,23 @@ def dot(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
             roles[axis] = "inputs"
         for axis in (*batch[own], *(groups if own else ())):
             roles[axis] = "stack"
-        met: Array | str | None = None
-        if walk.mode == "squares" and ins[own].leaves and ins[other].data:
+        met: Measure | str | None = None
+        if walk.evaluates and ins[own].leaves and ins[other].data:
             if len(ins) == 2:
-                axes = [*batch[other], *contracted[other]]
-                places = [*batch[own], *contracted[own]]
-                met = _measured(ins[own], ins[other], axes, walk)
-                met = _squares.placed(met, places, len(shapes[own]))
+                pairs = {
+                    **dict(zip(batch[own], batch[other], strict=True)),
+                    **dict(zip(contracted[own], contracted[other], strict=True)),
+                }
+                crossed = set(contracted[own])
+                met = _measures.product(ins[own], ins[other], pairs, crossed, walk)
             else:
-                met = _by_group(equation, own, ins, walk)
+                met = _measures.ragged(equation, own, ins, walk)
         unknown = ambiguous(equation, len(shapes[own])) if ins[other].data else None
         each = dict.fromkeys(ins[own].leaves, roles)
         _note(ins[own], ins[other], each, met, flops, unknown, walk)
-    if len(ins) > 2 or walk.mode == "squares":
+    if len(ins) > 2 or walk.evaluates:
         return {}
     return _product(ins, contracted, batch, shapes)
-
-
-def _by_group(equation: Any, own: int, ins: list[Value], walk: Walk) -> Array | str:
-    """The sums of squares of the rows of each group of a ragged product."""
-    params = equation.params["ragged_dot_dimension_numbers"]
-    (contracted, batch), groups = (
-        params.dot_dimension_numbers,
-        params.rhs_group_dimensions,
-    )
-    rows = list(params.lhs_ragged_dimensions)
-    if not own or not groups or any(batch[0]) or set(rows) & set(contracted[0]):
-        return f"goes into {equation.primitive.name}"
-    squares = _measured(ins[1], ins[0], [*rows, *contracted[0]], walk, rows)
-    ends = jnp.cumsum(ins[2].array)
-    count = jnp.arange(squares.shape[0], dtype=ends.dtype)
-    group = jnp.searchsorted(ends, count, side="right")  # past all groups: none
-    squares = jax.ops.segment_sum(squares, group, len(ends))
-    return _squares.placed(squares, [*groups, *contracted[1]], ins[1].array.ndim)
 
 
 def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]:
@@ -79,12 +60,9 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
     image, kernel = ins
     numbers, flops = equation.params["dimension_numbers"], _convolution_flops(equation)
     outputs, inputs, *_ = numbers.rhs_spec
-    met: Array | str | None = None
-    if walk.mode == "squares" and kernel.leaves and image.data:
-        met = "is the kernel of a convolution in groups of the batch"
-        if equation.params["batch_group_count"] == 1:
-            squares = _measured(kernel, image, [numbers.lhs_spec[1]], walk)
-            met = _features(equation, squares)
+    met: Measure | str | None = None
+    if walk.evaluates and kernel.leaves and image.data:
+        met = _measures.convolution(equation, kernel, image, walk)
     roles: list[Any] = ["window"] * len(numbers.rhs_spec)
     roles[inputs], roles[outputs] = "inputs", "outputs"
     groups = equation.params["feature_group_count"]
@@ -95,10 +73,10 @@ def convolution(equation: Any, ins: list[Value], walk: Walk) -> dict[int, Trail]
             each[leaf][outputs] = out
     _note(kernel, image, each, met, flops, None, walk)
     why = "is the image of a convolution"
-    met = why if walk.mode == "squares" and kernel.data else None
+    met = why if walk.evaluates and kernel.data else None
     none = dict.fromkeys(image.leaves, [])
     _note(image, kernel, none, met, flops, why, walk)
-    if walk.mode == "squares":
+    if walk.evaluates:
         return {}
     return {
         leaf: trail._replace(axes=None, lost=equation.primitive.name, product=True)
@@ -135,18 +113,6 @@ def _convolution_flops(equation: Any) -> int:
         )
     )
     return 2 * out[numbers.out_spec[0]] * math.prod(positions) * math.prod(kernel)
-
-
-def _features(equation: Any, squares: Array) -> Array:
-    """The sums of squares of the features that each entry of a kernel meets.
-
-    Outputs come group by group, and each meets its group's inputs.
-    """
-    kernel = equation.invars[1].aval.shape
-    outputs, inputs, *_ = equation.params["dimension_numbers"].rhs_spec
-    groups = equation.params["feature_group_count"]
-    squares = squares.reshape(groups, kernel[inputs])
-    return _squares.placed(squares, [outputs, inputs], len(kernel))
 
 
 CONTRACTIONS = {
@@ -207,41 +173,19 @@ def _product(
 # Notes.
 
 
-def _measured(
-    own: Value,
-    other: Value,
-    kept: Sequence[int],
-    walk: Walk,
-    summed: Sequence[int] = (),
-) -> Array:
-    """The sums of squares of data, with weights for its rows.
-
-    The axes in `summed` are kept here, and summed over by the caller.
-    """
-    weights, shape = walk.weights, tuple(other.array.shape)
-    if weights is not None:
-        rows = len(weights.shape)
-        if shape[:rows] != weights.shape or any(
-            axis < rows for axis in {*kept} - {*summed}
-        ):
-            walk.found.misfits.update(dict.fromkeys(own.leaves, shape))
-            weights = None
-    return _squares.summed(other.array, kept, weights)
-
-
 def _note(
     value: Value,
     other: Value,
     roles: Mapping[int, Sequence[Any]],
-    met: Array | str | None,
+    met: Measure | str | None,
     flops: int,
     unknown: str | None,
     walk: Walk,
 ) -> None:
-    """Note what an operand meets: roles and squares along its axes, or no data."""
+    """Note what an operand meets: roles and sums along its axes, or no data."""
     found = walk.found
     if met is not None and not isinstance(met, str):
-        _squares.add(value, met, walk)
+        _sums.add(value, met, walk)
     if walk.mode == "roles":
         _met(value, other, roles, unknown, found)
         return
@@ -250,7 +194,7 @@ def _note(
             if walk.inside:
                 found.obstacles[leaf] = f"goes into {walk.inside}"
             found.flops[leaf] = found.flops.get(leaf, 0) + walk.times * flops
-        elif walk.mode == "squares":
+        elif walk.evaluates:
             if met is None:
                 found.ends[leaf] = "meets no data"
             elif isinstance(met, str):

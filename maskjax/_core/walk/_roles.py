@@ -30,12 +30,18 @@ class _Notes(NamedTuple):
     touched: list[tuple[Trail, str]]
 
 
-def answers(found: Found, named: Sequence[tuple[str, Any]], *, fn: str) -> list[Answer]:
+def answers(
+    found: Found,
+    named: Sequence[tuple[str, Any]],
+    *,
+    fn: str,
+    every_kernel: bool,
+) -> list[Answer]:
     """The answer for each leaf.
 
     Raises:
-        ValueError: If a leaf that is called `kernel` is in no contraction, or all that
-            are in one meet constants there.
+        ValueError: With `every_kernel`, if a leaf that is called `kernel` is in no
+            contraction, or all that are in one meet constants there.
     """
     notes = [_Notes([], [], []) for _ in named]
     for meeting in found.meetings:
@@ -61,7 +67,7 @@ def answers(found: Found, named: Sequence[tuple[str, Any]], *, fn: str) -> list[
             wrong = not (own.products and found.meetings)
             if wrong and path.split("/")[-1] == "kernel":
                 lines.append(f"{path}: {_absence(own)}")
-    if lines:
+    if lines and every_kernel:
         raise checks.listing(
             lines,
             f"`{fn}` needs every leaf called `kernel` to meet `inputs` in a dot "

@@ -5,6 +5,7 @@ A value of shape (6, 8) that is a reshape of a parameter (6, 2, 4) has the label
 second: an axis runs, row-major, along the product of its factors.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,12 +19,58 @@ class Factor(NamedTuple):
         axis: The parameter's axis that it runs along, or `STRANGE`.
         size: Its length.
         stride: How far one step goes along the parameter's axis. It is negative if it
-            goes backwards, and 0 if it is not known (after a slice, say).
+            goes backwards, and 0 if it is not known which entry is where.
+        start: How far along the parameter's axis its first entry is.
+        low: How many of its first places have no entry of the parameter.
+        high: How many of its last places.
+        cut: Whether it is a part of what the axis was, or has places without entries.
     """
 
     axis: int
     size: int
     stride: int
+    start: int = 0
+    low: int = 0
+    high: int = 0
+    cut: bool = False
+
+    @property
+    def entries(self) -> int:
+        """At how many of its places there is an entry."""
+        return self.size - self.low - self.high
+
+    def part(self, start: int, size: int, step: int = 1) -> "Factor":
+        """So many of its places from one on."""
+        places = range(start, start + size * step, step)
+        low = sum(place < self.low for place in places[: self.low])
+        high = sum(place >= self.size - self.high for place in places[-self.high :])
+        high = high if self.high else 0
+        first = start + low * step - self.low
+        return self._replace(
+            size=size,
+            stride=self.stride * step,
+            start=self.start + first * self.stride,
+            low=low,
+            high=high,
+            cut=True,
+        )
+
+    def within(self, start: int, size: int) -> "Factor":
+        """It as a part of a longer axis, from one place on."""
+        high = self.high + size - start - self.size
+        return self._replace(size=size, low=self.low + start, high=high, cut=True)
+
+    def reversed(self) -> "Factor":
+        """The same places backwards."""
+        last = self.start + (max(self.entries, 1) - 1) * self.stride
+        return self._replace(
+            stride=-self.stride, start=last, low=self.high, high=self.low
+        )
+
+    def somewhere(self, size: int | None = None) -> "Factor":
+        """It with entries at places that are not known."""
+        size = self.size if size is None else size
+        return Factor(self.axis, size, 0, cut=True)
 
 
 Label = tuple[Factor, ...]
@@ -39,12 +86,15 @@ class Trail(NamedTuple):
             on data), "product" (contracted with something else than data).
         lost: The primitive after which it is not known which entry is where.
         product: Whether it is a contraction with something else than data.
+        at: Pairs of an axis of the parameter and how far along it all entries are, not
+            counting what labels say: the index that was taken of it.
     """
 
     axes: tuple[Label, ...] | None
     gone: frozenset[tuple[str, int]] = frozenset()
     lost: str | None = None
     product: bool = False
+    at: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def partial(self) -> bool:
@@ -69,27 +119,60 @@ def sized(label: Label, size: int) -> Label | None:
 
     `None` if that cuts through several factors.
     """
+    if any(f.axis == STRANGE and (f.low or f.high) for f in label):
+        return None
     long = [factor for factor in label if factor.size != 1]
     if not long:
         # A new axis, along which things were stacked, or several of one slice.
-        return tuple(f._replace(size=size, stride=0) for f in label[:1]) or strange(
-            size
-        )
+        return tuple(f.somewhere(size) for f in label[:1]) or strange(size)
     first, *rest = long
     below = 1
     for factor in rest:
         below *= factor.size
     if below and size % below == 0:
-        return (first._replace(size=size // below, stride=0), *rest)
+        return (first.somewhere(size // below), *rest)
     if size and below % size == 0:
         cut = sized(tuple(rest), size)
-        return None if cut is None else (first._replace(size=1, stride=0), *cut)
+        return None if cut is None else (first.somewhere(1), *cut)
     return None
 
 
 def anywhere(label: Label) -> Label:
     """The label of an axis of which it is not known which entry is where."""
-    return tuple(f._replace(stride=0) if f.size != 1 else f for f in label)
+    return tuple(f.somewhere() if f.size != 1 else f for f in label)
+
+
+def part(label: Label, start: int, size: int, step: int = 1) -> Label | None:
+    """The label of so many places of an axis from one on, or `None` if it has none."""
+    long = [factor for factor in label if factor.size != 1]
+    if not long or not size:
+        return label if size == 1 else None
+    first, *rest = long
+    below = math.prod(factor.size for factor in rest)
+    if below == 1:
+        return (first.part(start, size, step),)
+    if step != 1:
+        return None
+    if start % below == 0 and size % below == 0:
+        return (first.part(start // below, size // below), *rest)
+    row = start // below
+    if (start + size - 1) // below != row:
+        return None
+    cut = part(tuple(rest), start - row * below, size)
+    return None if cut is None else (first.part(row, 1), *cut)
+
+
+def within(label: Label, start: int, size: int) -> Label | None:
+    """The label of an axis that an axis is a part of, from one place on."""
+    long = [factor for factor in label if factor.size != 1]
+    if not long:  # a new axis, along which things were stacked
+        alone = label[0] if label else Factor(STRANGE, 1, 0)
+        return (alone.within(start, size),) if len(label) < 2 else None
+    first, *rest = long
+    below = math.prod(factor.size for factor in rest)
+    if not below or start % below or size % below:
+        return None
+    return (first.within(start // below, size // below), *rest)
 
 
 def joined(label: Sequence[Factor]) -> Label:
@@ -98,11 +181,14 @@ def joined(label: Sequence[Factor]) -> Label:
     for factor in label:
         if out and out[-1].axis == factor.axis:
             last = out[-1]
-            both = last.axis == STRANGE or (
-                factor.stride != 0 and last.stride == factor.size * factor.stride
-            )
-            if both:
-                out[-1] = Factor(factor.axis, last.size * factor.size, factor.stride)
+            runs = last.stride == factor.size * factor.stride != 0
+            whole = not (factor.low or factor.high)
+            if whole and (runs or last.axis == STRANGE):
+                size, start = factor.size, last.start + factor.start
+                low, high = last.low * size, last.high * size
+                cut, size = last.cut or factor.cut, last.size * size
+                axis, stride = factor.axis, factor.stride
+                out[-1] = Factor(axis, size, stride, start, low, high, cut)
                 continue
         out.append(factor)
     return tuple(out)
@@ -127,23 +213,41 @@ def reshaped(axes: Sequence[Label], out: Sequence[int]) -> tuple[Label, ...] | N
                 return None
             factor = stream.pop()
             if size % factor.size and factor.size % size == 0:
-                rest = factor.size // size
-                stream.append(factor._replace(size=rest))
-                factor = factor._replace(size=size, stride=factor.stride * rest)
+                outer, inner = split(factor, size)
+                if inner is None:
+                    return None
+                stream.append(inner)
+                factor = outer
             if size % factor.size:
                 return None
             size //= factor.size
-            if factor.size > 1 or factor.stride:
+            if factor.size > 1 or not factor.cut:
                 label.append(factor)
         free = place + 1 < len(out) and out[place + 1] == 1
         while not free and stream and stream[-1].size == 1:
             factor = stream.pop()
-            if factor.stride:
+            if not factor.cut:
                 label.append(factor)
         labels.append(label)
     if stream and any(factor.size > 1 for factor in stream):
         return None
     return tuple(joined(label) for label in labels)
+
+
+def split(factor: Factor, size: int) -> tuple[Factor, Factor | None]:
+    """A factor as an outer one of a size and an inner one; `None` if it can't be."""
+    rest = factor.size // size
+    if factor.low % rest or factor.high % rest:
+        if factor.axis == STRANGE:
+            return factor, None
+        return factor.somewhere(size), factor.somewhere(rest)
+    outer = factor._replace(
+        size=size,
+        stride=factor.stride * rest,
+        low=factor.low // rest,
+        high=factor.high // rest,
+    )
+    return outer, factor._replace(size=rest, start=0, low=0, high=0)
 
 
 def merged(one: Trail, other: Trail, name: str) -> Trail:
@@ -153,12 +257,17 @@ def merged(one: Trail, other: Trail, name: str) -> Trail:
     gone, product = one.gone | other.gone, one.product or other.product
     if one.axes is None or other.axes is None:
         return Trail(None, gone, one.lost or other.lost or name, product)
+    at = one.at | other.at
     axes: list[Label] = []
     known, rest = (other, one) if one.lost and not other.lost else (one, other)
     # A kernel stays in place if it is divided by its norm, or held against a threshold
     # that is one of its entries, but not if a part of it is added.
-    exact = rest.gone <= known.gone or not any(
-        factor.axis != STRANGE for label in rest.axes or () for factor in label
+    exact = (
+        rest.gone <= known.gone
+        and rest.at <= known.at
+        or not any(
+            factor.axis != STRANGE for label in rest.axes or () for factor in label
+        )
     )
     for a, b in zip(one.axes, other.axes, strict=True):
         real = [label for label in (a, b) if any(f.axis != STRANGE for f in label)]
@@ -175,4 +284,4 @@ def merged(one: Trail, other: Trail, name: str) -> Trail:
         axes = [anywhere(label) for label in axes]
     left = {factor.axis for label in axes for factor in label}
     gone = frozenset(pair for pair in gone if pair[1] not in left)
-    return Trail(tuple(axes), gone, lost, product)
+    return Trail(tuple(axes), gone, lost, product, known.at if exact else at)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from maskjax._core.trees import Array
 from maskjax._core.walk._trails import Trail
 
-Mode = Literal["roles", "flops", "squares"]
+Mode = Literal["roles", "flops", "squares", "grams"]
 
 
 class Value(NamedTuple):
@@ -53,8 +53,8 @@ class Found:
 
     Attributes:
         flops: Two for each multiplication of one of its entries.
-        squares: The sums of squares of the data that meet its entries. They have the
-            parameter's rank, and length 1 along axes whose entries meet the same data.
+        sums: Sums of squares, or Gram matrices, of the data that meet its entries: for
+            each kind of parts of it (`_sums`) their total.
         obstacles: Why the data that it meets can't be measured or counted.
         ends: Where it was lost without meeting data in a contraction.
         misfits: The shape of data that row weights do not fit.
@@ -62,16 +62,18 @@ class Found:
         products: Its contractions with parameters and constants, and whether the other
             operand has parameters in it.
         touched: What else it met data as, with the names of the primitives.
+        made: What was computed from data, by a key, beside the data themselves.
     """
 
     flops: dict[int, int] = dataclasses.field(default_factory=dict)
-    squares: dict[int, Array] = dataclasses.field(default_factory=dict)
+    sums: dict[int, dict[Any, Array]] = dataclasses.field(default_factory=dict)
     obstacles: dict[int, str] = dataclasses.field(default_factory=dict)
     ends: dict[int, str] = dataclasses.field(default_factory=dict)
     misfits: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     meetings: set[Meeting] = dataclasses.field(default_factory=set)
     products: set[tuple[Meeting, bool]] = dataclasses.field(default_factory=set)
     touched: set[tuple[int, Trail, str]] = dataclasses.field(default_factory=set)
+    made: dict[Any, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def absorb(self, other: "Found") -> None:
         """Take over what was found from shapes in a part of the function."""
@@ -82,6 +84,19 @@ class Found:
         self.meetings |= other.meetings
         self.products |= other.products
         self.touched |= other.touched
+
+    def once(self, key: Any, data: Any, make: Callable[[], Any]) -> Any:
+        """What was made of data, or is made now.
+
+        Args:
+            key: Tells what is made of what; it has the `id` of the data, which are kept
+                so that nothing else gets the same one.
+            data: An array.
+            make: Makes it.
+        """
+        if key not in self.made:
+            self.made[key] = data, make()
+        return self.made[key][1]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -95,10 +110,11 @@ class Walk:
 
     Attributes:
         shapes: Of the parameters.
-        mode: What is asked for. "squares" evaluates the function on the way. "flops"
-            counts the equations of gradients too.
+        mode: What is asked for. "squares" and "grams" evaluate the function on the way.
+            "flops" counts the equations of gradients too.
         follow: Walks through a jaxpr.
         weights: For the rows of data, if given.
+        axes: The roles of the parameters' axes, for "grams".
         found: The notes.
         times: How often the equations at hand are run.
         inside: The conditional or loop around them, which makes that unknown.
@@ -108,6 +124,12 @@ class Walk:
     mode: Mode
     follow: Callable[..., list[Value]]
     weights: Array | None = None
+    axes: Sequence[Any] = ()
     found: Found = dataclasses.field(default_factory=Found)
     times: int = 1
     inside: str | None = None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the function is evaluated on the way."""
+        return self.mode in ("squares", "grams")

@@ -1,0 +1,244 @@
+"""Gram matrices of what a kernel meets, over its window and input axes together."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maskjax._core import placement
+from maskjax._core.axes import Axes
+from maskjax._core.trees import Array
+from maskjax._core.walk import _parts, _sums
+from maskjax._core.walk._parts import Factors
+from maskjax._core.walk._trails import STRANGE, Factor, Label
+from maskjax._core.walk._values import Walk
+
+_PANEL = 128  # the least width of the parts in which a half of a matrix is computed
+_PANELS = 8
+
+
+class Leg(NamedTuple):
+    """An axis of data, and the entries of a parameter that meet it.
+
+    Attributes:
+        label: Of the parameter's value, along the axis that it is contracted with.
+        axis: Of the data.
+        how: "crossed" if it is contracted, so that all pairs of entries meet; "each" if
+            each entry meets data of its own; "group" if each group of outputs does.
+    """
+
+    label: Label
+    axis: int
+    how: Literal["crossed", "each", "group"]
+
+
+class Plan(NamedTuple):
+    """How data are put in the order of a parameter's entries.
+
+    Attributes:
+        sizes: Into which lengths each axis of the data is split.
+        factors: Of the parameter along these, `None` along rows.
+        single: Those that become the first axes, by number.
+        rows: Those that are summed over.
+        double: Those that become one axis, the last.
+    """
+
+    sizes: tuple[tuple[int, ...], ...]
+    factors: tuple[Factor | None, ...]
+    single: tuple[int, ...]
+    rows: tuple[int, ...]
+    double: tuple[int, ...]
+
+    def arranged(self, data: Array) -> Array:
+        """[*single, *rows, d]."""
+        axes = [*self.single, *self.rows, *self.double]
+        known = [i for i, factor in enumerate(self.factors) if factor is not None]
+        data = placement.split(data, *self.sizes)
+        _, data = _sums.trimmed([self.factors[i] for i in known], data, known)  # type: ignore[misc]
+        if axes != sorted(axes):
+            data = data.transpose(axes)
+        ones = [1] * (len(self.single) + len(self.rows))
+        return placement.merge(data, *ones, len(self.double))
+
+    def kept(self) -> list[Factor]:
+        """The factors of the first axes."""
+        return _forward(self.factors[i] for i in self.single)
+
+
+def planned(
+    shape: Sequence[int], legs: Sequence[Leg], axes: Axes, whole: Sequence[int]
+) -> Plan | str:
+    """How to arrange data, or why that is not possible.
+
+    Args:
+        shape: The data's.
+        legs: Its axes that entries of the parameter meet.
+        axes: The roles of the parameter's axes.
+        whole: The parameter's shape.
+    """
+    own = {leg.axis: leg for leg in legs}
+    sizes, factors, kinds = [], [], []
+    for axis, n in enumerate(shape):
+        leg = own.get(axis)
+        label = (None,) if leg is None else leg.label
+        sizes.append(tuple(n if f is None else f.size for f in label))
+        factors += label
+        kinds += [_kind(f, leg.how if leg else None, axes) for f in label]
+    wrong = [kind for kind in kinds if kind not in ("single", "rows", "double")]
+    if wrong:
+        return wrong[0]
+
+    def of(kind: str) -> tuple[int, ...]:
+        found = [i for i, each in enumerate(kinds) if each == kind]
+        if kind == "rows":
+            return tuple(found)
+        place = lambda i: (factors[i].axis, -abs(factors[i].stride))  # noqa: E731
+        return tuple(sorted(found, key=place))
+
+    plan = Plan(tuple(sizes), tuple(factors), of("single"), of("rows"), of("double"))
+    met = _forward(factors[i] for i in plan.double)
+    part = _parts.Part(tuple(met), frozenset(), (0,) * len(met))
+    every = (*axes.window, *axes.inputs)
+    return plan if all(part.covers(a, whole[a]) for a in every) else _APART
+
+
+_APART = "meets different data along its inputs, which never meet together"
+
+
+def _forward(factors: Iterable[Factor | None]) -> list[Factor]:
+    """Factors as they are once an array is trimmed."""
+    found = [f.reversed() if f.stride < 0 else f for f in factors if f is not None]
+    return [f._replace(size=f.entries, low=0, high=0) for f in found]
+
+
+def _kind(factor: Factor | None, how: str | None, axes: Axes) -> str:
+    """What a factor of an axis of data is, or why it can't be any of it."""
+    if factor is None:
+        return "rows"
+    if factor.axis == STRANGE:
+        if how == "crossed" and factor.entries != 1:
+            return "occurs more than once in one product"
+        return "rows"
+    if factor.axis in axes.stack:
+        return "single"
+    if factor.axis in axes.outputs:
+        if how == "group" or factor.size == 1:
+            return "single"
+        return "meets different data along its outputs"
+    return "double" if how == "crossed" or factor.size == 1 else _APART
+
+
+def measured(
+    data: Any,
+    weights: Array | None,
+    legs: Sequence[Leg],
+    others: Iterable[Label],
+    leaf: int,
+    walk: Walk,
+) -> tuple[Factors, Array, Hashable] | str:
+    """The Gram matrices of what a parameter meets in a product; see `Measure`.
+
+    Args:
+        data: What it meets.
+        weights: For the rows of data.
+        legs: Axes of the data that entries of the parameter meet.
+        others: The labels of all axes of the parameter's value that go out.
+        leaf: The parameter's number.
+        walk: The walk.
+    """
+    data = jnp.asarray(data)
+    shape = data.shape
+    plan = planned(shape, legs, walk.axes[leaf], walk.shapes[leaf])
+    if isinstance(plan, str):
+        return plan
+    source = ("gram", id(data), plan)
+    # Kernels that meet the same data share a matrix.
+    made = walk.found.once(
+        source, data, lambda: gram(plan.arranged(wide(data, weights)), len(plan.single))
+    )
+    free = _forward(f for label in others for f in label if f.axis != STRANGE)
+    # Of the window and inputs there are all entries, or there would be no plan.
+    inputs = [*walk.axes[leaf].window, *walk.axes[leaf].inputs]
+    free += [Factor(axis, walk.shapes[leaf][axis], 1) for axis in inputs]
+    lead = len(plan.single)
+    made = made.reshape(*made.shape[:lead], *[1] * len(free), *made.shape[lead:])
+    return (*_sums.ordered([*plan.kept(), *free], made), source)
+
+
+def gram(x: Array, lead: int) -> Array:
+    """[*lead, d, d]: the sums of products of [*lead, *rows, d] over rows.
+
+    Of the symmetric matrix little more than a half is computed, panel by panel.
+    """
+    d = x.shape[-1]
+    width = -(-d // (_PANELS * _PANEL)) * _PANEL
+    if width >= d or _is_cut(x):
+        return product(x, x, lead)
+    panels = []
+    for start in range(0, d, width):
+        left = lax.slice_in_dim(x, start, min(start + width, d), axis=-1)
+        right = lax.slice_in_dim(x, start, d, axis=-1)
+        part = product(left, right, lead)
+        panels.append(jnp.pad(part, [(0, 0)] * (lead + 1) + [(start, 0)]))
+    upper = jnp.concatenate(panels, axis=-2)
+    rows = lax.broadcasted_iota(jnp.int32, upper.shape, upper.ndim - 2)
+    columns = lax.broadcasted_iota(jnp.int32, upper.shape, upper.ndim - 1)
+    return jnp.where(rows <= columns, upper, jnp.swapaxes(upper, -1, -2))
+
+
+def _is_cut(x: Array) -> bool:
+    """Whether features may be sharded, so that parts of them would travel."""
+    return placement.left_to_compiler(x) or placement.spec_of(x)[-1] is not None
+
+
+def product(left: Array, right: Array, lead: int) -> Array:
+    """Products of [*lead, *rows, a] and [*lead, *rows, b] summed over rows."""
+    rows = tuple(range(lead, left.ndim - 1))
+    batch = tuple(range(lead))
+    where = None
+    if placement.explicit(left):
+        spec = placement.spec_of(left)
+        where = NamedSharding(
+            placement.sharding(left).mesh,
+            PartitionSpec(*spec[:lead], spec[-1], None),
+        )
+    return lax.dot_general(
+        left,
+        right,
+        ((rows, rows), (batch, batch)),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=left.dtype,
+        out_sharding=where,
+    )
+
+
+def by_group(x: Array, ends: Array) -> Array:
+    """[groups, d, d]: Gram matrices of the rows of each group, one after another.
+
+    Args:
+        x: [rows, ..., d].
+        ends: [groups] Where each group ends.
+    """
+    count = jnp.arange(x.shape[0], dtype=ends.dtype)
+
+    def of(group: tuple[Array, Array]) -> Array:
+        own = (count >= group[0]) & (count < group[1])
+        own = own.reshape(-1, *[1] * (x.ndim - 1))
+        return gram(jnp.where(own, x, 0), 0)
+
+    starts = jnp.concatenate([jnp.zeros(1, ends.dtype), ends[:-1]])
+    return lax.map(of, (starts, ends))
+
+
+def wide(array: Array, weights: Array | None) -> Array:
+    """Real rows times the roots of their weights; of complex ones, both parts."""
+    array = jnp.asarray(array)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        array = jnp.stack([array.real, array.imag], -1)
+    array = _sums.real(array)
+    if weights is None:
+        return array
+    rows = _sums.leading(weights, array)
+    return jnp.where(rows > 0, jnp.sqrt(rows) * array, 0)

@@ -1,0 +1,61 @@
+"""What is kept of the data that a kernel meets."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+
+from maskjax._core.axes import Axes
+from maskjax._core.trees import Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["sums"],
+    meta_fields=["axes", "shape", "groups", "gram"],
+)
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Sums over the rows of data that a kernel meets; a pytree with one leaf.
+
+    d counts the places of the window and the input axes together, row-major in the
+    order of the kernel's own axes: (kh, kw, in) for a convolution's (kh, kw, in, out),
+    (heads, head_dim) for (heads, head_dim, out), (in,) for (out, in).
+
+    Attributes:
+        sums: [*stack, d, d], the Gram matrix: the sum of x x^T over rows x. With
+            `gram=False` [*stack, d], the sums of squares. With groups it has an axis
+            for them after those of the stack. These are plain sums: those of batches,
+            devices and processes add up.
+        axes: The roles of the kernel's axes.
+        shape: The kernel's.
+        groups: Into how many equal parts its outputs fall, one after another, each of
+            which meets inputs of its own, as in a grouped convolution.
+        gram: Whether `sums` are Gram matrices.
+    """
+
+    sums: Array  # or its shape, while it is planned
+    axes: Axes
+    shape: tuple[int, ...]
+    groups: int = 1
+    gram: bool = True
+
+    @property
+    def d(self) -> int:
+        """How many entries of the kernel each output has."""
+        return math.prod(self.shape[axis] for axis in self.inputs)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The axes of the kernel that d counts, in their order."""
+        return tuple(sorted((*self.axes.window, *self.axes.inputs)))
+
+    def _replace(self, sums: Array) -> "Statistics":
+        return dataclasses.replace(self, sums=sums)
+
+
+def is_statistics(x: Any) -> bool:
+    """Where to stop in a tree of statistics: at each kernel's, and at `None`."""
+    return x is None or isinstance(x, Statistics)
