@@ -40,6 +40,7 @@ from maskjax import (
     where,
 )
 from maskjax._core import placement
+from maskjax.calibration import Statistics
 from maskjax.recipes import (
     deconstructing,
     deep_ensemble,
@@ -52,6 +53,7 @@ from maskjax.recipes import (
     meta_ticket,
     packnet,
     pacnet,
+    sparsegpt,
     supermask,
     supsup,
     supsup_stream,
@@ -1695,6 +1697,89 @@ call(
 call("recipes.supermask.density", supermask.density, _scores, _params)
 call("recipes.supermask.init", supermask.init, _params, follows=True)
 call("recipes.supermask.mask", lambda s: supermask.mask(s, key=key()), _scores)
+
+
+def _grams(*shape: int) -> Callable[[Rng], np.ndarray]:
+    """Gram matrices [..., d, d] of 3 d rows each."""
+
+    def draw(rng: Rng) -> np.ndarray:
+        x = rng.normal(size=(*shape[:-1], 3 * shape[-1], shape[-1]))
+        return np.float32(np.swapaxes(x, -1, -2) @ x)
+
+    return draw
+
+
+def _known(grams: Any, axes: Any = None) -> Any:
+    """Statistics of kernels with 8 outputs."""
+    axes = axes or where.Axes(inputs=(0,), outputs=(1,))
+    return {
+        n: None if g is None else Statistics(g, axes, (*g.shape[:-1], 8))
+        for n, g in grams.items()
+    }
+
+
+def _sparsegpt(p: Any, g: Any, **how: Any) -> Any:
+    return sparsegpt.prune(p, _known({"bias": None, **g}), **how)
+
+
+def _pruned_layers(p: Any, g: Any) -> Any:
+    axes = where.Axes(stack=(0,), inputs=(1,), outputs=(2,))
+    return sparsegpt.prune(p, _known(g, axes), density=0.5)
+
+
+_kernels = tree_of(a=(16, 8), b=(16, 8), bias=(8,))
+_met = lambda rng: {"a": _grams(16)(rng), "b": _grams(16)(rng)}  # noqa: E731
+call(
+    "recipes.sparsegpt.prune",
+    lambda p, g: _sparsegpt(p, g, density=0.5, block=6),
+    _kernels,
+    _met,
+    specs="-x -",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.prune: each output, traced",
+    lambda p, g, d: _sparsegpt(p, g, density=d, scope="output", block=6),
+    _kernels,
+    _met,
+    _density,
+    specs="-x - -",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.prune: N:M",
+    lambda p, g: _sparsegpt(p, g, structure=NofM(2, 4)),
+    _kernels,
+    _met,
+    specs="-x -",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.prune: sharded by inputs",
+    lambda p, g: _sparsegpt(p, g, density=0.5),
+    _kernels,
+    _met,
+    specs="xy x",
+    moves="gather exchange",
+)
+call(
+    "recipes.sparsegpt.prune: layers, sharded by layers",
+    _pruned_layers,
+    lambda rng: {"w": of(4, 16, 8)(rng)},
+    lambda rng: {"w": _grams(4, 16)(rng)},
+    specs="x-y x",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.repair",
+    lambda p, m, g: sparsegpt.repair(p, m, _known({"bias": None, **g})),
+    _kernels,
+    masks_of(a=(16, 8), b=(16, 8), bias=None),
+    _met,
+    specs="-x -x -",
+    follows=True,
+)
+
 call(
     "recipes.supermask.soft_mask", lambda s: supermask.soft_mask(s, key=key()), _scores
 )

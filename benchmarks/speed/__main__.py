@@ -22,6 +22,7 @@ QUESTIONS = (
     "meta_ticket_step",
     "ensemble_predict",
     "ensemble_training",
+    "sparsegpt",
     "subset_sum",
     "compile_selection",
     "traced",
