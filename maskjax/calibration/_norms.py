@@ -134,8 +134,11 @@ def named(stats: Params) -> list[tuple[str, Statistics | None]]:
 
 def readable(x: Any) -> bool:
     """Whether the values of an array are known here."""
-    known = not isinstance(x, Tracer)
-    return known and (x.is_fully_addressable or x.is_fully_replicated)
+    if isinstance(x, Tracer):
+        return False
+    return not isinstance(x, jax.Array) or (
+        x.is_fully_addressable or x.is_fully_replicated
+    )
 
 
 @jax.jit

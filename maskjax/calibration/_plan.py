@@ -134,7 +134,14 @@ def matched(params: Params, stats: Params, *, fn: str) -> Found:
         TypeError: If a leaf of `stats` is neither `Statistics` nor `None`.
         ValueError: If it is that of another parameter, or there are none.
     """
-    found = checks.rows(params, stats, fn=fn, names=("params", "stats"))
+    sums = jax.tree.map(
+        lambda own: own.sums if isinstance(own, Statistics) else own,
+        stats,
+        is_leaf=is_statistics,
+    )
+    checks.rows(params, sums, fn=fn, names=("params", "stats"))
+    leaves, treedef = jax.tree.flatten(params)
+    found = [*zip(leaves, treedef.flatten_up_to(stats), strict=True)]
 
     def wrong(_: Any, own: Any) -> str | None:
         return None if is_statistics(own) else checks.kind_of(own)

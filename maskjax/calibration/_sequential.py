@@ -101,10 +101,10 @@ def sequential(
     Raises:
         TypeError: As `init` and `update`.
         ValueError: As `init` and `update`, or if there are no blocks or batches, there
-            are not as many functions as blocks, `prune` does not return parameters like
-            those that it got and a mask, with `scan` what comes out of a block is not
-            shaped as what comes in, or the sums are not finite: the block, the kernel
-            and the batch are named.
+            are not as many functions as blocks (with `scan`, one), `prune` does not
+            return parameters like those that it got and a mask, with `scan` what comes
+            out of a block is not shaped as what comes in, or the sums are not finite:
+            the block, the kernel and the batch are named.
 
     Example:
         >>> def prune(params, stats):
@@ -178,6 +178,11 @@ def _scanned(
     progress: Callable[[int, int], Any] | None,
 ) -> Sequential:
     """A loop over stacked blocks."""
+    if not callable(apply):
+        raise ValueError(
+            f"`{_FN}` needs one function for all blocks with `scan=True`, got "
+            f"{type(apply).__name__}."
+        )
     arrays, skeleton = _programs.split(params)
     lengths = {leaf.shape[:1] for leaf in arrays}
     if len(lengths) != 1 or lengths & {(), (0,)}:
@@ -326,11 +331,15 @@ def _check(flags: dict[str, Array], order: list[list[int]], block: str) -> None:
     """Raise if statistics whose values are known are not finite."""
     numbers = [number for group in order for number in group]
     known = {path: good for path, good in flags.items() if _norms.readable(good)}
-    lines = []
+    first: dict[str, tuple[int, int]] = {}
     for path, good in jax.device_get(known).items():
         bad = np.argwhere(~good.reshape(-1, len(numbers)))
         if len(bad):
-            layer, batch = bad[0]
-            where = block or f", in block {layer}"
-            lines.append(f"{path}: inf or nan since batch {numbers[batch]}{where}")
+            first[path] = (int(bad[0][0]), numbers[bad[0][1]])
+    layer = min((layer for layer, _ in first.values()), default=0)
+    lines = [
+        f"{path}: inf or nan since batch {batch}{block or f', in block {layer}'}"
+        for path, (own, batch) in first.items()
+        if own == layer
+    ]
     checks.raise_all(lines, f"`{_FN}` needs finite statistics")

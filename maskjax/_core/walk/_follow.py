@@ -52,7 +52,12 @@ def found(
         out = jax.tree.leaves(apply(treedef.unflatten(merged), *inputs))
         return [leaf for leaf in out if checks.shaped(leaf)]  # models have others
 
-    traced = jax.make_jaxpr(of_arrays)(arrays, *inputs)
+    try:
+        traced = jax.make_jaxpr(of_arrays)(arrays, *inputs)
+    except Exception as error:
+        kinds = ", ".join(map(_kind, jax.tree.leaves(inputs)))
+        error.add_note(f"`{fn}` traced the function with inputs of {kinds}.")
+        raise
     shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
     args = [
         Value({i: whole(shapes[i])} if followed[i] else {}, False, array)
@@ -61,6 +66,13 @@ def found(
     walk = Walk(shapes, mode, follow, weights, axes)
     follow(traced, args, walk)
     return walk.found
+
+
+def _kind(leaf: Any) -> str:
+    """The dtype and shape of an array, as JAX prints them."""
+    if not checks.shaped(leaf):
+        return checks.kind_of(leaf)
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def follow(jaxpr: Any, args: Sequence[Value], walk: Walk) -> list[Value]:

@@ -148,9 +148,8 @@ def measured(
         leaf: The parameter's number.
         walk: The walk.
     """
-    data = jnp.asarray(data)
-    shape = data.shape
-    plan = planned(shape, legs, walk.axes[leaf], walk.shapes[leaf])
+    parts = [2] if jnp.issubdtype(data.dtype, jnp.complexfloating) else []  # `wide`
+    plan = planned([*data.shape, *parts], legs, walk.axes[leaf], walk.shapes[leaf])
     if isinstance(plan, str):
         return plan
     source = ("gram", id(data), plan)

@@ -36,7 +36,7 @@ def product(
         crossed: Those of them that are contracted.
         walk: The walk.
     """
-    data = jnp.asarray(other.array)
+    data = other.array
     weights = _weights(own, data.shape, pairs.values(), walk)
     if walk.mode == "squares":
         kept = sorted(pairs.values())
@@ -97,7 +97,7 @@ def ragged(equation: Any, own: int, ins: list[Value], walk: Walk) -> Measure | s
     why = f"goes into {equation.primitive.name}"
     if not own or not groups or any(batch[0]) or rows in contracted[0]:
         return why
-    data, ends = jnp.asarray(ins[0].array), jnp.cumsum(ins[2].array)
+    data, ends = ins[0].array, jnp.cumsum(ins[2].array)
     weights = _weights(ins[1], data.shape, contracted[0], walk)
     if walk.mode == "squares":
 
@@ -149,7 +149,7 @@ def convolution(
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     outputs, inputs, *window = numbers.rhs_spec
     batch, features, *places = numbers.lhs_spec
-    data = jnp.asarray(image.array)
+    data = image.array
     weights = _weights(kernel, data.shape, [features], walk)
     order = [batch, *places, features]
     names = "window_strides padding lhs_dilation rhs_dilation".split()
