@@ -14,10 +14,11 @@ _LEAST, _TRIES = 1e-6, 12
 class Factor(NamedTuple):
     """Of H = R R^T, R upper triangular: a factor of H, and so of its inverse.
 
-    The paper's U, the upper factor of H^-1 = U^T U, is the inverse of R. In the paper
-    each input j adds -e_j U_jk to all later inputs k, with the error e_j = change_j /
-    U_jj of the step; what input j has got before its turn is also the sum over earlier
-    inputs i of change_i R_ij / R_jj. So no inverse is needed.
+    The paper's U, the upper factor of H^-1 = U^T U, is the inverse of R. There each
+    input j adds -e_j U_jk to the weight of each later input k, with the error e_j =
+    (its weight when its turn comes - what is left of it) / U_jj. With change_i = (its
+    first weight - what is left of it), what input j has got before its turn is also the
+    sum over earlier inputs i of change_i R_ij / R_jj. So no inverse is needed.
 
     Attributes:
         sizes: [d], R_jj = 1 / U_jj: how much the output changes with an input's weight
@@ -33,7 +34,7 @@ class Factor(NamedTuple):
 
 
 def factored(gram: Array, damping: Array) -> Factor:
-    """The factor of a Gram matrix [d, d] with a damped diagonal.
+    """The factor of a Gram matrix [d, d] with a damped diagonal: 1.
 
     Until the factor is finite, the damping is raised tenfold.
     """

@@ -1,4 +1,4 @@
-"""One kernel [d, out], swept from its first input to its last.
+"""One kernel [d, out], swept from its first input to its last: 3.
 
 What leaves a weight changes the output, and later weights make up for it. Inputs are
 taken in blocks, so that nearly all the work is products of large matrices, and blocks
@@ -6,18 +6,16 @@ in parts of a few, so that what single inputs read stays in a processor's cache.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from maskjax._core import placement
 from maskjax._core.trees import Array
+from maskjax.recipes.sparsegpt import _choice
 from maskjax.recipes.sparsegpt._factor import Factor
-from maskjax.select import _search
-from maskjax.select._quota import Count
 
 # The product with all changes so far is cut into so many, of which those with changes
 # to come are left out; and the most inputs that are taken together within a block.
@@ -68,7 +66,7 @@ def swept(
             keep = chosen
         else:
             values = own + _product(_if_kept(inner), met)
-            keep = _best(_scores(values, size), chosen, each=each)
+            keep = _choice.best(_choice.scores(values, size), chosen, each=each)
         change, keep = _within(own, met, keep, inner, size, pattern)
         put = functools.partial(_put, change, segment=segment, start=start)
         return tuple(put(old, n) for n, old in enumerate(changes)), keep
@@ -121,51 +119,6 @@ def _if_kept(feedback: Array) -> Array:
     return lax.linalg.triangular_solve(feedback, one, **how)
 
 
-def _scores(values: Array, sizes: Array) -> Array:
-    """Inputs that fire are above those that never do, and these above none at all.
-
-    The square of a score is how much the squared error grows. nan counts as 0.
-    """
-    sizes = sizes[:, None]
-    values = jnp.where(jnp.isnan(values), 0, jnp.abs(values))
-    idle = jnp.where(sizes < 0, -2, -1 / (1 + values))
-    return jnp.where(sizes > 0, values * sizes, idle)
-
-
-def _best(scores: Array, count: Array, *, each: bool) -> Array:
-    """The highest scores of a block, or of each output, that many."""
-    if each:
-        counts = jnp.broadcast_to(count, scores.shape[1])
-        return _of_rows(1)(scores.T, counts).T
-    return _of_rows(0)(scores, count)
-
-
-@functools.cache
-def _of_rows(rows: int) -> Callable[..., Array]:
-    """The highest entries of each index of the first axes, that many.
-
-    Members of a `vmap` are further rows of one search. By itself JAX would gather them
-    on an Explicit mesh.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def best(scores: Array, counts: Array) -> Array:
-        how: dict[str, Any] = {"joint": False, "rows": [rows]}
-        flags, _ = _search.top_k([scores], [None], [None], [Count(counts)], [0], **how)
-        return flags[0]
-
-    @best.def_vmap
-    def of_members(size: int, batched: Any, scores: Array, counts: Array) -> Any:
-        given = zip((scores, counts), batched, strict=True)
-        every = (
-            x if mapped else jnp.broadcast_to(x, (size, *x.shape))
-            for x, mapped in given
-        )
-        return _of_rows(rows + 1)(*every), True
-
-    return best
-
-
 def _within(
     own: Array,
     met: Array,
@@ -188,7 +141,7 @@ def _within(
         inner = take(rows, axis=1)
         if pattern:
             values = mine - _in_turn(mine, got, jnp.ones_like(mine, dtype=bool), inner)
-            chosen = _of_every(_scores(values, take(sizes)), pattern[0])
+            chosen = _choice.of_every(_choice.scores(values, take(sizes)), pattern[0])
             keep = lax.dynamic_update_slice_in_dim(keep, chosen, n * few, axis=0)
         change = _in_turn(mine, got, take(keep), inner)
         changes = lax.dynamic_update_slice_in_dim(changes, change, n * few, axis=0)
@@ -201,15 +154,6 @@ def _part(block: int) -> int:
     """The largest part of a block that is a whole fraction of it, and not too large."""
     most = max(n for n in range(1, _FEW + 1) if block % n == 0)
     return most if most >= 4 else block
-
-
-def _of_every(scores: Array, n: int) -> Array:
-    """The n best of each output of [m, out]; of equal ones the first."""
-    place = jnp.arange(scores.shape[0])
-    earlier = (place[:, None] < place[None, :])[:, :, None]
-    mine, other = scores[None, :], scores[:, None]
-    ahead = (other > mine) | (other == mine) & earlier
-    return jnp.sum(ahead, axis=0, dtype=jnp.int32) < n
 
 
 def _in_turn(own: Array, met: Array, keep: Array, feedback: Array) -> Array:
