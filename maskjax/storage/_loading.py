@@ -110,18 +110,22 @@ def info(path: StrPath) -> Info:
     """
     _, headers = _disk.read_headers(path)
     header, total = headers[0], sum(one.members for one in headers)
-    shapes = {leaf.path: leaf.shape for leaf in header.leaves}
-    if header.plan is not None:
-        shapes |= _plans.shapes(header)
-    if header.params is not None:
-        shapes |= _sparse.shapes(header)
     return Info(
         header.kind,
-        shapes,
+        _shapes(header),
         total,
         max(total, header.capacity or 0) if header.kind == "bank" else None,
         {key: value for one in headers for key, value in one.metadata.items()},
     )
+
+
+def _shapes(header: Header) -> dict[trees.Path, tuple[int, ...] | None]:
+    """What `Info.shapes` is."""
+    if header.plan is not None:
+        return dict(_plans.shapes(header))
+    if header.params is not None:
+        return _sparse.shapes(header)
+    return {leaf.path: leaf.shape for leaf in header.leaves}
 
 
 def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
