@@ -2,10 +2,10 @@
 
 An encoder of the shape of MiniLM, with random weights. The limit of one batch is the
 forward pass alone. Gram matrices cannot reach it: each takes d^2 multiply-adds a token,
-with d inputs. In this shape these are 1.5 times those of the pass, or half of that
-where a matrix is computed by halves, since it is symmetric. "By hand" is the network
-written once more, so that it returns the whole Gram matrix of each of a layer's four
-inputs: queries, keys and values meet the same.
+with d inputs. In this shape these are 1.5 times those of the pass, or half of that if
+symmetric matrices are computed by halves. "By hand" is the network written once more,
+so that it returns the whole Gram matrix of each of a layer's four inputs: queries, keys
+and values meet the same.
 
 Layer by layer, statistics come from the pruned layers before: beside pruning all at
 once, and beside a limit of three forward passes and the factorizations, that is,
