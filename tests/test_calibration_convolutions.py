@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from maskjax import calibration, score, where
+from maskjax._core.walk import _windows
 from tests.reference import calibration as reference
 
 
@@ -99,6 +100,23 @@ def test_gram_matrices_of_a_convolution(kind, layout):
     other = score.input_norms(apply, kernel, moved, where=told)["w"]
     assert norms.shape == other.shape
     np.testing.assert_allclose(norms, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [6, 5])  # of the output
+@pytest.mark.parametrize("kind", ["strided", "dilated", "transposed", "in groups"])
+def test_a_large_image_is_gone_through_in_parts(kind, rows, monkeypatch):
+    how = KINDS[kind]
+    image = normal(2, rows, 6, 4)
+    kernel = {"kernel": normal(3, 2, 4 // how.get("groups", 1), 8)}
+    apply = lambda p, x: convolve(x, p["kernel"], "HWIO", **how)  # noqa: E731
+    told = where.matching("kernel", axes=LAYOUTS["HWIO"][1])
+    stats = calibration.init(apply, kernel, image, where=told)
+    whole = calibration.update(apply, stats, kernel, image)["kernel"].sums
+    monkeypatch.setattr(_windows, "_MOST", 2**9)
+    update = jax.jit(functools.partial(calibration.update, apply))
+    parts = update(stats, kernel, image)["kernel"].sums
+    assert "while" in update.lower(stats, kernel, image).as_text()
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-4)
 
 
 def test_a_matrix_says_how_a_convolution_errs():

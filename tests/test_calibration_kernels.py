@@ -56,6 +56,16 @@ KERNELS = {
     ),
     "two outputs": ((6, 4, 3), lambda w, x, y: x @ w.reshape(6, 12), G),
     "split": ((6, 12), lambda w, x, y: [x @ p for p in jnp.split(w, 3, 1)], G),
+    "split in two ways": (
+        (6, 4),
+        lambda w, x, y: [x @ p for at in (1, 3) for p in jnp.split(w, [at], axis=1)],
+        2 * G,
+    ),
+    "split twice": (
+        (6, 4),
+        lambda w, x, y: [x @ p for _ in "ab" for p in jnp.split(w, [1], axis=1)],
+        2 * G,
+    ),
     "split by heads": (
         (6, 12),
         lambda w, x, y: [
@@ -304,6 +314,16 @@ IMPOSSIBLE = {
             (x.reshape(7, 2, 3).transpose(1, 0, 2), w.reshape(2, 3, 5)),
         )[0],
         _APART,
+    ),
+    "used twice in part": (
+        (6, 5),
+        lambda w, x, y: [x @ w[:, :3], x @ w[:, :3], x @ w[:, 3:]],
+        _OUTPUTS,
+    ),
+    "used in part beside all": (
+        (6, 5),
+        lambda w, x, y: [x @ w, x @ w[:, 1:]],
+        _OUTPUTS,
     ),
     "used in part": ((6, 5), lambda w, x, y: x @ w[:, :3], _OUTPUTS),
     "two outputs of three": (

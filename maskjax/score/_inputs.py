@@ -101,15 +101,16 @@ def input_norms(
         A tree like `params`, `None` for leaves that are not chosen. A norm has the
         kernel's rank, is float32 or float64, and has length 1 along axes that are not
         contracted: (in, 1) for a dense kernel (in, out), (1, in) for (out, in), and
-        (1, 1, in, 1) for a convolution. An axis of experts keeps its length, and so do
-        the outputs of a grouped convolution, because each meets inputs of its own. A
-        kernel that is used twice gets the norm over both uses.
+        (kh, kw, in, 1) for a convolution, whose entries meet what their place of the
+        window reaches. An axis of experts keeps its length, and so do the outputs of a
+        grouped convolution, because each meets inputs of its own. A kernel that is used
+        twice gets the norm over both uses. For many batches see `calibration`.
 
     Raises:
         TypeError: If a chosen leaf is not floating, or `weights` are no real numbers.
         ValueError: If `where` chooses nothing, there are no inputs, the inputs of a
-            chosen leaf can't be found (it is in no contraction, its entries are cut
-            out or mixed on the way, or it is used in a loop other than `scan`),
+            chosen leaf can't be found (it is in no contraction, its entries are mixed
+            on the way, or it is used in a loop other than `scan`),
             `weights` do not fit the leading axes of what it meets, or, unless they are
             traced, are negative or not finite.
 

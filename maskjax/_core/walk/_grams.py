@@ -1,6 +1,6 @@
 """Gram matrices of what a kernel meets, over its window and input axes together."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -39,14 +39,15 @@ class Plan(NamedTuple):
     """How data are put in the order of a parameter's entries.
 
     Attributes:
-        sizes: Into which lengths each axis of the data is split.
+        sizes: Into which lengths each axis of the data is split; `None` for rows, of
+            which there may be any number.
         factors: Of the parameter along these, `None` along rows.
         single: Those that become the first axes, by number.
         rows: Those that are summed over.
         double: Those that become one axis, the last.
     """
 
-    sizes: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[int, ...] | None, ...]
     factors: tuple[Factor | None, ...]
     single: tuple[int, ...]
     rows: tuple[int, ...]
@@ -56,7 +57,8 @@ class Plan(NamedTuple):
         """[*single, *rows, d]."""
         axes = [*self.single, *self.rows, *self.double]
         known = [i for i, factor in enumerate(self.factors) if factor is not None]
-        data = placement.split(data, *self.sizes)
+        pairs = zip(self.sizes, data.shape, strict=True)
+        data = placement.split(data, *((n,) if s is None else s for s, n in pairs))
         _, data = _sums.trimmed([self.factors[i] for i in known], data, known)  # type: ignore[misc]
         if axes != sorted(axes):
             data = data.transpose(axes)
@@ -69,22 +71,22 @@ class Plan(NamedTuple):
 
 
 def planned(
-    shape: Sequence[int], legs: Sequence[Leg], axes: Axes, whole: Sequence[int]
+    rank: int, legs: Sequence[Leg], axes: Axes, whole: Sequence[int]
 ) -> Plan | str:
     """How to arrange data, or why that is not possible.
 
     Args:
-        shape: The data's.
-        legs: Its axes that entries of the parameter meet.
+        rank: How many axes the data have.
+        legs: Those of its axes that entries of the parameter meet.
         axes: The roles of the parameter's axes.
         whole: The parameter's shape.
     """
     own = {leg.axis: leg for leg in legs}
     sizes, factors, kinds = [], [], []
-    for axis, n in enumerate(shape):
+    for axis in range(rank):
         leg = own.get(axis)
         label = (None,) if leg is None else leg.label
-        sizes.append(tuple(n if f is None else f.size for f in label))
+        sizes.append(None if leg is None else tuple(f.size for f in leg.label))
         factors += label
         kinds += [_kind(f, leg.how if leg else None, axes) for f in label]
     wrong = [kind for kind in kinds if kind not in ("single", "rows", "double")]
@@ -131,9 +133,31 @@ def _kind(factor: Factor | None, how: str | None, axes: Axes) -> str:
     return "double" if how == "crossed" or factor.size == 1 else _APART
 
 
+class Data(NamedTuple):
+    """What a parameter meets in a contraction.
+
+    Attributes:
+        held: The data themselves.
+        key: Tells what is made of them, with their `id`.
+        rank: How many axes what is made of them has.
+        total: The sum of what a function of that gives, perhaps part by part.
+    """
+
+    held: Any
+    key: Hashable
+    rank: int
+    total: Callable[[Callable[[Array], Array]], Array]
+
+
+def rows_of(data: Any, weights: Array | None) -> Data:
+    """Data as they are, with weights for their rows."""
+    parts = jnp.issubdtype(data.dtype, jnp.complexfloating)  # as in `wide`
+    rank = data.ndim + int(parts)
+    return Data(data, id(data), rank, lambda make: make(wide(data, weights)))
+
+
 def measured(
-    data: Any,
-    weights: Array | None,
+    data: Data,
     legs: Sequence[Leg],
     others: Iterable[Label],
     leaf: int,
@@ -143,26 +167,24 @@ def measured(
 
     Args:
         data: What it meets.
-        weights: For the rows of data.
         legs: Axes of the data that entries of the parameter meet.
         others: The labels of all axes of the parameter's value that go out.
         leaf: The parameter's number.
         walk: The walk.
     """
-    parts = [2] if jnp.issubdtype(data.dtype, jnp.complexfloating) else []  # `wide`
-    plan = planned([*data.shape, *parts], legs, walk.axes[leaf], walk.shapes[leaf])
+    axes, shape = walk.axes[leaf], walk.shapes[leaf]
+    plan = planned(data.rank, legs, axes, shape)
     if isinstance(plan, str):
         return plan
-    source = ("gram", id(data), plan)
+    source, lead = ("gram", data.key, plan), len(plan.single)
     # Kernels that meet the same data share a matrix.
     made = walk.found.once(
-        source, data, lambda: gram(plan.arranged(wide(data, weights)), len(plan.single))
+        source, data.held, lambda: data.total(lambda x: gram(plan.arranged(x), lead))
     )
     free = _forward(f for label in others for f in label if f.axis != STRANGE)
     # Of the window and inputs there are all entries, or there would be no plan.
-    inputs = [*walk.axes[leaf].window, *walk.axes[leaf].inputs]
-    free += [Factor(axis, walk.shapes[leaf][axis], 1) for axis in inputs]
-    lead = len(plan.single)
+    inputs = (*axes.window, *axes.inputs)
+    free += [Factor(axis, shape[axis], 1) for axis in inputs]
     made = made.reshape(*made.shape[:lead], *[1] * len(free), *made.shape[lead:])
     return (*_sums.ordered([*plan.kept(), *free], made), source)
 

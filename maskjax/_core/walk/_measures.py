@@ -55,7 +55,7 @@ def product(
             for axis, place in pairs.items()
         ]
         free = [label for axis, label in enumerate(axes) if axis not in pairs]
-        return _grams.measured(data, weights, legs, free, leaf, walk)
+        return _grams.measured(_grams.rows_of(data, weights), legs, free, leaf, walk)
 
     return measure
 
@@ -118,7 +118,7 @@ def ragged(equation: Any, own: int, ins: list[Value], walk: Walk) -> Measure | s
             for axis, place in zip(contracted[1], contracted[0], strict=True)
         ]
         roles, label = walk.axes[leaf], axes[groups[0]]
-        plan = _grams.planned(data.shape, legs, roles, walk.shapes[leaf])
+        plan = _grams.planned(data.ndim, legs, roles, walk.shapes[leaf])
         if isinstance(plan, str) or plan.single:
             return plan if isinstance(plan, str) else why
         if any(factor.axis not in roles.stack for factor in label):
@@ -159,6 +159,7 @@ def convolution(
 
         def make() -> Array:
             squares = _sums.squares(data, weights).transpose(order).sum(0)
+            squares = _windows.padded(equation, squares, batch=False)
             met = _windows.shifted(equation, squares, batch=False)
             return _by_group(met.sum(tuple(range(len(places)))), groups)
 
@@ -166,11 +167,14 @@ def convolution(
     if jnp.issubdtype(data.dtype, jnp.complexfloating):
         return "meets complex numbers in a convolution"
 
-    def made() -> Array:
+    def total(reduce: Callable[[Array], Array]) -> Array:
         moved = _grams.wide(data, weights).transpose(order)
-        return _by_group(_windows.shifted(equation, moved), groups)
+        moved = _windows.padded(equation, moved)
+        of = lambda x: reduce(_by_group(x, groups))  # noqa: E731
+        return _windows.total(equation, moved, of)
 
     lead = 1 + len(places)
+    patches = _grams.Data(data, ("patches", key), lead + len(window) + 2, total)
 
     def measure(leaf: int, axes: Sequence[Label]) -> _Measured:
         label = _sums.grouped(axes[outputs], groups)
@@ -184,8 +188,7 @@ def convolution(
             if axis != outputs
         ]
         legs.append(Leg(first, lead + len(window), "group"))
-        patches = walk.found.once(("patches", key), data, made)
-        return _grams.measured(patches, None, legs, [free], leaf, walk)
+        return _grams.measured(patches, legs, [free], leaf, walk)
 
     return measure
 

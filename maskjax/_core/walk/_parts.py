@@ -27,12 +27,14 @@ class Part(NamedTuple):
         lengths: Of the axes of the sums: those of the factors, or 1, then others.
         source: What the sums are of, if they are of some entries along an axis that
             share them, so that others that share them too are found.
+        copy: How many parts with this source are for the same entries already.
     """
 
     factors: Factors
     at: frozenset[tuple[int, int]]
     lengths: tuple[int, ...]
     source: Hashable = None
+    copy: int = 0
 
     def on(self, axis: int) -> list[int]:
         """The factors on an axis of the parameter, by number."""

@@ -169,5 +169,7 @@ def put(
         if part.shared(axis) and not part.covers(axis, length):
             part = part._replace(source=source)
     sums = walk.found.sums.setdefault(leaf, {})
+    while part.source is not None and part in sums:
+        part = part._replace(copy=part.copy + 1)
     known = sums.get(part)
     sums[part] = array if known is None else known + array.astype(known.dtype)
