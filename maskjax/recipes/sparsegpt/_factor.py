@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax._core.trees import Array
+from maskjax.recipes.sparsegpt._linear import cholesky
 
 # What follows a damping of 0 that does not do, and how often it is raised tenfold.
 _LEAST, _TRIES = 1e-6, 12
@@ -51,7 +52,7 @@ def factored(gram: Array, damping: Array) -> Factor:
     def attempt(state: tuple[Array, ...]) -> tuple[Array, ...]:
         tries, used, *_ = state
         used = jnp.where(tries == 0, used, jnp.maximum(10 * used, _LEAST))
-        lower = lax.linalg.cholesky(turned + used * one, symmetrize_input=False)
+        lower = cholesky(turned + used * one)
         return tries + 1, used, lower, jnp.all(jnp.isfinite(lower))
 
     # A loop's state has one type, so it begins on the devices where the matrix is.
