@@ -50,6 +50,7 @@ from maskjax.recipes import (
     lottery_ticket,
     masksembles,
     mc_dropout,
+    merging,
     meta_ticket,
     packnet,
     pacnet,
@@ -57,6 +58,7 @@ from maskjax.recipes import (
     supermask,
     supsup,
     supsup_stream,
+    wsn,
 )
 from maskjax.structure import Block, Group, Groups, Member, NofM, Units
 from maskjax.theory import gadget, neuron, strong_ticket, subset_sum
@@ -288,6 +290,22 @@ call(
     lambda p, d: allocation.matching(p, densities={"a": 0.5}, density=d),
     _params,
     _number(0.4, 0.5),
+)
+call(
+    "allocation.owl",
+    lambda p, n, d: allocation.owl(p, n, density=d),
+    _params,
+    tree_of(a=(16, 1), b=(16, 1), c=(24, 1), bias=None),
+    _density,
+    specs="xy x -",
+)
+call(
+    "allocation.owl: layers",
+    lambda p, n: allocation.owl(p, n, density=0.5, where=_LAYERED),
+    _layers,
+    tree_of(layers=(4, 16, 1), head=(16, 1)),
+    specs="xy xy",
+    moves="gather exchange",
 )
 call(
     "allocation.uniform",
@@ -1585,6 +1603,94 @@ call(
     specs="-x",
 )
 
+_vectors = tree_of(a=(_K, 16, 8), b=(_K, 16, 8), c=(_K, 24, 8), bias=(_K, 8))
+_one = tree_of(**_SHAPES, bias=(8,))
+_all_masks = masks_of(_K, **_SHAPES, bias=(8,))
+_tall = functools.partial(merging.tall_masks, threshold=0.4)
+
+call("recipes.merging.consensus", merging.consensus, _stack, specs="-xy")
+call("recipes.merging.consensus: by tasks", merging.consensus, _stack, specs="x-y")
+call("recipes.merging.consensus: packed", merging.consensus, _packed_stack, specs="-xy")
+call(
+    "recipes.merging.dare",
+    lambda v, d: merging.dare(v, density=d, key=key()),
+    _vectors,
+    _density,
+    specs="-xy -",
+    follows=True,
+)
+call("recipes.merging.mean", merging.mean, _vectors, specs="-xy")
+call("recipes.merging.mean: masks", merging.mean, _vectors, _all_masks, specs="-xy")
+call(
+    "recipes.merging.mean: masks, by tasks",
+    merging.mean,
+    _vectors,
+    _all_masks,
+    specs="x-y",
+)
+call(
+    "recipes.merging.network",
+    lambda p, v, m, s: merging.network(p, v, m, scale=s),
+    _params,
+    _one,
+    _mask,
+    _density,
+    specs="xy xy xy -",
+    follows=True,
+)
+call("recipes.merging.network: no mask", merging.network, _params, _one, follows=True)
+call("recipes.merging.network: packed", merging.network, _long, _long, _packed)
+call(
+    "recipes.merging.tall_masks",
+    _tall,
+    _vectors,
+    _one,
+    specs="-xy xy",
+    follows=True,
+)
+call(
+    "recipes.merging.tall_masks: by tasks",
+    lambda v, o, t: merging.tall_masks(v, o, threshold=jnp.abs(t)),
+    _vectors,
+    _one,
+    of(_K),
+    specs="x-y -y x",
+    follows=True,
+)
+call(
+    "recipes.merging.task_vectors",
+    merging.task_vectors,
+    _params,
+    _vectors,
+    specs="xy -xy",
+    follows=True,
+)
+call(
+    "recipes.merging.task_vectors: by tasks",
+    merging.task_vectors,
+    _params,
+    _vectors,
+    specs="-y x-y",
+    follows=True,
+)
+call("recipes.merging.ties", merging.ties, _vectors, specs="-xy")
+call(
+    "recipes.merging.ties: by tasks",
+    merging.ties,
+    _vectors,
+    specs="x-y",
+    moves="gather",
+)
+call(
+    "recipes.merging.ties_masks",
+    lambda v, d: merging.ties_masks(v, density=d, scope="leaf"),
+    _vectors,
+    _density,
+    specs="-xy -",
+)
+call("recipes.merging.total", merging.total, _vectors, specs="-xy")
+call("recipes.merging.total: by tasks", merging.total, _vectors, of(_K), specs="x-y x")
+
 _thresholds = tree_of(a=(), b=(), c=(), bias=None)
 call(
     "recipes.meta_ticket.adapt",
@@ -1830,6 +1936,44 @@ call(
     moves="gather exchange",  # of bits
 )
 call("recipes.supsup_stream.soft_mask", supsup_stream.soft_mask, _scores)
+
+
+def _wsn(params: Any) -> Any:
+    return wsn.init(params, capacity=4, head=_HEAD, key=key())
+
+
+def _won(params: Any) -> Any:
+    training = wsn.begin(_wsn(params))
+    mask = wsn.mask(training.scores, density=0.5)
+    return wsn.commit(training, params, training.scores, mask)
+
+
+call(
+    "recipes.wsn.begin",
+    lambda p, f: wsn.begin(_won(p), f),
+    _long,
+    _long,
+    follows=True,
+)
+call(
+    "recipes.wsn.commit",
+    lambda p, q, s, m: wsn.commit(wsn.begin(_won(p)), q, {**s, "c": None}, m),
+    _long,
+    _long,
+    _long_scores,
+    masks_of(**{**_LONG, "c": None}, bias=None),
+    follows=True,
+)
+call("recipes.wsn.init", _wsn, _long, follows=True)
+call("recipes.wsn.mask", lambda s: wsn.mask(s, density=0.3), _scores)
+call("recipes.wsn.params_of", lambda p: wsn.params_of(_won(p), 0), _long)
+call(
+    "recipes.wsn.soft_mask",
+    lambda s: wsn.soft_mask(s, density=0.3),
+    _scores,
+)
+call("recipes.wsn.union", lambda p: wsn.union(_won(p)), _long)
+
 
 # --- theory -------------------------------------------------------------------------
 

@@ -387,12 +387,12 @@ def test_kernels_that_meet_the_same_data_share_a_matrix():
     stats = calibration.init(apply, params, x)
     update = functools.partial(calibration.update, apply)
     products = str(jax.make_jaxpr(update)(stats, params, x)).count("dot_general")
-    assert products - 3 == 2  # two panels of one matrix
+    assert products - 3 == 1
     squares = calibration.init(apply, params, x, gram=False)
     assert str(jax.make_jaxpr(update)(squares, params, x)).count("dot_general") == 3
 
 
-@pytest.mark.parametrize("d", [100, 128, 300, 1100])
+@pytest.mark.parametrize("d", [100, 512, 1100])
 def test_half_of_a_large_matrix_is_computed(d):
     x = normal(5, d)
     apply = lambda p, x: x @ p["w"]  # noqa: E731

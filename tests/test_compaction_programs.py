@@ -112,6 +112,15 @@ def test_a_plan_that_keeps_all_adds_no_equation(name):
     assert not equations(narrow, *step) - equations(net.step, *step)
 
 
+def test_layers_that_keep_other_units_look_up_no_constants():
+    """What is the same at all positions, as a mask of attention is for all heads."""
+    net = NETWORKS["scanned gpt"]
+    plan = net.plan()
+    ours = equations(compaction.narrow(net.step, plan), *small_args(net, plan))
+    whole = equations(net.step, net.params, net.moments(net.params), *net.inputs)
+    assert ours["gather"] == whole["gather"]
+
+
 def test_the_second_call_is_neither_traced_nor_compiled():
     net, traces = NETWORKS["gpt"], []
 

@@ -24,6 +24,7 @@ QUESTIONS = (
     "ensemble_training",
     "sparsegpt",
     "subset_sum",
+    "calibration",
     "compile_selection",
     "traced",
     "import_time",

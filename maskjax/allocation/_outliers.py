@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from maskjax import score
-from maskjax._core import blame, checks, dtypes, layout, trees
+from maskjax._core import blame, checks, dtypes, layout, placement, trees
 from maskjax._core.trees import Array, Density, Params, Path, Predicate, Scores
 from maskjax.where import kernels
 
@@ -157,6 +157,7 @@ def _spread(
         found = _linear(np, np_fractions, sizes, float(density), spread)
         return [float(x) if not np.ndim(x) else x for x in found]
     density = jnp.asarray(density, jnp.float32)
+    fractions = placement.whole(list(fractions))
     return _linear(jnp, fractions, sizes, density, spread)
 
 
@@ -164,7 +165,7 @@ def _linear(
     xp: Any, fractions: Sequence[Any], sizes: Sequence[int], density: Any, spread: float
 ) -> list[Any]:
     """In NumPy or JAX."""
-    every = xp.concatenate([xp.ravel(x) for x in fractions])
+    every = xp.concatenate([x.reshape(-1) for x in fractions])
     low, high = xp.min(every), xp.max(every)
     places = (every - low) / xp.where(high > low, high - low, 1)
     weights = np.repeat(np.asarray(sizes, np.float64), [x.size for x in fractions])

@@ -75,7 +75,7 @@ def check(stats: Params) -> Params:
         stats: Tree of `Statistics`, or `None`, whose values are known.
 
     Returns:
-        The same tree.
+        The same tree, uncopied.
 
     Raises:
         TypeError: If a leaf is neither `Statistics` nor `None`.
@@ -117,7 +117,8 @@ def check_finite(stats: Params, needs: str) -> None:
         for path, own in named(stats)
         if own is not None and readable(own.sums)
     }
-    counts = jax.device_get(_bad(sums))
+    with jax.ensure_compile_time_eval():  # under `jit` what is known stays known
+        counts = jax.device_get(_bad(sums))
     lines = [
         f"{path}: {int(count):,} of {sums[path].size:,} sums are inf or nan"
         for path, count in counts.items()

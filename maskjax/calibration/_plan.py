@@ -10,12 +10,14 @@ import jax
 from maskjax._core import axes as _axes
 from maskjax._core import checks, trees
 from maskjax._core.axes import Axes, Told
+from maskjax._core.stored import stored
 from maskjax._core.trees import Params, Path, Predicate
 from maskjax.calibration._statistics import Statistics, is_statistics
 
 Found = list[tuple[Any, Statistics | None]]  # parameters and their statistics
 
 
+@stored("maskjax.calibration.Memory")
 class Memory(NamedTuple):
     """Bytes.
 

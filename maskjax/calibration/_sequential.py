@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from maskjax._core import checks, placement
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate
 from maskjax.calibration import _norms, _programs
 from maskjax.calibration._collect import as_inputs, finite
@@ -19,6 +20,7 @@ Prune = Callable[[Params, Params], Any]
 _FN = "maskjax.calibration.sequential"
 
 
+@stored("maskjax.calibration.Sequential")
 class Sequential(NamedTuple):
     """What came of pruning block by block.
 

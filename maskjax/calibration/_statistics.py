@@ -1,21 +1,15 @@
 """What is kept of the data that a kernel meets."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
-import jax
-
 from maskjax._core.axes import Axes
+from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["sums"],
-    meta_fields=["axes", "shape", "groups", "gram"],
-)
+@stored("maskjax.calibration.Statistics", holds=[Axes])
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """Sums over the rows of data that a kernel meets; a pytree with one leaf.
@@ -37,10 +31,10 @@ class Statistics:
     """
 
     sums: Array  # or its shape, while it is planned
-    axes: Axes
-    shape: tuple[int, ...]
-    groups: int = 1
-    gram: bool = True
+    axes: Axes = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    groups: int = dataclasses.field(default=1, metadata={"static": True})
+    gram: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
     def d(self) -> int:

@@ -12,8 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_context
 
-from maskjax.compaction._program import Const, Equation, Program, Var
+from maskjax.compaction._program import (
+    Const,
+    Dims,
+    Equation,
+    Program,
+    Var,
+    stepped,
+)
 
 
 class Known(NamedTuple):
@@ -40,11 +48,15 @@ class Facts(dict[Var, Fact]):
     def __init__(self, follow: Callable[["Program", "Facts"], list[Fact]]) -> None:
         super().__init__()
         self._follow = follow
+        self.now: Equation | None = None  # whose values are compared
 
     def follow(self, program: Program, ins: Sequence[Fact]) -> list[Fact]:
         """The facts of a program's outputs."""
         self.update(zip(program.ins, ins, strict=True))
-        return self._follow(program, self)
+        now = self.now
+        outs = self._follow(program, self)
+        self.now = now
+        return outs
 
     def of(self, var: Var) -> Fact:
         """The fact of a value; that of a scalar constant is its value."""
@@ -53,25 +65,36 @@ class Facts(dict[Var, Fact]):
         return self.get(var, (None,) * max(len(var.shape), 1))
 
     def spread(
-        self, var: Var, axis: int, prefix: tuple[int, ...], n: int
+        self, var: Var, axis: int, other: Var, to: int, n: int | None = None
     ) -> Known | None:
-        """What is known along an axis, for these steps and that length; -1: of all."""
+        """What is known along an axis, for the steps of an axis of another value.
+
+        An axis of -1 is the value as a whole. The length is that of the other axis, or
+        the one given.
+        """
         known = self.whole(var) if axis < 0 else self.of(var)[axis]
-        if known is None:
+        if known is None or self.now is None:
             return None
-        own = var.scope if axis < 0 else var.prefix(axis)
-        return _stepped(known, own, prefix, n)
+        prefix = other.prefix(to)
+        if n is None:
+            n = other.shape[to] if to >= 0 else 1
+        dims = self.now.dims(var, other)[: known.where.ndim - 1]
+        dims = [i if i is None or i < len(prefix) else None for i in dims]
+        return _stepped(known, dims, prefix, n)
+
+    def common(self, var: Var, axis: int) -> Known | None:
+        """What is known along an axis in all rows of a stack, [*scope, n]."""
+        known = self.of(var)[axis]
+        return None if known is None else _shared(known, var)
 
     def whole(self, var: Var) -> Known | None:
         """What the whole value is known to be, [*scope, 1]."""
         fact = self.of(var)
         if not var.shape:
             return fact[0]
-        for axis, known in enumerate(fact):
+        for known in fact:
             if known is not None and known.where.size and known.where.all(-1).any():
-                return _same(
-                    _stepped(known, var.prefix(axis), var.scope, known.where.shape[-1])
-                )
+                return _same(_shared(known, var))
         return None
 
     def zeros(self, var: Var, axis: int) -> np.ndarray | bool:
@@ -103,26 +126,34 @@ def _equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a == b) | ((a != a) & (b != b))
 
 
-def _stepped(
-    known: Known, own: tuple[int, ...], steps: tuple[int, ...], n: int
-) -> Known | None:
-    """A fact for other steps: for more of them, or what all of them have in common."""
+def _shared(known: Known, var: Var) -> Known | None:
+    k = len(var.scope)
+    dims: Dims = [i if i < k else None for i in range(known.where.ndim - 1)]
+    return _stepped(known, dims, var.scope, known.where.shape[-1])
+
+
+def _stepped(known: Known, dims: Dims, prefix: tuple[int, ...], n: int) -> Known | None:
+    """A fact for other steps, among which its own are `dims`.
+
+    Of steps that the others don't have, what all of them have in common.
+    """
     where, value = known
-    if len(own) > len(steps):
-        flat = where.shape[: len(steps)] + (-1, where.shape[-1])
-        rows, values = where.reshape(flat), value.reshape(flat)
+    lost = [i for i, dim in enumerate(dims) if dim is None]
+    if lost:
+        k = where.ndim - 1
+        order = [i for i in range(k) if i not in lost] + [*lost, k]
+        shape = [where.shape[i] for i in order[: k - len(lost)]]
+        rows, values = (
+            x.transpose(order).reshape(*shape, -1, x.shape[-1]) for x in known
+        )
         value = values[..., 0, :]
         where = np.asarray((rows & _equal(values, value[..., None, :])).all(-2))
-    elif len(own) < len(steps):
-        more = (1,) * (len(steps) - len(own))
-        shape = (*where.shape[:-1], *more, where.shape[-1])
-        where, value = where.reshape(shape), value.reshape(shape)
-    if where.shape != (*steps, n):
-        try:
-            where = np.broadcast_to(where, (*steps, n))
-            value = np.broadcast_to(value, (*steps, n))
-        except ValueError:
-            return None
+    own = [dim for dim in dims if dim is not None]
+    if where.shape[-1] not in (1, n):
+        return None
+    where, value = (
+        np.broadcast_to(stepped(x, own, prefix), (*prefix, n)) for x in (where, value)
+    )
     return Known(where, value) if where.any() else None
 
 
@@ -177,10 +208,8 @@ def elementwise(equation: Equation, facts: Facts) -> list[Fact]:
     axes = range(len(out.shape)) if out.shape else (-1,)
     fact = []
     for axis in axes:
-        n = out.shape[axis] if out.shape else 1
-        steps = out.prefix(axis) if out.shape else out.scope
         operands = [
-            facts.spread(v, axis if v.shape else -1, steps, n) for v in equation.ins
+            facts.spread(v, axis if v.shape else -1, out, axis) for v in equation.ins
         ]
         fact.append(_evaluated(equation, operands))
     return [tuple(fact)] * len(equation.outs)
@@ -262,7 +291,8 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
     )
     if key not in _memo:
         try:
-            with jax.ensure_compile_time_eval(), jax.default_device(_cpu()):
+            # Outside of all traces, also of a `shard_map` that is not compiled.
+            with eval_context(), jax.default_device(_cpu()):
                 numbers = zip(row, columns, strict=True)
                 operands = [jnp.asarray(_cast(x, c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])

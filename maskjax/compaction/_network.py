@@ -176,10 +176,14 @@ def written(
     pinned: Pinned,
     arrays: Sequence[Any],
     members: tuple[Any, ...] = (),
+    *,
+    trial: bool = False,
 ) -> list[Any]:
     """The outputs, of small parameters and whole inputs; of a stack, of one member."""
     picked = [owner is None for owner in network.owners]
-    return _follow.written(network.program, links, pinned, arrays, picked, members)
+    return _follow.written(
+        network.program, links, pinned, arrays, picked, members, trial=trial
+    )
 
 
 def check(
@@ -189,6 +193,8 @@ def check(
     members: tuple[Any, ...] | None = None,
 ) -> None:
     """Write the small program for shapes alone, to see that it can be.
+
+    Derivatives too, which are written later: when the small function is derived.
 
     Without `members` that of any member, which has a number.
 
@@ -200,6 +206,6 @@ def check(
 
     def small(number: Sequence[Any], *xs: Any) -> Any:
         known = tuple(number) if members is None else members
-        return written(network, links, pinned, xs, known)
+        return written(network, links, pinned, xs, known, trial=True)
 
     jax.eval_shape(small, number, *types)

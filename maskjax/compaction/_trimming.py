@@ -1,7 +1,7 @@
-"""What is done to a program that was read: constants, dead code, axes that stack."""
+"""What is done to a program that was read: constants, and dead code."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from maskjax.compaction._program import Const, Equation, Program, Var
@@ -51,7 +51,7 @@ def _again(equation: Equation, out: Var) -> Equation:
     [number] = equation.ins
     assert isinstance(number, Const), "a number in the program's text"
     own = Const(number.value, number.kind, out.scope)
-    return Equation(equation.primitive, equation.params, [own], [out], equation.place)
+    return dataclasses.replace(equation, ins=[own], outs=[out], along={})
 
 
 def _push_inside(equation: Equation, made: dict[Var, Equation]) -> None:
@@ -159,56 +159,3 @@ _TRIMMED = {
     "remat2": _trim_body,
     "scan": _trim_scan,
 }
-
-
-# Axes of values outside a loop that count its steps.
-
-
-def lead(program: Program) -> None:
-    """Set `lead` of all values: stacked parameters, their moments and sums."""
-    while _leads(program):
-        pass
-
-
-def _leads(program: Program) -> bool:
-    changed = False
-    for equation in program.equations:
-        for group in _alike(equation):
-            most = max(var.lead + more for var, more in group)
-            for var, more in group:
-                if var.lead + more < most <= len(var.shape) + more:
-                    var.lead, changed = most - more, True
-        for body in equation.bodies:
-            changed |= _leads(body)
-    return changed
-
-
-def _alike(equation: Equation) -> Iterator[list[tuple[Var, int]]]:
-    """Values whose axes correspond: (value, how many axes fewer it has)."""
-    if equation.name == "scan":
-        [body], params = equation.bodies, equation.params
-        last = params["num_consts"] + params["num_carry"]
-        n = params["num_carry"]
-        pairs = zip(equation.ins, body.ins, strict=True)
-        for i, (outside, inside) in enumerate(pairs):
-            yield [(outside, 0), (inside, int(i >= last))]
-        for i, (outside, inside) in enumerate(
-            zip(equation.outs, body.outs, strict=True)
-        ):
-            yield [(outside, 0), (inside, int(i >= n))]
-        first = params["num_consts"]
-        for inside, outside in zip(body.ins[first:last], body.outs[:n], strict=True):
-            yield [(inside, 0), (outside, 0)]
-    elif equation.bodies:
-        ins = equation.ins[1:] if equation.name == "cond" else equation.ins
-        for body in equation.bodies:
-            for one, other in itertools.chain(
-                zip(ins, body.ins, strict=False),
-                zip(equation.outs, body.outs, strict=False),
-            ):
-                yield [(one, 0), (other, 0)]
-    elif len(equation.outs) == 1:
-        [out] = equation.outs
-        alike = [(var, 0) for var in equation.ins if var.shape == out.shape]
-        if alike and out.shape:
-            yield [(out, 0), *alike]

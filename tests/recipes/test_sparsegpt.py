@@ -12,10 +12,12 @@ import maskjax
 from maskjax import calibration, packing, score, select, where
 from maskjax.calibration import Statistics
 from maskjax.recipes import sparsegpt
-from maskjax.recipes.sparsegpt import _counts, _leaf
+from maskjax.recipes.sparsegpt import _cholesky, _counts, _leaf
 from maskjax.recipes.sparsegpt._layout import Layout
 from maskjax.select._quota import quota
 from maskjax.structure import Block, Entries, NofM, Units
+from tests import real_networks
+from tests.real_networks import UNKNOWN
 from tests.reference import sparsegpt as reference
 
 DENSE = where.Axes(inputs=(0,), outputs=(1,))
@@ -404,6 +406,60 @@ def test_a_network_computes_nearly_the_same():
     assert own < mended < alone
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "equinox/convolutions",
+        pytest.param("linen/gpt_scanned", marks=pytest.mark.slow),
+        pytest.param("linen/gpt", marks=pytest.mark.slow),
+        pytest.param("nnx/gpt", marks=pytest.mark.slow),
+        pytest.param("nnx/convolutions", marks=pytest.mark.slow),
+        pytest.param("equinox/gpt_scanned", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kernel_of_a_real_network_is_pruned_as_in_the_paper(name):
+    net = real_networks.get(name)
+    chosen = net.traced() & (lambda path, _: net.roles[path] != UNKNOWN)
+    params, data = real_networks.make(name), real_networks.data(name)
+
+    @jax.jit
+    def run(params, data):
+        stats = calibration.init(net.apply, params, *data, where=chosen)
+        stats = calibration.update(net.apply, stats, params, *data)
+        return stats, sparsegpt.prune(params, stats, density=0.5)
+
+    stats, done = run(params, data)
+    assert jax.tree.structure(done.params) == jax.tree.structure(params)
+    known = jax.tree.structure(params).flatten_up_to(stats)
+    masks = jax.tree.structure(params).flatten_up_to(done.mask)
+    leaves = jax.tree.leaves(params), jax.tree.leaves(done.params)
+    assert jax.tree.leaves(done.mask)
+    for w, left, mask, own in zip(*leaves, masks, known, strict=True):
+        if mask is None:
+            np.testing.assert_array_equal(w, left)
+            continue
+        for index in np.ndindex(*(w.shape[axis] for axis in own.axes.stack)):
+            kernels = [
+                canonical(np.asarray(x), own.axes)[index] for x in (w, left, mask)
+            ]
+            assert kernels[2].sum() == quota(0.5, kernels[2].size)
+            parts = [np.split(x, own.groups, axis=-1) for x in kernels]
+            for group, (before, after, keep) in enumerate(zip(*parts, strict=True)):
+                at = (*index, group) if own.groups > 1 else index
+                gram = ordered(np.asarray(own.sums)[at], own)
+                how = {"block": len(gram), "mask": keep.T}
+                found = reference.prune(before.T, gram, **how)[0]
+                np.testing.assert_allclose(after.T, found, rtol=1e-3, atol=1e-4)
+
+
+def ordered(gram, stats):
+    """A Gram matrix with the window before the inputs."""
+    lengths = [stats.shape[axis] for axis in stats.inputs]
+    met = [stats.inputs.index(i) for i in (*stats.axes.window, *stats.axes.inputs)]
+    places = np.arange(len(gram)).reshape(lengths).transpose(met).ravel()
+    return gram[np.ix_(places, places)]
+
+
 def test_equal_kernels_of_a_traced_network_are_one_program():
     w, gram = drawn(12, 5)
     names = [f"layer_{i}" for i in range(6)]
@@ -543,6 +599,17 @@ def test_it_prunes_the_blocks_of_a_network_one_after_another():
 
 
 # Matrices that can't be used as they are.
+
+
+@pytest.mark.parametrize("d", [128, 200])
+def test_factors_by_a_loop_are_those_of_cholesky(d):
+    """Where programs are for TPU, large matrices are factored so."""
+    _, gram = drawn(d, 1)
+    factor = jax.jit(_cholesky.blocked)
+    expected = np.linalg.cholesky(gram.astype(float))
+    np.testing.assert_allclose(factor(gram), expected, rtol=1e-4, atol=1e-4)
+    gram[70, 70] = -1
+    assert not np.isfinite(factor(gram)).all()
 
 
 def test_damping_is_raised_until_the_matrix_can_be_used():

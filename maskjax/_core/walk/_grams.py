@@ -15,8 +15,9 @@ from maskjax._core.walk._parts import Factors
 from maskjax._core.walk._trails import STRANGE, Factor, Label
 from maskjax._core.walk._values import Walk
 
-_PANEL = 128  # the least width of the parts in which a half of a matrix is computed
-_PANELS = 8
+# A large matrix is computed in panels, which are a multiple of so many rows: of 4, that
+# are 5/8 of it. More would save little, and take longer to compile.
+_LARGE, _PANELS, _LANES = 512, 4, 128
 
 
 class Leg(NamedTuple):
@@ -172,19 +173,34 @@ def gram(x: Array, lead: int) -> Array:
     Of the symmetric matrix little more than a half is computed, panel by panel.
     """
     d = x.shape[-1]
-    width = -(-d // (_PANELS * _PANEL)) * _PANEL
-    if width >= d or _is_cut(x):
+    if _is_cut(x):
         return product(x, x, lead)
+    if d < _LARGE:
+        return _symmetric(product(x, x, lead))
+    width = -(-d // (_PANELS * _LANES)) * _LANES
+    x = lax.optimization_barrier(x)  # or it would be computed anew for each panel
+    starts = range(0, d, width)
     panels = []
-    for start in range(0, d, width):
+    for start in starts:
         left = lax.slice_in_dim(x, start, min(start + width, d), axis=-1)
-        right = lax.slice_in_dim(x, start, d, axis=-1)
-        part = product(left, right, lead)
-        panels.append(jnp.pad(part, [(0, 0)] * (lead + 1) + [(start, 0)]))
-    upper = jnp.concatenate(panels, axis=-2)
-    rows = lax.broadcasted_iota(jnp.int32, upper.shape, upper.ndim - 2)
-    columns = lax.broadcasted_iota(jnp.int32, upper.shape, upper.ndim - 1)
-    return jnp.where(rows <= columns, upper, jnp.swapaxes(upper, -1, -2))
+        panels.append(product(left, lax.slice_in_dim(x, start, d, axis=-1), lead))
+    rows = []
+    for i, start in enumerate(starts):
+        above = [
+            panel[..., start - first : start - first + width]
+            for first, panel in zip(starts[:i], panels, strict=False)
+        ]
+        own, right = panels[i][..., :width], panels[i][..., width:]
+        left = [jnp.swapaxes(part, -1, -2) for part in above]
+        rows.append(jnp.concatenate([*left, _symmetric(own), right], axis=-1))
+    return jnp.concatenate(rows, axis=-2)
+
+
+def _symmetric(x: Array) -> Array:
+    """A matrix whose upper half is on both sides."""
+    rows = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 2)
+    columns = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.where(rows <= columns, x, jnp.swapaxes(x, -1, -2))
 
 
 def _is_cut(x: Array) -> bool:

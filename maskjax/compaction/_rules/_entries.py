@@ -31,14 +31,18 @@ def _pairs(equation: Equation, links: Links) -> None:
 
 
 def _carried(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
-    return [facts.of(var) for var in equation.ins]
+    return [
+        tuple(facts.spread(x, axis, out, axis) for axis in range(len(out.shape)))
+        or facts.of(x)
+        for x, out in zip(equation.ins, equation.outs, strict=True)
+    ]
 
 
 def _zeros(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
     """What is 0 on every device."""
     return [
-        tuple(k and _facts.zero(k.zeros(), var.dtype) for k in facts.of(var))
-        for var in equation.ins
+        tuple(k and _facts.zero(k.zeros(), var.dtype) for k in fact)
+        for fact, var in zip(_carried(equation, facts), equation.ins, strict=True)
     ]
 
 

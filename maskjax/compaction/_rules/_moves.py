@@ -29,10 +29,9 @@ def _spread_facts(equation: Equation, facts: Facts) -> list[Fact]:
     for axis, n in enumerate(out.shape):
         i = mapped.get(axis)
         if i is not None and x.shape[i] == n:
-            fact.append(facts.spread(x, i, out.prefix(axis), n))
+            fact.append(facts.spread(x, i, out, axis))
         else:
-            known = whole is not None
-            fact.append(facts.spread(x, -1, out.prefix(axis), n) if known else None)
+            fact.append(facts.spread(x, -1, out, axis) if whole else None)
     return [tuple(fact)]
 
 
@@ -60,12 +59,7 @@ def _permuted_facts(equation: Equation, facts: Facts) -> list[Fact]:
     if not out.shape:
         return [(facts.whole(x),)]
     axes = _axes_of(equation)
-    return [
-        tuple(
-            facts.spread(x, axis, out.prefix(to), out.shape[to])
-            for to, axis in enumerate(axes)
-        )
-    ]
+    return [tuple(facts.spread(x, axis, out, to) for to, axis in enumerate(axes))]
 
 
 # Reshape: the least blocks of axes whose sizes have the same product.
@@ -126,16 +120,16 @@ def _reshape_facts(equation: Equation, facts: Facts) -> list[Fact]:
         return [(whole,)] if not out.shape else [tuple(fact)]
     for axis, n in enumerate(out.shape):
         if n == 1:
-            fact[axis] = facts.spread(x, -1, out.prefix(axis), 1) if whole else None
+            fact[axis] = facts.spread(x, -1, out, axis) if whole else None
     for ins, outs in _blocks(x.shape, out.shape):
-        steps = out.prefix(outs[0])
         sizes = [x.shape[i] for i in ins]
-        knowns = [facts.spread(x, i, steps, x.shape[i]) for i in ins]
-        if math.prod(sizes) > _MOST or all(k is None for k in knowns):
+        if math.prod(sizes) > _MOST:
             continue
-        flat = _flat(knowns, sizes, steps)
-        for i in outs:
-            fact[i] = flat if len(outs) == 1 else _factor(flat, out, outs, i)
+        for to in outs:
+            knowns = [facts.spread(x, i, out, to, x.shape[i]) for i in ins]
+            if any(k is not None for k in knowns):
+                flat = _flat(knowns, sizes, out.prefix(to))
+                fact[to] = flat if len(outs) == 1 else _factor(flat, out, outs, to)
     return [tuple(fact)]
 
 
@@ -238,26 +232,24 @@ def _part_facts(equation: Equation, facts: Facts) -> list[Fact]:
     found = []
     for o, out in enumerate(equation.outs):
         fact = []
-        for axis, n in enumerate(out.shape):
+        for axis in range(len(out.shape)):
             cuts = [cut for cut in changed.get(axis, []) if cut[1] == o]
             fact.append(
                 _placed(equation, facts, axis, cuts)
                 if cuts
-                else _common(equation, facts, out, axis, n)
+                else _common(equation, facts, out, axis)
             )
         found.append(tuple(fact))
     return found
 
 
-def _common(
-    equation: Equation, facts: Facts, out: Var, axis: int, n: int
-) -> Known | None:
+def _common(equation: Equation, facts: Facts, out: Var, axis: int) -> Known | None:
     """What all inputs have in common, along an axis that is not cut."""
     first, *more = equation.ins
-    known = facts.spread(first, axis, out.prefix(axis), n)
+    known = facts.spread(first, axis, out, axis)
     for var in more:
         i = axis if var.shape else -1
-        known = met(known, facts.spread(var, i, out.prefix(axis), n))
+        known = met(known, facts.spread(var, i, out, axis))
     return known
 
 
@@ -265,27 +257,33 @@ def _placed(
     equation: Equation, facts: Facts, axis: int, cuts: Sequence[Any]
 ) -> Known | None:
     """By position, along an axis that is cut, or put together."""
-    out, steps = equation.outs[cuts[0][1]], equation.outs[cuts[0][1]].prefix(axis)
-    n = out.shape[axis]
+    out = equation.outs[cuts[0][1]]
+    steps, n = out.prefix(axis), out.shape[axis]
     if equation.name not in ("concatenate", "pad"):
         [(i, _, places)] = cuts
         x = equation.ins[i]
-        known = facts.spread(x, axis, steps, x.shape[axis])
+        known = facts.spread(x, axis, out, axis, x.shape[axis])
         if known is None:
             return None
         return Known(known.where[..., places], known.value[..., places])
     where = np.zeros((*steps, n), bool)
     value = np.zeros((*steps, n), out.dtype)
+    filled, other = None, False
     if equation.name == "pad":
-        if min(equation.params["padding_config"][axis]) < 0:
+        config = equation.params["padding_config"]
+        if min(config[axis]) < 0:
             return None
-        filled = facts.spread(equation.ins[1], -1, steps, n)
+        other = any(max(c) > 0 for i, c in enumerate(config) if i != axis)
+        filled = facts.spread(equation.ins[1], -1, out, axis)
         if filled is not None:
             where, value = filled.where.copy(), filled.value.copy()
             where[..., cuts[0][2]] = False
     for i, _, places in cuts:
         x = equation.ins[i]
-        known = facts.spread(x, axis, steps, x.shape[axis])
+        known = facts.spread(x, axis, out, axis, x.shape[axis])
+        if other:  # what is put in along other axes is part of each slice
+            filler = filled and Known(*(row[..., places] for row in filled))
+            known = met(known, filler)
         if known is not None:
             where[..., places], value[..., places] = known
     return Known(where, value) if where.any() else None

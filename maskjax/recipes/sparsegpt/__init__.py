@@ -24,8 +24,9 @@ Departures from the paper:
   * the mean of the diagonal is that of inputs that fire
   * if H has no finite Cholesky factor, `damping` is raised tenfold until it has
 
-The error on the calibration data is that of the whole kernel: with a pass from the
-first input to the last, a single output may get worse than by its mask alone. Kernels
+The pass goes from the first input to the last and never back, so a single output, and
+a kernel of few inputs, may get worse on the calibration data than by its mask alone; a
+kernel of many hardly does. Kernels
 that are sharded by outputs are pruned where they are, with a copy of H on each device;
 those that are sharded by inputs move to outputs first.
 

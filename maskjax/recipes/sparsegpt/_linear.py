@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax._core.trees import Array
+from maskjax.recipes.sparsegpt import _cholesky
 
 _PANEL = 64  # columns that are factored together
 
@@ -29,10 +30,6 @@ def _alone(library: Matrix, own: Matrix) -> Matrix:
 
     function.def_vmap(of_many)
     return function
-
-
-def _cholesky(a: Array) -> Array:
-    return lax.linalg.cholesky(a, symmetrize_input=False)
 
 
 def by_panels(a: Array) -> Array:
@@ -89,6 +86,6 @@ def _one(like: Array) -> Array:
 
 
 # From a symmetric matrix to its lower factor; nan if there is none.
-cholesky = _alone(_cholesky, by_panels)
+cholesky = _alone(_cholesky.cholesky, by_panels)
 # From a strictly lower triangular matrix L to the inverse of 1 + L.
 inverse = _alone(_inverse, by_rows)

@@ -53,7 +53,8 @@ def prune(
         where: Which kernels to prune; `None`: all that have statistics.
 
     Returns:
-        The parameters, the mask, and the damping that was used.
+        The parameters, the mask, and the damping that was used. Leaves that are not
+        pruned are passed through uncopied.
 
     Raises:
         TypeError: If `density` is missing or not a number, a kernel is not floating, or

@@ -37,7 +37,8 @@ def repair(
             the result by rounding only.
 
     Returns:
-        The parameters, the mask with an entry for each weight, and the damping.
+        The parameters, the mask with an entry for each weight, and the damping. Leaves
+        without a mask are passed through uncopied.
 
     Raises:
         TypeError: If the mask is not boolean, a kernel not floating, or an argument of
