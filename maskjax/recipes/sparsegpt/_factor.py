@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskjax._core.trees import Array
-from maskjax.recipes.sparsegpt._cholesky import cholesky
+from maskjax.recipes.sparsegpt._linear import cholesky
 
 # What follows a damping of 0 that does not do, and how often it is raised tenfold.
 _LEAST, _TRIES = 1e-6, 12

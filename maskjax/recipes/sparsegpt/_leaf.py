@@ -86,7 +86,8 @@ def run(tasks: Sequence[Task], hows: Sequence[How]) -> list[Done]:
         alike.setdefault((how, types) if traced else i, []).append(i)
     found: dict[int, Done] = {}
     for ids in alike.values():
-        each = functools.partial(_pruned, how=hows[ids[0]])
+        apart = _apart(tasks[ids[0]], hows[ids[0]].layout)
+        each = functools.partial(_pruned, how=hows[ids[0]], apart=apart)
         if len(ids) == 1:
             found[ids[0]] = each(tasks[ids[0]])
             continue
@@ -102,8 +103,23 @@ def _operand(damping: Any) -> Any:
     return damping if isinstance(damping, jax.Array) else np.float32(damping)
 
 
-@functools.partial(jax.jit, static_argnames="how")
-def _pruned(task: Task, *, how: How) -> Done:
+def _apart(task: Task, layout: Layout) -> int | None:
+    """On how many devices the layers of a stack lie, each its own; `None`: not known.
+
+    It is asked outside the kernel's own program, within which an Auto mesh tells
+    nothing.
+    """
+    if not layout.stack or not placement.tells(task.w, task.sums):
+        return None
+    first = next((i for i, n in enumerate(layout.stack) if n > 1), 0)
+    return max(
+        placement.shards(task.w, layout.axes.stack[first]),
+        placement.shards(task.sums, first),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("how", "apart"))
+def _pruned(task: Task, *, how: How, apart: int | None) -> Done:
     layout, groups = how.layout, how.layout.groups
     w, sums, choice, damping = placement.vary_like(task, task)
     if not w.size:
@@ -126,9 +142,9 @@ def _pruned(task: Task, *, how: How) -> Done:
 
     every = layout.laid(w), layout.gram(sums).astype(wide), choice
     if layout.stack:
-        # One layer of each device at a time.
-        at_once = placement.groups(*jax.tree.leaves(every))
-        mask, new, used = turns.run(member, every, at_once)
+        # Layers one after another, those of each device at a time.
+        most = apart or placement.groups(*jax.tree.leaves(every))
+        mask, new, used = turns.run(member, every, most, groups=apart)
     else:
         found = member(jax.tree.map(lambda x: x[0], every))
         mask, new, used = jax.tree.map(lambda x: x[None], found)

@@ -16,6 +16,7 @@ from maskjax._core import placement
 from maskjax._core.trees import Array
 from maskjax.recipes.sparsegpt import _choice
 from maskjax.recipes.sparsegpt._factor import Factor
+from maskjax.recipes.sparsegpt._linear import inverse
 
 # The product with all changes so far is cut into so many, of which those with changes
 # to come are left out; and the most inputs that are taken together within a block.
@@ -65,7 +66,9 @@ def swept(
         elif chosen.ndim == 2:
             keep = chosen
         else:
-            values = own + _product(_if_kept(inner), met)
+            # What weights have got becomes what they get if all in the block are kept:
+            # one that is kept changes by what it has got, and hands on the opposite.
+            values = own + _product(inverse(inner), met)
             keep = _choice.best(_choice.scores(values, size), chosen, each=each)
         change, keep = _within(own, met, keep, inner, size, pattern)
         put = functools.partial(_put, change, segment=segment, start=start)
@@ -106,17 +109,6 @@ def _put(change: Array, old: Array, n: int, *, segment: Array, start: Array) -> 
     here = lax.dynamic_slice_in_dim(old, start, change.shape[0])
     new = jnp.where(n == segment, change, here)
     return lax.dynamic_update_slice_in_dim(old, new, start, axis=0)
-
-
-def _if_kept(feedback: Array) -> Array:
-    """From what the weights of a block have got to what they get if all are kept.
-
-    A weight that is kept changes by what it has got, and hands on the opposite.
-    """
-    # In a `vmap` it has to be sharded as the other one.
-    one = jnp.eye(*feedback.shape, dtype=feedback.dtype) + 0 * feedback
-    how = {"left_side": True, "lower": True, "unit_diagonal": True}
-    return lax.linalg.triangular_solve(feedback, one, **how)
 
 
 def _within(
