@@ -105,6 +105,22 @@ def test_what_is_put_around_is_part_of_each_row():
     assert plan.shapes["up"] == (3, 4)
 
 
+@pytest.mark.parametrize(
+    ("widths", "left"),
+    [((-1, 2, 0), (2, 3)), ((-1, -1, 0), (3, 1)), ((2, -1, 0), (3, 4))],
+)
+def test_padding_may_cut(widths, left):
+    """Units that are cut off stay: nothing uses them, mask or no mask."""
+
+    def apply(p, x):
+        h = jax.lax.pad(x @ p["up"], jnp.float32(1), ((0, 0, 0), widths))
+        return h @ p["down"]
+
+    params = {"up": PARAMS["up"], "down": draw(4 + sum(widths), 2)}
+    plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
+    assert plan.shapes == {"up": (3, left[0]), "down": (left[1], 2)}
+
+
 def test_one_of_several_equal_positions_stands_for_all_in_a_sum():
     def apply(p, x):
         h = x @ p["up"]

@@ -26,8 +26,11 @@ class Pinned(dict[Equation, str]):
         self[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
 
 
-def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
-    """What is known of all values of a program, from what is known of its inputs."""
+def facts_of(program: Program, ins: Sequence[Fact], *, masks: bool) -> Facts:
+    """What is known of all values of a program, from what is known of its inputs.
+
+    And of `masks` that it closes over, if so asked.
+    """
 
     def follow(program: Program, facts: Facts) -> list[Fact]:
         for equation in program.equations:
@@ -39,7 +42,7 @@ def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
             facts.update(zip(equation.outs, found, strict=True))
         return [facts.of(var) for var in program.outs]
 
-    facts = Facts(follow)
+    facts = Facts(follow, masks=masks)
     facts.follow(program, ins)
     return facts
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from maskjax._core.trees import Array
-from maskjax.compaction import _facts
+from maskjax.compaction import _evaluation, _facts
 from maskjax.compaction._program import ENTRIES, Equation
 from maskjax.compaction._rules._rule import Links, Rule
 from maskjax.compaction._small import Small
@@ -77,7 +77,7 @@ _SAME = "device_put mesh_cast optimization_barrier pvary reshard sharding_constr
 _MEETINGS = "pmax pmin ppermute psum psum_invariant"
 
 
-_ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
+_ENTRIES = Rule(_entry_by_entry, _evaluation.elementwise)
 _PAIRS = Rule(_pairs, _carried)
 _SOURCE = Rule(_nothing, emit=_whole_then_cut)
 
