@@ -15,6 +15,7 @@ def own_constants(program: Program) -> None:
     Two layers may start from the same zeros: that does not make their units the same.
     """
     made: dict[Var, Equation] = {}
+    spread: dict[Var, Equation] = {}  # these, and what they are spread over in turn
     equations: list[Equation] = []
 
     def own(var: Var) -> Var:
@@ -25,11 +26,14 @@ def own_constants(program: Program) -> None:
         return out
 
     for equation in program.equations:
-        if _is_one_number(equation):
+        number = _one_number(equation, spread)
+        if number is not None:
+            spread[equation.outs[0]] = number
+        if number is equation:
             made[equation.outs[0]] = equation
             continue
         if equation.name == "scan":
-            _push_inside(equation, made)
+            _push_inside(equation, spread)
         equation.ins = [own(var) for var in equation.ins]
         equations.append(equation)
         for body in equation.bodies:
@@ -38,13 +42,15 @@ def own_constants(program: Program) -> None:
     program.equations[:] = equations
 
 
-def _is_one_number(equation: Equation) -> bool:
-    return (
-        equation.name == "broadcast_in_dim"
-        and len(equation.ins) == 1
-        and isinstance(equation.ins[0], Const)
-        and not equation.ins[0].shape
-    )
+def _one_number(equation: Equation, spread: dict[Var, Equation]) -> Equation | None:
+    """The equation that spreads one number over this one's output, if it is one."""
+    if equation.name != "broadcast_in_dim" or len(equation.ins) != 1:
+        return None
+    [x] = equation.ins
+    if x in spread:
+        params = {**equation.params, "broadcast_dimensions": ()}
+        return dataclasses.replace(equation, ins=spread[x].ins, params=params)
+    return equation if isinstance(x, Const) and not x.shape else None
 
 
 def _again(equation: Equation, out: Var) -> Equation:
