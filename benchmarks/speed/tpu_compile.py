@@ -167,6 +167,14 @@ QUICK = {
 }
 
 
+CHIPS = {"one": "1 chip", "auto": "4 chips"}
+NAMES: dict[str, tuple[str, str | None]] = {name: (name, None) for name in CASES} | {
+    f"{name}, {CHIPS[kind]}": (name, kind)
+    for name, (_, kinds) in CASES.items()
+    for kind in kinds
+}
+
+
 def measured(cases: Any = CASES) -> Iterator[list[_results.Line]]:
     """The lines of each case, in a process that compiles for TPUs."""
     shared = _results.environment() | {"device": _chips.V5E, "question": "tpu_compile"}
@@ -178,8 +186,7 @@ def measured(cases: Any = CASES) -> Iterator[list[_results.Line]]:
                 if one.by_rows:
                     args = _by_rows(one.args, mesh)
                 program = _chips.compiled(one.fn, *args, donate=one.donate)
-                chips = f"{mesh.size} chip{'s' * (mesh.size > 1)}"
-                told = {"case": f"{name}, {chips}", "contestant": one.name}
+                told = {"case": f"{name}, {CHIPS[kind]}", "contestant": one.name}
                 found.append({**told, "role": one.role, **_facts(program), **shared})
             yield found
 
@@ -199,8 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=pathlib.Path, help="instead of benchmarks/results"
     )
-    only = {"action": "append", "choices": CASES, "metavar": "CASE"}
-    parser.add_argument("--only", **only, help="this one; may be repeated")
+    only = {"action": "append", "choices": sorted(NAMES), "metavar": "CASE"}
+    help_ = "this one, or only its part of so many chips; may be repeated"
+    parser.add_argument("--only", **only, help=help_)
     parser.add_argument("--quick", action="store_true", help="one small program")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -212,7 +220,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         again += sys.argv[1:] if argv is None else argv
         return subprocess.run(again, env=_chips.environment(), check=False).returncode
     root = options.out or (None if options.quick else RESULTS)
-    wanted = {name: CASES[name] for name in options.only or CASES}
+    parts = {NAMES[name] for name in options.only or CASES}
+    every = [(name, kind) for name, (_, kinds) in CASES.items() for kind in kinds]
+    chosen = [(n, k) for n, k in every if {(n, k), (n, None)} & parts]
+    wanted = {
+        name: (make, [kind for n, kind in chosen if n == name])
+        for name, (make, _) in CASES.items()
+    }
     for lines in measured(QUICK if options.quick else wanted):
         if root is not None:
             _results.append(root / FOLDER / "tpu_compile.jsonl", lines)
