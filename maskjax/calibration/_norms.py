@@ -117,6 +117,8 @@ def check_finite(stats: Params, needs: str) -> None:
         for path, own in named(stats)
         if own is not None and readable(own.sums)
     }
+    if not sums:
+        return
     with jax.ensure_compile_time_eval():  # under `jit` what is known stays known
         counts = jax.device_get(_bad(sums))
     lines = [
