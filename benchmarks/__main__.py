@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich import console as rich_console
-from rich import table
+from rich import markup, table
 
 from benchmarks import _data, _episodes
 from benchmarks._registry import Context, Demo, Outcome, Progress
@@ -117,7 +117,8 @@ def _table(context: Context, found: Found) -> table.Table:
     for demo, (outcome, seconds) in found.items():
         for i, row in enumerate(outcome.rows):
             ends = (demo.title, f"{seconds:.1f}") if i == 0 else ("", "")
-            drawn.add_row(ends[0], row.promise, row.measured, ends[1])
+            told = map(markup.escape, (ends[0], *row))  # brackets are no styles
+            drawn.add_row(*told, ends[1])
     return drawn
 
 

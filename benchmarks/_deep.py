@@ -84,6 +84,7 @@ class GPT(nn.Module):
     hidden: int = 1024
     layers: int = 4
     length: int = 128  # the most characters
+    scan: bool = False  # whether layers are steps of a loop, and their kernels stacked
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -93,22 +94,49 @@ class GPT(nn.Module):
         place = self.param("positions", INIT, shape)[: x.shape[1]]
         x = nn.Embed(self.vocabulary, self.width, embedding_init=INIT, name="embed")(x)
         x = x + place[None]
-        for i in range(self.layers):
-            norm = nn.LayerNorm(name=f"norm_a{i}")
-            x = x + self._attention(norm(x), name=f"attention{i}")
-            y = nn.LayerNorm(name=f"norm_b{i}")(x)
-            y = nn.gelu(nn.Dense(self.hidden, name=f"up{i}")(y))
-            x = x + nn.Dense(self.width, name=f"down{i}")(y)
+        how = self.heads, self.head_width, self.hidden
+        if self.scan:
+            each = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            layers = nn.scan(Layer, length=self.layers, **each)
+            x, _ = layers(*how, name="layers")(x, None)
+        else:
+            for i in range(self.layers):
+                x = decoded(x, *how, str(i))
         return nn.Dense(self.vocabulary, name="head")(nn.LayerNorm(name="norm")(x))
 
-    def _attention(self, x: Array, name: str) -> Array:
-        shape = self.heads, self.head_width
-        q, k, v = (nn.DenseGeneral(shape, name=f"{name}_{part}")(x) for part in "qkv")
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * self.head_width**-0.5
-        seen = jnp.tril(jnp.ones(scores.shape[2:], bool))
-        weights = nn.softmax(jnp.where(seen, scores, -jnp.inf))
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        return nn.DenseGeneral(self.width, axis=(-2, -1), name=f"{name}_out")(mixed)
+
+class Layer(nn.Module):
+    """One layer of a decoder, as a step of a loop."""
+
+    heads: int
+    head_width: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: Array, _: None) -> tuple[Array, None]:
+        """Features [B, T, D] of features [B, T, D]."""
+        return decoded(x, self.heads, self.head_width, self.hidden, ""), None
+
+
+def decoded(x: Array, heads: int, head_width: int, hidden: int, number: str) -> Array:
+    """Features after one layer, whose parameters have its number in their names."""
+    norm = nn.LayerNorm(name=f"norm_a{number}")
+    x = x + attention(norm(x), heads, head_width, name=f"attention{number}")
+    y = nn.LayerNorm(name=f"norm_b{number}")(x)
+    y = nn.gelu(nn.Dense(hidden, name=f"up{number}")(y))
+    return x + nn.Dense(x.shape[-1], name=f"down{number}")(y)
+
+
+def attention(x: Array, heads: int, head_width: int, name: str) -> Array:
+    """What each position of [B, T, D] makes of those before it."""
+    shape = heads, head_width
+    q, k, v = (nn.DenseGeneral(shape, name=f"{name}_{part}")(x) for part in "qkv")
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * head_width**-0.5
+    seen = jnp.tril(jnp.ones(scores.shape[2:], bool))
+    weights = nn.softmax(jnp.where(seen, scores, -jnp.inf))
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    out = nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name=f"{name}_out")
+    return out(mixed)
 
 
 def norm(train: bool, name: str) -> nn.BatchNorm:  # noqa: FBT001

@@ -4,7 +4,6 @@ They differ in the masks alone: none, fresh ones (MC-dropout), a few that stay
 (Masksembles), or none and several networks (a deep ensemble).
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import optax
 from jax import Array, lax
 
 from benchmarks import _train
-from maskjax import layers, stacking
+from maskjax import compaction, layers, stacking
 from maskjax.recipes import masksembles, mc_dropout
 
 SINGLE, DROPOUT = "one network", "MC-dropout"
@@ -139,10 +138,10 @@ def ask(
     return stacking.map(member, each, batch_size=1)
 
 
-def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
-    """Of Masksembles the first layer, which members share, and what they are after it.
+def compacted(variables: dict[str, Any]) -> tuple[Any, Any, compaction.Plan]:
+    """Masksembles as a first layer, small members of the rest, and their plan.
 
-    The variables are from `fit`, with concrete masks.
+    Members share the first layer. The variables are from `fit`, with concrete masks.
     """
     first, *names = params = variables["params"]
     masks = {
@@ -152,27 +151,37 @@ def thin(variables: dict[str, Any]) -> tuple[Any, masksembles.Thin]:
         }
         for name, stack in zip(names, variables["masks"].values(), strict=True)
     }
-    links = {
-        f"{after}/kernel": [f"{before}/kernel", f"{before}/bias"]
-        for before, after in itertools.pairwise(names)
-    }
     rest = {name: params[name] for name in names}
-    return params[first], masksembles.thin(rest, masks, links=links)
+    features = jax.ShapeDtypeStruct((1, *params[first]["bias"].shape), jnp.float32)
+    plan = compaction.plan(_rest, rest, masks, features, stack=True)
+    return params[first], compaction.shrink(rest, plan), plan
 
 
-def ask_thin(
-    first: Any, members: masksembles.Thin, x: Array, *, batch_size: int | None = 1
+def ask_compacted(
+    first: Any,
+    members: Any,
+    x: Array,
+    *,
+    plan: compaction.Plan,
+    batch_size: int | None = 1,
 ) -> Array:
-    """As `ask` for Masksembles, [M, B, ...], through what `thin` returns."""
+    """As `ask` for Masksembles, [M, B, ...], through what `compacted` returns."""
 
-    def rest(params: Any, x: Array) -> Array:
-        *hidden, last = params.values()
-        for layer in hidden:
-            x = nn.relu(x @ layer["kernel"] + layer["bias"])
-        return x @ last["kernel"] + last["bias"]
+    def one(member: tuple[Array, Any], x: Array) -> Any:
+        number, params = member
+        return compaction.narrow(_rest, plan, member=number)(params, x)
 
     x = nn.relu(x @ first["kernel"] + first["bias"])
-    return masksembles.predict(rest, members, x, batch_size=batch_size)
+    each = jnp.arange(plan.members), members
+    return stacking.map(one, each, x, batch_size=batch_size)
+
+
+def _rest(params: Any, x: Array) -> Array:
+    """What comes after the first layer."""
+    *hidden, last = params.values()
+    for layer in hidden:
+        x = nn.relu(x @ layer["kernel"] + layer["bias"])
+    return x @ last["kernel"] + last["bias"]
 
 
 def widths_of(params: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ What a value looks like is its format after the colon:
   * a number's, as `.1%`: of an array it is the mean that is shown;
   * the same and `+-`: the mean, and the standard deviation over all values;
   * the same and `+-95`: the mean, and half of its 95 % interval (Student's t);
+  * the same and `+-se`: the mean, and its standard error; of one value alone, itself;
   * of a dict: `name value, name value`, each as told; of a list or tuple its values.
 """
 
@@ -49,10 +50,10 @@ def said(value: Any, how: str = "") -> str:
         return how.split("|")[not value]
     if not isinstance(value, np.ndarray | jax.Array):
         return format(value, how)
-    values, (how, sign, interval) = np.asarray(value), how.partition("+-")
-    if not sign:
+    values, (how, sign, spread) = np.asarray(value), how.partition("+-")
+    if not sign or (spread == "se" and values.size == 1):
         return format(values.mean(), how)
-    spread = half(values.ravel()) if interval else values.std()
+    spread = _SPREADS[spread](values.ravel())
     if how.endswith("%"):
         how = f"{how[:-1]}f"
         return f"{100 * values.mean():{how}}% +- {100 * spread:{how}}"
@@ -61,9 +62,15 @@ def said(value: Any, how: str = "") -> str:
 
 def half(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """Half of the 95 % interval (Student's t) of the mean over an axis."""
-    count = values.shape[axis]
-    error = values.std(axis, ddof=1) / count**0.5
-    return stats.t.ppf(0.975, count - 1) * error
+    return stats.t.ppf(0.975, values.shape[axis] - 1) * error(values, axis)
+
+
+def error(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The standard error of the mean over an axis."""
+    return values.std(axis, ddof=1) / values.shape[axis] ** 0.5
+
+
+_SPREADS = {"": np.std, "95": half, "se": error}
 
 
 class _Formatter(string.Formatter):

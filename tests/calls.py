@@ -40,6 +40,7 @@ from maskjax import (
     where,
 )
 from maskjax._core import placement
+from maskjax.calibration import Statistics
 from maskjax.recipes import (
     deconstructing,
     deep_ensemble,
@@ -49,12 +50,15 @@ from maskjax.recipes import (
     lottery_ticket,
     masksembles,
     mc_dropout,
+    merging,
     meta_ticket,
     packnet,
     pacnet,
+    sparsegpt,
     supermask,
     supsup,
     supsup_stream,
+    wsn,
 )
 from maskjax.structure import Block, Group, Groups, Member, NofM, Units
 from maskjax.theory import gadget, neuron, strong_ticket, subset_sum
@@ -288,6 +292,22 @@ call(
     _number(0.4, 0.5),
 )
 call(
+    "allocation.owl",
+    lambda p, n, d: allocation.owl(p, n, density=d),
+    _params,
+    tree_of(a=(16, 1), b=(16, 1), c=(24, 1), bias=None),
+    _density,
+    specs="xy x -",
+)
+call(
+    "allocation.owl: layers",
+    lambda p, n: allocation.owl(p, n, density=0.5, where=_LAYERED),
+    _layers,
+    tree_of(layers=(4, 16, 1), head=(16, 1)),
+    specs="xy xy",
+    moves="gather exchange",
+)
+call(
     "allocation.uniform",
     lambda p, d: allocation.uniform(p, density=d),
     _params,
@@ -445,6 +465,59 @@ call(
     _small_two,
     specs="xy",
     moves="gather exchange",
+)
+
+
+_KEPT = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]], bool)
+
+
+def _last(params: Any, h: Any) -> Any:
+    return h @ params["down"]
+
+
+@functools.cache
+def _members_plan() -> compaction.Plan:
+    """Each of two members reads four features of its own."""
+    shaped = {"down": jax.ShapeDtypeStruct((8, 4), "float32")}
+    h = jax.ShapeDtypeStruct((16, 8), "float32")
+    mask = {"down": _KEPT[..., None]}
+    return compaction.plan(_last, shaped, mask, h, stack=True)
+
+
+def _of_members(small: Any, h: Any, *, batch_size: int | None = None) -> Any:
+    def one(member: Any, h: Any) -> Any:
+        number, params = member
+        return compaction.narrow(_last, _members_plan(), member=number)(params, h)
+
+    return stacking.map(one, (jnp.arange(2), small), h, batch_size=batch_size)
+
+
+_small_members = tree_of(down=(2, 4, 4))
+call(
+    "compaction.narrow: members of a stack",
+    _of_members,
+    _small_members,
+    _ins,
+    specs="- x",
+)
+call(
+    "compaction.narrow: members of a stack, one at a time",
+    functools.partial(_of_members, batch_size=1),
+    _small_members,
+    _ins,
+    specs="- x",
+)
+call(
+    "compaction.shrink: members of a stack",
+    lambda p: compaction.shrink(p, _members_plan()),
+    tree_of(down=(8, 4)),
+    specs="-y",
+)
+call(
+    "compaction.expand: members of a stack",
+    lambda p: compaction.expand(p, _members_plan()),
+    _small_members,
+    specs="--y",
 )
 
 
@@ -1485,10 +1558,6 @@ call(
     lambda seed: masksembles.at_random(16, members=4, key=jax.random.key(seed)),
     of(dtype="uint32"),
 )
-_thin = made(
-    lambda p: masksembles.thin(p, {"b": _KEPT[..., None]}, links={}), tree_of(b=(8, 4))
-)
-_KEPT = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]], bool)
 call(
     "recipes.masksembles.init",
     lambda p, seed: masksembles.init(
@@ -1503,24 +1572,11 @@ call(
     of(dtype="uint32"),
 )
 call(
-    "recipes.masksembles.predict",
-    lambda t, x: masksembles.predict(lambda p, x: x @ p["b"], t, x),
-    _thin,
-    _x,
-    specs="- x",
-)
-call(
     "recipes.masksembles.rows",
     masksembles.rows,
     of(4, 8, dtype="bool"),
     of(16, 8),
     specs="- xy",
-)
-call(
-    "recipes.masksembles.thin",
-    lambda p: masksembles.thin(p, {"b": _KEPT[..., None]}, links={}),
-    tree_of(b=(8, 4)),
-    specs="-y",
 )
 
 call(
@@ -1546,6 +1602,94 @@ call(
     of(3, 16),
     specs="-x",
 )
+
+_vectors = tree_of(a=(_K, 16, 8), b=(_K, 16, 8), c=(_K, 24, 8), bias=(_K, 8))
+_one = tree_of(**_SHAPES, bias=(8,))
+_all_masks = masks_of(_K, **_SHAPES, bias=(8,))
+_tall = functools.partial(merging.tall_masks, threshold=0.4)
+
+call("recipes.merging.consensus", merging.consensus, _stack, specs="-xy")
+call("recipes.merging.consensus: by tasks", merging.consensus, _stack, specs="x-y")
+call("recipes.merging.consensus: packed", merging.consensus, _packed_stack, specs="-xy")
+call(
+    "recipes.merging.dare",
+    lambda v, d: merging.dare(v, density=d, key=key()),
+    _vectors,
+    _density,
+    specs="-xy -",
+    follows=True,
+)
+call("recipes.merging.mean", merging.mean, _vectors, specs="-xy")
+call("recipes.merging.mean: masks", merging.mean, _vectors, _all_masks, specs="-xy")
+call(
+    "recipes.merging.mean: masks, by tasks",
+    merging.mean,
+    _vectors,
+    _all_masks,
+    specs="x-y",
+)
+call(
+    "recipes.merging.network",
+    lambda p, v, m, s: merging.network(p, v, m, scale=s),
+    _params,
+    _one,
+    _mask,
+    _density,
+    specs="xy xy xy -",
+    follows=True,
+)
+call("recipes.merging.network: no mask", merging.network, _params, _one, follows=True)
+call("recipes.merging.network: packed", merging.network, _long, _long, _packed)
+call(
+    "recipes.merging.tall_masks",
+    _tall,
+    _vectors,
+    _one,
+    specs="-xy xy",
+    follows=True,
+)
+call(
+    "recipes.merging.tall_masks: by tasks",
+    lambda v, o, t: merging.tall_masks(v, o, threshold=jnp.abs(t)),
+    _vectors,
+    _one,
+    of(_K),
+    specs="x-y -y x",
+    follows=True,
+)
+call(
+    "recipes.merging.task_vectors",
+    merging.task_vectors,
+    _params,
+    _vectors,
+    specs="xy -xy",
+    follows=True,
+)
+call(
+    "recipes.merging.task_vectors: by tasks",
+    merging.task_vectors,
+    _params,
+    _vectors,
+    specs="-y x-y",
+    follows=True,
+)
+call("recipes.merging.ties", merging.ties, _vectors, specs="-xy")
+call(
+    "recipes.merging.ties: by tasks",
+    merging.ties,
+    _vectors,
+    specs="x-y",
+    moves="gather",
+)
+call(
+    "recipes.merging.ties_masks",
+    lambda v, d: merging.ties_masks(v, density=d, scope="leaf"),
+    _vectors,
+    _density,
+    specs="-xy -",
+)
+call("recipes.merging.total", merging.total, _vectors, specs="-xy")
+call("recipes.merging.total: by tasks", merging.total, _vectors, of(_K), specs="x-y x")
 
 _thresholds = tree_of(a=(), b=(), c=(), bias=None)
 call(
@@ -1659,6 +1803,89 @@ call(
 call("recipes.supermask.density", supermask.density, _scores, _params)
 call("recipes.supermask.init", supermask.init, _params, follows=True)
 call("recipes.supermask.mask", lambda s: supermask.mask(s, key=key()), _scores)
+
+
+def _grams(*shape: int) -> Callable[[Rng], np.ndarray]:
+    """Gram matrices [..., d, d] of 3 d rows each."""
+
+    def draw(rng: Rng) -> np.ndarray:
+        x = rng.normal(size=(*shape[:-1], 3 * shape[-1], shape[-1]))
+        return np.float32(np.swapaxes(x, -1, -2) @ x)
+
+    return draw
+
+
+def _known(grams: Any, axes: Any = None) -> Any:
+    """Statistics of kernels with 8 outputs."""
+    axes = axes or where.Axes(inputs=(0,), outputs=(1,))
+    return {
+        n: None if g is None else Statistics(g, axes, (*g.shape[:-1], 8))
+        for n, g in grams.items()
+    }
+
+
+def _sparsegpt(p: Any, g: Any, **how: Any) -> Any:
+    return sparsegpt.prune(p, _known({"bias": None, **g}), **how)
+
+
+def _pruned_layers(p: Any, g: Any) -> Any:
+    axes = where.Axes(stack=(0,), inputs=(1,), outputs=(2,))
+    return sparsegpt.prune(p, _known(g, axes), density=0.5)
+
+
+_kernels = tree_of(a=(16, 8), b=(16, 8), bias=(8,))
+_met = lambda rng: {"a": _grams(16)(rng), "b": _grams(16)(rng)}  # noqa: E731
+call(
+    "recipes.sparsegpt.prune",
+    lambda p, g: _sparsegpt(p, g, density=0.5, block=6),
+    _kernels,
+    _met,
+    specs="-x -",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.prune: each output, traced",
+    lambda p, g, d: _sparsegpt(p, g, density=d, scope="output", block=6),
+    _kernels,
+    _met,
+    _density,
+    specs="-x - -",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.prune: N:M",
+    lambda p, g: _sparsegpt(p, g, structure=NofM(2, 4)),
+    _kernels,
+    _met,
+    specs="-x -",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.prune: sharded by inputs",
+    lambda p, g: _sparsegpt(p, g, density=0.5),
+    _kernels,
+    _met,
+    specs="xy x",
+    moves="gather exchange",
+)
+call(
+    "recipes.sparsegpt.prune: layers, sharded by layers",
+    _pruned_layers,
+    lambda rng: {"w": of(4, 16, 8)(rng)},
+    lambda rng: {"w": _grams(4, 16)(rng)},
+    specs="x-y x",
+    follows=True,
+)
+call(
+    "recipes.sparsegpt.repair",
+    lambda p, m, g: sparsegpt.repair(p, m, _known({"bias": None, **g})),
+    _kernels,
+    masks_of(a=(16, 8), b=(16, 8), bias=None),
+    _met,
+    specs="-x -x -",
+    follows=True,
+)
+
 call(
     "recipes.supermask.soft_mask", lambda s: supermask.soft_mask(s, key=key()), _scores
 )
@@ -1709,6 +1936,44 @@ call(
     moves="gather exchange",  # of bits
 )
 call("recipes.supsup_stream.soft_mask", supsup_stream.soft_mask, _scores)
+
+
+def _wsn(params: Any) -> Any:
+    return wsn.init(params, capacity=4, head=_HEAD, key=key())
+
+
+def _won(params: Any) -> Any:
+    training = wsn.begin(_wsn(params))
+    mask = wsn.mask(training.scores, density=0.5)
+    return wsn.commit(training, params, training.scores, mask)
+
+
+call(
+    "recipes.wsn.begin",
+    lambda p, f: wsn.begin(_won(p), f),
+    _long,
+    _long,
+    follows=True,
+)
+call(
+    "recipes.wsn.commit",
+    lambda p, q, s, m: wsn.commit(wsn.begin(_won(p)), q, {**s, "c": None}, m),
+    _long,
+    _long,
+    _long_scores,
+    masks_of(**{**_LONG, "c": None}, bias=None),
+    follows=True,
+)
+call("recipes.wsn.init", _wsn, _long, follows=True)
+call("recipes.wsn.mask", lambda s: wsn.mask(s, density=0.3), _scores)
+call("recipes.wsn.params_of", lambda p: wsn.params_of(_won(p), 0), _long)
+call(
+    "recipes.wsn.soft_mask",
+    lambda s: wsn.soft_mask(s, density=0.3),
+    _scores,
+)
+call("recipes.wsn.union", lambda p: wsn.union(_won(p)), _long)
+
 
 # --- theory -------------------------------------------------------------------------
 
@@ -1819,7 +2084,9 @@ EXCLUDED = {
     "storage.append": "files: tests/test_storage.py",
     "storage.info": "files: tests/test_storage.py",
     "storage.load": "files: tests/test_storage.py",
+    "storage.load_params": "files: tests/test_storage_params.py",
     "storage.save": "files: tests/test_storage.py",
+    "storage.save_params": "files: tests/test_storage_params.py",
     "theory.gadget.beyond": "exact sums in NumPy, on the host",
     "theory.gadget.block_size": "Python numbers go in and out",
     "theory.gadget.gains": "exact sums in NumPy, on the host",

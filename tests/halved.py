@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from maskjax import compaction
 
@@ -88,6 +90,12 @@ def shape(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
+def _over(*spec: str | None) -> P | None:
+    """How an output is sharded, which Explicit meshes ask for: rows over x, units y."""
+    explicit = AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    return P(*spec) if explicit else None
+
+
 def _loss(logits: Any, y: Any) -> Any:
     labels = jax.nn.one_hot(y, logits.shape[-1])
     return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * labels, -1))
@@ -125,19 +133,25 @@ def _block(x: Any, p: Any) -> Any:
         jnp.einsum("btd,dhe->bthe", h, p[n]) for n in ("query", "key", "value")
     )
     h = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-    x = x + jnp.einsum("bthe,hed->btd", h, p["out"])
-    return x + jax.nn.gelu(_normed(x, p["second"]) @ p["up"]) @ p["down"]
+    rows = _over("x", None, None)
+    x = x + jnp.einsum("bthe,hed->btd", h, p["out"], out_sharding=rows)
+    h = jax.nn.gelu(_normed(x, p["second"]) @ p["up"])
+    return x + jnp.matmul(h, p["down"], out_sharding=rows)
+
+
+def _embedded(params: Any, ids: Any) -> Any:
+    return params["embed"].at[ids].get(out_sharding=_over("x", None, None))
 
 
 def _unrolled(params: Any, ids: Any) -> Any:
-    x = params["embed"][ids]
+    x = _embedded(params, ids)
     for name in sorted(params["layers"]):
         x = _block(x, params["layers"][name])
     return _normed(x, params["last"]) @ params["head"]
 
 
 def _scanned(params: Any, ids: Any) -> Any:
-    x = params["embed"][ids]
+    x = _embedded(params, ids)
     x, _ = lax.scan(lambda x, p: (_block(x, p), None), x, params["layers"])
     return _normed(x, params["last"]) @ params["head"]
 
@@ -163,9 +177,10 @@ def gpt(*, scan: bool, layers: int, batch: tuple[int, int], **sizes: int) -> Net
 def _unit(x: Any, p: Any, s: Any, *, stride: int = 1, train: bool) -> tuple[Any, Any]:
     """A convolution and a batch normalization, and new statistics."""
     layout = ("NHWC", "HWIO", "NHWC")
-    x = lax.conv_general_dilated(
-        x, p["kernel"], (stride, stride), "SAME", dimension_numbers=layout
-    )
+    units = jax.typeof(p["kernel"]).sharding.spec[-1:]
+    how = {"dimension_numbers": layout}
+    how |= {"out_sharding": _over("x", None, None, *units)}
+    x = lax.conv_general_dilated(x, p["kernel"], (stride, stride), "SAME", **how)
     mean, var = s["mean"], s["var"]
     if train:
         mean = jnp.mean(x, (0, 1, 2))

@@ -21,11 +21,12 @@ def environment(devices: int = 8) -> dict[str, str]:
     }
 
 
-def run(*command: str, **more: str) -> Any:
+def run(*command: str, timeout: float | None = None, **more: str) -> Any:
     """What `python *command` prints, as JSON.
 
     Args:
         *command: The arguments of Python.
+        timeout: After so many seconds it is an error.
         **more: Of the environment.
     """
     done = subprocess.run(
@@ -35,6 +36,7 @@ def run(*command: str, **more: str) -> Any:
         capture_output=True,
         text=True,
         check=False,
+        timeout=timeout,
     )
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -237,3 +237,150 @@ def test_matching_tells_the_rest_what_axes_mean():
     assert found == alone | {"out": 1.0}
     with pytest.raises(ValueError, match="erk` needs to know .*\n  layers: shape"):
         allocation.matching(params, **how, where=lambda path, leaf: True)
+
+
+# Outliers.
+
+OWL_SHAPES = {"a": (8, 40), "b": (40, 20), "c": (20, 30), "d": (4, 5)}
+
+
+def heavy(shapes=OWL_SHAPES, seed=0):
+    """Kernels with more and more outliers, and norms of their inputs."""
+    rng = np.random.default_rng(seed)
+    params, norms = {}, {}
+    for i, (name, shape) in enumerate(shapes.items()):
+        w = rng.normal(size=shape) * (1 + 30 * (rng.random(shape) < 0.02 * (i + 1)))
+        params[name] = w.astype("f4")
+        norms[name] = rng.uniform(0.5, 2, (*shape[:-1], 1)).astype("f4")
+    return params, norms
+
+
+def fractions_of(params, norms, outlier=5.0):
+    return [
+        reference.outliers([np.abs(w) * norms[name]], outlier)
+        for name, w in params.items()
+    ]
+
+
+owl = jax.jit(allocation.owl, static_argnames=("spread", "outlier", "where", "layer"))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.08, 0.3])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.3, 0.5, 0.97, 1.0])
+def test_owl_agrees_with_its_rule_and_keeps_its_promises(density, spread):
+    params, norms = heavy()
+    shares = allocation.owl(params, norms, density=density, spread=spread)
+    shares = np.array(list(shares.values()))
+    fractions = fractions_of(params, norms)
+    sizes = [w.size for w in params.values()]
+    expected = reference.owl(fractions, sizes, density, spread)
+    np.testing.assert_allclose(shares, expected, atol=1e-7)
+    np.testing.assert_allclose(np.average(shares, weights=sizes), density, rtol=1e-12)
+    assert np.all((shares >= 0) & (shares <= 1))
+    far = np.max(np.abs(shares - density))
+    if spread < density < 1 - spread:
+        np.testing.assert_allclose(far, spread, atol=1e-9)
+        order = np.argsort(fractions)
+        assert len(set(fractions)) == 4
+        assert np.all(np.diff(shares[order]) > 0) or not spread
+    else:
+        assert far <= spread
+
+
+def test_owl_of_a_traced_density_agrees_and_compiles_once():
+    params, norms = heavy()
+    for outlier in (3.0, 5.0):
+        for density in (0.1, 0.5):
+            known = allocation.owl(params, norms, density=density, outlier=outlier)
+            assert all(type(share) is float for share in known.values())
+            found = owl(params, norms, density=np.float32(density), outlier=outlier)
+            for name, share in known.items():
+                np.testing.assert_allclose(found[name], share, atol=1e-6)
+    assert owl._cache_size() == 2
+
+
+def test_owl_of_layers_without_a_difference_is_uniform():
+    params = {name: np.ones((4, 5), "f4") for name in "ab"}
+    norms = {name: np.ones((4, 1), "f4") for name in "ab"}
+    assert allocation.owl(params, norms, density=0.3) == {"a": 0.3, "b": 0.3}
+    empty = {"a": np.ones((4, 5), "f4"), "b": np.ones((0, 5), "f4")}
+    norms["b"] = np.ones((0, 1), "f4")
+    assert allocation.owl(empty, norms, density=0.3)["a"] == 0.3
+
+
+def test_owl_gives_each_layer_of_a_stack_its_own_density():
+    shapes = {f"dense_{i}": (12, 20) for i in range(3)} | {"z": (30, 20)}
+    params, norms = heavy(shapes)
+    each = allocation.owl(params, norms, density=0.4)
+    stack = lambda tree, axis: np.stack(  # noqa: E731
+        [tree[f"dense_{i}"] for i in range(3)], axis
+    )
+    told = where.matching("layers", axes="inputs stack outputs") | where.kernels
+    params = {"layers": stack(params, 1), "z": params["z"]}
+    norms = {"layers": stack(norms, 1), "z": norms["z"]}
+    shares = allocation.owl(params, norms, density=0.4, where=told)
+    expected = [each[f"dense_{i}"] for i in range(3)]
+    np.testing.assert_allclose(shares["layers"], expected, rtol=1e-12)
+    np.testing.assert_allclose(shares["z"], each["z"], rtol=1e-12)
+    traced = owl(params, norms, density=0.4, where=told)
+    np.testing.assert_allclose(traced["layers"], expected, atol=1e-6)
+    for found in (shares, traced):
+        scores = score.wanda(params, norms, where=told)
+        how = {"density": found, "scope": "layer", "where": told}
+        mask = select.top_k(scores, **how)
+        kept = np.asarray(mask["layers"]).sum((0, 2))
+        assert kept.tolist() == [quota(one, 240) for one in expected]
+
+
+def test_kernels_of_one_layer_share_a_density():
+    shapes = {
+        "0_up": (12, 20),
+        "0_down": (20, 12),
+        "1_up": (12, 20),
+        "1_down": (20, 12),
+    }
+    params, norms = heavy(shapes)
+    block = lambda path: path.split("_")[0]  # noqa: E731
+    shares = allocation.owl(params, norms, density=0.4, layer=block)
+    scores = {name: np.abs(w) * norms[name] for name, w in params.items()}
+    fractions = [
+        reference.outliers([scores[f"{i}_{name}"] for name in ("up", "down")], 5.0)
+        for i in range(2)
+    ]
+    expected = reference.owl(fractions, [480, 480], 0.4, 0.08)
+    for i, share in enumerate(expected):
+        for name in ("up", "down"):
+            np.testing.assert_allclose(shares[f"{i}_{name}"], share, rtol=1e-12)
+
+    def stacked(tree, name):
+        return np.stack([tree[f"{i}_{name}"] for i in range(2)])
+
+    told = where.matching("up|down", axes="stack inputs outputs")
+    both = [{n: stacked(tree, n) for n in ("up", "down")} for tree in (params, norms)]
+    how = {"density": 0.4, "where": told}
+    together = allocation.owl(*both, layer=lambda path: "block", **how)
+    for name in ("up", "down"):
+        np.testing.assert_allclose(together[name], expected, rtol=1e-12)
+    both[0]["down"] = np.ones((3, 4, 5), "f4")
+    both[1]["down"] = np.ones((3, 4, 1), "f4")
+    match = r"one `layer` that stack equally .*\n  x: down \(3,\), up \(2,\)"
+    with pytest.raises(ValueError, match=match):
+        allocation.owl(*both, layer=lambda path: "x", **how)
+
+
+def test_owl_refuses():
+    params, norms = heavy()
+    for kind, how, match in (
+        (ValueError, {"density": 1.5}, r"`density` in \[0, 1\]"),
+        (ValueError, {"density": 0.5, "spread": -0.1}, "`spread` finite and at"),
+        (TypeError, {"density": 0.5, "outlier": "5"}, "`outlier` as a number"),
+    ):
+        with pytest.raises(kind, match=f"`maskjax.allocation.owl` needs {match}"):
+            allocation.owl(params, norms, **how)
+    with pytest.raises(ValueError, match="`maskjax.allocation.owl` needs .* structure"):
+        allocation.owl(params, {"a": norms["a"]}, density=0.5)
+    stacked = {"layers": {"kernel": np.ones((3, 4, 5), "f4")}}
+    ones = {"layers": {"kernel": np.ones((3, 4, 1), "f4")}}
+    match = r"`maskjax.allocation.owl` needs to know the axes .* for the layers of a st"
+    with pytest.raises(ValueError, match=match):
+        allocation.owl(stacked, ones, density=0.5)

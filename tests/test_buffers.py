@@ -24,6 +24,7 @@ from maskjax.recipes import (
     packnet,
     pacnet,
     supsup_stream,
+    wsn,
 )
 from tests.calls import CALLS
 from tests.everywhere import BY_NAME
@@ -34,6 +35,8 @@ SKIPPED = {
     "allocation.matching": "densities are numbers, of which one may be at many leaves",
     "allocation.uniform": "densities are numbers, of which one may be at many leaves",
     "allocation.erk": "densities are Python numbers if the one given is known",
+    "allocation.owl": "densities are Python numbers if the one given is known",
+    "allocation.owl: layers": "densities are Python numbers if that one is known",
 }
 HELD = [call for call in CALLS if call.name not in SKIPPED]
 # Functions whose results are used, and documented, by another one.
@@ -144,6 +147,18 @@ def learned(reload):
     return state, packnet.mask(state, 0), packnet.params_of(state, -1)
 
 
+def won(reload):
+    """Two tasks of WSN, each with what the last one left."""
+    state = wsn.init(PARAMS, head=where.matching("head"), capacity=2, key=KEY)
+    for _ in range(2):
+        training = wsn.begin(reload(state))
+        params, scores = reload((training.params, training.scores))
+        mask = reload(wsn.mask(scores, density=0.5))
+        state = wsn.commit(reload(training), params, scores, mask)
+    state = reload(state)
+    return state, wsn.union(state), wsn.params_of(state, -1)
+
+
 def streamed(reload):
     """A stream of one batch, with every start of a second task."""
     weights, norm = {"w": PARAMS["w"]}, lambda params: jnp.sum(params["w"] ** 2)
@@ -188,7 +203,7 @@ def banked(reload):
 
 @pytest.mark.parametrize(
     "chain",
-    [learned, streamed, transferred, restarted, banked],
+    [learned, won, streamed, transferred, restarted, banked],
     ids=lambda c: c.__name__,
 )
 def test_states_that_come_back_as_numpy_arrays_go_on_as_they_were(chain):
@@ -217,6 +232,21 @@ def test_packnet_outlives_all_that_its_phases_hand_out():
     done = packnet.commit(trained, params)
     deleted(done)
     assert alive((state, trained, params))
+
+
+def test_wsn_outlives_all_that_its_phases_hand_out():
+    state = wsn.init(jax.device_put(PARAMS), head=None, capacity=2, key=KEY)
+    training = wsn.begin(state)
+    mask = wsn.mask(training.scores, density=0.5)
+    params, scores = jax.device_put(PARAMS), jax.tree.map(jnp.copy, state.scores)
+    done = wsn.commit(training, params, scores, mask)
+    deleted((training.params, training.scores, training.mask))
+    assert alive((state, params, scores, mask, done))
+    deleted(wsn.params_of(done, 0))
+    deleted(wsn.union(done))
+    assert alive(done)
+    deleted(done)
+    assert alive((state, params, scores, mask))
 
 
 def test_a_ticket_search_shares_nothing_and_a_grown_bank_neither():

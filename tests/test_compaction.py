@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 import maskjax
 from maskjax import compaction
@@ -81,6 +82,45 @@ def test_folded_constants_come_right_at_borders_of_any_size(padding):
     np.testing.assert_allclose(out, apply(masked, x), atol=1e-4)
 
 
+def test_constants_fold_where_rows_are_mapped():
+    """The rows count the steps of a loop, and each may keep other positions."""
+
+    def apply(p, x):
+        h = jax.lax.map(lambda row: jnp.tanh(row @ p["up"] + p["bias"]), x)
+        return jax.nn.relu(h @ p["again"]) @ p["down"]
+
+    params = PARAMS | {"again": draw(4, 4, seed=3)}
+    mask = FILTERS | {"again": KEEP[None]}
+    plan = check(apply, params, mask, X, fold=True)
+    assert plan.shapes == {"again": (2, 2), "bias": (2,), "down": (2, 2), "up": (3, 2)}
+
+
+def test_what_is_put_around_is_part_of_each_row():
+    def apply(p, x):
+        h = jnp.pad(x @ p["up"], ((0, 1), (1, 0)), constant_values=0.5)
+        return h @ p["down"]
+
+    params = {"up": PARAMS["up"], "down": draw(5, 2)}
+    plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
+    assert plan.shapes["up"] == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("widths", "left"),
+    [((-1, 2, 0), (2, 3)), ((-1, -1, 0), (3, 1)), ((2, -1, 0), (3, 4))],
+)
+def test_padding_may_cut(widths, left):
+    """Units that are cut off stay: nothing uses them, mask or no mask."""
+
+    def apply(p, x):
+        h = jax.lax.pad(x @ p["up"], jnp.float32(1), ((0, 0, 0), widths))
+        return h @ p["down"]
+
+    params = {"up": PARAMS["up"], "down": draw(4 + sum(widths), 2)}
+    plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
+    assert plan.shapes == {"up": (3, left[0]), "down": (left[1], 2)}
+
+
 def test_one_of_several_equal_positions_stands_for_all_in_a_sum():
     def apply(p, x):
         h = x @ p["up"]
@@ -129,6 +169,72 @@ def test_plans_are_values():
     assert one == other
     assert hash(one) == hash(other)
     assert one != compaction.plan(dense, PARAMS, FILTERS, X)
+
+
+# Derivatives of the small function, also of what keeps its own.
+
+
+@jax.custom_jvp
+def stepped(x):
+    return jnp.round(8 * x) / 8
+
+
+@stepped.defjvp
+def _(primals, tangents):
+    out = stepped(*primals)  # calls itself, and so does its second derivative
+    return out, (1 + out) * tangents[0]
+
+
+HIDDEN = {
+    "stepped": stepped,
+    # Derivatives with integers among outputs, and with axes of 1 against n.
+    "det": lambda h: h * jnp.linalg.det(h.T @ h + jnp.eye(4)),
+    "slogdet": lambda h: h * jnp.linalg.slogdet(h.T @ h + jnp.eye(4))[1],
+    "solve": lambda h: jnp.linalg.solve(h.T @ h + jnp.eye(4), h.T).T,
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_derivatives_are_those_of_the_masked_network(name):
+    """The first and the second, forwards and backwards."""
+
+    def loss(p, x):
+        hidden = HIDDEN[name](jnp.tanh(x @ p["up"] + p["bias"][None]))
+        return jnp.sin(hidden @ p["down"]).sum()
+
+    plan = compaction.plan(loss, PARAMS, UNITS, X)
+    small = compaction.narrow(loss, plan)
+
+    def slopes(function, p):
+        first = lambda p, x: jax.jvp(lambda x: function(p, x), (x,), (X + 1,))[1]  # noqa: E731
+        return jax.grad(function)(p, X), jax.grad(first)(p, X)
+
+    @jax.jit
+    def both(p):
+        masked = maskjax.apply(p, UNITS)
+        ours = slopes(small, compaction.shrink(masked, plan))
+        return ours, compaction.shrink(slopes(loss, masked), plan)
+
+    ours, masked = both(PARAMS)
+    if name == "stepped":
+        assert plan.shapes["up"] == (3, 2)
+    for one, other in zip(*map(jax.tree.leaves, (ours, masked)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+
+
+def test_branches_of_other_platforms_are_not_compiled():
+    elsewhere = core.Primitive("elsewhere")  # which nothing can compile
+    elsewhere.def_abstract_eval(lambda x: x)
+
+    def apply(p, x):
+        hidden = jax.lax.platform_dependent(
+            x @ p["up"], tpu=elsewhere.bind, default=jnp.tanh
+        )
+        return hidden @ p["down"]
+
+    params = {name: PARAMS[name] for name in ("up", "down")}
+    plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
+    assert "meets elsewhere, for which there is no rule" in plan.report[0]
 
 
 # What is refused.

@@ -48,6 +48,14 @@ def stepped(p, gradients):
     return jax.tree.map(lambda a, g: a - 0.1 * g, p, gradients)
 
 
+def refused(function, *args):
+    """Why a function is refused, if it is."""
+    try:
+        function(*args)
+    except ValueError as error:
+        return str(error)
+
+
 def parallel():
     """Data parallel steps, with the mean before or after the gradient."""
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
@@ -81,10 +89,17 @@ def parallel():
         specs = {"in_specs": (P(), P("x"), P("x")), "out_specs": P()}
         return jax.shard_map(of_loss, mesh=mesh, **specs)(p, x, y)
 
-    try:
-        compaction.narrow(inside, plan)(small, x, y)
-    except ValueError as error:
-        found["inside"] = str(error)
+    def counted(p, x):
+        ones = lax.pcast(jnp.exp(p["bias"]), "x", to="varying")  # of masked units
+        return (x @ p["up"] + lax.psum(ones, "x") - ones) @ p["down"]
+
+    specs = {"in_specs": (P(), P("x")), "out_specs": P("x")}
+    over = jax.shard_map(compaction.narrow(counted, plan), mesh=mesh, **specs)
+    found["counted"] = refused(over, small, x)
+    curved = lambda p, x: jnp.sinh(x @ p["up"] + p["bias"]) @ p["down"]
+    over = jax.shard_map(compaction.narrow(curved, plan), mesh=mesh, **specs)
+    found["curved"] = refused(over, small, x)
+    found["inside"] = refused(compaction.narrow(inside, plan), small, x, y)
     return found
 
 
@@ -97,6 +112,7 @@ def explicit(n):
         h = jax.nn.relu(x @ p["up"] + p["bias"])
         h = jax.sharding.reshard(h, P("x", None)) * jnp.ones(16)
         h = jax.sharding.reshard(h, P("x", "y"))
+        h = h + p["up"].at[np.arange(16) % 8].get(out_sharding=P("x", "y"))
         h = h * jnp.broadcast_to(jnp.ones(()), (16, 16), out_sharding=P("x", "y"))
         return jnp.matmul(h, p["down"], out_sharding=P("x", None))
 
@@ -171,6 +187,14 @@ def test_a_data_parallel_step_is_that_of_one_device(step, found):
 
 def test_a_shard_map_inside_needs_all(found):
     assert "bias axis 0: 4 of 16 more: meets shard_map" in found["parallel"]["inside"]
+
+
+def test_values_of_constants_are_found_inside_too(found):
+    assert found["parallel"]["curved"] is None
+
+
+def test_a_constant_of_one_device_is_another_where_all_are_summed(found):
+    assert "up axis 1: 4 of 16 more: is not zero" in found["parallel"]["counted"]
 
 
 @pytest.mark.parametrize("kind", ["explicit", "auto"])

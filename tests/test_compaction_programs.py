@@ -1,6 +1,7 @@
 """What the small function is as a program: its equations, its traces, its export."""
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from jax import export
 
 import maskjax
-from maskjax import compaction
+from maskjax import compaction, report
 from tests import halved
 
 NETWORKS = halved.small()
@@ -58,6 +59,27 @@ def test_what_stays_has_the_shapes_of_a_network_built_small(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_half_of_every_group_has_the_flops_of_a_network_built_at_half_the_width(name):
+    """Which units are drawn, in a scan for each layer; heads become narrower too."""
+    net, rng = NETWORKS[name], np.random.default_rng(0)
+    whole, x = net.params, net.inputs[0]
+    groups = compaction.groups(net.apply, whole, x)
+    ranks = {g.name: np.broadcast_to(np.arange(g.size), g.shape) for g in groups}
+    kept = {n: rng.permuted(r, axis=-1) < r.shape[-1] / 2 for n, r in ranks.items()}
+    plan = compaction.plan(net.apply, whole, groups.spread(kept, whole), x)
+    small = compaction.shrink(whole, plan)
+    built = dataclasses.replace(net, halved=net.halved + "e").built
+    assert small == built
+    flops = report.flops(compaction.narrow(net.apply, plan), small, x)
+    assert flops == report.flops(net.apply, built, x)
+    # A kernel is used at as many places as before, so its FLOPs shrink as it does.
+    trees = report.flops(net.apply, whole, x), flops, whole, built
+    leaves = (jax.tree.leaves(t, is_leaf=lambda x: x is None) for t in trees)
+    for before, after, a, b in zip(*leaves, strict=True):
+        assert after == (None if before is None else before * b.size // a.size)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_is_that_of_the_masked_network(name):
     """In a scan, too, where layers keep other units and cut what all of them read."""
     net = NETWORKS[name]
@@ -88,6 +110,15 @@ def test_a_plan_that_keeps_all_adds_no_equation(name):
     step = (net.params, net.moments(net.params), *net.inputs)
     narrow = compaction.narrow(net.step, plan)
     assert not equations(narrow, *step) - equations(net.step, *step)
+
+
+def test_layers_that_keep_other_units_look_up_no_constants():
+    """What is the same at all positions, as a mask of attention is for all heads."""
+    net = NETWORKS["scanned gpt"]
+    plan = net.plan()
+    ours = equations(compaction.narrow(net.step, plan), *small_args(net, plan))
+    whole = equations(net.step, net.params, net.moments(net.params), *net.inputs)
+    assert ours["gather"] == whole["gather"]
 
 
 def test_the_second_call_is_neither_traced_nor_compiled():

@@ -82,7 +82,8 @@ def test_one_member_or_equal_ones_have_the_plan_of_one_mask(name):
     assert twice.shapes == alone.shapes
 
 
-def test_parts_of_other_sizes_are_made_equal_before_what_they_are_put_together_to():
+@pytest.mark.parametrize("gone", [([0, 1, 6], [3, 4, 5]), ([0, 4, 5], [0, 4])])
+def test_parts_of_other_sizes_are_made_equal_before_what_they_are_put_together_to(gone):
     params = {
         k: np.ones(s, "f4") for k, s in {"a": (2, 4), "b": (2, 4), "c": (8, 1)}.items()
     }
@@ -91,7 +92,7 @@ def test_parts_of_other_sizes_are_made_equal_before_what_they_are_put_together_t
         return jnp.concatenate([x @ p["a"], x @ p["b"]], -1) @ p["c"]
 
     rows = np.ones((2, 8, 1), bool)
-    rows[0, [0, 1, 6]], rows[1, [3, 4, 5]] = False, False
+    rows[0, gone[0]], rows[1, gone[1]] = False, False
     stack = {"a": None, "b": None, "c": rows}
     plan = compaction.plan(apply, params, stack, np.ones((1, 2), "f4"), stack=True)
     assert plan.shapes == {"a": (2, 3), "b": (2, 3), "c": (6, 1)}
@@ -105,7 +106,7 @@ def network(p, x):
     return jax.nn.relu(x @ p["a"]) @ p["c"]
 
 
-def test_masksembles_are_thin_on_rows_and_on_features():
+def test_masksembles_are_small_by_rows_and_by_features():
     feature = np.asarray(masksembles.masks(8, key=jax.random.key(0)))
     n, ones = len(feature), int(feature[0].sum())
     stack = {"a": None, "c": feature[..., None]}
@@ -167,6 +168,52 @@ def test_inputs_are_cut_for_the_member_that_has_a_number():
     one = compaction.plan(last, params, {"c": keep[0]}, h)
     with pytest.raises(ValueError, match="got 0 of a plan of one mask"):
         compaction.narrow(last, one, member=0)
+
+
+SLOPES = jnp.arange(1.0, 9.0)
+
+
+@jax.custom_jvp
+def rounded(x):
+    return jnp.round(x)
+
+
+@rounded.defjvp
+def _(primals, tangents):
+    return rounded(*primals), tangents[0] * SLOPES[None]
+
+
+def test_the_derivative_of_a_function_is_cut_for_each_step_and_member():
+    """Also where it is asked for when the loops around it are closed."""
+    keep = np.array([[1, 0, 1, 1, 0, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0, 1]], bool)
+    layers = {"a": np.stack([PARAMS["a"]] * 2), "c": np.ones((2, 8, 3), "f4")}
+
+    def looped(p, x):
+        step = lambda h, p: (jnp.tanh(rounded(h @ p["a"]) @ p["c"]), None)  # noqa: E731
+        return jax.lax.scan(step, x, p)[0].sum()
+
+    plan = compaction.plan(looped, layers, {"a": keep[:, None], "c": None}, X)
+    assert plan.shapes["a"] == (2, 3, 4)
+    masked = maskjax.apply(layers, {"a": keep[:, None], "c": None})
+    wanted = compaction.shrink(jax.grad(looped)(masked, X), plan)
+    narrow = compaction.narrow(looped, plan)
+    small = compaction.shrink(masked, plan)
+    close(jax.jit(jax.grad(jax.jit(narrow)))(small, X), wanted)
+
+    def one(p, x):
+        return (rounded(x @ p["a"]) @ p["c"]).sum()
+
+    plan = compaction.plan(one, PARAMS, {"a": keep[:, None], "c": None}, X, stack=True)
+    small = compaction.shrink(PARAMS, plan)
+    with pytest.raises(ValueError, match="narrow` needs `member`, the number of"):
+        compaction.narrow(one, plan)(jax.tree.map(lambda leaf: leaf[0], small), X)
+
+    def slopes(i, p):
+        return jax.grad(jax.jit(compaction.narrow(one, plan, member=i)))(p, X)["a"]
+
+    found = jax.jit(jax.vmap(slopes))(jnp.arange(2), small)
+    every = 2 * X.sum(0)[:, None] * SLOPES[None]  # two outputs, of rows of ones
+    close(found, np.stack([every[:, row] for row in keep]))
 
 
 def test_bad_stacks_are_refused():

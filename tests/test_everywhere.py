@@ -26,8 +26,11 @@ QUICK = [  # one of each kind that was wrong once
     ("select.top_k: blocks across shards, applied", "explicit"),
     ("select.top_k: layers, sharded by layers", "explicit"),
     ("optim.prune", "eager"),
+    ("compaction.narrow: a training step", "explicit"),
     ("recipes.edge_popup.soft_mask: gradient, with cutoffs", "explicit"),
     ("recipes.packnet.commit", "auto"),
+    ("recipes.sparsegpt.prune", "auto"),
+    ("recipes.sparsegpt.prune: layers, sharded by layers", "explicit"),
     ("metrics.temperature", "shard_map"),
     ("metrics.auroc", "explicit"),
 ]

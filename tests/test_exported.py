@@ -17,10 +17,12 @@ KINDS = [
     "masking.apply",
     "packing.unpack",
     "bank.append",
+    "compaction.narrow: a training step",
     "optim.prune",
     "recipes.packnet.commit",
 ]
-for state in (optax.EmptyState, optax.TraceState):  # Optax leaves this to users
+# Optax leaves this to users.
+for state in (optax.EmptyState, optax.TraceState, optax.ScaleByAdamState):
     export.register_namedtuple_serialization(state, serialized_name=state.__name__)
 NO_PYTREES = {
     "maskjax.layers.LinenFeatureMask",

@@ -14,6 +14,7 @@ from flax import nnx, serialization
 from maskjax import bank, layers, packing, stacking, storage
 from maskjax.packing import PackedMask
 from maskjax.recipes import masksembles, mc_dropout
+from maskjax.theory import strong_ticket
 from tests import trees
 
 N = 4
@@ -436,14 +437,16 @@ def test_packed_masks_run_and_are_part_of_checkpoints():
     trees.assert_same(jax.tree.map(jnp.asarray, back), packed)
 
 
-def test_banks_and_thin_members_are_part_of_checkpoints():
+def test_banks_and_tickets_are_part_of_checkpoints():
     """Their types are told to Flax whether they were imported before or after."""
     stack = {"b": np.array([[True, True, False], [False, True, True]])}
     bits = {"b": PackedMask(np.uint32([[3], [6]]), (3,))}
     counts = {"b": np.int32([1, 2, 1])}
     tasks = bank.MaskBank(bits, counts, np.int32(2), np.int32(0))
-    thin = masksembles.Thin({"b": np.ones((2, 2, 1))}, np.int32([[0, 1], [1, 2]]), 3)
-    for full in (tasks, thin, {"stack": stack, "deep": [tasks]}):
+    found = strong_ticket.Report(*((np.ones(2),) for _ in range(6)))
+    wide = {"b": np.ones((3, 1))}
+    ticket = strong_ticket.Ticket(wide, {"b": stack["b"][0]}, True, found, bias=False)
+    for full in (tasks, ticket, {"stack": stack, "deep": [tasks]}):
         empty = jax.tree.map(np.zeros_like, full)
         back = serialization.from_bytes(empty, serialization.to_bytes(full))
         trees.assert_same(back, full)

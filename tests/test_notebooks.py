@@ -1,5 +1,6 @@
 """Notebooks run from top to bottom, in their fast mode."""
 
+import os
 import pathlib
 
 import nbformat
@@ -26,7 +27,11 @@ def test_notebooks_are_small_and_were_run(path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_run(path):
+def test_notebooks_run(path, monkeypatch):
+    # In their fast mode compiling is most of what they take: less of it, as in tests.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
+    monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
     notebook = nbformat.read(path, as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert first.source.count("FAST = False") == 1

@@ -20,6 +20,24 @@ for sharded in (masks, learned):
             write(f"{folder}/refused", sharded)
         except ValueError as error:
             print("refused" if "process_allgather" in str(error) else error)
+try:
+    storage.save_params(f"{folder}/refused", params, mask)
+except ValueError as error:
+    print("refused" if "process_allgather(params" in str(error) else error)
+"""
+# What the page on storage says of parameters that are gathered. One process too.
+SPARSE = """
+whole_params = gathered(params)
+if jax.process_index() == 0:
+    storage.save_params(f"{folder}/params.safetensors", whole_params, whole["chosen"])
+    storage.save_params(f"{folder}/weights.safetensors", weights, None)
+multihost_utils.sync_global_devices("parameters")
+back, back_mask = storage.load_params(f"{folder}/params.safetensors", like=params)
+wanted = gathered(jax.jit(maskjax.apply)(params, mask))
+assert all((gathered(back)[name] == wanted[name]).all() for name in wanted)
+again = gathered(jax.jit(maskjax.apply)(params, back_mask))
+assert all((again[name] == wanted[name]).all() for name in wanted)
+assert all(back[name].sharding == rows for name in wanted)
 """
 
 
@@ -65,10 +83,15 @@ def ended(started):
 
 def test_two_processes_write_what_one_writes(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    started = [*begin(one, 1), *begin(two, 2, REFUSED)]
+    started = [*begin(one, 1, SPARSE), *begin(two, 2, REFUSED + SPARSE)]
     alone, *both = ended(started)
     assert alone == ["loss 0.922, tasks [0, 9]"]
-    assert both == [alone + 4 * ["refused"]] * 2
-    for name in ("masks.safetensors", "bank.safetensors"):
+    assert both == [alone + 5 * ["refused"]] * 2
+    for name in (
+        "masks.safetensors",
+        "bank.safetensors",
+        "params.safetensors",
+        "weights.safetensors",
+    ):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     assert not (two / "refused").exists()

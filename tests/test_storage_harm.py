@@ -6,16 +6,21 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import storage
+from maskjax import packing, storage
 from maskjax.bank import MaskBank
 from maskjax.packing import PackedMask
 from maskjax.storage import StorageError, _header
+from maskjax.structure import NofM
 from tests import trees
+from tests.reference.packing import unpack
 
 MOST_SECONDS, MOST_BYTES = 1.0, 100e6
 
@@ -32,6 +37,39 @@ def a_bank(stack, counts, learned):
     return MaskBank(stack, counts, np.int32(learned), np.int32(0))
 
 
+class Net(NamedTuple):
+    """Parameters and their mask."""
+
+    params: Any
+    mask: Any
+
+
+def a_net():
+    rng = np.random.default_rng(3)
+    few = np.arange(8)[:, None] % 4 == rng.integers(4, size=(1, 6))
+    params = {
+        "a": [rng.normal(size=(6, 8)).astype(np.float32), None],
+        "b": rng.normal(size=(8, 6)).astype(jnp.bfloat16),
+        "c": np.arange(6, dtype=np.int8).reshape(2, 3),
+        "d": np.ones((5, 4), np.float32),
+    }
+    mask = {"a": [rng.random((6, 8)) < 0.3, None], "b": few, "c": None, "d": False}
+    return Net(params, mask)
+
+
+def save(path, value):
+    if not isinstance(value, Net):
+        return storage.save(path, value, metadata={"step": 7})
+    structure = {"a": None, "b": NofM(1, 4), "c": None, "d": None}
+    return storage.save_params(path, *value, structure=structure, metadata={"step": 7})
+
+
+def load(path):
+    if storage.info(path).kind == "params":
+        return Net(*storage.load_params(path))
+    return storage.load(path)
+
+
 def originals():
     stack = a_stack(3)
     mask = {
@@ -45,6 +83,7 @@ def originals():
         "bank": a_bank(stack, counts, 3),
         "bank of nothing yet": a_bank(stack, counts, 0),
         "stack without entries": {"a": PackedMask(np.zeros((3, 0), np.uint32), (0, 5))},
+        "params": a_net(),
     }
 
 
@@ -54,8 +93,8 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "file"
     files = {}
     for name, value in originals().items():
-        storage.save(path, value, metadata={"step": 7})
-        files[name] = path.read_bytes(), storage.load(path)
+        save(path, value)
+        files[name] = path.read_bytes(), load(path)
     return files
 
 
@@ -118,7 +157,7 @@ def test_damaged_files_are_refused_or_whole(times, saved, tmp_path):
                 path.write_bytes(data := damaged(files, draw))
                 start = time.process_time()
                 try:
-                    loaded = storage.load(path)
+                    loaded = load(path)
                 except StorageError:
                     refused += 1
                 else:
@@ -161,6 +200,9 @@ def forgeries(facts, entries):
                 yield changed(
                     lambda f, e, k=field, v=value, n=name: e[n].update({k: v})
                 )
+    for place in _places(facts.get("params", [])):
+        for value in VALUES:
+            yield changed(lambda f, e, p=place, v=value: _set(f["params"], p, v))
     for rank in (33, 65, 5000):
         yield changed(lambda f, e, r=rank: f["leaves"][0].__setitem__(1, [1] * r))
     for depth in (500, 5000, 50_000):
@@ -177,8 +219,27 @@ def forgeries(facts, entries):
             f["leaves"][0][1] = [32 * number]
             e[min(e)]["shape"][1:] = [number]
 
+        def zeros(f, e, number=number):  # those that only an axis of 1 speaks of
+            f["params"][-1]["shape"][0] = number
+
         yield changed(together)
         yield changed(shapes)
+        if "params" in facts:
+            yield changed(zeros)
+
+
+def _places(node, path=()):
+    """The keys that lead to each value within dicts and lists."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, child in items:
+        yield (*path, key)
+        if isinstance(child, dict | list):
+            yield from _places(child, (*path, key))
+
+
+def _set(node, path, value):
+    """Set one value within dicts and lists."""
+    functools.reduce(lambda at, key: at[key], path[:-1], node)[path[-1]] = value
 
 
 def of_facts(data, facts, entries):
@@ -200,10 +261,23 @@ def taken_apart(data):
 
 
 def words(loaded):
-    """The words that are in a file: of a bank those of the masks that are learned."""
+    """What is in a file: words of masks, in a bank those that are learned; values."""
+    if isinstance(loaded, Net):
+        leaves, treedef = jax.tree.flatten(loaded.params)
+        masks = treedef.flatten_up_to(loaded.mask)
+        kept = [
+            x if m is None else np.asarray(x)[np.broadcast_to(_unpacked(m), x.shape)]
+            for x, m in zip(leaves, masks, strict=True)
+        ]
+        counts = [0 if m is None else int(_unpacked(m).sum()) for m in masks]
+        return b"".join(np.asarray(x).tobytes() for x in kept), counts
     masks = loaded.masks if isinstance(loaded, MaskBank) else loaded
     used = slice(int(loaded.learned)) if isinstance(loaded, MaskBank) else ...
     return b"".join(np.asarray(bits)[used].tobytes() for bits in jax.tree.leaves(masks))
+
+
+def _unpacked(mask):
+    return unpack(np.asarray(mask.bits), mask.shape)
 
 
 @on_linux
@@ -216,13 +290,13 @@ def test_forged_headers_are_refused_or_whole(stride, saved, tmp_path):
             path.write_bytes(of_facts(data, *forged))
             tried += 1
             with Costs() as costs:
-                for use in (storage.info, storage.load):
+                for use in (storage.info, load):
                     try:
                         loaded = use(path)
                     except StorageError:
                         assert forged is not as_it_was
                         continue
-                    if use is storage.load:
+                    if use is load:
                         whole += 1
                         assert words(loaded) == words(original)
             assert costs.bytes < MOST_BYTES, forged
@@ -258,13 +332,46 @@ def test_a_header_that_asks_for_more_than_the_file_holds(
     assert costs.seconds < MOST_SECONDS
 
 
+MB = 2**20
+
+
+def peak(function):
+    """The most bytes that NumPy and Python take in a function's second run."""
+    function()
+    tracemalloc.start()
+    try:
+        result = function()
+        return tracemalloc.get_traced_memory()[1], result
+    finally:
+        tracemalloc.stop()
+
+
+def test_saving_and_loading_take_memory_for_one_leaf_at_a_time(tmp_path):
+    """Six leaves of 8 MB; a mask of 2 MB for each, packed when it is returned."""
+    path, size = tmp_path / "net", 2**21
+    draw = np.random.default_rng(0).random
+    params = {f"{i}": draw(size, np.float32) for i in range(6)}
+    for tree in (params, jax.device_put(params)):
+        taken, _ = peak(lambda tree=tree: storage.save_params(path, tree, None))
+        assert taken < 0.5 * MB
+    taken, _ = peak(lambda: storage.load_params(path))
+    assert taken < (48 + 0.5) * MB
+    kept, mask = 0.3 * 8, packing.pack({k: v < 0.3 for k, v in params.items()})
+    taken, _ = peak(lambda: storage.save_params(path, params, mask))
+    assert taken < (kept + 2 + 0.5) * MB
+    taken, (_, loaded) = peak(lambda: storage.load_params(path))
+    returned = 48 + sum(leaf.nbytes for leaf in loaded.values()) / MB
+    assert returned < 50
+    assert taken < (returned + kept + 2 + 0.5) * MB
+
+
 # Processes.
 
 # Forks before JAX has started any thread: a fork costs little, an import seconds.
 START = """
 import os, random, signal, sys, time, traceback
 import numpy as np
-from maskjax import storage
+from maskjax import packing, storage
 from maskjax.packing import PackedMask
 
 folder, times = sys.argv[1], int(sys.argv[2])
@@ -337,6 +444,39 @@ assert not [name for name in os.listdir(folder) if name.startswith(".")]
 )
 
 
+REPLACED = (
+    START
+    + """
+keep, files = np.arange(65536) % 3 == 0, []
+
+def write(out):
+    while True:
+        number = random.getrandbits(31)
+        full = lambda size: np.full(size, number, np.int32)
+        params = {"w": full(65536), "b": full(9)}
+        storage.save_params(folder, params, {"w": keep, "b": None})
+        print(number, file=out, flush=True)
+
+for _ in range(times):
+    child, out = fork(write)
+    first = out.readline()
+    time.sleep(random.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    said = [int(line) for line in [first, *out] if line.endswith("\\n")]
+    with open(folder, "rb") as file:
+        files.append((said, file.read()))
+for said, data in files:
+    with open(folder, "wb") as file:
+        file.write(data)
+    found, mask = storage.load_params(folder)
+    number = int(found["b"][0])
+    assert number == said[-1] or number not in said  # or the next, which was not said
+    assert (np.asarray(found["w"]) == np.where(keep, number, 0)).all()
+"""
+)
+
+
 def run(code, folder, times):
     command = [sys.executable, "-W", "ignore", "-c", code, folder, str(times)]
     out = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -351,6 +491,12 @@ on_posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are for
 @pytest.mark.slow
 def test_what_was_appended_outlives_a_kill_and_nothing_else_stays(tmp_path):
     run(KILLED, tmp_path / "tasks", 150)
+
+
+@on_posix
+@pytest.mark.slow
+def test_parameters_that_are_replaced_are_whole_after_a_kill(tmp_path):
+    run(REPLACED, tmp_path / "net", 100)
 
 
 @on_posix

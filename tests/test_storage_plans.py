@@ -139,10 +139,13 @@ def test_forged_facts_are_refused_or_make_a_plan(stride, saved, tmp_path):
     assert refused > tried / 2
 
 
-def test_rows_that_keep_unequal_numbers_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "rows", [[[True, False], [True, True]], [[False, False], [False, False]]]
+)
+def test_rows_that_keep_unequal_numbers_or_nothing_are_refused(rows, tmp_path):
     from maskjax.compaction._plan import Leaf, Plan
 
-    keep = (np.ones(2, bool), np.array([[True, False], [True, True]]))
+    keep = (np.ones(2, bool), np.array(rows))
     plan = Plan((Leaf("w", (2, 2), 1, keep, keep, np.zeros((), bool)),))
     storage.save(tmp_path / "plan", plan)
     with pytest.raises(StorageError, match="holds a plan that makes no sense for w"):

@@ -7,6 +7,7 @@ _NAMES = (
     "criteria",
     "pruning",
     "compaction",
+    "sentence_encoder",
     "lottery_ticket",
     "deconstructing",
     "edge_popup",

@@ -40,9 +40,11 @@ class Size(NamedTuple):
     labels: int  # or characters
 
 
-def _gpt(layers: int, width: int, batch: tuple[int, int], vocabulary: int) -> Size:
-    how = {"layers": layers, "width": width, "heads": width // 64, "head_width": 64}
-    how |= {"hidden": 4 * width, "vocabulary": vocabulary}
+def _gpt(
+    layers: int, width: int, batch: tuple[int, int], vocabulary: int, **how: Any
+) -> Size:
+    how |= {"layers": layers, "width": width, "heads": width // 64, "head_width": 64}
+    how |= {"hidden": 4 * width, "vocabulary": vocabulary, "length": max(128, batch[1])}
     return Size(functools.partial(_deep.gpt, **how), batch, vocabulary)
 
 
@@ -57,10 +59,16 @@ SIZES = {
     "ResNet50 224x224": _resnet((1, 224, 224, 3), 1000, **_DEEP),
     "GPT d=256 layers=4": _gpt(4, 256, (4, 64), 1024),
     "GPT d=384 layers=12": _gpt(12, 384, (1, 32), 2048),
+    "ResNet18 32x32 batch=128": _resnet((128, 32, 32, 3), 10),
+    "GPT d=512 layers=8 batch=32x256": _gpt(8, 512, (32, 256), 8192),
+    "GPT d=512 layers=8 in a scan batch=32x256": _gpt(
+        8, 512, (32, 256), 8192, scan=True
+    ),
     "small ResNet": _resnet((2, 8, 8, 1), 10, widths=(8, 16), blocks=(1, 1)),
     "small GPT": _gpt(1, 128, (2, 8), 16),
 }
 TIMED = "ResNet18 32x32", "GPT d=256 layers=4"
+COMPILED = [name for name in SIZES if "batch=" in name]
 FULL = [
     *((kind, name) for name in TIMED for kind in ("forward", "step")),
     ("plan", "GPT d=384 layers=12"),
@@ -115,7 +123,7 @@ def versions(
     return dict(zip(WHO, each, strict=True))
 
 
-def steps(name: str) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+def steps(name: str) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """Training steps by contestant, and the shapes of what they are given."""
     net, whole, mask, plan = planned(name)
     built, x = SIZES[name].build(KEPT), _input(name)
@@ -124,7 +132,7 @@ def steps(name: str) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     y = jax.ShapeDtypeStruct(x.shape if len(x.shape) == 2 else x.shape[:1], np.int32)
     given = dict(zip(WHO, (small, whole, whole, half), strict=True))
     states = {n: jax.eval_shape(begun, given[n]) for n in WHO}
-    return [(n, _of_state(fns[n]), (states[n], x, y)) for n in WHO]
+    return {n: (_of_state(fns[n]), (states[n], x, y)) for n in WHO}
 
 
 def case(kind: str, name: str) -> _case.Case:

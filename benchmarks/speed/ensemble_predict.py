@@ -1,7 +1,7 @@
 """How many single forwards does an ensemble of masks cost?
 
-Masksembles as thin members that share the first layer, and MC-dropout through layers,
-one member at a time, as is best on a CPU. The limit is one forward of the dense
+Masksembles as compacted members that share the first layer, and MC-dropout through
+layers, one member at a time, as is best on a CPU. The limit is one forward of the dense
 network. Baselines: as many forwards; all members at once; masks in layers.
 """
 
@@ -56,7 +56,8 @@ def _under(params, masks, x):
 def _masksembles(variables: Any, x: jax.Array, members: int) -> Any:
     """Functions and their arguments; which of them agree; and context."""
     params, masks = variables["params"], variables["masks"]
-    first, thin = _members.thin(variables)
+    *small, plan = _members.compacted(variables)
+    ask = functools.partial(_members.ask_compacted, plan=plan)
 
     def times(params, x):
         return jnp.stack([_network.forward(params, x + i) for i in range(members)])
@@ -64,14 +65,15 @@ def _masksembles(variables: Any, x: jax.Array, members: int) -> Any:
     def on_features(params, masks, x):
         return stacking.map(lambda mask: _under(params, mask, x), masks)
 
-    at_once = functools.partial(_members.ask_thin, batch_size=None)
+    at_once = functools.partial(ask, batch_size=None)
     fns = {
-        "thin, one at a time": (_members.ask_thin, first, thin, x),
-        "thin, all at once": (at_once, first, thin, x),
+        "thin, one at a time": (ask, *small, x),
+        "thin, all at once": (at_once, *small, x),
         "masks on features": (on_features, params, masks, x),
         f"{members} dense forwards": (times, params, x),
     }
-    kept = int(thin.inputs.shape[1]) / params["Dense_0"]["bias"].size
+    inputs, _ = plan.shapes["Dense_1/kernel"]
+    kept = inputs / params["Dense_0"]["bias"].size
     return fns, list(fns)[:3], {"density": kept, "scale": _members.SCALE}
 
 

@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks import _chips, _train
-from benchmarks.speed import _case, _network, _results, packing, selection
+from benchmarks.speed import _case, _network, _results, compaction, packing, selection
 from maskjax import bank, masking, optim, select, stacking, superposition, where
 from maskjax import packing as bits
 from maskjax.recipes import edge_popup
@@ -35,12 +37,18 @@ LAYERS = where.matching("", axes="stack inputs outputs")
 
 
 class Contestant(NamedTuple):
-    """A function that is to be compiled for arguments of these shapes."""
+    """A function that is to be compiled for arguments of these shapes.
+
+    Over several chips arguments are cut along their first axis, or, if `by_rows`, all
+    but the first argument are, and that is whole on each.
+    """
 
     name: str
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     donate: tuple[int, ...] = ()
+    role: str = "ours"
+    by_rows: bool = False
 
 
 def shaped(shape: Any, dtype: Any = "float32") -> jax.ShapeDtypeStruct:
@@ -63,7 +71,7 @@ def chosen(scores: Any, scopes: Sequence[Any]) -> list[Contestant]:
 
     leaves = jax.tree.leaves(scores)
     known = leaves, [shaped(())] * len(leaves)
-    least = Contestant("compare once", selection.compare, known)
+    least = Contestant("compare once", selection.compare, known, role="limit")
     return [*map(ours, scopes), least]
 
 
@@ -90,7 +98,8 @@ def training(kinds: Sequence[str]) -> list[Contestant]:
         "edge_popup": lambda: _edge_popup(adam, params),
     }
     ours = [Contestant(kind, *makers[kind](), donate=(0,)) for kind in kinds]
-    return [*ours, Contestant("Adam", *_step(plain, adam, params), donate=(0,))]
+    least = _step(plain, adam, params)
+    return [*ours, Contestant("Adam", *least, donate=(0,), role="limit")]
 
 
 def arithmetic(k: int, shapes: Sequence[Any]) -> list[Contestant]:
@@ -100,7 +109,7 @@ def arithmetic(k: int, shapes: Sequence[Any]) -> list[Contestant]:
     return [
         Contestant("dot", bits.dot, (stack, tree)),
         Contestant("mix", stacking.mix, (stack, shaped([k]))),
-        Contestant("read the bits", packing.read, (stack,)),
+        Contestant("read the bits", packing.read, (stack,), role="limit"),
     ]
 
 
@@ -116,8 +125,15 @@ def inference(k: int) -> list[Contestant]:
     ours = functools.partial(superposition.one_shot, objective)
     return [
         Contestant("one_shot", ours, (weights, tasks, image)),
-        Contestant("one gradient", jax.grad(objective), (weights, image)),
+        Contestant("one gradient", jax.grad(objective), (weights, image), role="limit"),
     ]
+
+
+def halved(name: str) -> list[Contestant]:
+    """Training steps without half of the units; the least is of one built so."""
+    steps, how = compaction.steps(name), {"donate": (0,), "by_rows": True}
+    roles = {"compacted": "ours", "dense": "baseline", "built small": "limit"}
+    return [Contestant(n, *steps[n], role=role, **how) for n, role in roles.items()]
 
 
 STEPS = "mask", "packed mask", "keep_sparse", "prune", "rigl", "edge_popup"
@@ -141,9 +157,21 @@ CASES: dict[str, tuple[Callable[[], list[Contestant]], Sequence[str]]] = {
         ["one"],
     ),
     f"an image's task of {TASKS}": (lambda: inference(TASKS), ["one"]),
+    **{
+        f"step of half of {name}": (functools.partial(halved, name), ["one", "auto"])
+        for name in compaction.COMPILED
+    },
 }
 QUICK = {
     "top_k (64, 32)": (lambda: chosen({"w": shaped((64, 32))}, ["leaf"]), ["one"]),
+}
+
+
+CHIPS = {"one": "1 chip", "auto": "4 chips"}
+NAMES: dict[str, tuple[str, str | None]] = {name: (name, None) for name in CASES} | {
+    f"{name}, {CHIPS[kind]}": (name, kind)
+    for name, (_, kinds) in CASES.items()
+    for kind in kinds
 }
 
 
@@ -153,15 +181,23 @@ def measured(cases: Any = CASES) -> Iterator[list[_results.Line]]:
     for name, (contestants, kinds) in cases.items():
         for kind in kinds:
             mesh, found = _chips.mesh(kind), []
-            each = contestants()
-            roles = ["ours"] * (len(each) - 1) + ["limit"]
-            for one, role in zip(each, roles, strict=True):
+            for one in contestants():
                 args = _chips.spread(one.args, mesh)
+                if one.by_rows:
+                    args = _by_rows(one.args, mesh)
                 program = _chips.compiled(one.fn, *args, donate=one.donate)
-                chips = f"{mesh.size} chip{'s' * (mesh.size > 1)}"
-                told = {"case": f"{name}, {chips}", "contestant": one.name}
-                found.append({**told, "role": role, **_facts(program), **shared})
+                told = {"case": f"{name}, {CHIPS[kind]}", "contestant": one.name}
+                found.append({**told, "role": one.role, **_facts(program), **shared})
             yield found
+
+
+def _by_rows(args: tuple[Any, ...], mesh: Mesh) -> list[Any]:
+    return [
+        jax.tree.map(
+            lambda x, spec=spec: x.update(sharding=NamedSharding(mesh, spec)), arg
+        )
+        for arg, spec in zip(args, (P(), *[P("x")] * len(args[1:])), strict=True)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,8 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=pathlib.Path, help="instead of benchmarks/results"
     )
-    only = {"action": "append", "choices": CASES, "metavar": "CASE"}
-    parser.add_argument("--only", **only, help="this one; may be repeated")
+    only = {"action": "append", "choices": sorted(NAMES), "metavar": "CASE"}
+    help_ = "this one, or only its part of so many chips; may be repeated"
+    parser.add_argument("--only", **only, help=help_)
     parser.add_argument("--quick", action="store_true", help="one small program")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -183,7 +220,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         again += sys.argv[1:] if argv is None else argv
         return subprocess.run(again, env=_chips.environment(), check=False).returncode
     root = options.out or (None if options.quick else RESULTS)
-    wanted = {name: CASES[name] for name in options.only or CASES}
+    parts = {NAMES[name] for name in options.only or CASES}
+    every = [(name, kind) for name, (_, kinds) in CASES.items() for kind in kinds]
+    chosen = [(n, k) for n, k in every if {(n, k), (n, None)} & parts]
+    wanted = {
+        name: (make, [kind for n, kind in chosen if n == name])
+        for name, (make, _) in CASES.items()
+    }
     for lines in measured(QUICK if options.quick else wanted):
         if root is not None:
             _results.append(root / FOLDER / "tpu_compile.jsonl", lines)

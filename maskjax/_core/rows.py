@@ -73,8 +73,8 @@ def _taken(x: Array, places: Array | np.ndarray, *, axis: int, fill: bool) -> Ar
 @functools.lru_cache(maxsize=256)
 def _taker(where: NamedSharding, axis: int, *, fill: bool) -> Any:
     taken = functools.partial(_taken, axis=axis, fill=fill)
-    if AxisType.Explicit in where.mesh.axis_types:
-        taken = jax.sharding.auto_axes(taken, out_sharding=where)
+    if AxisType.Explicit in where.mesh.axis_types:  # `vmap` of out_shardings fails
+        return jax.jit(jax.sharding.auto_axes(taken, out_sharding=where))
     return jax.jit(taken, out_shardings=where)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,27 +14,29 @@ _dataclasses: list[type] = []
 _listeners: list[Callable[[type], None]] = []
 
 
-def stored(name: str, *, static: type | None = None) -> Callable[[type[_T]], type[_T]]:
+def stored(name: str, *, holds: Sequence[type] = ()) -> Callable[[type[_T]], type[_T]]:
     """Decorate a NamedTuple or a dataclass that is a pytree.
 
-    A dataclass becomes a pytree by it; its static fields are what JSON knows, and
-    tuples. Functions of such values can be exported and serialized by `jax.export`.
+    A dataclass becomes a pytree by it; its static fields are what JSON knows, tuples,
+    and some dataclasses. Functions of such values can be exported and serialized by
+    `jax.export`.
 
     Args:
         name: What the type is called in what is stored, which later versions have to
             read: its public name.
-        static: Another dataclass, of which static fields may be.
+        holds: The dataclasses that static fields may be.
     """
+    known = {cls.__name__: cls for cls in holds}
 
-    def told(value: Any) -> Any:
-        if static is None or not isinstance(value, static):
-            raise TypeError(f"{type(value).__name__} can't be stored")
-        return dataclasses.asdict(value)  # type: ignore[call-overload]
+    def made(read: dict[str, Any]) -> Any:
+        """A dataclass, of what `_plain` made of it."""
+        [*names] = read
+        if len(names) != 1 or names[0] not in known:
+            return read
+        return known[names[0]](**{k: _as_tuples(v) for k, v in read[names[0]].items()})
 
-    def read(value: Any) -> Any:
-        if isinstance(value, dict) and static is not None:
-            return static(**value)
-        return tuple(map(read, value)) if isinstance(value, list) else value
+    def written(static: Any) -> bytes:
+        return json.dumps(static, default=_plain).encode()
 
     def register(cls: type[_T]) -> type[_T]:
         if not dataclasses.is_dataclass(cls):
@@ -43,8 +45,8 @@ def stored(name: str, *, static: type | None = None) -> Callable[[type[_T]], typ
         export.register_pytree_node_serialization(
             cls,
             serialized_name=name,
-            serialize_auxdata=lambda fields: json.dumps(fields, default=told).encode(),
-            deserialize_auxdata=lambda data: read(json.loads(data)),
+            serialize_auxdata=written,
+            deserialize_auxdata=lambda x: _as_tuples(json.loads(x, object_hook=made)),
         )
         _dataclasses.append(cls)
         for listener in _listeners:
@@ -59,3 +61,11 @@ def on_each(listener: Callable[[type], None]) -> None:
     for cls in _dataclasses:
         listener(cls)
     _listeners.append(listener)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {type(value).__name__: dataclasses.asdict(value)}
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

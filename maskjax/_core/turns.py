@@ -11,17 +11,25 @@ from maskjax._core import placement
 from maskjax._core.trees import Array
 
 
-def run(function: Callable[[Any], Any], stack: Any, batch_size: int) -> Any:
+def run(
+    function: Callable[[Any], Any],
+    stack: Any,
+    batch_size: int,
+    *,
+    groups: int | None = None,
+) -> Any:
     """A function of each member, some at a time, from each device's share of them.
 
     Members that are sharded lie in equal groups on their devices. A turn takes from
-    every group, so that each device runs its own members.
+    every group, so that each device runs its own members. How many groups there are may
+    be told by who knows it from outside a program, where types do not say.
     """
     leaves = jax.tree.leaves(stack)
     members = leaves[0].shape[0]
-    groups = placement.groups(*leaves)
-    if groups > batch_size and not placement.tells(*leaves):
-        groups = 1  # they may be on one device, and memory is limited
+    if groups is None:
+        groups = placement.groups(*leaves)
+        if groups > batch_size and not placement.tells(*leaves):
+            groups = 1  # they may be on one device, and memory is limited
     each = max(1, batch_size // groups)
     # One at a time they have no axis: a `cond` in there stays one.
     size = each if each > 1 else None

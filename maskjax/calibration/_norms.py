@@ -117,7 +117,9 @@ def check_finite(stats: Params, needs: str) -> None:
         for path, own in named(stats)
         if own is not None and readable(own.sums)
     }
-    with jax.ensure_compile_time_eval():  # known values may come in while tracing
+    if not sums:
+        return
+    with jax.ensure_compile_time_eval():  # under `jit` what is known stays known
         counts = jax.device_get(_bad(sums))
     lines = [
         f"{path}: {int(count):,} of {sums[path].size:,} sums are inf or nan"

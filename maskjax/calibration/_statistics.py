@@ -8,10 +8,8 @@ from maskjax._core.axes import Axes
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array
 
-_STATIC = {"static": True}
 
-
-@stored("maskjax.calibration.Statistics", static=Axes)
+@stored("maskjax.calibration.Statistics", holds=[Axes])
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """Sums over the rows of data that a kernel meets; a pytree with one leaf.
@@ -33,10 +31,10 @@ class Statistics:
     """
 
     sums: Array  # or its shape, while it is planned
-    axes: Axes = dataclasses.field(metadata=_STATIC)
-    shape: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
-    groups: int = dataclasses.field(default=1, metadata=_STATIC)
-    gram: bool = dataclasses.field(default=True, metadata=_STATIC)
+    axes: Axes = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    groups: int = dataclasses.field(default=1, metadata={"static": True})
+    gram: bool = dataclasses.field(default=True, metadata={"static": True})
 
     @property
     def d(self) -> int:

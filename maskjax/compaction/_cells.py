@@ -3,8 +3,8 @@
 A cell is an axis of a value: for each step of the loops around it, and each position,
 whether it stays. Five kinds of links say how cells go together:
 
-  equal   the same positions: one cell, by union-find; or, where one has more steps than
-          the other, the same positions in every step
+  equal   the same positions: one cell, by union-find; or, where one has steps that the
+          other lacks, the same positions in each of these
   part    the positions of one are some of the other's: slices, parts of a concatenation
   product a flat axis has the positions of several: those of a reshape
   need    some positions have to stay
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from maskjax.compaction._program import Var
+from maskjax.compaction._program import Dims, Equation, Var, dims, stepped
 
 FREE = -1  # in `why`: the position does not stay
 
@@ -49,11 +49,13 @@ class Cell:
 class Steps:
     """A cell whose positions are the same in each step of another with more steps.
 
-    If it is only `read`, a step may keep fewer than are there.
+    `dims` are its own steps among those of the other. If it is only `read`, a step may
+    keep fewer than are there.
     """
 
     few: Cell
     many: Cell
+    dims: Sequence[int]
     read: bool = False
 
     def cells(self) -> tuple[Cell, ...]:
@@ -61,21 +63,21 @@ class Steps:
 
     def close(self, cells: "Cells") -> list[Cell]:
         few, many = cells.root(self.few), cells.root(self.many)
-        grown = not self.read and _grow(many, _spread(few, many))
-        extra = tuple(range(len(few.prefix), len(many.prefix)))
-        back = _folded(many.why, extra)
+        grown = not self.read and _grow(many, self.spread(few.why, many.prefix))
+        # A reason of any step: the largest is one, since FREE is below all.
+        back = self.rows(many.why).max(axis=0)
         return [c for c, more in ((many, grown), (few, _grow(few, back))) if more]
 
+    def spread(self, table: np.ndarray, prefix: tuple[int, ...]) -> np.ndarray:
+        """A table of the few steps, for each of the many."""
+        return stepped(table, self.dims, prefix)
 
-def _spread(few: Cell, many: Cell) -> np.ndarray:
-    more = (1,) * (len(many.prefix) - len(few.prefix))
-    shape = (*few.prefix, *more, few.size)
-    return np.broadcast_to(few.why.reshape(shape), (*many.prefix, many.size))
-
-
-def _folded(why: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """A reason of any step: the largest is one, since FREE is below all."""
-    return why.max(axis=axes) if axes else why
+    def rows(self, table: np.ndarray) -> np.ndarray:
+        """A table of the many steps, for the few: [others, *few, n]."""
+        k = table.ndim - 1
+        others = [i for i in range(k) if i not in self.dims]
+        moved = table.transpose(*others, *self.dims, k)
+        return moved.reshape(-1, *moved.shape[len(others) :])
 
 
 @dataclasses.dataclass(eq=False)
@@ -143,6 +145,7 @@ class Cells:
     """The cells of all values, and the links between them."""
 
     def __init__(self) -> None:
+        self.now: Equation | None = None  # whose values are linked
         self._of: dict[Var, list[Cell]] = {}
         self.links: list[Any] = []
         self.needs: list[tuple[Cell, np.ndarray | bool, str, bool]] = []
@@ -166,65 +169,73 @@ class Cells:
 
     # Links.
 
-    def equate(self, a: Cell, b: Cell) -> None:
-        """The same positions, in every step."""
-        a, b = self.root(a), self.root(b)
-        if a is b:
-            return
-        if a.prefix == b.prefix:
-            b.parent = a
-            a.flat |= b.flat
-            return
-        few, many = (a, b) if len(a.prefix) <= len(b.prefix) else (b, a)
-        if few.prefix != many.prefix[: len(few.prefix)]:  # steps of 1 against n
-            common = Cell((), few.size)
-            self.links += [Steps(common, few), Steps(common, many)]
-        else:
-            self.links.append(Steps(few, many))
+    def same(self, a: Var, i: int, b: Var, j: int, *, read: bool = False) -> None:
+        """Two axes keep the same positions, in each of the steps that they share.
 
-    def same(self, a: Var, i: int, b: Var, j: int) -> None:
-        """Two axes of equal length keep the same positions."""
-        self.equate(self.of(a)[i], self.of(b)[j])
-
-    def read(self, a: Var, i: int, b: Var, j: int) -> None:
-        """What every step of a loop reads has the positions that any step keeps."""
-        few, many = self.root(self.of(a)[i]), self.root(self.of(b)[j])
-        if few.prefix == many.prefix[: len(few.prefix)] != many.prefix:
-            self.links.append(Steps(few, many, read=True))
+        If the first is only `read` in a loop, it has those that any step keeps.
+        """
+        one, other = self.root(self.of(a)[i]), self.root(self.of(b)[j])
+        shared = self._shared((a, i), (b, j))
+        ours, theirs = ([dims[k] for dims in shared] for k in (0, 1))
+        every = [*range(len(one.prefix))]
+        if ours == every == theirs and len(every) == len(other.prefix):
+            if one is not other:
+                other.parent = one
+                one.flat |= other.flat
+        elif len(shared) == len(every):
+            self.links.append(Steps(one, other, theirs, read))
+        elif len(shared) == len(other.prefix):
+            self.links.append(Steps(other, one, ours))
         else:
-            self.equate(few, many)
+            common = Cell(tuple(one.prefix[k] for k in ours), one.size)
+            self.links += [Steps(common, one, ours), Steps(common, other, theirs)]
+
+    def _shared(self, *axes: tuple[Var, int]) -> list[tuple[int, ...]]:
+        """The steps that some axes have in common, as the number of each in each."""
+        (first, axis), *others = axes
+        found = [(i,) for i in range(len(first.prefix(axis)))]
+        for var, other in others:
+            along = self._dims(first, var)
+            n = len(var.prefix(other))
+            found = [
+                (*dims, step)
+                for dims in found
+                if (step := along[dims[0]]) is not None and step < n
+            ]
+        return found
+
+    def _dims(self, one: Var, other: Var) -> Dims:
+        """Outside of equations values belong together, axis by axis."""
+        if self.now is not None:
+            return self.now.dims(one, other)
+        sizes = zip(one.shape, other.shape, strict=True)
+        return dims(one, other, ((i, i) for i, (n, m) in enumerate(sizes) if n == m))
 
     def part(self, big: tuple[Var, int], small: tuple[Var, int], places: Any) -> None:
         """An axis has the positions of another at these places."""
-        one, other = self.of(big[0])[big[1]], self.of(small[0])[small[1]]
-        one, other = self._level(one, other)
+        one, other = self._level(big, small)
         self.links.append(Part(one, other, np.asarray(places)))
 
     def product(
         self, flat: tuple[Var, int], factors: Sequence[tuple[Var, int]]
     ) -> None:
         """A flat axis is the product of others, in order."""
-        whole = self.of(flat[0])[flat[1]]
-        parts = [self.of(var)[axis] for var, axis in factors]
-        whole, *parts = self._level(whole, *parts)
-        if len(parts) == 1:
-            self.equate(whole, parts[0])
+        if len(factors) == 1:
+            self.same(*flat, *factors[0])
             return
+        whole, *parts = self._level(flat, *factors)
         self.root(whole).flat = True
         self.links.append(Product(whole, tuple(parts)))
 
-    def _level(self, *cells: Cell) -> list[Cell]:
+    def _level(self, *axes: tuple[Var, int]) -> list[Cell]:
         """Cells with the same steps: where they differ, those that all have."""
-        prefixes = {cell.prefix for cell in cells}
-        if len(prefixes) == 1:
-            return list(cells)
-        common = min(prefixes, key=len)
-        common = common if all(p[: len(common)] == common for p in prefixes) else ()
+        shared = self._shared(*axes)
         level = []
-        for cell in cells:
-            if cell.prefix != common:
-                few = Cell(common, cell.size)
-                self.equate(few, cell)
+        for k, (var, axis) in enumerate(axes):
+            cell, own = self.of(var)[axis], [dims[k] for dims in shared]
+            if own != [*range(len(cell.prefix))]:
+                few = Cell(tuple(cell.prefix[i] for i in own), cell.size)
+                self.links.append(Steps(few, cell, own))
                 cell = few
             level.append(cell)
         return level

@@ -40,7 +40,7 @@ class Closure:
     def _through(self, link: Any) -> list[Cell]:
         root = self._links.root
         if isinstance(link, Steps):
-            return self._steps(root(link.few), root(link.many))
+            return self._steps(link, root(link.few), root(link.many))
         if isinstance(link, Part):
             return self._part(root(link.big), root(link.small), link.places)
         return self._product(root(link.flat), [root(f) for f in link.factors])
@@ -82,17 +82,13 @@ class Closure:
         table = np.array([self.unit(i) for i in range(len(self._same))] + [NONE])
         return table[self.numbers[cell]]
 
-    def _steps(self, few: Cell, many: Cell) -> list[Cell]:
+    def _steps(self, link: Steps, few: Cell, many: Cell) -> list[Cell]:
         changed = []
         if few in self.numbers:
-            more = (1,) * (len(many.prefix) - len(few.prefix))
-            own = self.numbers[few].reshape(*few.prefix, *more, few.size)
-            if self._put(many, own):
+            if self._put(many, link.spread(self.numbers[few], many.prefix)):
                 changed.append(many)
         if many in self.numbers:
-            axes = tuple(range(len(few.prefix), len(many.prefix)))
-            wide = np.moveaxis(self.numbers[many], axes, range(len(axes)))
-            for row in wide.reshape(-1, *wide.shape[len(axes) :]):
+            for row in link.rows(self.numbers[many]):
                 if self._put(few, row) and few not in changed:
                     changed.append(few)
         return changed

@@ -119,7 +119,8 @@ class Folding:
             axes = self._axes(equation)
             assert axes is not None
             side, axis, across = axes
-            gone = constant.where & ~cells.at(equation.ins[side], axis).keep
+            keep = cells.at(equation.ins[side], axis).keep
+            gone = constant.where & ~keep.any(tuple(range(keep.ndim - 1)))
             if gone.any():
                 kernel = values[equation.ins[1 - side]]
                 numbers = jnp.asarray(np.where(gone, constant.value, 0), kernel.dtype)
@@ -138,22 +139,23 @@ class Folding:
         axes = self._axes(equation)
         if fold is None or axes is None:
             return out
-        [var], term = equation.outs, jnp.asarray(fold.term)
-        if equation.name != "dot_general":
+        side, _, across = axes
+        kernel, term = equation.ins[1 - side], jnp.asarray(fold.term)
+        dense = equation.name == "dot_general"
+        for axis in range(len(kernel.shape)):
+            if axis != across:
+                lead = len(kernel.prefix(axis)) - len(kernel.scope)
+                to = axis - int(dense and axis > across)
+                term = small.taken(term, to, small.places(kernel, axis), lead)
+        if not dense:
             numbers = equation.params["dimension_numbers"]
-            kept = small.places(var, numbers.out_spec[1])
-            kernel = jnp.take(term, kept, axis=numbers.rhs_spec[0])
             shape = list(arrays[0].shape)
             shape[numbers.lhs_spec[0]] = shape[numbers.lhs_spec[1]] = 1
             ones = jnp.ones(shape, arrays[0].dtype)
-            return out + equation.bind(ones, kernel.astype(arrays[1].dtype))[0]
+            return out + equation.bind(ones, term.astype(arrays[1].dtype))[0]
         # The free axes of the kernel are the last of the output, or the first.
-        first = 0 if axes[0] else len(var.shape) - term.ndim
-        for axis in range(term.ndim):
-            term = jnp.take(term, small.places(var, first + axis), axis=axis)
-        more = range(term.ndim, len(var.shape)) if axes[0] else range(first)
-        term = jnp.expand_dims(term, tuple(more))
-        return out + term.astype(out.dtype)
+        more = range(term.ndim, out.ndim) if side else range(out.ndim - term.ndim)
+        return out + jnp.expand_dims(term, tuple(more)).astype(out.dtype)
 
 
 def _made_of(program: Program, params: Sequence[Var]) -> set[Var]:

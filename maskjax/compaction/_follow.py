@@ -1,5 +1,6 @@
 """The three walks over a program: facts, links, and how it is written small."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,11 +26,15 @@ class Pinned(dict[Equation, str]):
         self[unfit.equation] = f"goes into {unfit.equation.name}: {unfit.why}"
 
 
-def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
-    """What is known of all values of a program, from what is known of its inputs."""
+def facts_of(program: Program, ins: Sequence[Fact], *, masks: bool) -> Facts:
+    """What is known of all values of a program, from what is known of its inputs.
+
+    And of `masks` that it closes over, if so asked.
+    """
 
     def follow(program: Program, facts: Facts) -> list[Fact]:
         for equation in program.equations:
+            facts.now = equation
             rule = RULES.get(equation.name)
             found = unknown(equation, facts)
             if rule is not None:
@@ -37,7 +42,7 @@ def facts_of(program: Program, ins: Sequence[Fact]) -> Facts:
             facts.update(zip(equation.outs, found, strict=True))
         return [facts.of(var) for var in program.outs]
 
-    facts = Facts(follow)
+    facts = Facts(follow, masks=masks)
     facts.follow(program, ins)
     return facts
 
@@ -53,6 +58,9 @@ def links_of(
 
     def follow(program: Program, links: Links) -> None:
         for equation in program.equations:
+            links.now = facts.now = equation
+            for var in (*equation.ins, *equation.outs):
+                links.of(var)  # axes that go with no other keep a position too
             rule = RULES.get(equation.name)
             why = pinned.get(equation)
             if rule is None:
@@ -63,7 +71,7 @@ def links_of(
                 pin(equation, links, why)
 
     links = Links(facts, follow, folding, ghosts)
-    follow(program, links)
+    links.follow(program)
     return links
 
 
@@ -74,13 +82,15 @@ def written(
     arrays: Sequence[Array],
     whole: Sequence[bool],
     steps: tuple[Any, ...] = (),
+    *,
+    trial: bool = False,
 ) -> list[Array]:
     """The small outputs of a program, of inputs that are small, or `whole`.
 
     `steps` has the number of the member, for a program of a stack of members.
 
     Raises:
-        Unfit: If an equation cannot be written for the positions that stay.
+        Unfit: In a trial, if an equation can't be written for the positions that stay.
     """
 
     def follow(program: Program, small: Small, arrays: Sequence[Array]) -> list[Array]:
@@ -93,7 +103,8 @@ def written(
             return env[var]
 
         for equation in program.equations:
-            outs = _emitted(equation, [value(v) for v in equation.ins], small)
+            with equation.inside():
+                outs = _emitted(equation, [value(v) for v in equation.ins], small)
             env.update(zip(equation.outs, outs, strict=True))
         return [value(var) for var in program.outs]
 
@@ -104,7 +115,7 @@ def written(
             emit = as_it_is if rule is None or fixed else rule.emit
             outs = emit(equation.fitted(small.shape(equation.outs[0])), arrays, small)
         except (LookupError, TypeError, ValueError) as error:
-            if fixed:
+            if fixed or not trial:
                 raise
             raise Unfit(equation, str(error).split("\n")[0]) from error
         if links.folding is not None and equation.name in FOLDED:
@@ -114,7 +125,8 @@ def written(
                 raise Unfit(equation, "it has another shape when written small")
         return outs
 
-    small = Small(links, follow, steps, links.ghosts)
+    equal = functools.cache(lambda: Ghosts(program, links.facts))
+    small = Small(links, follow, equal, steps, links.ghosts, trial=trial)
     cut = [
         small.cut(x, var) if w else x
         for x, var, w in zip(arrays, program.ins, whole, strict=True)

@@ -6,7 +6,6 @@ passes over its inputs twice, then needs one of them, weighed by their number. T
 others leave. That one has no right gradient: for inference only.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +58,11 @@ class Ghosts:
             np.where(known.where, n + back.reshape(known.where.shape), own)
         )
 
+    def one(self, var: Var, axis: int) -> bool:
+        """Whether all positions of an axis are equal."""
+        labels = self.of(var, axis)
+        return labels is not None and bool((labels == labels[..., :1]).all())
+
     def first(self, var: Var, axis: int) -> np.ndarray | bool:
         """The positions that stand for all that equal them: the first of each."""
         labels = self.of(var, axis)
@@ -97,7 +101,7 @@ def _of_output(
     """The numbers of an output's axis, from the inputs' axes that it runs along."""
     name, params = equation.name, equation.params
     if name in ENTRIES:
-        return _together(ghosts, equation.ins, out, axis)
+        return _together(ghosts, equation, out, axis)
     x = equation.ins[0] if equation.ins else out
     source: int | None = None
     if name == "broadcast_in_dim":
@@ -113,20 +117,26 @@ def _of_output(
     elif name == "squeeze":
         left = [i for i in range(len(x.shape)) if i not in params["dimensions"]]
         source = left[axis]
-    if source is None or x.prefix(source) != out.prefix(axis):
+    if source is None or not _stepwise(equation, x, out, axis):
         return None
     return ghosts.of(x, source)
 
 
+def _stepwise(equation: Equation, x: Var, out: Var, axis: int) -> bool:
+    """Whether the positions of an input's axis have the steps of an output's axis."""
+    steps = [*range(len(out.prefix(axis)))]
+    return len(x.scope) + x.lead == len(steps) and equation.dims(x, out) == steps
+
+
 def _together(
-    ghosts: Ghosts, operands: Sequence[Var], out: Var, axis: int
+    ghosts: Ghosts, equation: Equation, out: Var, axis: int
 ) -> np.ndarray | None:
     """Equal in all operands; what all positions share does not tell them apart."""
     rows: list[Any] = []
-    for var in operands:
+    for var in equation.ins:
         if len(var.shape) == len(out.shape) and var.shape[axis] == out.shape[axis]:
             labels = ghosts.of(var, axis)
-            if labels is None or var.prefix(axis) != out.prefix(axis):
+            if labels is None or not _stepwise(equation, var, out, axis):
                 return None
             rows.append(labels)
     if not rows:

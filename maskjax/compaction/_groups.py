@@ -35,7 +35,11 @@ def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
 
     The groups are a structure: `select.top_k(scores, structure=groups)` and
     `optim.prune(structure=groups)` remove whole units on every leaf, and `plan` of such
-    a mask takes exactly them out.
+    a mask takes exactly them out. Scope "global" compares the raw scores of different
+    leaves: where their scales differ, divide those of each leaf by their mean first.
+
+    Give it the function that you evaluate with: in training mode running statistics are
+    not read, so they may be left out, and in a loss the outputs are no longer fixed.
 
     Args:
         apply: `(params, *inputs) -> outputs`, any function that JAX can trace.
@@ -49,12 +53,17 @@ def groups(apply: Callable[..., Any], params: Params, *inputs: Any) -> Groups:
         ValueError: If no unit can be taken out.
 
     Example:
+        >>> import jax
         >>> params = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 1))}
         >>> params["b"] = jnp.ones(3)
         >>> apply = lambda p, x: jnp.tanh(x @ p["up"] + p["b"]) @ p["down"]
         >>> units = compaction.groups(apply, params, jnp.ones((1, 2)))
         >>> print(units["up axis 1"])
         up axis 1: 3 units in b[0], down[0], up[1]
+        >>> scores = jax.tree.map(lambda s: s / s.mean(), score.magnitude(params))
+        >>> mask = select.top_k(scores, density=0.3, scope="global", structure=units)
+        >>> mask["b"]
+        Array([ True, False, False], dtype=bool)
 
     References:
         Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023.

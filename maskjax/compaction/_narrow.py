@@ -19,6 +19,11 @@ from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unnumbered
 
 KEPT = "the plan keeps it"
+HOLD = (
+    ". If it trains the parameters, hold the mask in it: end the optimizer with "
+    "`maskjax.optim.keep_sparse(mask)`, or take the loss of `maskjax.apply(params, "
+    "mask)`. Otherwise entries that were masked grow again"
+)
 
 
 def narrow(
@@ -35,7 +40,9 @@ def narrow(
     in optimizer states. It may be another function than the one that was planned, such
     as a loss or a training step, with inputs of other shapes. It is analysed again for
     each combination of shapes, at the time of tracing, and can be jitted, vmapped and
-    differentiated.
+    differentiated. Gradients of it are those of the masked network, wherever the mask
+    keeps; masked entries that stay may get others, because something that they met is
+    gone: `optim.keep_sparse` holds them at zero.
 
     Args:
         apply: `(params, ...) -> outputs`, written for the whole parameters. Python
@@ -180,14 +187,22 @@ def _solved(
                     count = f"{more.sum()} of {now.size} more"
                     lines.append(f"{leaf.path} axis {axis}: {count}: {why}")
         if lines:
-            raise checks.listing(
-                dict.fromkeys(lines), f"`{fn}`: this function needs what was taken out"
-            )
+            needs = f"`{fn}`: this function needs what was taken out"
+            if any("more: is not zero" in line for line in lines):
+                needs += HOLD
+            raise checks.listing(dict.fromkeys(lines), needs)
         _network.check(network, links, pinned, steps)
         return links
 
     links, _ = _network.solved(
-        network, known, wanted, pinned, refused, folding=folding, ghosts=plan.ghosts
+        network,
+        known,
+        wanted,
+        pinned,
+        refused,
+        folding=folding,
+        ghosts=plan.ghosts,
+        masks=True,
     )
     return links, pinned
 

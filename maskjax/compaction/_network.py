@@ -55,15 +55,20 @@ class Network:
                 first[owner] = var
         return first
 
-    def facts(self, known: Callable[[int, Var], Fact]) -> _facts.Facts:
-        """What is known of all values, from what is known of parameters."""
-        ins = [
-            known(owner, var)
-            if owner is not None and var.shape == self._first[owner].shape
-            else (None,) * max(len(var.shape), 1)
-            for var, owner in zip(self.program.ins, self.owners, strict=True)
-        ]
-        return _follow.facts_of(self.program, ins)
+    def facts(
+        self, known: Callable[[int, Var], Fact], *, masks: bool = False
+    ) -> _facts.Facts:
+        """What is known of all values, from what is known of parameters and masks."""
+        ins = []
+        for var, owner in zip(self.program.ins, self.owners, strict=True):
+            if owner is None:
+                ins.append((None,) * max(len(var.shape), 1))
+                continue
+            first = self._first[owner]
+            fact = known(owner, first)
+            own = fact if var is first else _facts.zeros_of(fact, first, var)
+            ins.append(own)
+        return _follow.facts_of(self.program, ins, masks=masks)
 
     def links(
         self,
@@ -143,9 +148,10 @@ def solved(
     *,
     folding: Folding | None = None,
     ghosts: bool = False,
+    masks: bool = False,
 ) -> tuple[Links, Any]:
     """Find what stays; what cannot be written small then is pinned, and again."""
-    facts = network.facts(known)
+    facts = network.facts(known, masks=masks)
     while True:
         links = network.links(facts, pinned, folding=folding, ghosts=ghosts)
         wanted(links)
@@ -176,10 +182,14 @@ def written(
     pinned: Pinned,
     arrays: Sequence[Any],
     members: tuple[Any, ...] = (),
+    *,
+    trial: bool = False,
 ) -> list[Any]:
     """The outputs, of small parameters and whole inputs; of a stack, of one member."""
     picked = [owner is None for owner in network.owners]
-    return _follow.written(network.program, links, pinned, arrays, picked, members)
+    return _follow.written(
+        network.program, links, pinned, arrays, picked, members, trial=trial
+    )
 
 
 def check(
@@ -189,6 +199,8 @@ def check(
     members: tuple[Any, ...] | None = None,
 ) -> None:
     """Write the small program for shapes alone, to see that it can be.
+
+    Derivatives too, which are written later: when the small function is derived.
 
     Without `members` that of any member, which has a number.
 
@@ -200,6 +212,6 @@ def check(
 
     def small(number: Sequence[Any], *xs: Any) -> Any:
         known = tuple(number) if members is None else members
-        return written(network, links, pinned, xs, known)
+        return written(network, links, pinned, xs, known, trial=True)
 
     jax.eval_shape(small, number, *types)

@@ -8,10 +8,13 @@ steps of a loop elsewhere, as those of stacked parameters do; the positions that
 other axes keep may differ along these.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
 from maskjax._core import placement
@@ -30,8 +33,16 @@ class Var:
         self.lead = 0
 
     def prefix(self, axis: int) -> tuple[int, ...]:
-        """Along what the positions of an axis may differ."""
+        """Along what the positions of an axis may differ: its steps.
+
+        Loops around, then first axes that stack. An axis of -1 is the value as a whole.
+        """
         return self.scope if axis < self.lead else self.scope + self.shape[: self.lead]
+
+    def step(self, axis: int) -> int | None:
+        """The step that an axis counts, or that the innermost loop does, for -1."""
+        n = len(self.scope)
+        return n + axis if axis < self.lead else None
 
 
 def bare_axis(n: int, x: Var) -> Var:
@@ -54,7 +65,13 @@ class Equation:
     """Outputs of a primitive, of what, and where in the user's program.
 
     `bodies` are the programs inside: the step of a loop, the branches of a conditional,
-    a function with its derivative.
+    a function with its derivative. `context` is JAX's: the mesh of the place, which
+    `jax.sharding.auto_axes` changes, and where it is computed.
+
+    Attributes:
+        along: For two of its values the pairs of axes that run along each other, entry
+            by entry; -1 is the loop around. Only where their steps are the same ones,
+            positions can be compared step by step.
     """
 
     primitive: Any
@@ -64,10 +81,24 @@ class Equation:
     place: str
     bodies: tuple["Program", ...] = ()
     effects: bool = False
+    context: Any = None
+    along: dict[tuple[Var, Var], set[tuple[int, int]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def dims(self, one: Var, other: Var) -> "Dims":
+        """Which steps of another value those of one are."""
+        return dims(one, other, self.along.get((one, other), ()))
 
     @property
     def name(self) -> str:
         return self.primitive.name
+
+    def inside(self) -> Any:
+        """A manager of the context."""
+        if self.context is None:
+            return contextlib.nullcontext()
+        return self.context.manager
 
     def fitted(self, shape: tuple[int, ...]) -> "Equation":
         """The same, with the shardings that it asks for fitted to a small output."""
@@ -85,6 +116,34 @@ class Equation:
         params = self.primitive.get_bind_params({**self.params, **changes})
         out = self.primitive.bind(*arrays, **params)
         return list(out) if self.primitive.multiple_results else [out]
+
+
+# For each step of one value, the number of the same step of another, or None.
+Dims = list[int | None]
+
+
+def dims(one: Var, other: Var, along: Iterable[tuple[int, int]]) -> Dims:
+    """Which steps of another value those of one are, from axes that correspond."""
+    loops = min(len(one.scope), len(other.scope))
+    found: Dims = [i if i < loops else None for i in range(len(one.scope) + one.lead)]
+    for i, j in along:
+        step = one.step(i)
+        if step is not None:
+            found[step] = other.step(j)
+    return found
+
+
+def stepped(
+    table: np.ndarray, dims: Sequence[int], prefix: tuple[int, ...]
+) -> np.ndarray:
+    """A table [*own, n] for steps [*prefix, n], among which its own are `dims`."""
+    order = np.argsort(dims).tolist()
+    shape = [1] * len(prefix)
+    for i in order:
+        shape[dims[i]] = table.shape[i]
+    n = table.shape[-1]
+    table = table.transpose(*order, table.ndim - 1).reshape(*shape, n)
+    return np.broadcast_to(table, (*prefix, n))
 
 
 @dataclasses.dataclass(eq=False)

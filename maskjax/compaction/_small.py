@@ -37,18 +37,22 @@ class Small:
     Attributes:
         steps: The numbers of the steps, for each loop around; that of a member of a
             stack is `None` if it is not known.
-        ghosts: Which positions are equal, if one may stand for the others.
+        ghosts: Which positions are equal, if one may stand for the others in a sum.
+        trial: Whether this is to see if all can be written, derivatives too.
     """
 
     def __init__(
         self,
         cells: Cells,
         follow: Callable[[Program, "Small", Sequence[Array]], list[Array]],
+        equal: Callable[[], Ghosts],
         steps: tuple[Any, ...] = (),
         ghosts: Ghosts | None = None,
+        *,
+        trial: bool = False,
     ) -> None:
-        self._cells, self._follow, self.steps = cells, follow, steps
-        self.ghosts = ghosts
+        self._cells, self._follow, self._equal = cells, follow, equal
+        self.steps, self.ghosts, self.trial = steps, ghosts, trial
 
     def follow(self, program: Program, arrays: Sequence[Array]) -> list[Array]:
         """The small outputs of a program."""
@@ -56,8 +60,12 @@ class Small:
 
     def inside(self, step: Any) -> "Small":
         """The same, in one step more of a loop."""
-        steps = (*self.steps, step)
-        return Small(self._cells, self._follow, steps, self.ghosts)
+        return self.at((*self.steps, step))
+
+    def at(self, steps: tuple[Any, ...]) -> "Small":
+        """The same, in these steps."""
+        how = self._cells, self._follow, self._equal
+        return Small(*how, steps, self.ghosts, trial=self.trial)
 
     def keep(self, var: Var, axis: int) -> np.ndarray:
         """Which positions stay, [*steps, n]."""
@@ -130,10 +138,12 @@ class Small:
         """Of what every step of a loop reads, the positions that this step keeps."""
         for axis in range(len(var.shape)):
             keep, wanted = self.keep(var, axis), self.keep(inside, axis)
-            more = (1,) * (wanted.ndim - keep.ndim)
-            keep = keep.reshape(*keep.shape[:-1], *more, keep.shape[-1])
+            around = len(var.scope)  # the loop comes after those around it
+            keep = np.expand_dims(keep, [*range(around, len(inside.scope))])
             keep = np.broadcast_to(keep, wanted.shape)
-            if (keep != wanted).any():
+            if (keep != wanted).any() and self._equal().one(var, axis):
+                array = self._repeated(array, axis, self.count(inside, axis))
+            elif (keep != wanted).any():
                 rank = keep.cumsum(-1) - 1  # a position's place among those that stay
                 table = rank[wanted].reshape(
                     *wanted.shape[:-1], self.count(inside, axis)
@@ -141,6 +151,15 @@ class Small:
                 lead = len(inside.prefix(axis)) - len(inside.scope)
                 array = self.taken(array, axis, table, lead)
         return array
+
+    def _repeated(self, array: Array, axis: int, k: int) -> Array:
+        """The first entry of an axis, k times, sharded as the axis is if that fits."""
+        shape = (*array.shape[:axis], k, *array.shape[axis + 1 :])
+        where = None
+        if placement.explicit(array):
+            where = placement.fitted(placement.sharding(array), shape)
+        first = self.taken(array, axis, np.zeros(1, int))
+        return jnp.broadcast_to(first, shape, out_sharding=where)
 
     def uniform(self, numbers: np.ndarray) -> int:
         """A number that is the same in each step.

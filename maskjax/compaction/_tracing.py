@@ -10,10 +10,13 @@ from jax.extend import core
 
 from maskjax._core import placement
 from maskjax._core.jaxprs import body_of
-from maskjax.compaction import _trimming
+from maskjax.compaction import _along, _trimming
 from maskjax.compaction._program import Const, Equation, Program, Var
 
 _CALLS = frozenset("closed_call core_call custom_vmap_call jit pjit custom_lin".split())
+# A derivative may call its own function, whose derivative calls it again. So many of
+# them are read as they are; in the last one, functions are what is written in them.
+_DERIVATIVES = 2
 
 
 def traced(
@@ -24,27 +27,30 @@ def traced(
     With the scope (K,) it is that of each of K members, which may keep other positions.
     """
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
-    program = _program(closed, scope, "", guard=False)
+    program = _program(closed, scope, "")
     _trimming.own_constants(program)
     _trimming.trim(program, [True] * len(program.outs))
-    _trimming.lead(program)
+    _along.follow(program)
     return program, out
 
 
 def _program(
-    closed: Any, scope: tuple[int, ...], place: str, *, guard: bool
+    closed: Any, scope: tuple[int, ...], place: str, depth: int = 0
 ) -> Program:
     ins = [Var(v.aval, scope) for v in closed.jaxpr.invars]
-    reader = _Reader(scope, guard=guard)
+    reader = _Reader(scope, depth)
     outs = reader.read(closed.jaxpr, closed.consts, ins, place)
     return Program(ins, outs, reader.equations)
 
 
 class _Reader:
-    """Reads a jaxpr and what it calls into one list of equations."""
+    """Reads a jaxpr and what it calls into one list of equations.
 
-    def __init__(self, scope: tuple[int, ...], *, guard: bool) -> None:
-        self.scope, self.guard = scope, guard
+    `depth` tells in how many derivatives of functions it is.
+    """
+
+    def __init__(self, scope: tuple[int, ...], depth: int) -> None:
+        self.scope, self.depth = scope, depth
         self.equations: list[Equation] = []
 
     def read(self, jaxpr: Any, consts: Any, ins: Sequence[Var], place: str) -> Any:
@@ -61,8 +67,8 @@ class _Reader:
             here = "/".join(filter(None, (place, str(eqn.source_info.name_stack))))
             atoms = [atom(x) for x in eqn.invars]
             name = eqn.primitive.name
-            # A derivative may call its own function: that is what is written there.
-            if name in _CALLS or name == "custom_jvp_call" and self.guard:
+            last = self.depth == _DERIVATIVES
+            if name in _CALLS or name == "custom_jvp_call" and last:
                 outs = self._called(eqn, atoms, here)
             else:
                 outs = [Var(x.aval, self.scope) for x in eqn.outvars]
@@ -78,7 +84,8 @@ class _Reader:
         shape = tuple(x.shape[i] for i in order)
         out = Var(placement.typed(shape, x.kind), self.scope)
         params = {"permutation": order}
-        self.equations.append(Equation(lax.transpose_p, params, [x], [out], here))
+        permuted = Equation(lax.transpose_p, params, [x], [out], here, context=eqn.ctx)
+        self.equations.append(permuted)
         return out
 
     def _called(self, eqn: Any, atoms: list[Var], here: str) -> list[Var]:
@@ -91,7 +98,7 @@ class _Reader:
         self, eqn: Any, atoms: list[Var], outs: list[Var], here: str
     ) -> Equation:
         def inside(body: Any, scope: tuple[int, ...] = self.scope) -> Program:
-            return _program(body, scope, here, guard=self.guard)
+            return _program(body, scope, here, self.depth)
 
         name, params = eqn.primitive.name, eqn.params
         bodies: tuple[Program, ...] = ()
@@ -102,12 +109,15 @@ class _Reader:
         elif name in ("remat2", "checkpoint"):
             bodies = (inside(core.ClosedJaxpr(params["jaxpr"], ())),)
         elif name == "custom_jvp_call":
-            derivative = _program(_derivative(eqn, atoms), self.scope, here, guard=True)
+            with eqn.ctx.manager:
+                closed = _derivative(eqn, atoms)
+            derivative = _program(closed, self.scope, here, self.depth + 1)
             bodies = (inside(params["call_jaxpr"]), derivative)
         if name == "reshape":
             params = {**params, "dimensions": None}
+        effects = bool(eqn.effects)
         return Equation(
-            eqn.primitive, params, atoms, outs, here, bodies, bool(eqn.effects)
+            eqn.primitive, params, atoms, outs, here, bodies, effects, eqn.ctx
         )
 
 

@@ -1,7 +1,7 @@
-"""What is done to a program that was read: constants, dead code, axes that stack."""
+"""What is done to a program that was read: constants, and dead code."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from maskjax.compaction._program import Const, Equation, Program, Var
@@ -15,6 +15,7 @@ def own_constants(program: Program) -> None:
     Two layers may start from the same zeros: that does not make their units the same.
     """
     made: dict[Var, Equation] = {}
+    spread: dict[Var, Equation] = {}  # these, and what they are spread over in turn
     equations: list[Equation] = []
 
     def own(var: Var) -> Var:
@@ -25,11 +26,14 @@ def own_constants(program: Program) -> None:
         return out
 
     for equation in program.equations:
-        if _is_one_number(equation):
+        number = _one_number(equation, spread)
+        if number is not None:
+            spread[equation.outs[0]] = number
+        if number is equation:
             made[equation.outs[0]] = equation
             continue
         if equation.name == "scan":
-            _push_inside(equation, made)
+            _push_inside(equation, spread)
         equation.ins = [own(var) for var in equation.ins]
         equations.append(equation)
         for body in equation.bodies:
@@ -38,20 +42,22 @@ def own_constants(program: Program) -> None:
     program.equations[:] = equations
 
 
-def _is_one_number(equation: Equation) -> bool:
-    return (
-        equation.name == "broadcast_in_dim"
-        and len(equation.ins) == 1
-        and isinstance(equation.ins[0], Const)
-        and not equation.ins[0].shape
-    )
+def _one_number(equation: Equation, spread: dict[Var, Equation]) -> Equation | None:
+    """The equation that spreads one number over this one's output, if it is one."""
+    if equation.name != "broadcast_in_dim" or len(equation.ins) != 1:
+        return None
+    [x] = equation.ins
+    if x in spread:
+        params = {**equation.params, "broadcast_dimensions": ()}
+        return dataclasses.replace(equation, ins=spread[x].ins, params=params)
+    return equation if isinstance(x, Const) and not x.shape else None
 
 
 def _again(equation: Equation, out: Var) -> Equation:
     [number] = equation.ins
     assert isinstance(number, Const), "a number in the program's text"
     own = Const(number.value, number.kind, out.scope)
-    return Equation(equation.primitive, equation.params, [own], [out], equation.place)
+    return dataclasses.replace(equation, ins=[own], outs=[out], along={})
 
 
 def _push_inside(equation: Equation, made: dict[Var, Equation]) -> None:
@@ -159,56 +165,3 @@ _TRIMMED = {
     "remat2": _trim_body,
     "scan": _trim_scan,
 }
-
-
-# Axes of values outside a loop that count its steps.
-
-
-def lead(program: Program) -> None:
-    """Set `lead` of all values: stacked parameters, their moments and sums."""
-    while _leads(program):
-        pass
-
-
-def _leads(program: Program) -> bool:
-    changed = False
-    for equation in program.equations:
-        for group in _alike(equation):
-            most = max(var.lead + more for var, more in group)
-            for var, more in group:
-                if var.lead + more < most <= len(var.shape) + more:
-                    var.lead, changed = most - more, True
-        for body in equation.bodies:
-            changed |= _leads(body)
-    return changed
-
-
-def _alike(equation: Equation) -> Iterator[list[tuple[Var, int]]]:
-    """Values whose axes correspond: (value, how many axes fewer it has)."""
-    if equation.name == "scan":
-        [body], params = equation.bodies, equation.params
-        last = params["num_consts"] + params["num_carry"]
-        n = params["num_carry"]
-        pairs = zip(equation.ins, body.ins, strict=True)
-        for i, (outside, inside) in enumerate(pairs):
-            yield [(outside, 0), (inside, int(i >= last))]
-        for i, (outside, inside) in enumerate(
-            zip(equation.outs, body.outs, strict=True)
-        ):
-            yield [(outside, 0), (inside, int(i >= n))]
-        first = params["num_consts"]
-        for inside, outside in zip(body.ins[first:last], body.outs[:n], strict=True):
-            yield [(inside, 0), (outside, 0)]
-    elif equation.bodies:
-        ins = equation.ins[1:] if equation.name == "cond" else equation.ins
-        for body in equation.bodies:
-            for one, other in itertools.chain(
-                zip(ins, body.ins, strict=False),
-                zip(equation.outs, body.outs, strict=False),
-            ):
-                yield [(one, 0), (other, 0)]
-    elif len(equation.outs) == 1:
-        [out] = equation.outs
-        alike = [(var, 0) for var in equation.ins if var.shape == out.shape]
-        if alike and out.shape:
-            yield [(out, 0), *alike]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from maskjax import packing
-from maskjax._core import checks, trees
+from maskjax._core import checks, placement, trees
 from maskjax._core.trees import Array, Mask, Params, Path, Predicate
 
 
@@ -67,6 +67,13 @@ def in_phase(given: Any, *phases: type, fn: str, order: str) -> None:
             f"`{fn}` needs a {names}, got {type(given).__name__}. {order}, in this "
             "order."
         )
+
+
+def empty_slots(leaf: Array, capacity: int) -> Array:
+    """Zeros for the copies of a leaf that tasks will have, [C, ...], sharded as it."""
+    spec = None, *placement.known_spec(leaf)
+    blank = placement.zeros((capacity, *leaf.shape), leaf.dtype, leaf, spec=spec)
+    return placement.follow(blank, leaf)
 
 
 def whole(leaf: Array, trains: Any) -> Array:

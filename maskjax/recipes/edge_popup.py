@@ -33,11 +33,7 @@ Departures from the paper:
     Array([False,  True], dtype=bool)
 """
 
-from typing import Any
-
-import jax.numpy as jnp
-
-from maskjax import estimator, initializer, select
+from maskjax import initializer, select
 from maskjax._core import blame
 from maskjax._core.trees import (
     Array,
@@ -47,11 +43,8 @@ from maskjax._core.trees import (
     Predicate,
     Scores,
     SoftMask,
-    map_mask,
 )
-from maskjax.select._choice import choose
-from maskjax.select._quota import Keep
-from maskjax.structure import Entries
+from maskjax.recipes._highest import highest, soft_highest
 from maskjax.where import kernels
 
 __all__ = ["init", "mask", "soft_mask"]
@@ -129,9 +122,8 @@ def soft_mask(
     """
     fn = "maskjax.recipes.edge_popup.soft_mask"
     how = {"density": density, "scope": scope, "where": where, "guess": guess}
-    hard, cutoff = _highest(scores, fn, **how)
-    soft = estimator.straight_through(hard, map_mask(jnp.abs, scores))
-    return (soft, cutoff) if return_cutoff else soft  # 2. and 3.
+    soft, cutoff = soft_highest(scores, fn, **how)  # 2. and 3.
+    return (soft, cutoff) if return_cutoff else soft
 
 
 def mask(
@@ -169,14 +161,5 @@ def mask(
     """
     fn = "maskjax.recipes.edge_popup.mask"
     how = {"density": density, "scope": scope, "where": where, "guess": guess}
-    kept, cutoff = _highest(scores, fn, **how)
+    kept, cutoff = highest(scores, fn, **how)
     return (kept, cutoff) if return_cutoff else kept
-
-
-def _highest(
-    scores: Scores, fn: str, *, density: Density | Scores, **how: Any
-) -> tuple[Mask, Scores]:
-    """The mask of the highest |scores|, and where the selection cut."""
-    return choose(
-        scores, Keep, density, **how, structure=Entries(), absolute=True, fn=fn
-    )

@@ -18,24 +18,34 @@ def wanda(params: Params, input_norms: Params, *, where: Predicate = kernels) ->
 
     Args:
         params: Tree of arrays.
-        input_norms: From `input_norms`: a tree like `params`. Each axis of a leaf has
-            the parameter's length or 1. Leaves that `where` does not choose may be
-            `None`.
+        input_norms: From `input_norms` or `calibration.norms`: a tree like `params`.
+            Each axis of a leaf has the parameter's length or 1. Leaves that `where`
+            does not choose may be `None`.
         where: Which leaves are scored.
 
     Returns:
-        Scores |w| * norm. The paper ranks them within each output, and so does
-        `select.top_k(scores, density=0.5, scope="output")`. In scope "leaf" it is
-        another method.
+        Scores |w| * norm. The paper ranks them within each output: that is scope
+        "output" of `select.top_k`, for kernels of any layout. In scope "leaf" it is
+        another method. `recipes.sparsegpt.repair` lets what is kept make up for what
+        is not.
 
     Raises:
         TypeError: If a chosen leaf or its norms are not floating.
         ValueError: If the norms do not fit `params`, or `where` chooses nothing.
 
     Example:
-        >>> params = {"w": jnp.array([[3.0], [-4.0]])}
-        >>> score.wanda(params, {"w": jnp.array([[2.0], [1.0]])})["w"].ravel()
-        Array([6., 4.], dtype=float32)
+        >>> params = {"w": jnp.array([[3.0, 1.0], [-4.0, 1.0]])}
+        >>> norms = {"w": jnp.array([[2.0], [1.0]])}
+        >>> score.wanda(params, norms)["w"]
+        Array([[6., 2.],
+               [4., 1.]], dtype=float32)
+        >>> scores = score.wanda(params, norms)
+        >>> select.top_k(scores, density=0.5, scope="output")["w"]
+        Array([[ True,  True],
+               [False, False]], dtype=bool)
+        >>> select.top_k(scores, density=0.5, structure=structure.NofM(1, 2))["w"]
+        Array([[ True,  True],
+               [False, False]], dtype=bool)
 
     References:
         Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",

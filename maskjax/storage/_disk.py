@@ -1,9 +1,9 @@
-"""Files of packed masks, and how they are read: never mapped, and checked.
+"""Files of masks or parameters, and how they are read: never mapped, and checked.
 
-A file is a safetensors file with the words of every leaf, [members, ...]. Its metadata
-hold a format version, a checksum, and the header that the checksum is of. The header
-holds the checksums of the words. In a folder, each header also holds the checksum of
-the file before it.
+A file is a safetensors file with the words of every leaf, [members, ...], or with what
+`_sparse` makes of parameters. Its metadata hold a format version, a checksum, and the
+header that the checksum is of. The header holds the checksums of the tensors. In a
+folder, each header also holds the checksum of the file before it.
 
 A file is read and not mapped, for to read a map of a file that has been cut ends the
 process. Nothing is taken for true that a header says before it fits the file's size.
@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskjax._core.packed import WORD, PackedMask, layout
-from maskjax.storage import _plans
+from maskjax.storage import _plans, _sparse
 from maskjax.storage._header import MOST, Header, StorageError, checksum, loads, parsed
 
 StrPath = str | os.PathLike[str]
 
 FORMAT, VERSION = "maskjax.mask", "3"
 _WORDS = np.dtype("<u4")  # on disk and in checksums, on machines of any byte order
-_CHUNK = 1 << 20  # words that are read together, and hashed while they are in cache
+_CHUNK = 1 << 22  # bytes that are read together, and hashed while they are in cache
 
 
 # Words.
@@ -52,12 +52,12 @@ def strays(words: np.ndarray, shape: tuple[int, ...]) -> bool:
     return bool(np.any(words.take(-1, 1 + how.axis) >> np.uint32(WORD - past)))
 
 
-def aligned(shape: tuple[int, ...]) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: Any = np.uint32) -> np.ndarray:
     """Zeros at an address that JAX takes over without a copy, on CPU."""
-    size = math.prod(shape)
-    room = np.zeros(size + 16, np.uint32)
-    start = -room.ctypes.data % 64 // 4
-    return room[start : start + size].reshape(shape)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 @contextlib.contextmanager
@@ -227,14 +227,14 @@ def read_header(path: pathlib.Path, file: File) -> tuple[Header, str]:
         header = parsed(facts)
         if header.plan is not None:
             _plans.check(header)
+        expected = _sparse.tensors(header)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path} has a header that makes no sense.") from error
-    expected = {}
     for i, shape in header.shapes.items():
-        words = [header.members, *layout(shape).words]
+        words = (header.members, *layout(shape).words)
         expected[header.tensor(i)] = ("U32", words, 4 * math.prod(words))
     found = {
-        name: (tensor.dtype, tensor.shape, tensor.stop - tensor.start)
+        name: (tensor.dtype, tuple(tensor.shape), tensor.stop - tensor.start)
         for name, tensor in file.tensors.items()
     }
     if found != expected:
@@ -246,18 +246,24 @@ def read_words(
     path: pathlib.Path, file: File, header: Header, i: int, out: np.ndarray
 ) -> None:
     """Read the words of a leaf, [members, ...], into an array."""
-    leaf, digest = header.leaves[i], hashlib.sha256()
-    file.file.seek(file.tensors[header.tensor(i)].start)
-    data = out.reshape(-1)
-    for start in range(0, data.size, _CHUNK):
-        chunk = data[start : start + _CHUNK].data.cast("B")
+    leaf = header.leaves[i]
+    octets = out.reshape(-1).view(np.uint8)
+    if read_octets(path, file, header.tensor(i), octets) != leaf.sha256:
+        raise StorageError(f"{path} is damaged: {leaf.path} is not what was saved.")
+    if sys.byteorder == "big":
+        out.byteswap(inplace=True)
+
+
+def read_octets(path: StrPath, file: File, name: str, out: np.ndarray) -> str:
+    """Read the bytes of a tensor into an array; their checksum."""
+    digest = hashlib.sha256()
+    file.file.seek(file.tensors[name].start)
+    for start in range(0, out.size, _CHUNK):
+        chunk = out[start : start + _CHUNK].data
         try:
             with complaining(path, "can't be read"):
                 read_into(file.file, chunk)
         except EOFError:
             raise StorageError(f"{path} was cut while it was read.") from None
         digest.update(chunk)
-    if digest.hexdigest() != leaf.sha256:
-        raise StorageError(f"{path} is damaged: {leaf.path} is not what was saved.")
-    if sys.byteorder == "big":
-        out.byteswap(inplace=True)
+    return digest.hexdigest()

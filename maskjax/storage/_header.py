@@ -36,7 +36,7 @@ class Leaf(NamedTuple):
 class Header(NamedTuple):
     """Everything in a file but the bits."""
 
-    kind: str  # "mask", "stack", "bank" or "plan"
+    kind: str  # "mask", "stack", "bank", "plan" or "params"
     tree: list[Any]  # see `layout`
     leaves: Sequence[Leaf]
     members: int
@@ -46,6 +46,7 @@ class Header(NamedTuple):
     first: int = 0  # in a folder: how many masks the files before this one hold,
     previous: str | None = None  # and the checksum of the file before
     plan: dict[str, Any] | None = None  # see `_plans`; of a plan only
+    params: list[Any] | None = None  # see `_sparse`; of parameters only
 
     @property
     def shapes(self) -> dict[int, tuple[int, ...]]:
@@ -53,10 +54,10 @@ class Header(NamedTuple):
         shapes = enumerate(leaf.shape for leaf in self.leaves)
         return {i: shape for i, shape in shapes if shape is not None}
 
-    def tensor(self, i: int) -> str:
+    def tensor(self, i: int, part: str = "") -> str:
         """The name of a leaf's tensor. Paths may repeat, so it begins with a number."""
         path = self.leaves[i].path.encode("utf-8", "backslashreplace").decode()
-        return f"{i}:{path}"
+        return f"{i}{part}:{path}"
 
 
 def checksum(data: Any) -> str:
@@ -67,8 +68,9 @@ def checksum(data: Any) -> str:
 def written(header: Header) -> str:
     """The header as JSON."""
     fields = header._asdict()
-    if header.plan is None:
-        del fields["plan"]
+    for own in ("plan", "params"):
+        if fields[own] is None:
+            del fields[own]
     return json.dumps(fields, separators=(",", ":"))
 
 
@@ -105,13 +107,14 @@ def parsed(facts: str) -> Header:
         not all(type(count) is int and 0 <= count <= MOST for count in counts)
         or not all(map(possible, header.shapes.values()))
         or sorted(numbers) != list(range(len(leaves)))
-        or header.kind not in ("mask", "stack", "bank", "plan")
-        or (header.kind in ("mask", "plan") and header.members != 1)
-        or (header.kind != "mask" and not header.shapes)
+        or header.kind not in ("mask", "stack", "bank", "plan", "params")
+        or (header.kind in ("mask", "plan", "params") and header.members != 1)
+        or (header.kind not in ("mask", "params") and not header.shapes)
         or not (header.members or (header.kind == "bank" and header.capacity))
         or (header.capacity is not None and header.capacity < header.members)
         or not isinstance(header.metadata, dict)
         or (header.kind == "plan") != (header.plan is not None)
+        or (header.kind == "params") != (header.params is not None)
     ):
         raise ValueError(facts)
     return header
@@ -159,7 +162,7 @@ def _nested(value: Any) -> int:
     return depth
 
 
-def layout(tree: Any, fn: str) -> list[Any]:
+def layout(tree: Any, fn: str, name: str = "mask") -> list[Any]:
     """A tree's structure as JSON that is not nested: its nodes, parents first.
 
     A leaf is its number. A list or tuple names its kind and length, a dict its keys.
@@ -179,7 +182,7 @@ def layout(tree: Any, fn: str) -> list[Any]:
             continue
         if depth == _NESTED:
             raise ValueError(
-                f"`{fn}` needs `mask` with at most {_NESTED:,} containers one in "
+                f"`{fn}` needs `{name}` with at most {_NESTED:,} containers one in "
                 "another, got more."
             )
         if type(node) in (list, tuple):

@@ -13,7 +13,7 @@ from maskjax._core import checks, placement, trees
 from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax.bank import MaskBank
 from maskjax.bank import capacity as capacity_of
-from maskjax.storage import _disk, _plans
+from maskjax.storage import _disk, _plans, _sparse
 from maskjax.storage._disk import StrPath
 from maskjax.storage._header import Header, StorageError, built, order
 
@@ -29,10 +29,11 @@ class Info(NamedTuple):
     """What a file or folder holds.
 
     Attributes:
-        kind: "mask", "stack", "bank" or "plan".
+        kind: "mask", "stack", "bank", "plan" or "params".
         shapes: For each leaf's path the shape of one mask, or `None` without a mask. Of
-            a plan, the whole shapes of the parameters.
-        members: The number of masks: 1, K, or the number of tasks learned; 1 of a plan.
+            a plan, and of parameters, the whole shapes of the parameters.
+        members: The number of masks: 1, K, or the number of tasks learned; 1 of a plan,
+            and of parameters.
         capacity: How many tasks the bank has room for when loaded. `None` for a mask or
             a stack.
         metadata: The metadata that were saved.
@@ -111,18 +112,30 @@ def info(path: StrPath) -> Info:
     header, total = headers[0], sum(one.members for one in headers)
     return Info(
         header.kind,
-        dict(_plans.shapes(header))
-        if header.plan is not None
-        else {leaf.path: leaf.shape for leaf in header.leaves},
+        _shapes(header),
         total,
         max(total, header.capacity or 0) if header.kind == "bank" else None,
         {key: value for one in headers for key, value in one.metadata.items()},
     )
 
 
+def _shapes(header: Header) -> dict[trees.Path, tuple[int, ...] | None]:
+    """What `Info.shapes` is."""
+    if header.plan is not None:
+        return dict(_plans.shapes(header))
+    if header.params is not None:
+        return _sparse.shapes(header)
+    return {leaf.path: leaf.shape for leaf in header.leaves}
+
+
 def _load(path: StrPath, like: Any, capacity: int | None, fn: str) -> Any:
     files, headers = _disk.read_headers(path)
     header, total = headers[0], sum(one.members for one in headers)
+    if header.params is not None:
+        raise StorageError(
+            f"{path} holds parameters, and no mask, bank or plan; "
+            "`maskjax.storage.load_params` reads it."
+        )
     rows = _rows(path, header, total, capacity, fn)
     if header.plan is not None and like is not None:
         raise StorageError(f"{path} holds a plan, which needs no `like`.")

@@ -67,7 +67,7 @@ def content(
     return header, bits
 
 
-def shapes(header: Header) -> dict[str, tuple[int, ...]]:
+def shapes(header: Header) -> dict[str, tuple[int, ...] | None]:
     """The whole shapes of the parameters of a plan."""
     assert header.plan is not None
     return {path: tuple(shape) for path, shape, *_ in header.plan["leaves"]}

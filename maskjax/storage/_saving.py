@@ -70,14 +70,7 @@ def save(
         header, bits = _plans.content(mask, metadata, fn)
     else:
         header, bits = _content(mask, metadata, fn)
-    target = pathlib.Path(os.path.realpath(_disk.checked(path)))
-    with _disk.complaining(path, "can't be written"):
-        taken = target.exists() and not target.is_file()
-    if taken:
-        raise StorageError(f"{path} is no file. A bank in a folder grows by `append`.")
-    stem = _writing.stem_of(target.name)
-    with _writing.alone(path, target.parent, stem):
-        _writing.write(target, header, bits, os.replace, stem)
+    _writing.replace(path, lambda file: _writing.fill(file, header, bits))
 
 
 def append(
@@ -160,7 +153,8 @@ def _appended(
             )
         header, bits = _after(parts[-1], header, bits, fn)
     target = folder / _disk.part(len(parts))
-    _writing.write(target, header, bits, _writing.link, "append")
+    filling = lambda file: _writing.fill(file, header, bits)  # noqa: E731
+    _writing.write(target, filling, _writing.link, "append")
     return header.first + header.members
 
 
@@ -170,16 +164,7 @@ def _content(
     """A mask's header, and the words [members, ...] of its leaves by their numbers."""
     masks = mask.masks if isinstance(mask, MaskBank) else mask
     checks.boolean(masks, fn=fn)
-    checks.raise_all(
-        (
-            f"{path}: {checks.kind_of(leaf)}"
-            for path, leaf in trees.named_leaves(mask)
-            if isinstance(leaf, Tracer)
-        ),
-        f"`{fn}` needs masks with values, and can't be in `jit`",
-        TypeError,
-    )
-    _require_here(mask, fn)
+    require_here(mask, fn, "mask")
     leaves, _ = trees.mask_leaves(packing.pack(masks))
     packed = {i: leaf for i, (_, leaf) in enumerate(leaves) if leaf is not None}
     found = jsonable(metadata, fn)
@@ -203,8 +188,21 @@ def _content(
     return header._replace(leaves=described), bits
 
 
-def _require_here(mask: Mask | MaskBank, fn: str) -> None:
-    """Raise if other processes hold a part of a mask, before anything waits for it."""
+def require_here(tree: Any, fn: str, name: str) -> None:
+    """Raise if a tree is traced, or if other processes hold a part of it.
+
+    That is before anything waits for them.
+    """
+    what = {"mask": "masks", "params": "parameters"}[name]
+    checks.raise_all(
+        (
+            f"{path}: {checks.kind_of(leaf)}"
+            for path, leaf in trees.named_leaves(tree)
+            if isinstance(leaf, Tracer)
+        ),
+        f"`{fn}` needs {what} with values, and can't be in `jit`",
+        TypeError,
+    )
 
     def elsewhere(leaf: Any) -> bool:
         return isinstance(leaf, jax.Array) and not (
@@ -214,12 +212,12 @@ def _require_here(mask: Mask | MaskBank, fn: str) -> None:
     checks.raise_all(
         (
             f"{path}: {checks.kind_of(leaf)}, {leaf.sharding}"
-            for path, leaf in trees.named_leaves(mask)
+            for path, leaf in trees.named_leaves(tree)
             if elsewhere(leaf)
         ),
-        f"`{fn}` needs masks that this process holds as a whole. Let every process "
-        "call `jax.experimental.multihost_utils.process_allgather(mask, tiled=True)`, "
-        "and one of them save what it returns. Other processes hold parts",
+        f"`{fn}` needs {what} that this process holds as a whole. Let every process "
+        f"call `jax.experimental.multihost_utils.process_allgather({name}, tiled=True)`"
+        ", and one of them save what it returns. Other processes hold parts",
     )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import pathlib
 import random
@@ -17,13 +18,14 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from maskjax.storage._disk import FORMAT, VERSION, StrPath, complaining
+from maskjax.storage._disk import FORMAT, VERSION, StrPath, checked, complaining
 from maskjax.storage._header import Header, StorageError, checksum, written
+from maskjax.storage._sparse import Spec
 
 try:
     import fcntl
@@ -40,10 +42,21 @@ class Taken(Exception):
     """Another process has taken the name of the new file."""
 
 
+def replace(path: StrPath, filling: Callable[[BinaryIO], None]) -> None:
+    """Write one file, in place of any that has the name."""
+    target = pathlib.Path(os.path.realpath(checked(path)))
+    with complaining(path, "can't be written"):
+        taken = target.exists() and not target.is_file()
+    if taken:
+        raise StorageError(f"{path} is no file. A bank in a folder grows by `append`.")
+    stem = stem_of(target.name)
+    with alone(path, target.parent, stem):
+        write(target, filling, os.replace, stem)
+
+
 def write(
     target: pathlib.Path,
-    header: Header,
-    bits: dict[int, np.ndarray],
+    filling: Callable[[BinaryIO], None],
     commit: Callable[[pathlib.Path, pathlib.Path], None],
     stem: str,
 ) -> None:
@@ -54,7 +67,7 @@ def write(
             with open(beside, "xb") as file:
                 if target.exists():
                     beside.chmod(stat.S_IMODE(target.stat().st_mode))
-                fill(file, header, bits)
+                filling(file)
                 file.flush()
                 os.fsync(file.fileno())
             commit(beside, target)
@@ -65,11 +78,8 @@ def write(
 
 
 def fill(file: BinaryIO, header: Header, bits: dict[int, np.ndarray]) -> None:
-    """Write the bytes of a safetensors file."""
-    facts = written(header)
-    entries: dict[str, Any] = {
-        "__metadata__": {FORMAT: f"{VERSION} {checksum(facts.encode())} {facts}"}
-    }
+    """Write the bytes of a safetensors file of masks."""
+    entries: dict[str, Any] = {}
     end = 0
     for i, words in sorted(bits.items()):
         start, end = end, end + words.nbytes
@@ -78,12 +88,60 @@ def fill(file: BinaryIO, header: Header, bits: dict[int, np.ndarray]) -> None:
             "shape": words.shape,
             "data_offsets": [start, end],
         }
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the words are aligned
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
+    file.write(_heading(header, entries))
     for _, words in sorted(bits.items()):
         file.write(words.data)
+
+
+def fill_in_turn(
+    file: BinaryIO,
+    header: Callable[[Mapping[str, str]], Header],
+    tensors: Mapping[str, Spec],
+    turns: Iterable[Callable[[], Mapping[str, np.ndarray]]],
+) -> None:
+    """Write the bytes of a safetensors file with few tensors in memory at a time.
+
+    Args:
+        file: The file.
+        header: From the checksum of every tensor to the header.
+        tensors: The code, shape and size of every tensor.
+        turns: Functions, each of which returns the bytes of some tensors.
+    """
+
+    def width(item: tuple[str, Spec]) -> int:
+        _, (_, shape, size) = item
+        return size // max(1, math.prod(shape))
+
+    entries, starts, end = {}, {}, 0
+    # The widest first, so that all are aligned.
+    for name, (code, shape, size) in sorted(tensors.items(), key=width, reverse=True):
+        starts[name] = end
+        place = [end, end := end + size]
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": place}
+    sums = dict.fromkeys(tensors, "0" * 64)  # until they are known: as long as they are
+    first = _heading(header(sums), entries)
+    file.write(first)
+
+    def turn(made: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        for name, octets in made().items():
+            file.seek(len(first) + starts[name])
+            file.write(octets.data)
+            sums[name] = checksum(octets.data)
+
+    for made in turns:
+        turn(made)
+    file.seek(0)
+    file.write(_heading(header(sums), entries))
+
+
+def _heading(header: Header, entries: dict[str, Any]) -> bytes:
+    """What a file begins with."""
+    facts = written(header)
+    metadata = {FORMAT: f"{VERSION} {checksum(facts.encode())} {facts}"}
+    whole = {"__metadata__": metadata, **entries}
+    text = json.dumps(whole, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that what follows is aligned
+    return len(text).to_bytes(8, "little") + text
 
 
 def link(source: pathlib.Path, target: pathlib.Path) -> None:

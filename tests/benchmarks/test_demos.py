@@ -116,6 +116,25 @@ def test_units_taken_out_change_nothing_but_the_size(quick):
         assert np.mean(bits) < 5  # of 6.6, if all characters were as likely
 
 
+def test_what_kernels_meet_tells_what_to_keep(quick):
+    record = quick("sentence_encoder")[1]["demos"]["sentence_encoder"]
+    numbers, patterns = record["numbers"], {"0.5", "0.3", "2:4"}
+    assert record["settings"]["network"] == "small, random weights"
+    assert numbers["found"].keys() == patterns
+    assert abs(numbers["dense"]["cosine"] - 1) < 1e-5
+    for pattern, methods in numbers["found"].items():
+        cosine = {name: np.mean(each["cosine"]) for name, each in methods.items()}
+        # Wanda is not ahead of magnitude on every network with random weights.
+        assert cosine["SparseGPT"] > max(cosine["Wanda"], cosine["magnitude"]), pattern
+        assert len(methods["SparseGPT"]["cosine"]) == 2
+    by_layer = numbers["found"]["2:4"]["SparseGPT layer by layer"]["cosine"]
+    at_once = numbers["found"]["2:4"]["SparseGPT"]["cosine"]
+    assert abs(np.mean(by_layer) - np.mean(at_once)) < 0.05
+    sizes = numbers["megabytes"]
+    assert sizes.keys() == patterns | {"dense"}
+    assert sizes["0.3"] < sizes["0.5"] == sizes["2:4"] < sizes["dense"]
+
+
 def test_tickets_beat_random_masks_of_their_counts(quick):
     numbers = quick("lottery_ticket")[1]["demos"]["lottery_ticket"]["numbers"]
     assert numbers["counts_exact"]

@@ -1,5 +1,6 @@
 """Questions about speed: the timer, the lines, the tables, and every question."""
 
+import functools
 import json
 import sys
 import types
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import _chips, _timing
+from benchmarks import _chips, _deep, _timing
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import _case, _results, packing, selection, tpu_compile
 
@@ -120,6 +121,34 @@ def test_without_libtpu_nothing_is_compiled(monkeypatch, capsys):
     monkeypatch.setattr(_chips, "installed", lambda: False)
     assert tpu_compile.main([]) == 1
     assert "pip install -e '.[tpu]'" in capsys.readouterr().out
+
+
+def test_every_case_compiled_for_chips_has_one_limit_and_cuts_its_data():
+    name = "GPT d=512 layers=8 in a scan batch=32x256"
+    contestants = tpu_compile.halved(name)
+    assert [c.role for c in contestants] == ["ours", "baseline", "limit"]
+    ours, dense, limit = (jax.tree.map(np.shape, c.args) for c in contestants)
+    assert ours == limit != dense
+    assert ours[1:] == dense[1:] == ((32, 256), (32, 256))
+
+
+def test_layers_in_a_scan_are_those_of_a_loop():
+    how = {"vocabulary": 7, "width": 8, "heads": 2, "head_width": 4, "hidden": 6}
+    loop, scan = (_deep.GPT(**how, layers=2, scan=scan) for scan in (False, True))
+    x = np.arange(10).reshape(2, 5) % 7
+    init = functools.partial(scan.init, jax.random.key(0), train=False)
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(init, x)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype("f4"), shapes)
+    params = dict(variables["params"])
+    stack = params.pop("layers")
+    for i in range(2):
+        for name, leaves in jax.tree.map(lambda leaf, i=i: leaf[i], stack).items():
+            head, _, tail = (
+                name.partition("_") if "attention" in name else (name, "", "")
+            )
+            params[f"{head}{i}_{tail}" if tail else f"{head}{i}"] = leaves
+    run = jax.jit(lambda a, b: (scan.apply(a, x, train=0), loop.apply(b, x, train=0)))
+    np.testing.assert_allclose(*run(variables, {"params": params}), atol=1e-5)
 
 
 def test_collectives_are_read_off_a_program():

@@ -1,6 +1,5 @@
-"""Fixed masks that never fail: exact counts, overlap, thin members; and NumPy."""
+"""Fixed masks that never fail: exact counts, overlap, small members; and NumPy."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -10,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskjax import packing, stacking, where
+import maskjax
+from maskjax import compaction, packing, stacking, where
 from maskjax.recipes import masksembles
-from tests import trees
 from tests.reference import masksembles as reference
 
 MEMBERS = (1, 2, 4, 8, 16, 32)
 SCALES = (1, 1.1, 1.5, 2, 3, 4, 6, 8)
 CHANNELS = (1, 5, 10, 16, 32, 64, 100, 256, 1024)
-LINKS = {"b": ["a", "a_bias"], "c": ["b", "b_bias"]}
 N, WIDTHS = 4, {"a": (6, 16), "b": (16, 12), "c": (12, 3)}
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -30,6 +28,10 @@ PARAMS = {
 X = RNG.normal(size=(9, 6)).astype(np.float32)
 
 
+def first_layer(p, x):
+    return jax.nn.relu(x @ p["a"] + p["a_bias"][None])
+
+
 def body(p, h):
     """What comes after the first layer."""
     h = jax.nn.relu(h @ p["b"] + p["b_bias"][None])
@@ -37,7 +39,7 @@ def body(p, h):
 
 
 def network(p, x):
-    return body(p, jax.nn.relu(x @ p["a"] + p["a_bias"][None]))
+    return body(p, first_layer(p, x))
 
 
 def close(a, b):
@@ -64,9 +66,21 @@ def latter(tree):
 
 
 @pytest.fixture(scope="module")
-def thin_body(stack):
-    thin = functools.partial(masksembles.thin, links={"c": ["b", "b_bias"]})
-    return jax.jit(lambda p: thin(p, latter(stack)))(latter(PARAMS))
+def plan_of_body(stack):
+    """Of the layers after the first; the features that they read differ."""
+    h = jax.ShapeDtypeStruct((9, 16), "float32")
+    return compaction.plan(body, latter(PARAMS), latter(stack), h, stack=True)
+
+
+def ask(plan, small, h, *, batch_size=None):
+    """What each small member says of what the first layer gives."""
+
+    def one(member, h):
+        number, params = member
+        return compaction.narrow(body, plan, member=number)(params, h)
+
+    members = jnp.arange(plan.members), small
+    return stacking.map(one, members, h, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("members", MEMBERS)
@@ -167,83 +181,105 @@ def test_kernels_of_one_width_get_different_masks():
     assert not np.array_equal(*(np.asarray(m).ravel() for m in both.values()))
 
 
-def test_a_member_is_the_network_of_its_thin_slice(stack, every):
+def test_a_small_member_is_its_slice_of_the_network(stack, every):
+    plan = compaction.plan(network, PARAMS, stack, X, stack=True)
+
     @jax.jit
     def run(params, x):
-        """Parameters may be traced where masks are known."""
-        thin = masksembles.thin(params, stack, links=LINKS)
-        return thin, masksembles.predict(network, thin, x)
+        """Parameters may be traced."""
+        small = compaction.shrink(params, plan)
+        return small, stacking.map(compaction.narrow(network, plan), small, x)
 
-    thin, together = run(PARAMS, X)
-    assert thin.inputs is None
-    assert thin.features is None
-    assert thin.params["a"].shape == (N, 6, masksembles.plan(16).ones)
+    small, together = run(PARAMS, X)
+    first, second = masksembles.plan(16).ones, masksembles.plan(12).ones
+    assert {name: leaf.shape for name, leaf in small.items()} == {
+        "a": (N, 6, first),
+        "a_bias": (N, first),
+        "b": (N, first, second),
+        "b_bias": (N, second),
+        "c": (N, second, 3),
+        "c_bias": (N, 3),
+    }
     close(together, every)
     keeps = [np.asarray(stack[name]).reshape(N, -1) for name in ("b", "c")]
     for i in range(N):
-        first, second = (keep[i] for keep in keeps)
-        one = {name: np.asarray(leaf[i]) for name, leaf in thin.params.items()}
-        kept = reference.network(one, X[0], np.ones(first.sum()), np.ones(second.sum()))
+        one = {name: np.asarray(leaf[i]) for name, leaf in small.items()}
+        kept = reference.network(one, X[0], np.ones(first), np.ones(second))
         close(kept, every[i][0])
-        rows = [reference.network(PARAMS, row, first, second) for row in X]
-        close(every[i], rows)
+        masks = [keep[i] for keep in keeps]
+        close(every[i], [reference.network(PARAMS, row, *masks) for row in X])
     packed = jax.jit(jax.vmap(packing.pack))(stack)
-    of_packed = jax.jit(lambda p: masksembles.thin(p, packed, links=LINKS))
-    trees.assert_same(of_packed(PARAMS), thin)
+    assert compaction.plan(network, PARAMS, packed, X, stack=True) == plan
 
 
-@pytest.mark.parametrize("batch_size", [None, 3])
-def test_members_share_the_first_layer(thin_body, every, batch_size):
-    assert thin_body.inputs.shape == (N, masksembles.plan(16).ones)
-    assert thin_body.features == 16
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_small_members_share_the_first_layer(plan_of_body, every, batch_size):
+    ones = masksembles.plan(16).ones
+    assert plan_of_body.shapes["b"] == (ones, masksembles.plan(12).ones)
 
     @jax.jit
-    def predict(params, thin, x):
-        h = jax.nn.relu(x @ params["a"] + params["a_bias"][None])
-        return masksembles.predict(body, thin, h, batch_size=batch_size)
+    def predict(params, x):
+        small = compaction.shrink(latter(params), plan_of_body)
+        h = first_layer(params, x)
+        return ask(plan_of_body, small, h, batch_size=batch_size)
 
-    close(predict(PARAMS, thin_body, X), every)
-
-
-def test_features_of_another_number_are_refused(thin_body):
-    some = jax.tree.map(lambda leaf: np.asarray(leaf)[1:3], thin_body)
-
-    def shape(thin, width, batch_size):
-        def run(thin, h):
-            return masksembles.predict(body, thin, h, batch_size=batch_size)
-
-        return jax.eval_shape(run, thin, np.ones((9, width), "f4")).shape
-
-    for thin, batch_size in ((thin_body, None), (some, 1)):
-        assert thin.features == 16
-        for width in (6, 15, 17, 40):
-            message = (
-                r"`maskjax.recipes.masksembles.predict` needs `x` \[..., 16\], the "
-                rf"features of which members pick theirs, got \(9, {width}\)"
-            )
-            with pytest.raises(ValueError, match=message):
-                shape(thin, width, batch_size)
-            with pytest.raises(ValueError, match=message):  # and outside of `jit`
-                masksembles.predict(body, thin, np.ones((9, width), "f4"))
-        assert shape(thin, 16, batch_size) == (len(thin.inputs), 9, 3)
+    close(predict(PARAMS, X), every)
 
 
-def test_thin_members_are_mapped_over_and_keep_the_number_of_features(thin_body):
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_small_members_train_as_masked_ones_do(stack, plan_of_body, batch_size):
+    """Their gradients, and those of the layer that they share."""
+    y = np.random.default_rng(5).normal(size=(N, 9, 3)).astype(np.float32)
+
+    def loss(outputs):
+        return jnp.mean((outputs - y) ** 2)
+
+    @jax.jit
+    def both(params, x):
+        def masked(first, members):
+            whole = jax.vmap(lambda m, p: maskjax.apply(p, m))(latter(stack), members)
+            h = first_layer(first, x)
+            return loss(jax.vmap(body, (0, None))(whole, h))
+
+        def small(first, members):
+            h = first_layer(first, x)
+            return loss(ask(plan_of_body, members, h, batch_size=batch_size))
+
+        rest = latter(params)
+        first = {k: params[k] for k in params.keys() - rest.keys()}
+        of_each = jax.tree.map(lambda leaf: jnp.stack([leaf] * N), rest)
+        shared, wanted = jax.grad(masked, (0, 1))(first, of_each)
+        taken = compaction.shrink(rest, plan_of_body)
+        ours = jax.grad(small, (0, 1))(first, taken)
+        return ours, (shared, compaction.shrink(wanted, plan_of_body))
+
+    ours, wanted = both(PARAMS, X)
+    assert np.abs(wanted[0]["a"]).max() > 1e-2
+    jax.tree.map(close, ours, wanted)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_features_of_another_number_are_refused(plan_of_body, batch_size):
+    """Of the number that a member reads, too."""
+    small = compaction.shrink(latter(PARAMS), plan_of_body)
+    for width in (6, masksembles.plan(16).ones, 15, 17):
+        h = np.ones((9, width), "f4")
+        message = rf"contracting dimensions .* got \({width},\) and \(16,\)"
+        with pytest.raises(TypeError, match=message):
+            ask(plan_of_body, small, h, batch_size=batch_size)
+
+
+def test_small_members_of_several_networks_are_mapped_over(plan_of_body):
     h = np.random.default_rng(4).normal(size=(2, 9, 16)).astype(np.float32)
-    both = {
-        k: np.stack([v, 2 * v]) for k, v in jax.device_get(thin_body.params).items()
-    }
-    twice = dataclasses.replace(thin_body, params=both)
-    axes = dataclasses.replace(thin_body, params=0, inputs=None)
-    predict = jax.vmap(lambda m, h: masksembles.predict(body, m, h), (axes, 0))
-    alone = jax.jit(functools.partial(masksembles.predict, body))
-    for i, out in enumerate(jax.jit(predict)(twice, h)):
-        one = dataclasses.replace(thin_body, params={k: v[i] for k, v in both.items()})
+    both = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf]), latter(PARAMS))
+
+    def run(params, h):
+        return ask(plan_of_body, compaction.shrink(params, plan_of_body), h)
+
+    alone = jax.jit(run)
+    for i, out in enumerate(jax.jit(jax.vmap(run))(both, h)):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], both)
         np.testing.assert_allclose(out, alone(one, h[i]), rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match=r"`x` \[..., 16\], .* got \(9, 15\)"):
-        predict(twice, h[..., :15])
-    with pytest.raises(ValueError, match=r"`x` \[..., 16\], .* got \(\)"):
-        masksembles.predict(body, thin_body, np.float32(1))
 
 
 def test_a_flattened_feature_is_masked_at_each_place():
@@ -261,17 +297,18 @@ def test_a_flattened_feature_is_masked_at_each_place():
 
     masks = masksembles.masks(8, key=jax.random.key(0))
     stack = {"conv": None, "dense": masksembles.rows(masks, params["dense"])}
+    plan = compaction.plan(net, params, stack, x, stack=True)
 
     @jax.jit
     def run(params, x):
-        thin = masksembles.thin(params, stack, links={"dense": ["conv"]})
-        said = masksembles.predict(net, thin, x)
-        return thin.params, said, stacking.predict(net, params, stack, x)
+        small = compaction.shrink(params, plan)
+        said = stacking.map(compaction.narrow(net, plan), small, x)
+        return small, said, stacking.predict(net, params, stack, x)
 
-    thin, said, every = run(params, x)
+    small, said, every = run(params, x)
     ones = int(np.sum(masks[0]))
-    assert thin["conv"].shape == (N, 3, 3, 2, ones)
-    assert thin["dense"].shape == (N, 4 * ones, 3)
+    assert small["conv"].shape == (N, 3, 3, 2, ones)
+    assert small["dense"].shape == (N, 4 * ones, 3)
     np.testing.assert_allclose(said, every, rtol=1e-4, atol=1e-5)
 
 
@@ -359,36 +396,53 @@ def test_masks_go_on_kernels_that_fit():
         masksembles.rows(np.ones((2, 4), bool), params["bias"])
 
 
-def test_what_cannot_be_thinned_is_named(stack):
-    params = PARAMS
-    thin = masksembles.thin
-    with pytest.raises(
-        ValueError, match=r"(?s)from kernels with masks to .*nowhere: no"
-    ):
-        thin(params, stack, links=LINKS | {"b": ["nowhere"]})
-    with pytest.raises(ValueError, match="(?s)from kernels with masks.*a: no such"):
-        thin(params, stack, links={"a": ["b"]})
-    with pytest.raises(ValueError, match="(?s)`links` for all masks but one.*b.*c"):
-        thin(params, stack, links={})
-    with pytest.raises(ValueError, match="needs what `a` yields to be what `c` meets"):
-        thin(params, stack, links={"c": ["a"]})
-    full = np.asarray(stack["b"]) | (np.arange(N) == 0)[:, None, None]
-    uneven = stack | {"b": full}
-    with pytest.raises(ValueError, match=r"(?s)as many ones each.*b: \[8, 16\] ones"):
-        thin(params, uneven, links=LINKS)
-    columns = stack | {"b": np.ones((N, 16, 12), bool)}
-    with pytest.raises(
-        ValueError, match=r"(?s)on input rows.*b: \(4, 16, 12\), kernel"
-    ):
-        thin(params, columns, links=LINKS)
-    with pytest.raises(TypeError, match="(?s)thin` needs `stack` not traced.*b"):
-        jax.eval_shape(lambda s: thin(params, s, links=LINKS), stack)
-    shared = {
-        n: np.ones(s, "f4") for n, s in {"a": (3, 4), "b": (4, 1), "c": (4, 1)}.items()
-    }
-    masks = masksembles.init(shared, where=where.matching("b|c"), key=jax.random.key(0))
-    with pytest.raises(ValueError, match="one mask on what `a` yields"):
-        thin(shared, masks, links={"b": ["a"], "c": ["a"]})
+def two_readers(p, x):
+    """Both kernels read what the first one gives."""
+    h = jax.nn.relu(x @ p["a"])
+    return h @ p["b"] + h @ p["c"]
+
+
+def irregular(kind, stack):
+    """A network, its stack of masks, and how many features each member keeps."""
+    rng = np.random.default_rng(6)
+    if kind == "two readers":  # of other features
+        shapes = {"a": (6, 16), "b": (16, 3), "c": (16, 3)}
+        params = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+        chosen = where.matching("b|c")
+        masks = masksembles.init(params, where=chosen, key=jax.random.key(0))
+        read = np.asarray(masks["b"]) | np.asarray(masks["c"])
+        assert masksembles.plan(16).ones < read.sum(1).max() < 16
+        return two_readers, params, masks, read.sum(1).max()
+    first = np.arange(N) == 0
+    if kind == "uneven":  # one member keeps every feature
+        full = np.asarray(stack["b"]) | first[:, None, None]
+        return network, PARAMS, stack | {"b": full}, 16
+    return network, PARAMS, stack | {"b": rng.random((N, 16, 12)) < 0.5}, 16
+
+
+@pytest.mark.parametrize("kind", ["two readers", "uneven", "entries"])
+def test_members_keep_what_any_of_their_masks_needs(kind, stack):
+    """Members that need fewer features keep as many as the one that needs most."""
+    net, params, masks, kept = irregular(kind, stack)
+    plan = compaction.plan(net, params, masks, X, stack=True)
+    assert plan.shapes["a"] == (6, kept)
+
+    @jax.jit
+    def both(params):
+        masked = jax.vmap(maskjax.apply, (None, 0))(params, masks)
+        small = compaction.shrink(masked, plan)
+        said = stacking.map(compaction.narrow(net, plan), small, X)
+        return said, stacking.predict(net, params, masks, X)
+
+    close(*both(params))
+
+
+def test_traced_masks_are_refused(stack):
+    def shapes(masks):
+        return compaction.plan(network, PARAMS, masks, X, stack=True).shapes
+
+    with pytest.raises(ValueError, match="plan` needs a concrete mask.*traced leaf at"):
+        jax.eval_shape(shapes, stack)
 
 
 @pytest.mark.parametrize(

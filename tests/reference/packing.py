@@ -29,3 +29,14 @@ def pack(mask: np.ndarray) -> np.ndarray:
         word[axis], j = divmod(int(place[axis]), 32)
         bits[tuple(word)] |= np.uint32(1 << j)
     return bits
+
+
+def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Undo `pack`: the bit of each entry is looked up."""
+    if not math.prod(shape):
+        return np.zeros(shape, bool)
+    axis, entry = packed_axis(shape), np.indices(shape)
+    if axis is None:
+        axis, entry = 0, np.arange(math.prod(shape)).reshape(1, *shape)
+    word = [place // 32 if a == axis else place for a, place in enumerate(entry)]
+    return bits[tuple(word)] >> (entry[axis] % 32).astype(np.uint32) & 1 != 0

@@ -31,6 +31,7 @@ DOZEN = [
     "packing.pack",
     "packing.dot",
     "bank.append",
+    "compaction.narrow: a training step",
     "superposition.one_shot",
     "estimator.top_k: gradient",
     "optim.prune",

@@ -3,6 +3,8 @@
 Nothing runs, and no chip is needed, but `libtpu` is: `pip install -e '.[tpu]'`.
 """
 
+import collections
+
 import pytest
 
 from benchmarks import _chips
@@ -16,7 +18,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["one", "auto"])
+@pytest.fixture(scope="module", params=_chips.KINDS)
 def found(request):
     return halved.compiled(request.param, list(halved.NETWORKS))
 
@@ -28,5 +30,14 @@ def test_a_compacted_step_costs_what_one_built_small_does(name, found):
     assert compacted["code"] <= 1.2 * built["code"]
     assert compacted["temporary"] <= 1.2 * built["temporary"] + 1024
     assert compacted["flops"] <= 1.01 * built["flops"]
-    moved, least = ([k for k, _ in f["collectives"]] for f in (compacted, built))
-    assert set(moved) <= set(least)
+    moved, least = (_moved(f["collectives"]) for f in (compacted, built))
+    assert moved.keys() <= least.keys()
+    assert sum(moved.values()) <= 1.1 * sum(least.values())
+
+
+def _moved(collectives):
+    """How many numbers travel in each kind of collective."""
+    found = collections.Counter()
+    for kind, sizes in collectives:
+        found[kind] += sum(sizes)
+    return found

@@ -6,6 +6,7 @@ learned: which way knows best when it is wrong, and what does that cost? The sam
 layers, first weights, order of images and number of steps for all.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -182,7 +183,7 @@ def _measured(problem: Problem, told: Told) -> tuple[dict[str, Any], bool]:
 def _times(
     context: Context, problem: Problem, variables: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
-    """How long each way predicts a batch of 1,024, and if thin members say the same."""
+    """How long each way predicts 1,024 images, and if small members say the same."""
     x = problem.test[0]
     x, key = jnp.asarray(np.resize(x, (1_024, x.shape[1]))), jax.random.key(3)
     one = {way: jax.tree.map(lambda v: v[0], each) for way, each in variables.items()}
@@ -195,8 +196,9 @@ def _times(
 
     contestants = [contestant(way, way) for way in (SINGLE, DROPOUT, ENSEMBLE)]
     contestants.append(contestant(LAYERED, MASKSEMBLES))
-    thin = *_members.thin(one[MASKSEMBLES]), x
-    contestants.append(_case.contestant(MASKSEMBLES, _members.ask_thin, *thin))
+    *small, plan = _members.compacted(one[MASKSEMBLES])
+    compacted = functools.partial(_members.ask_compacted, plan=plan)
+    contestants.append(_case.contestant(MASKSEMBLES, compacted, *small, x))
     agreed = []
 
     def agree(results: Any) -> None:

@@ -358,7 +358,7 @@ def packed_stack(stack: trees.Mask, *, fn: str) -> int:
     return members(stack, fn=fn)
 
 
-def members(stack: trees.Mask, *, fn: str) -> int:
+def members(stack: trees.Mask, *, fn: str, name: str = "stack") -> int:
     """How many masks a stack holds; its leaves must agree."""
     found = rows(stack, fn=fn, is_leaf=trees.is_mask_leaf)
 
@@ -374,17 +374,17 @@ def members(stack: trees.Mask, *, fn: str) -> int:
             return f"one mask {leaf.shape}; pack a stack by `jax.vmap(packing.pack)`"
         return None if leaf is None else str(length(leaf))
 
-    needs = f"`{fn}` needs every leaf of `stack` to be an array or None"
+    needs = f"`{fn}` needs every leaf of `{name}` to be an array or None"
     every(no_array, found, stack, needs, TypeError, trees.is_mask_leaf)
     lengths = {length(leaf) for (leaf,) in found if leaf is not None}
     if not lengths:
-        raise ValueError(f"`{fn}` needs `stack` with at least one leaf, got none.")
+        raise ValueError(f"`{fn}` needs `{name}` with at least one leaf, got none.")
     if None in lengths or len(lengths) > 1:
-        needs = f"`{fn}` needs every leaf of `stack` with the same number of members"
+        needs = f"`{fn}` needs every leaf of `{name}` with the same number of members"
         every(said, found, stack, needs, ValueError, trees.is_mask_leaf)
     (size,) = lengths
     if not size:
-        raise ValueError(f"`{fn}` needs `stack` with at least one member, got none.")
+        raise ValueError(f"`{fn}` needs `{name}` with at least one member, got none.")
     return size  # type: ignore[return-value]
 
 

@@ -6,6 +6,7 @@ from maskjax.compaction._rules import (
     _entries,
     _lookups,
     _moves,
+    _parts,
     _sums,
     _windows,
 )
@@ -14,6 +15,7 @@ from maskjax.compaction._rules._rule import Links, Rule, as_it_is, pin, told, un
 RULES: dict[str, Rule] = {
     **_entries.RULES,
     **_moves.RULES,
+    **_parts.RULES,
     **_sums.RULES,
     **_contractions.RULES,
     **_windows.RULES,

@@ -1,5 +1,6 @@
 """Equations with programs inside: loops, conditionals, derivatives, recomputation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def _scan_links(equation: Equation, links: Links) -> None:
     n = last - first
     for outside, inside in zip(equation.ins[:first], body.ins[:first], strict=True):
         for axis in range(len(outside.shape)):
-            links.read(outside, axis, inside, axis)
+            links.same(outside, axis, inside, axis, read=True)
     for i in range(n):
         _same(equation.ins[first + i], body.ins[first + i], links)
         _same(body.ins[first + i], body.outs[i], links)
@@ -49,6 +50,7 @@ def _scan_links(equation: Equation, links: Links) -> None:
     for outside, inside in pairs:
         why = "is cut into the steps of a loop"
         links.pin(outside, [0], why)
+        links.counts(outside, inside)
         for axis in range(len(inside.shape)):
             links.same(outside, axis + 1, inside, axis)
 
@@ -95,22 +97,18 @@ def _axes(var: Var) -> list[int]:
 
 def _entering(facts: Facts, outside: Var, inside: Var) -> Fact:
     """A fact of a value, in every step of a loop."""
-    return tuple(facts.spread(outside, a, *_place(inside, a)) for a in _axes(inside))
+    return tuple(facts.spread(outside, a, inside, a) for a in _axes(inside))
 
 
 def _leaving(facts: Facts, inside: Var, outside: Var) -> Fact:
-    return tuple(facts.spread(inside, a, *_place(outside, a)) for a in _axes(outside))
-
-
-def _place(var: Var, axis: int) -> tuple[tuple[int, ...], int]:
-    return (var.scope, 1) if axis < 0 else (var.prefix(axis), var.shape[axis])
+    return tuple(facts.spread(inside, a, outside, a) for a in _axes(outside))
 
 
 def _sliced(facts: Facts, outside: Var, inside: Var) -> Fact:
     """One step's slice. Where steps differ, the value outside knows them apart."""
     if inside.shape:
         return tuple(
-            facts.spread(outside, axis + 1, *_place(inside, axis))
+            facts.spread(outside, axis + 1, inside, axis)
             for axis in range(len(inside.shape))
         )
     known = facts.of(outside)[0]  # a number for each step
@@ -127,7 +125,7 @@ def _stacked(facts: Facts, inside: Var, outside: Var) -> Fact:
             return (None,)
         return (Known(known.where[..., 0], known.value[..., 0]),)
     rest = (
-        facts.spread(inside, axis, *_place(outside, axis + 1))
+        facts.spread(inside, axis, outside, axis + 1)
         for axis in range(len(inside.shape))
     )
     return (None, *rest)
@@ -196,7 +194,16 @@ def _cond_emit(equation: Equation, arrays: list[Array], small: Small) -> list[An
         (lambda *xs, body=body: tuple(small.follow(body, xs)))
         for body in equation.bodies
     ]
-    return list(lax.switch(index, branches, *operands))
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return list(lax.switch(index, branches, *operands))
+    # Of branches for platforms only one is compiled: another may not be able to.
+    named = {
+        name: branch
+        for names, branch in zip(platforms, branches, strict=True)
+        for name in names or ("default",)
+    }
+    return list(lax.platform_dependent(*operands, **named))
 
 
 # Functions that are called as they are, or with a derivative of their own.
@@ -251,20 +258,31 @@ def _remat_emit(equation: Equation, arrays: list[Array], small: Small) -> list[A
 
 
 def _derived_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Any]:
+    """A function with a derivative of its own, of small values.
+
+    The derivative is written when it is asked for, when the loops around are closed:
+    so their steps are arguments.
+    """
     body, derivative = equation.bodies
+    moving = [step for step in small.steps if isinstance(step, jax.Array)]
+
+    def at(moving: Sequence[Array]) -> Small:
+        now = iter(moving)
+        steps = (next(now) if isinstance(s, jax.Array) else s for s in small.steps)
+        return small.at(tuple(steps))
 
     @jax.custom_jvp
-    def function(*xs: Array) -> Any:
-        return tuple(small.follow(body, xs))
+    def function(moving: Any, *xs: Array) -> Any:
+        return tuple(at(moving).follow(body, xs))
+
+    def derived(moving: Any, primals: Any, tangents: Any) -> list[Array]:
+        pairs = zip(tangents, primals, strict=True)
+        real = [t for t, x in pairs if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return at(moving).follow(derivative, [*primals, *real])
 
     @function.defjvp
     def _jvp(primals: Any, tangents: Any) -> Any:
-        real = [
-            t
-            for t, x in zip(tangents, primals, strict=True)
-            if jnp.issubdtype(x.dtype, jnp.inexact)
-        ]
-        outs = small.follow(derivative, [*primals, *real])
+        outs = derived(primals[0], primals[1:], tangents[1:])
         n = len(body.outs)
         found = iter(outs[n:])
         out_tangents = tuple(
@@ -275,7 +293,9 @@ def _derived_emit(equation: Equation, arrays: list[Array], small: Small) -> list
         )
         return tuple(outs[:n]), out_tangents
 
-    return list(function(*arrays))
+    if small.trial:
+        jax.eval_shape(derived, moving, arrays, arrays)
+    return list(function(moving, *arrays))
 
 
 _CALL = Rule(_call_links, _call_facts, _remat_emit)

@@ -16,12 +16,12 @@ def _needed(links: Links, sides: list[tuple[Var, int]], equation: Equation) -> N
     (var, axis), *_ = sides
     dead: Any = False
     for side in sides:
-        known = links.facts.spread(*side, var.prefix(axis), var.shape[axis])
+        known = links.facts.spread(*side, var, axis)
         dead = dead if known is None else known.zeros() | dead
     needed = ~np.asarray(dead)
     data = links.folding.data(equation) if links.folding is not None else None
     if links.folding is not None and data is not None:
-        constant = links.facts.of(data[0])[data[1]]
+        constant = links.facts.common(*data)
         needed = needed & ~np.asarray(links.folding.spared(equation, constant))
     links.need(var, axis, needed, f"is not zero where it enters {told(equation)}")
 
@@ -48,6 +48,7 @@ def _dot_links(equation: Equation, links: Links) -> None:
         links.same(x, i, y, j)
         _needed(links, [(x, i), (y, j)], equation)
     for to, (i, j) in enumerate(zip(*batch, strict=True)):
+        links.same(x, i, y, j)
         links.same(x, i, out, to)
         links.same(y, j, out, to)
     start = len(batch[0])
@@ -68,7 +69,7 @@ def _dot_facts(equation: Equation, facts: Facts) -> list[Fact]:
     for to, sides in enumerate(sources):
         where = np.zeros((*out.prefix(to), out.shape[to]), bool)
         for var, axis in sides:
-            known = facts.spread(var, axis, out.prefix(to), out.shape[to])
+            known = facts.spread(var, axis, out, to)
             if known is not None:
                 where = where | known.zeros()
         fact.append(zero(where, out.dtype))
@@ -91,8 +92,7 @@ def _nothing_meets(facts: Facts, x: Var, y: Var, contracted: Any) -> Any:
     """For each step, whether everything that is contracted is 0, along one axis."""
     found = None
     for i, j in zip(*contracted, strict=True):
-        n = x.shape[i]
-        rows = [facts.spread(x, i, x.scope, n), facts.spread(y, j, x.scope, n)]
+        rows = [facts.common(x, i), facts.common(y, j)]
         zeros = [row.zeros() for row in rows if row is not None]
         if zeros:
             dead = np.logical_or.reduce(zeros).all(-1)
@@ -162,23 +162,24 @@ def _conv_facts(equation: Equation, facts: Facts) -> list[Fact]:
     (x, kernel), (out,) = equation.ins, equation.outs
     image, window, result, groups, batches = _spec(equation)
     fact: list[Known | None] = [None] * len(out.shape)
-    steps, n = out.prefix(result[1]), out.shape[result[1]]
+    to = result[1]
+    steps, n = out.prefix(to), out.shape[to]
     dead = np.zeros((*steps, n), bool)
-    known = facts.spread(kernel, window[0], steps, n)
+    known = facts.spread(kernel, window[0], out, to)
     if known is not None:
         dead = dead | known.zeros()
     size = x.shape[image[1]]
-    rows = facts.spread(x, image[1], steps, size)
+    rows = facts.spread(x, image[1], out, to, size)
     zeros = np.zeros((*steps, size), bool) if rows is None else rows.zeros()
     ins = kernel.shape[window[1]]
-    inner = facts.spread(kernel, window[1], steps, ins)
+    inner = facts.spread(kernel, window[1], out, to, ins)
     zeros = zeros.reshape(*steps, groups, ins)
     if inner is not None:
         zeros = zeros | inner.zeros()[..., None, :]
     nothing = np.repeat(zeros.all(-1), n // groups, axis=-1)  # of each output
-    fact[result[1]] = zero(dead | nothing, out.dtype)
+    fact[to] = zero(dead | nothing, out.dtype)
     if batches == 1:
-        known = facts.of(x)[image[0]]
+        known = facts.spread(x, image[0], out, result[0])
         if known is not None:
             fact[result[0]] = zero(known.zeros(), out.dtype)
     return [tuple(fact)]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from maskjax._core.trees import Array
-from maskjax.compaction import _facts
+from maskjax.compaction import _evaluation, _facts
 from maskjax.compaction._program import ENTRIES, Equation
 from maskjax.compaction._rules._rule import Links, Rule
 from maskjax.compaction._small import Small
@@ -31,14 +31,18 @@ def _pairs(equation: Equation, links: Links) -> None:
 
 
 def _carried(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
-    return [facts.of(var) for var in equation.ins]
+    return [
+        tuple(facts.spread(x, axis, out, axis) for axis in range(len(out.shape)))
+        or facts.of(x)
+        for x, out in zip(equation.ins, equation.outs, strict=True)
+    ]
 
 
 def _zeros(equation: Equation, facts: _facts.Facts) -> list[_facts.Fact]:
     """What is 0 on every device."""
     return [
-        tuple(k and _facts.zero(k.zeros(), var.dtype) for k in facts.of(var))
-        for var in equation.ins
+        tuple(k and _facts.zero(k.zeros(), var.dtype) for k in fact)
+        for fact, var in zip(_carried(equation, facts), equation.ins, strict=True)
     ]
 
 
@@ -73,7 +77,7 @@ _SAME = "device_put mesh_cast optimization_barrier pvary reshard sharding_constr
 _MEETINGS = "pmax pmin ppermute psum psum_invariant"
 
 
-_ENTRIES = Rule(_entry_by_entry, _facts.elementwise)
+_ENTRIES = Rule(_entry_by_entry, _evaluation.elementwise)
 _PAIRS = Rule(_pairs, _carried)
 _SOURCE = Rule(_nothing, emit=_whole_then_cut)
 

@@ -47,7 +47,7 @@ def _gather_facts(equation: Equation, facts: Facts) -> list[Fact]:
     windows = _windows(numbers, x.shape, "collapsed_slice_dims")
     for axis, to in zip(windows, numbers.offset_dims, strict=True):
         if sizes[axis] == x.shape[axis]:
-            fact[to] = facts.spread(x, axis, out.prefix(to), out.shape[to])
+            fact[to] = facts.spread(x, axis, out, to)
     return [tuple(fact)]
 
 
@@ -70,7 +70,7 @@ def _slice_links(equation: Equation, links: Links) -> None:
         for var in {x, out, part}:
             if part.shape[axis] != n:
                 links.pin(var, [axis], why)
-            elif var is not x:
+            if var is not x and var.shape[axis] == n:
                 links.same(x, axis, var, axis)
 
 
@@ -78,13 +78,13 @@ def _slice_facts(equation: Equation, facts: Facts) -> list[Fact]:
     x, out = equation.ins[0], equation.outs[0]
     update = equation.ins[1] if equation.name == "dynamic_update_slice" else None
     fact: list[Known | None] = []
-    for axis, n in enumerate(out.shape):
+    for axis in range(len(out.shape)):
         part = out if update is None else update
         known = None
         if part.shape[axis] == x.shape[axis]:
-            known = facts.spread(x, axis, out.prefix(axis), n)
+            known = facts.spread(x, axis, out, axis)
             if update is not None:
-                known = met(known, facts.spread(update, axis, out.prefix(axis), n))
+                known = met(known, facts.spread(update, axis, out, axis))
         fact.append(known)
     return [tuple(fact)]
 
@@ -119,8 +119,8 @@ def _scatter_facts(equation: Equation, facts: Facts) -> list[Fact]:
     windows = _windows(numbers, x.shape, "inserted_window_dims")
     for axis, at in zip(windows, numbers.update_window_dims, strict=True):
         if updates.shape[at] == x.shape[axis]:
-            one = facts.spread(x, axis, out.prefix(axis), out.shape[axis])
-            other = facts.spread(updates, at, out.prefix(axis), out.shape[axis])
+            one = facts.spread(x, axis, out, axis)
+            other = facts.spread(updates, at, out, axis)
             if one is not None and other is not None:
                 where = one.zeros() & other.zeros()
                 fact[axis] = Known(where, one.value) if np.any(where) else None

@@ -1,6 +1,5 @@
-"""Operations that move entries: nothing is computed."""
+"""Axes that are permuted, spread, split and flattened: nothing is computed."""
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskjax._core.trees import Array
-from maskjax.compaction._facts import Fact, Facts, Known, met
+from maskjax.compaction._facts import Fact, Facts, Known
 from maskjax.compaction._program import Equation, Var, bare_axis
 from maskjax.compaction._rules._rule import Links, Rule, pin
 from maskjax.compaction._small import Small
@@ -29,10 +28,9 @@ def _spread_facts(equation: Equation, facts: Facts) -> list[Fact]:
     for axis, n in enumerate(out.shape):
         i = mapped.get(axis)
         if i is not None and x.shape[i] == n:
-            fact.append(facts.spread(x, i, out.prefix(axis), n))
+            fact.append(facts.spread(x, i, out, axis))
         else:
-            known = whole is not None
-            fact.append(facts.spread(x, -1, out.prefix(axis), n) if known else None)
+            fact.append(facts.spread(x, -1, out, axis) if whole else None)
     return [tuple(fact)]
 
 
@@ -60,12 +58,7 @@ def _permuted_facts(equation: Equation, facts: Facts) -> list[Fact]:
     if not out.shape:
         return [(facts.whole(x),)]
     axes = _axes_of(equation)
-    return [
-        tuple(
-            facts.spread(x, axis, out.prefix(to), out.shape[to])
-            for to, axis in enumerate(axes)
-        )
-    ]
+    return [tuple(facts.spread(x, axis, out, to) for to, axis in enumerate(axes))]
 
 
 # Reshape: the least blocks of axes whose sizes have the same product.
@@ -126,16 +119,16 @@ def _reshape_facts(equation: Equation, facts: Facts) -> list[Fact]:
         return [(whole,)] if not out.shape else [tuple(fact)]
     for axis, n in enumerate(out.shape):
         if n == 1:
-            fact[axis] = facts.spread(x, -1, out.prefix(axis), 1) if whole else None
+            fact[axis] = facts.spread(x, -1, out, axis) if whole else None
     for ins, outs in _blocks(x.shape, out.shape):
-        steps = out.prefix(outs[0])
         sizes = [x.shape[i] for i in ins]
-        knowns = [facts.spread(x, i, steps, x.shape[i]) for i in ins]
-        if math.prod(sizes) > _MOST or all(k is None for k in knowns):
+        if math.prod(sizes) > _MOST:
             continue
-        flat = _flat(knowns, sizes, steps)
-        for i in outs:
-            fact[i] = flat if len(outs) == 1 else _factor(flat, out, outs, i)
+        for to in outs:
+            knowns = [facts.spread(x, i, out, to, x.shape[i]) for i in ins]
+            if any(k is not None for k in knowns):
+                flat = _flat(knowns, sizes, out.prefix(to))
+                fact[to] = flat if len(outs) == 1 else _factor(flat, out, outs, to)
     return [tuple(fact)]
 
 
@@ -177,167 +170,9 @@ def _reshape_emit(equation: Equation, arrays: list[Array], small: Small) -> list
     return equation.bind(*arrays, new_sizes=small.shape(equation.outs[0]))
 
 
-# Parts: an axis of one value has some positions of an axis of another.
-
-
-def _parts(equation: Equation) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """(input, output, axis, places in the longer of the two); only changed axes."""
-    params, name = equation.params, equation.name
-    x, out = equation.ins[0], equation.outs[0]
-    if name == "concatenate":
-        axis, start = params["dimension"], 0
-        for i, var in enumerate(equation.ins):
-            yield i, 0, axis, np.arange(start, start + var.shape[axis])
-            start += var.shape[axis]
-    elif name == "split":
-        axis, start = params["axis"], 0
-        for i, n in enumerate(params["sizes"]):
-            yield 0, i, axis, np.arange(start, start + n)
-            start += n
-    elif name == "slice":
-        strides = params["strides"] or (1,) * len(x.shape)
-        for axis, n in enumerate(out.shape):
-            if n != x.shape[axis]:
-                first = params["start_indices"][axis]
-                yield 0, 0, axis, first + strides[axis] * np.arange(n)
-    elif name == "rev":
-        for axis in params["dimensions"]:
-            yield 0, 0, axis, np.arange(x.shape[axis])[::-1]
-    elif name == "pad":
-        for axis, (low, high, inner) in enumerate(params["padding_config"]):
-            if low or high or inner:
-                yield 0, 0, axis, low + (inner + 1) * np.arange(x.shape[axis])
-
-
-def _part_links(equation: Equation, links: Links) -> None:
-    """Axes that are not cut are equal."""
-    changed = set()
-    grows = equation.name in ("concatenate", "pad")
-    for i, o, axis, places in _parts(equation):
-        x, out = equation.ins[i], equation.outs[o]
-        changed.add(axis)
-        config = equation.params.get("padding_config")
-        if config is not None and min(config[axis]) < 0:
-            links.pin(x, [axis], "goes into pad")
-            links.pin(out, [axis], "comes from pad")
-        elif grows:
-            links.part((out, axis), (x, axis), places)
-        else:
-            links.part((x, axis), (out, axis), places)
-    ins = equation.ins[:1] if equation.name == "pad" else equation.ins
-    for x, out in itertools.product(ins, equation.outs):
-        for axis in range(len(out.shape)):
-            if axis not in changed:
-                links.same(x, axis, out, axis)
-
-
-def _part_facts(equation: Equation, facts: Facts) -> list[Fact]:
-    changed: dict[int, list[Any]] = {}
-    for i, o, axis, places in _parts(equation):
-        changed.setdefault(axis, []).append((i, o, places))
-    found = []
-    for o, out in enumerate(equation.outs):
-        fact = []
-        for axis, n in enumerate(out.shape):
-            cuts = [cut for cut in changed.get(axis, []) if cut[1] == o]
-            fact.append(
-                _placed(equation, facts, axis, cuts)
-                if cuts
-                else _common(equation, facts, out, axis, n)
-            )
-        found.append(tuple(fact))
-    return found
-
-
-def _common(
-    equation: Equation, facts: Facts, out: Var, axis: int, n: int
-) -> Known | None:
-    """What all inputs have in common, along an axis that is not cut."""
-    first, *more = equation.ins
-    known = facts.spread(first, axis, out.prefix(axis), n)
-    for var in more:
-        i = axis if var.shape else -1
-        known = met(known, facts.spread(var, i, out.prefix(axis), n))
-    return known
-
-
-def _placed(
-    equation: Equation, facts: Facts, axis: int, cuts: Sequence[Any]
-) -> Known | None:
-    """By position, along an axis that is cut, or put together."""
-    out, steps = equation.outs[cuts[0][1]], equation.outs[cuts[0][1]].prefix(axis)
-    n = out.shape[axis]
-    if equation.name not in ("concatenate", "pad"):
-        [(i, _, places)] = cuts
-        x = equation.ins[i]
-        known = facts.spread(x, axis, steps, x.shape[axis])
-        if known is None:
-            return None
-        return Known(known.where[..., places], known.value[..., places])
-    where = np.zeros((*steps, n), bool)
-    value = np.zeros((*steps, n), out.dtype)
-    if equation.name == "pad":
-        if min(equation.params["padding_config"][axis]) < 0:
-            return None
-        filled = facts.spread(equation.ins[1], -1, steps, n)
-        if filled is not None:
-            where, value = filled.where.copy(), filled.value.copy()
-            where[..., cuts[0][2]] = False
-    for i, _, places in cuts:
-        x = equation.ins[i]
-        known = facts.spread(x, axis, steps, x.shape[axis])
-        if known is not None:
-            where[..., places], value[..., places] = known
-    return Known(where, value) if where.any() else None
-
-
-def _split_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
-    axis = equation.params["axis"]
-    places = [where for *_, where in _parts(equation)]
-    keep = small.keep(equation.ins[0], axis)
-    sizes = tuple(small.uniform(keep[..., where].sum(-1)) for where in places)
-    return equation.bind(*arrays, sizes=sizes)
-
-
-def _slice_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
-    [x] = arrays
-    var, out = equation.ins[0], equation.outs[0]
-    for _, _, axis, where in _parts(equation):
-        keep, kept = small.keep(var, axis), small.keep(out, axis)
-        full = np.zeros_like(keep)
-        wide = np.broadcast_to(kept, (*keep.shape[:-1], kept.shape[-1]))
-        full[..., where] = wide
-        rank = keep.cumsum(-1) - 1  # a position's place among those that stay
-        k = small.count(out, axis)
-        table = rank[full].reshape(*keep.shape[:-1], k)
-        lead = len(var.prefix(axis)) - len(var.scope)
-        x = small.taken(x, axis, table, lead)
-    return [x]
-
-
-def _pad_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
-    config = list(equation.params["padding_config"])
-    for _, _, axis, where in _parts(equation):
-        keep = small.keep(equation.outs[0], axis)
-        if keep.all():
-            continue
-        low, high, inner = config[axis]
-        if inner:
-            raise LookupError("gaps between entries")
-        lows = small.uniform(keep[..., :low].sum(-1))
-        highs = small.uniform(keep[..., len(where) + low :].sum(-1))
-        config[axis] = (lows, highs, 0)
-    return equation.bind(*arrays, padding_config=tuple(config))
-
-
 RULES = {
     "broadcast_in_dim": Rule(_spread_links, _spread_facts, _spread_emit),
     "transpose": Rule(_permuted_links, _permuted_facts),
     "squeeze": Rule(_permuted_links, _permuted_facts),
     "reshape": Rule(_reshape_links, _reshape_facts, _reshape_emit),
-    "concatenate": Rule(_part_links, _part_facts),
-    "split": Rule(_part_links, _part_facts, _split_emit),
-    "slice": Rule(_part_links, _part_facts, _slice_emit),
-    "rev": Rule(_part_links, _part_facts),
-    "pad": Rule(_part_links, _part_facts, _pad_emit),
 }

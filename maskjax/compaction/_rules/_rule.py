@@ -9,7 +9,7 @@ from maskjax.compaction._cells import Cells
 from maskjax.compaction._facts import Fact, Facts
 from maskjax.compaction._folding import Folding
 from maskjax.compaction._ghosts import Ghosts
-from maskjax.compaction._program import Equation, Program
+from maskjax.compaction._program import Equation, Program, Var
 from maskjax.compaction._small import Small
 
 
@@ -34,9 +34,14 @@ class Links(Cells):
         self.facts, self._follow = facts, follow
         self.folding, self.ghosts = folding, ghosts
 
+    def counts(self, outside: Var, inside: Var) -> None:
+        """The first axis of a value counts the steps of a loop in which another is."""
+
     def follow(self, program: Program) -> None:
         """Link the values of a program inside."""
+        now, facts = self.now, self.facts.now
         self._follow(program, self)
+        self.now, self.facts.now = now, facts
 
 
 def unknown(equation: Equation, facts: Facts) -> list[Fact]:

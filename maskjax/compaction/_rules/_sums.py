@@ -78,7 +78,7 @@ def _reduce_facts(equation: Equation, facts: Facts) -> list[Fact]:
         return [(reduced(facts.whole(x)),)]
     return [
         tuple(
-            reduced(facts.spread(x, axis, out.prefix(to), out.shape[to]))
+            reduced(facts.spread(x, axis, out, to))
             for to, axis in enumerate(_rest(equation))
         )
     ]
@@ -110,8 +110,9 @@ def _along_facts(equation: Equation, facts: Facts) -> list[Fact]:
     """0 stays 0 in running sums and products, in sorting, on the other axes."""
     (x, *_), meet = equation.ins, _axis(equation)
     fact: list[Known | None] = []
+    out = equation.outs[0]
     for axis in range(len(x.shape)):
-        known = None if axis in meet else facts.of(x)[axis]
+        known = None if axis in meet else facts.spread(x, axis, out, axis)
         if known is not None and equation.name != "sort":
             where = known.zeros()
             known = Known(where, known.value) if where.any() else None

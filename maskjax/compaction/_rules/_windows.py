@@ -42,7 +42,7 @@ def _facts(equation: Equation, facts: Facts) -> list[Fact]:
     x, out = equation.ins[0], equation.outs[0]
     fact: list[Known | None] = [None] * len(out.shape)
     for axis in _through(equation):
-        known = facts.spread(x, axis, out.prefix(axis), out.shape[axis])
+        known = facts.spread(x, axis, out, axis)
         if known is not None and equation.name in _SUMS:
             where = known.zeros()
             known = Known(where, known.value) if np.any(where) else None

@@ -20,8 +20,8 @@ Departures from the paper:
   * masks are distinct as long as there are enough different ones
 
 Masks apply to features, in `layers`; or to the input rows of kernels, `init`, as any
-stack of masks does. All members have equally many ones, so they are thinner networks of
-one shape: `thin`.
+stack of masks does. All members have equally many ones, so `compaction.plan` with
+`stack=True` makes them smaller networks of one shape.
 
     >>> from maskjax.recipes import masksembles
     >>> x, params = jnp.ones((2, 3)), {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 1))}
@@ -30,25 +30,22 @@ one shape: `thin`.
     >>> stack = masksembles.init(params, where=after, key=key)
     >>> stacking.predict(net, params, stack, x).ravel()
     Array([12., 12., 12., 12., 12., 12., 12., 12.], dtype=float32)
-    >>> thin = masksembles.thin(params, stack, links={"b": ["a"]})
-    >>> thin.params["a"].shape, masksembles.predict(net, thin, x).shape
+    >>> plan = compaction.plan(net, params, stack, x, stack=True)
+    >>> small = compaction.shrink(params, plan)
+    >>> small["a"].shape, stacking.map(compaction.narrow(net, plan), small, x).shape
     ((4, 3, 4), (4, 2, 1))
 """
 
 from maskjax.recipes.masksembles._masks import Plan, masks, plan
 from maskjax.recipes.masksembles._rows import init, rows
 from maskjax.recipes.masksembles._samples import at_random, in_chunks
-from maskjax.recipes.masksembles._thin import Thin, predict, thin
 
 __all__ = [
     "Plan",
-    "Thin",
     "at_random",
     "in_chunks",
     "init",
     "masks",
     "plan",
-    "predict",
     "rows",
-    "thin",
 ]

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from maskjax._core import checks, placement, rows, slots
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate, map_mask
-from maskjax.recipes._phases import roles
+from maskjax.recipes._phases import empty_slots, roles
 from maskjax.where import kernels
 from maskjax.where import statistics as _statistics
 
@@ -139,12 +139,6 @@ def _last_owner(state: PackNetState, task: ArrayLike, *, fn: str) -> Array:
 def _empty(params: Params, weights: Params, own: Params, capacity: int) -> PackNetState:
     dtype = np.min_scalar_type(capacity)
 
-    def slots_of(leaf: Array) -> Array:
-        spec = None, *placement.known_spec(leaf)
-        shape = capacity, *leaf.shape
-        blank = placement.zeros(shape, leaf.dtype, leaf, spec=spec)
-        return placement.follow(blank, leaf)
-
     def owners_of(leaf: Array) -> Array:
         return placement.zeros(leaf.shape, dtype, leaf)
 
@@ -153,7 +147,7 @@ def _empty(params: Params, weights: Params, own: Params, capacity: int) -> PackN
         # Copies: a loop that donates the state must not take your parameters along.
         jax.tree.map(jnp.copy, params),
         map_mask(owners_of, weights),
-        map_mask(slots_of, own),
+        map_mask(lambda leaf: empty_slots(leaf, capacity), own),
         counts,
         learned,
         overflowed,

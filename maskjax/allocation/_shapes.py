@@ -1,13 +1,4 @@
-"""One density for the whole tree, divided into a density for each leaf.
-
-`select`, and `optim`, take the resulting tree as `density`.
-
-
->>> params = {"a": jnp.ones((100, 100)), "b": jnp.ones((100, 10))}
->>> shares = allocation.erk(params, density=0.1)
->>> {name: round(share, 4) for name, share in shares.items()}
-{'a': 0.071, 'b': 0.3903}
-"""
+"""Densities that are told, or that go by the shapes of kernels."""
 
 import collections
 import math
@@ -24,8 +15,6 @@ from maskjax._core.trees import Density, Params, Predicate, Scores
 from maskjax.structure import Groups
 from maskjax.where import kernels
 from maskjax.where import matching as by_name
-
-__all__ = ["erk", "matching", "uniform"]
 
 
 def uniform(
