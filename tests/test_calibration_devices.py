@@ -107,6 +107,43 @@ def by_layers():
     return {"spec": [str(part) for part in stats["layers"].sums.sharding.spec]}
 
 
+def kept():
+    """Heads are on two devices, width on four; nothing else shards by itself."""
+    mesh_ = mesh(AxisType.Auto)
+    shape = lambda *s: jax.ShapeDtypeStruct(s, "float32")
+    like = {"query": shape(8, 4, 2), "out": shape(4, 2, 8), "head": shape(8, 3)}
+    specs = {"query": P("x", "y"), "out": P("y", None, "x"), "head": P()}
+    like = {n: shape.update(sharding=NamedSharding(mesh_, specs[n]))
+            for n, shape in like.items()}
+
+    def apply(p, x):
+        h = jnp.tanh(jnp.einsum("bti,ihd->bthd", x, p["query"]))
+        return jnp.einsum("bthd,hdo->bto", h, p["out"]) @ p["head"]
+
+    told = calibration.memory(apply, like, X, where=where)
+    stats = calibration.init(apply, like, X, where=where)
+    params = {n: jax.device_put(normal(*x.shape), x.sharding) for n, x in like.items()}
+    alike = calibration.init(apply, params, X, where=where)
+    same = [a.sums.sharding == b.sums.sharding for a, b in
+            zip(stats.values(), alike.values())]
+    x = put(AxisType.Auto, np.nan_to_num(X), "x")
+    places = jax.tree.map(lambda x: x.sharding, stats)  # as the docstring says
+    how = {"donate_argnums": 0, "out_shardings": places}
+    step = jax.jit(functools.partial(calibration.update, apply), **how)
+    first = {n: own.sums.sharding for n, own in stats.items()}
+    for _ in range(3):
+        stats = step(stats, params, x)
+    return {
+        "spec": {n: str(where.spec) for n, where in first.items()},
+        "stays": [own.sums.sharding == first[n] for n, own in stats.items()],
+        "same": same,
+        "programs": step._cache_size(),
+        "told": [told.total, told.per_device],
+        "taken": sum(own.sums.addressable_shards[0].data.nbytes
+                     for own in stats.values()),
+    }
+
+
 def collected():
     halves = zip(np.split(X, 2), np.split(KEEP, 2))
     batches = [put(AxisType.Auto, half, "x") for half in halves]
@@ -125,6 +162,7 @@ results = {
     "shard_map": in_shard_map(),
     "layers": by_layers(),
     "collected": collected(),
+    "kept": kept(),
 }
 print(json.dumps(results))
 '''
@@ -153,3 +191,22 @@ def test_a_matrix_is_sharded_as_its_kernel(results):
     for kind in ("auto", "explicit"):
         assert results[f"{kind}, features"]["spec"][0] == "y"
     assert results["layers"]["spec"][0] == "x"
+
+
+def test_statistics_stay_where_they_began(results):
+    found = results["kept"]
+    specs = {"query": "P('x', None)", "out": "P('y', None)", "head": "P(None, None)"}
+    assert found["spec"] == specs
+    assert all(found["stays"])
+    assert found["programs"] == 1
+
+
+def test_statistics_begin_in_shards_without_parameters(results):
+    assert all(results["kept"]["same"])
+
+
+def test_bytes_on_each_device_are_told(results):
+    sizes = {"query": 8 * 8 * 4, "out": 8 * 8 * 4, "head": 8 * 8 * 4}
+    each = sizes["query"] // 4 + sizes["out"] // 2 + sizes["head"]
+    assert results["kept"]["told"] == [sum(sizes.values()), each]
+    assert results["kept"]["taken"] == each

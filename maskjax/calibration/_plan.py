@@ -12,6 +12,7 @@ from maskjax._core import checks, trees
 from maskjax._core.axes import Axes, Told
 from maskjax._core.stored import stored
 from maskjax._core.trees import Params, Path, Predicate
+from maskjax.calibration import _placing
 from maskjax.calibration._statistics import Statistics, is_statistics
 
 Found = list[tuple[Any, Statistics | None]]  # parameters and their statistics
@@ -24,10 +25,12 @@ class Memory(NamedTuple):
     Attributes:
         total: Of all statistics.
         kernels: Of those of each kernel by its path, the dearest first.
+        per_device: Of what each device has, as `init` shards them.
     """
 
     total: int
     kernels: dict[Path, int]
+    per_device: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +97,14 @@ def _made(
 
 def bytes_of(planned: Sequence[Statistics | None], params: Params) -> Memory:
     """The bytes of statistics."""
-    taken = {
-        path: math.prod(stats.sums.shape) * stats.sums.dtype.itemsize
-        for path, stats in zip(trees.paths(params), planned, strict=True)
-        if stats is not None
-    }
+    taken, own = {}, 0
+    rows = zip(trees.paths(params), jax.tree.leaves(params), planned, strict=True)
+    for path, leaf, stats in rows:
+        if stats is not None:
+            taken[path] = math.prod(stats.sums.shape) * stats.sums.dtype.itemsize
+            own += taken[path] // _placing.shards(stats, leaf)
     order = sorted(taken, key=lambda path: -taken[path])
-    return Memory(sum(taken.values()), {path: taken[path] for path in order})
+    return Memory(sum(taken.values()), {path: taken[path] for path in order}, own)
 
 
 _SHOWN = 5  # kernels that an error lists
@@ -117,7 +121,7 @@ def check_limit(
     if limit is None:
         return
     checks.at_least(limit, 0, fn=fn, name="limit")
-    total, kernels = bytes_of(planned, params)
+    total, kernels, _ = bytes_of(planned, params)
     if total > limit:
         lines = [f"{path}: {n:,} bytes" for path, n in kernels.items()]
         if len(lines) > _SHOWN:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from maskjax._core import checks, placement
 from maskjax._core.trees import Params, Predicate
-from maskjax.calibration import _plan
+from maskjax.calibration import _placing, _plan
 from maskjax.calibration._statistics import Statistics
 from maskjax.where import kernels
 
@@ -29,7 +29,8 @@ def init(
 
     Args:
         apply: `(params, *inputs) -> output`.
-        params: Tree of arrays or `jax.ShapeDtypeStruct`s.
+        params: Tree of arrays, or of `jax.ShapeDtypeStruct`s, with shardings if the
+            statistics are to be sharded.
         *inputs: A batch, or `jax.ShapeDtypeStruct`s of one.
         where: Which leaves are kernels.
         gram: Whether to keep Gram matrices, [d, d] for a kernel whose outputs meet d
@@ -39,7 +40,9 @@ def init(
 
     Returns:
         A tree like `params`, `None` for leaves that are not chosen, with a `Statistics`
-        of zeros for each kernel: float32, or float64 where the data are.
+        of zeros for each kernel: float32, or float64 where the data are. They are on
+        the devices of the kernels, sharded as their stacks are, and their rows as the
+        kernels' first input axis is, if no other input axis is sharded.
 
     Raises:
         TypeError: If a chosen leaf is not floating, or `limit` is no whole number.
@@ -63,7 +66,7 @@ def init(
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
         [
-            None if stats is None else _zeros(stats, leaf)
+            None if stats is None else stats._replace(_placing.zeros(stats, leaf))
             for stats, leaf in zip(planned, leaves, strict=True)
         ]
     )
@@ -79,7 +82,9 @@ def update(
     """Statistics with a batch added. It is pure, and meant to be compiled.
 
     As in `jax.jit(functools.partial(calibration.update, apply), donate_argnums=0)`.
-    Inside `shard_map` each device adds its rows; `jax.lax.psum` adds up the devices.
+    Inside `shard_map` each device adds its rows; `jax.lax.psum` adds up the devices. On
+    a mesh of Auto axes the compiler decides how to shard what a program returns. Add
+    `out_shardings=jax.tree.map(lambda x: x.sharding, stats)` for what was there before.
 
     Args:
         apply: `(params, *inputs) -> output`. Products in the backward pass of a
@@ -145,15 +150,17 @@ def memory(
 
     Args:
         apply: `(params, *inputs) -> output`.
-        params: Tree of arrays or `jax.ShapeDtypeStruct`s.
+        params: Tree of arrays, or of `jax.ShapeDtypeStruct`s, with shardings for what
+            each device takes.
         *inputs: A batch, or `jax.ShapeDtypeStruct`s of one.
         where: Which leaves are kernels.
         gram: As in `init`.
 
     Returns:
-        The bytes of all, and of each kernel by its path, the dearest first. A step of
-        `update` takes about as much again unless it donates, beside what `apply` takes
-        and, for convolutions, copies of the image for each place of the window.
+        The bytes of all, of each kernel by its path, the dearest first, and of what
+        each device has of them. A step of `update` takes about as much again unless it
+        donates, beside what `apply` takes and, for convolutions, copies of the image
+        for each place of the window.
 
     Raises:
         TypeError: As `init`.
@@ -164,27 +171,11 @@ def memory(
         >>> x = jax.ShapeDtypeStruct((64, 1000), "bfloat16")
         >>> params = {"w": jax.ShapeDtypeStruct((1000, 10), "bfloat16")}
         >>> calibration.memory(apply, params, x)
-        Memory(total=4000000, kernels={'w': 4000000})
+        Memory(total=4000000, kernels={'w': 4000000}, per_device=4000000)
     """
     fn = "maskjax.calibration.memory"
     planned = _plan.of(apply, params, inputs, where, gram=gram, fn=fn)
     return _plan.bytes_of(planned, params)
-
-
-def _zeros(stats: Statistics, leaf: Any) -> Statistics:
-    """Zeros where a kernel is, sharded as its stack and its only input axis are."""
-    sums, spec = stats.sums, None
-    if isinstance(leaf, jax.Array):
-        own = placement.known_spec(leaf)
-        stack = [own[axis] for axis in stats.axes.stack]
-        rest: list[placement.Names] = [None] * (len(sums.shape) - len(stack))
-        if len(stats.inputs) == 1 and stats.gram and stats.groups == 1:
-            rest[0] = own[stats.inputs[0]]
-        spec = (*stack, *rest)
-        zeros = placement.zeros(sums.shape, sums.dtype, leaf, spec=spec)
-    else:
-        zeros = jax.numpy.zeros(sums.shape, sums.dtype)
-    return stats._replace(zeros)
 
 
 def _added(stats: Statistics, new: Any) -> Statistics:
