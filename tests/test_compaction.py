@@ -55,6 +55,30 @@ def test_what_stays_though_it_is_masked_is_told_with_a_remedy():
     assert "fold=True" in line
 
 
+def test_units_that_leave_in_groups_are_told():
+    def apply(p, x):
+        h = (x @ p["up"]).reshape(-1, 2, 2).sum(0) + p["shift"][:, None]
+        return h.reshape(-1) @ p["down"]
+
+    params = {"up": PARAMS["up"], "shift": draw(2), "down": PARAMS["down"]}
+    mask = {"up": np.array([[True, False, True, True]]), "shift": None, "down": None}
+    [line] = check(apply, params, mask, X).report
+    assert line.endswith("in whole groups of 2, or from the same place of every group")
+
+
+def test_steps_of_a_loop_tell_what_each_needs():
+    def apply(p, x):
+        layer = lambda h, p: (h + jax.nn.relu(h @ p["a"]) @ p["b"], None)  # noqa: E731
+        return jax.lax.scan(layer, x, p)[0]
+
+    params = {"a": draw(3, 3, 4), "b": draw(3, 4, 3)}
+    mask = {"a": np.array([KEEP, ~KEEP, [True, True, False, True]])[:, None], "b": None}
+    plan = check(apply, params, mask, X)
+    assert plan.shapes == {"a": (3, 3, 3), "b": (3, 3, 3)}
+    wanted = "5 of 12 masked, 3 removed: the steps of a loop need 2, 2, 3 positions"
+    assert plan.report == (f"a axis 2: {wanted}, and each keeps 3",)
+
+
 def test_constants_fold_into_the_next_operation():
     plan = check(dense, PARAMS, FILTERS, X, fold=True)
     assert plan.shapes == {"bias": (2,), "down": (2, 2), "up": (3, 2)}
@@ -147,6 +171,21 @@ def test_two_layers_may_start_from_the_same_zeros():
     shapes = check(apply, params, mask, X).shapes
     assert shapes == {"a": (3, 2), "b": (3, 2), "c": (2, 2), "d": (2, 2)}
     assert len(compaction.groups(apply, params, X)) == 2
+
+
+def test_what_changes_no_product_no_extreme_and_no_bits_leaves():
+    def apply(p, x):
+        h = x @ p["up"]
+        product = (1 + h).prod(-1, keepdims=True)
+        product += jnp.where(h > 0, h, -jnp.inf).max(-1, keepdims=True, initial=-1)
+        bits = jnp.int32(8 * h)
+        either = jax.lax.reduce_or(bits, (1,)) + jax.lax.reduce_xor(bits, (1,))
+        every = jax.lax.reduce_and(~bits, (1,))
+        return (h * product) @ p["down"] + (either + every)[:, None].astype(h.dtype)
+
+    params = {name: PARAMS[name] for name in ("up", "down")}
+    plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
+    assert plan.shapes["up"] == (3, 2)
 
 
 def test_every_axis_keeps_at_least_one_position():

@@ -103,6 +103,40 @@ def parallel():
     return found
 
 
+def gathered(tiled):
+    """Hidden layers of all devices, one after the other, or along an axis."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    wide = {"down": rng.normal(size=(128 if tiled else 16, 8)).astype("f4")}
+    mask = mask_of(12) | {"down": None}
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["up"] + p["bias"])
+        every = lax.all_gather(h, "x", axis=1 if tiled else 0, tiled=tiled)
+        return every @ p["down"]
+
+    def slopes(p, x):
+        mean = lambda p: lax.pmean((apply(p, x) ** 2).mean(), "x")
+        return jax.grad(mean)(p)
+
+    def over(function, out=P("x")):
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=(P(), P("x")), out_specs=out, check_vma=False
+        )
+
+    plans = []
+    over(lambda p, x: plans.append(compaction.plan(apply, p, mask, x)) or x)(
+        params | wide, x
+    )
+    [plan] = plans
+    masked = maskjax.apply(params | wide, mask)
+    small = compaction.shrink(masked, plan)
+    ours = [over(compaction.narrow(apply, plan))(small, x)]
+    ours += [jax.jit(over(compaction.narrow(slopes, plan), P()))(small, x)]
+    wanted = [over(apply)(masked, x)]
+    wanted += [compaction.shrink(jax.jit(over(slopes, P()))(masked, x), plan)]
+    return {"far": far(ours, wanted), "up": plan.shapes["up"]}
+
+
 def explicit(n):
     """A hidden layer over one mesh axis, with shardings written in the function."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), (AxisType.Explicit,) * 2)
@@ -165,6 +199,7 @@ def expected(masked, n):
 
 
 found = {"parallel": parallel()}
+found |= {f"gathered {tiled}": gathered(tiled) for tiled in (True, False)}
 for n in (12, 13):
     found |= {f"explicit {n}": explicit(n), f"auto {n}": auto(n)}
 print(json.dumps(found))
@@ -183,6 +218,12 @@ def found():
 @pytest.mark.parametrize("step", ["of_loss", "of_gradient", "unchecked"])
 def test_a_data_parallel_step_is_that_of_one_device(step, found):
     assert found["parallel"][step] < 1e-5
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_hidden_layers_are_gathered_from_all_devices(tiled, found):
+    assert found[f"gathered {tiled}"]["up"] == [8, 12]
+    assert found[f"gathered {tiled}"]["far"] < 1e-5
 
 
 def test_a_shard_map_inside_needs_all(found):

@@ -28,11 +28,12 @@ FEW = (
     "plain/convolutions",
     "plain/cond",
     "plain/cuts",
+    "plain/permuted",
     "plain/straight_through",
 )
 UNKNOWN = ("plain/fft", "plain/cholesky", "plain/callback", "plain/straight_through")
 NOT_FINITE = ("equinox/weight_norm",)  # 0 / 0 where a kernel is masked
-NO_GRADIENT = ("plain/fori_unknown", "plain/callback", "plain/odd")
+NO_GRADIENT = ("plain/fori_unknown", "plain/callback", "plain/odd", "plain/reduced")
 TOLERANCE = {"plain/half": 0.02}
 
 

@@ -128,6 +128,7 @@ OPTIMIZERS = {
     ),
     "some": optax.masked(optax.adam(1e-2), KERNELS),
     "injected": optax.inject_hyperparams(optax.adamw)(1e-2),
+    "finite": optax.apply_if_finite(optax.adamw(1e-2), 3),
     "lion": optax.lion(1e-2),
 }
 

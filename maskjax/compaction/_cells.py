@@ -95,7 +95,7 @@ class Part:
         big, small = cells.root(self.big), cells.root(self.small)
         down = _grow(small, big.why[..., self.places])
         up = np.full_like(big.why, FREE)
-        up[..., self.places] = small.why
+        np.maximum.at(up.T, self.places, small.why.T)  # places may repeat
         return [c for c, more in ((small, down), (big, _grow(big, up))) if more]
 
 

@@ -97,10 +97,13 @@ class Closure:
         changed = []
         if big in self.numbers and self._put(small, self.numbers[big][..., places]):
             changed.append(small)
-        if small in self.numbers:
+        left = np.arange(len(places) if small in self.numbers else 0)
+        while len(left):  # a place may be there several times
+            _, first = np.unique(places[left], return_index=True)
             up = np.full((*big.prefix, big.size), NONE, np.int64)
-            up[..., places] = self.numbers[small]
-            if self._put(big, up):
+            up[..., places[left[first]]] = self.numbers[small][..., left[first]]
+            left = np.delete(left, first)
+            if self._put(big, up) and big not in changed:
                 changed.append(big)
         return changed
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import eval_context
+from jax.core import eval_context  # which `shard_map` obeys too
 
 from maskjax.compaction._facts import Fact, Facts, Known, either, met, zero
 from maskjax.compaction._program import Equation
@@ -122,7 +122,6 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
     )
     if key not in _memo:
         try:
-            # Outside of all traces, also of a `shard_map` that is not compiled.
             with eval_context(), jax.default_device(_cpu()):
                 numbers = zip(row, columns, strict=True)
                 operands = [jnp.asarray(_cast(x, c.dtype)) for x, c in numbers]

@@ -1,7 +1,7 @@
 """The small function."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from maskjax.compaction import _calls, _facts, _follow, _matching, _network
 from maskjax.compaction._facts import Fact, Known
 from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
-from maskjax.compaction._plan import Plan
+from maskjax.compaction._plan import Leaf, Plan
 from maskjax.compaction._program import Const, Program, Var
 from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unnumbered
@@ -176,21 +176,12 @@ def _solved(
     pinned = _follow.Pinned()
 
     def refused(links: Links) -> Links:
-        lines = []
-        for var, leaf in present:
-            for axis, keep in enumerate(leaf.keep):
-                now = links.at(var, axis).keep
-                rows = np.broadcast_to(_rows(keep, var, axis, any_of=True), now.shape)
-                more = now & ~rows
-                if more.any():
-                    why = links.reasons[links.at(var, axis).why[more][0]]
-                    count = f"{more.sum()} of {now.size} more"
-                    lines.append(f"{leaf.path} axis {axis}: {count}: {why}")
+        lines = dict.fromkeys(_more(present, links))
         if lines:
             needs = f"`{fn}`: this function needs what was taken out"
             if any("more: is not zero" in line for line in lines):
                 needs += HOLD
-            raise checks.listing(dict.fromkeys(lines), needs)
+            raise checks.listing(lines, needs)
         _network.check(network, links, pinned, steps)
         return links
 
@@ -205,6 +196,19 @@ def _solved(
         masks=True,
     )
     return links, pinned
+
+
+def _more(present: Sequence[tuple[Var, Leaf]], links: Links) -> Iterator[str]:
+    """Where more of parameters is needed than the plan keeps, and the first cause."""
+    for var, leaf in present:
+        for axis, keep in enumerate(leaf.keep):
+            now = links.at(var, axis).keep
+            rows = np.broadcast_to(_rows(keep, var, axis, any_of=True), now.shape)
+            more = now & ~rows
+            if more.any():
+                why = links.reasons[links.at(var, axis).why[more][0]]
+                count = f"{more.sum()} of {now.size} more"
+                yield f"{leaf.path} axis {axis}: {count}: {why}"
 
 
 def _rows(table: np.ndarray, var: Var, axis: int, *, any_of: bool) -> np.ndarray:

@@ -12,7 +12,7 @@ from maskjax._core import checks, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Mask, Params
 from maskjax.compaction import _calls, _facts, _follow, _network
-from maskjax.compaction._cells import Cell
+from maskjax.compaction._cells import UNEVEN, Cell, Product
 from maskjax.compaction._facts import Fact
 from maskjax.compaction._folding import Folded, Folding, kind, valued
 from maskjax.compaction._network import Network
@@ -251,7 +251,14 @@ def _report(leaves: Sequence[Leaf], firsts: Sequence[Any], links: Links) -> list
             for same, other, at in found
             if same is cell and other is not leaf and _adds(other, at, still)
         ]
-        if others and reason.startswith("is not zero"):
+        if reason == UNEVEN:
+            reason = _uneven(cell, links.reasons.index(UNEVEN))
+        elif reason.startswith("is not zero") and (n := _group(links, cell, dead)):
+            reason += (
+                f". They leave in whole groups of {n}, or from the same place of "
+                "every group"
+            )
+        elif others and reason.startswith("is not zero"):
             reason += f". {_some(others)} not masked there: mask what goes together"
             reason += ", as `compaction.groups` does, or use `fold=True` for inference"
         elif reason.startswith("is not zero where it is summed"):
@@ -261,6 +268,27 @@ def _report(leaves: Sequence[Leaf], firsts: Sequence[Any], links: Links) -> list
             f"{(dead & ~keep).sum()} removed: {reason}"
         )
     return lines
+
+
+def _uneven(cell: Cell, filled: int) -> str:
+    """How many positions each step of a loop needs, and how many it keeps."""
+    counts = (cell.keep & (cell.why != filled)).sum(-1).reshape(-1).tolist()
+    needed = ", ".join(map(str, counts[:8])) + ", ..." * (len(counts) > 8)
+    most = int(cell.keep.sum(-1).max())
+    return f"the steps of a loop need {needed} positions, and each keeps {most}"
+
+
+def _group(links: Links, cell: Cell, dead: np.ndarray) -> int | None:
+    """The size of groups, if an axis has some and none of them is masked as a whole."""
+    for link in links.links:
+        if not isinstance(link, Product) or links.root(link.flat) is not cell:
+            continue
+        sizes = [factor.size for factor in link.factors]
+        if len(sizes) == 2 and min(sizes) > 1 and dead.any():
+            grid = dead.reshape(-1, *sizes)
+            if not (grid.all(1).any() or grid.all(2).any()):
+                return sizes[1]
+    return None
 
 
 def _axes(

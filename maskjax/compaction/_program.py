@@ -72,6 +72,7 @@ class Equation:
         along: For two of its values the pairs of axes that run along each other, entry
             by entry; -1 is the loop around. Only where their steps are the same ones,
             positions can be compared step by step.
+        rows: The rows that are looked up or put, if they are constants.
     """
 
     primitive: Any
@@ -85,6 +86,7 @@ class Equation:
     along: dict[tuple[Var, Var], set[tuple[int, int]]] = dataclasses.field(
         default_factory=dict
     )
+    rows: np.ndarray | None = None
 
     def dims(self, one: Var, other: Var) -> "Dims":
         """Which steps of another value those of one are."""

@@ -10,7 +10,7 @@ from jax.extend import core
 
 from maskjax._core import placement
 from maskjax._core.jaxprs import body_of
-from maskjax.compaction import _along, _trimming
+from maskjax.compaction import _along, _indices, _trimming
 from maskjax.compaction._program import Const, Equation, Program, Var
 
 _CALLS = frozenset("closed_call core_call custom_vmap_call jit pjit custom_lin".split())
@@ -30,6 +30,7 @@ def traced(
     program = _program(closed, scope, "")
     _trimming.own_constants(program)
     _trimming.trim(program, [True] * len(program.outs))
+    _indices.follow(program)
     _along.follow(program)
     return program, out
 

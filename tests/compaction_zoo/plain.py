@@ -189,6 +189,21 @@ def roll(p, h):
     return jnp.roll(h, 3, -1)
 
 
+ORDER = jnp.array([3, 0, 5, 1, -1, 4, 2])
+
+
+def permuted(p, h):
+    """Some rows twice, in another order, and put back in that order."""
+    h = h.at[jnp.array([0, 1])].multiply(2, unique_indices=True)
+    return jnp.zeros_like(h).at[:, ORDER].set(jnp.sin(h[:, ORDER[::-1]]))
+
+
+def neutral(p, h):
+    """What is 0 changes no test of all or any."""
+    h *= jnp.all(h < 9, -1, keepdims=True).astype(h.dtype)
+    return h + h * jnp.any(h > 1, -1, keepdims=True).astype(h.dtype)
+
+
 def halves(p, h):
     """Half of a layer gates the other."""
     left, right = jnp.split(dense(p, h), 2, -1)
@@ -414,6 +429,15 @@ NETWORKS = {
     "rolled": functools.partial(_free, roll),
     "unit_norm": functools.partial(
         _free, unit_norm, other={"temperature": (shape(), "")}
+    ),
+    "permuted": functools.partial(_free, permuted),
+    "repeated": functools.partial(
+        _free, lambda p, h: jnp.take(h, jnp.append(ORDER, ORDER[2:4]), 1), width=9
+    ),
+    "neutral": functools.partial(_free, neutral),
+    "reduced": functools.partial(
+        _free,
+        lambda p, h: h * lax.reduce(h, jnp.float32(1), lambda a, b: a * b + 1, (0,)),
     ),
     "random_features": lambda: between(
         lambda p, h: jnp.cos(h @ FEATURES) * p["scale"],

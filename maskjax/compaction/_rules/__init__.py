@@ -3,6 +3,7 @@
 from maskjax.compaction._rules import (
     _bodies,
     _contractions,
+    _devices,
     _entries,
     _lookups,
     _moves,
@@ -20,6 +21,7 @@ RULES: dict[str, Rule] = {
     **_contractions.RULES,
     **_windows.RULES,
     **_lookups.RULES,
+    **_devices.RULES,
     **_bodies.RULES,
 }
 

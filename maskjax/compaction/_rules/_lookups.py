@@ -1,10 +1,11 @@
 """Rows that data choose: axes that are taken whole go through."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from maskjax._core.trees import Array
-from maskjax.compaction._facts import Fact, Facts, Known, met
-from maskjax.compaction._program import Equation
+from maskjax.compaction._facts import Fact, Facts, Known, met, zero
+from maskjax.compaction._program import Equation, Var
 from maskjax.compaction._rules._rule import Links, Rule, told
 from maskjax.compaction._small import Small
 
@@ -31,10 +32,14 @@ def _gather_links(equation: Equation, links: Links) -> None:
             through[axis] = to
         else:
             links.pin(out, [to], why)
-    links.pin(x, [i for i in range(len(x.shape)) if i not in through], why)
     links.pin(rows, range(len(rows.shape)), why)
+    gone = [i for i in range(len(x.shape)) if i not in through]
     batch = [i for i in range(len(out.shape)) if i not in numbers.offset_dims]
-    links.pin(out, batch, why)
+    if equation.rows is None:
+        links.pin(x, gone, why)
+        links.pin(out, batch, why)
+    else:
+        links.part((x, gone[0]), (out, batch[0]), equation.rows)
 
 
 def _gather_facts(equation: Equation, facts: Facts) -> list[Fact]:
@@ -48,12 +53,43 @@ def _gather_facts(equation: Equation, facts: Facts) -> list[Fact]:
     for axis, to in zip(windows, numbers.offset_dims, strict=True):
         if sizes[axis] == x.shape[axis]:
             fact[to] = facts.spread(x, axis, out, to)
+    if equation.rows is not None:
+        axis, to = _looked_up(equation)
+        known = facts.spread(x, axis, out, to, x.shape[axis])
+        if known is not None:
+            fact[to] = Known(*(row[..., equation.rows] for row in known))
     return [tuple(fact)]
+
+
+def _looked_up(equation: Equation) -> tuple[int, int]:
+    """The axis of which rows are looked up or put, and that of the rows themselves."""
+    numbers = equation.params["dimension_numbers"]
+    if equation.name == "gather":
+        windows, [axis] = numbers.offset_dims, numbers.collapsed_slice_dims
+    else:
+        windows, [axis] = numbers.update_window_dims, numbers.inserted_window_dims
+    [to] = {*range(len(windows) + 1)} - {*windows}
+    return axis, to
+
+
+def _ranks(
+    equation: Equation, small: Small, x: tuple[Var, int], part: tuple[Var, int]
+) -> np.ndarray:
+    """For each row that stays, its place among those that stay of the whole."""
+    keep, kept = small.keep(*x), small.keep(*part)
+    kept = np.broadcast_to(kept, (*keep.shape[:-1], kept.shape[-1]))
+    rank = (keep.cumsum(-1) - 1)[..., equation.rows]
+    return rank[kept].reshape(*keep.shape[:-1], small.count(*part))
 
 
 def _gather_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
     x, sizes = equation.ins[0], equation.params["slice_sizes"]
     numbers = equation.params["dimension_numbers"]
+    if equation.rows is not None:
+        axis, to = _looked_up(equation)
+        table = _ranks(equation, small, (x, axis), (equation.outs[0], to))
+        lead = len(x.prefix(axis)) - len(x.scope)
+        return [jnp.moveaxis(small.taken(arrays[0], axis, table, lead), axis, to)]
     windows = _windows(numbers, x.shape, "collapsed_slice_dims")
     own = tuple(
         small.count(x, i) if i in windows and size == x.shape[i] else size
@@ -105,9 +141,13 @@ def _scatter_links(equation: Equation, links: Links) -> None:
             links.same(x, axis, updates, at)
             through.add((axis, at))
     axes, ats = {axis for axis, _ in through}, {at for _, at in through}
-    links.pin(x, [i for i in range(len(x.shape)) if i not in axes], why)
     links.pin(rows, range(len(rows.shape)), why)
-    links.pin(updates, [i for i in range(len(updates.shape)) if i not in ats], why)
+    if equation.rows is None:
+        links.pin(x, [i for i in range(len(x.shape)) if i not in axes], why)
+        links.pin(updates, [i for i in range(len(updates.shape)) if i not in ats], why)
+    else:
+        axis, at = _looked_up(equation)
+        links.part((x, axis), (updates, at), equation.rows)
     for axis in range(len(x.shape)):
         links.same(x, axis, out, axis)
 
@@ -121,17 +161,50 @@ def _scatter_facts(equation: Equation, facts: Facts) -> list[Fact]:
         if updates.shape[at] == x.shape[axis]:
             one = facts.spread(x, axis, out, axis)
             other = facts.spread(updates, at, out, axis)
-            if one is not None and other is not None:
+            if one is None:
+                continue
+            if equation.name == "scatter-mul":
+                where = one.zeros()
+            elif other is not None:
                 where = one.zeros() & other.zeros()
-                fact[axis] = Known(where, one.value) if np.any(where) else None
+            else:
+                continue
+            fact[axis] = Known(where, one.value) if np.any(where) else None
+    if equation.rows is not None:
+        axis, at = _looked_up(equation)
+        n, k = x.shape[axis], updates.shape[at]
+        one = facts.spread(x, axis, out, axis)
+        other = facts.spread(updates, at, out, axis, k)
+        where = np.zeros((*out.prefix(axis), n), bool) if one is None else one.zeros()
+        if equation.name != "scatter-mul":
+            put = np.ones((*out.prefix(axis), k), bool)
+            put = put if other is None else ~other.zeros()
+            alive = np.zeros(where.shape, bool)
+            np.logical_or.at(alive.T, equation.rows, put.T)
+            # All rows are put: what was there is not, unless it is added to.
+            where = ~alive if equation.name == "scatter" else where & ~alive
+        fact[axis] = zero(where, out.dtype)
     return [tuple(fact)]
+
+
+def _scatter_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
+    if equation.rows is None:
+        return equation.bind(*arrays)
+    (axis, at), (x, rows, updates) = _looked_up(equation), equation.ins
+    table = _ranks(equation, small, (x, axis), (updates, at))
+    now = small.now(table, len(x.prefix(axis)) - len(x.scope))
+    if now.ndim != 1:
+        raise LookupError("rows of a stack differ")
+    now = jnp.asarray(now, rows.dtype)[:, None]
+    return equation.bind(arrays[0], now, arrays[2])
 
 
 RULES = {
     "gather": Rule(_gather_links, _gather_facts, _gather_emit),
     "dynamic_slice": Rule(_slice_links, _slice_facts, _slice_emit),
     "dynamic_update_slice": Rule(_slice_links, _slice_facts, _slice_emit),
-    "scatter": Rule(_scatter_links, _scatter_facts),
-    "scatter_add": Rule(_scatter_links, _scatter_facts),
-    "scatter-add": Rule(_scatter_links, _scatter_facts),
+    **dict.fromkeys(
+        "scatter scatter_add scatter-add scatter-mul scatter-min scatter-max".split(),
+        Rule(_scatter_links, _scatter_facts, _scatter_emit),
+    ),
 }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,35 +14,62 @@ from maskjax.compaction._rules._rule import Links, Rule, told
 from maskjax.compaction._small import Small
 
 
+def _gone(equation: Equation) -> Sequence[int]:
+    """The axes that are summed, or compared."""
+    params = equation.params
+    return params["dimensions"] if equation.name == "reduce" else params["axes"]
+
+
 def _rest(equation: Equation) -> list[int]:
     """The axes of the input that are left, in order."""
-    gone = equation.params["axes"]
+    gone = _gone(equation)
     return [i for i in range(len(equation.ins[0].shape)) if i not in gone]
 
 
 def _reduce_links(equation: Equation, links: Links) -> None:
-    """What is summed is needed where it is not 0; what is compared, everywhere."""
-    why = f"enters {told(equation)}, which is not a sum"
+    """What is summed is needed where it is not 0; so with all that changes nothing."""
+    name = equation.name
     for var in equation.ins:
         if not var.shape:
             continue
-        for axis in equation.params["axes"]:
-            if equation.name == "reduce_sum":
-                needed = ~np.asarray(links.facts.zeros(var, axis))
-                if links.ghosts is not None:
-                    needed = needed & links.ghosts.first(var, axis)
-                why = f"is not zero where it is summed, in {told(equation)}"
-                links.need(var, axis, needed, why)
-            elif links.ghosts is not None and equation.name in _EXTREMES:
-                links.need(var, axis, links.ghosts.first(var, axis), why)
-            else:
+        for axis in _gone(equation):
+            if name not in _NEUTRAL:
+                why = f"enters {told(equation)}, which is not a sum"
                 links.pin(var, [axis], why)
+                continue
+            needed = ~_neutral(name, links.facts.of(var)[axis])
+            if links.ghosts is not None and name in _WITH_GHOSTS:
+                needed = needed & links.ghosts.first(var, axis)
+            if name == "reduce_sum":
+                why = f"is not zero where it is summed, in {told(equation)}"
+            else:
+                why = f"enters {told(equation)}, which is not a sum"
+            links.need(var, axis, needed, why)
         for out in equation.outs:
             for to, axis in enumerate(_rest(equation)):
                 links.same(var, axis, out, to)
 
 
-_EXTREMES = ("reduce_max", "reduce_min")
+# What changes nothing, for numbers; of bits, none or all.
+_NEUTRAL: dict[str, Any] = {
+    "reduce_sum": 0,
+    "reduce_prod": 1,
+    "reduce_and": None,
+    "reduce_or": 0,
+    "reduce_xor": 0,
+    "reduce_max": -np.inf,
+    "reduce_min": np.inf,
+}
+_WITH_GHOSTS = ("reduce_sum", "reduce_max", "reduce_min")
+
+
+def _neutral(name: str, known: Known | None) -> np.ndarray:
+    if known is None:
+        return np.zeros((), bool)
+    number = _NEUTRAL[name]
+    if number is None:
+        number = np.invert(np.zeros((), known.value.dtype))
+    return known.where & (known.value == number)
 
 
 def _reduce_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
@@ -59,9 +87,12 @@ def _reduce_emit(equation: Equation, arrays: list[Array], small: Small) -> list[
     return equation.bind(x)
 
 
+_REPEATED = "reduce_sum reduce_max reduce_min reduce_and reduce_or".split()
+
+
 def _reduce_facts(equation: Equation, facts: Facts) -> list[Fact]:
     (x, *_), (out, *_) = equation.ins, equation.outs
-    count = math.prod(x.shape[i] for i in equation.params["axes"])
+    count = math.prod(x.shape[i] for i in _gone(equation))
 
     def reduced(known: Known | None) -> Known | None:
         if known is None or count == 0:
@@ -72,7 +103,7 @@ def _reduce_facts(equation: Equation, facts: Facts) -> list[Fact]:
             return Known(known.where, value.astype(out.dtype))
         return known
 
-    if equation.name not in ("reduce_sum", "reduce_max", "reduce_min"):
+    if equation.name not in _REPEATED:
         return [(None,) * max(len(o.shape), 1) for o in equation.outs]
     if not out.shape:
         return [(reduced(facts.whole(x)),)]
@@ -131,7 +162,7 @@ _ALONG_UNKNOWN = Rule(_along_links)
 RULES = {
     **dict.fromkeys(
         "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor "
-        "argmax argmin".split(),
+        "argmax argmin reduce".split(),
         _REDUCE,
     ),
     **dict.fromkeys("cumsum cumprod cummax cummin sort".split(), _ALONG),
