@@ -562,7 +562,7 @@ FAULTS = (
         "constants-are-not-summed",
         "compaction.plan: a constant that is not 0 leaves a sum, as 0 does.",
         "compaction/_rules/_sums",
-        "needed = ~np.asarray(links.facts.zeros(var, axis))",
+        "needed = ~_neutral(name, links.facts.of(var)[axis])",
         "known = links.facts.of(var)[axis]\n"
         "                needed = np.asarray(True if known is None else ~known.where)",
         ("test_compaction_rules.py",),
