@@ -146,16 +146,7 @@ def _solved(
     """What stays: at least what the plan keeps, and no more of any parameter."""
     every = [(network.var(i), leaf) for i, leaf in enumerate(plan.leaves)]
     present = [(v, leaf) for v, leaf in every if v and v.shape == leaf.shape]
-    folded = plan.folded
-    folding = None
-    if folded is not None:
-        if kind(network.program) != folded.kind:
-            raise ValueError(
-                f"`{fn}`: a plan made with `fold=True` serves the function it was made "
-                "for, and this one has other operations."
-            )
-        variables = [var for var, _ in every if var is not None]
-        folding = Folding(network.program, variables, folded.folds)
+    folded, folding = plan.folded, _folding(network, plan, fn=fn)
 
     def known(owner: int, var: Var) -> Fact:
         leaf = plan.leaves[owner]
@@ -196,6 +187,21 @@ def _solved(
         masks=True,
     )
     return links, pinned
+
+
+def _folding(network: Network, plan: Plan, *, fn: str) -> Folding | None:
+    """What the plan folds, in this function."""
+    folded = plan.folded
+    if folded is None:
+        return None
+    if kind(network.program) != folded.kind:
+        raise ValueError(
+            f"`{fn}`: a plan made with `fold=True` serves the function it was made "
+            "for, and this one has other operations."
+        )
+    every = map(network.var, range(len(plan.leaves)))
+    variables = [var for var in every if var is not None]
+    return Folding(network.program, variables, folded.folds)
 
 
 def _more(present: Sequence[tuple[Var, Leaf]], links: Links) -> Iterator[str]:

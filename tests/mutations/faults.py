@@ -564,7 +564,7 @@ FAULTS = (
         "compaction/_rules/_sums",
         "needed = ~_neutral(name, links.facts.of(var)[axis])",
         "known = links.facts.of(var)[axis]\n"
-        "                needed = np.asarray(True if known is None else ~known.where)",
+        "            needed = np.asarray(True if known is None else ~known.where)",
         ("test_compaction_rules.py",),
     ),
     Fault(
