@@ -131,16 +131,22 @@ def test_what_is_put_around_is_part_of_each_row():
 
 @pytest.mark.parametrize(
     ("widths", "left"),
-    [((-1, 2, 0), (2, 3)), ((-1, -1, 0), (3, 1)), ((2, -1, 0), (3, 4))],
+    [
+        ((-1, 2, 0), (2, 3)),
+        ((-1, -1, 0), (3, 1)),
+        ((2, -1, 0), (3, 4)),
+        ((1, 0, 1), (2, 6)),
+    ],
 )
-def test_padding_may_cut(widths, left):
+def test_padding_may_cut_and_leave_gaps(widths, left):
     """Units that are cut off stay: nothing uses them, mask or no mask."""
 
     def apply(p, x):
         h = jax.lax.pad(x @ p["up"], jnp.float32(1), ((0, 0, 0), widths))
         return h @ p["down"]
 
-    params = {"up": PARAMS["up"], "down": draw(4 + sum(widths), 2)}
+    low, high, inner = widths
+    params = {"up": PARAMS["up"], "down": draw(4 + low + high + 3 * inner, 2)}
     plan = check(apply, params, {"up": KEEP[None], "down": None}, X)
     assert plan.shapes == {"up": (3, left[0]), "down": (left[1], 2)}
 

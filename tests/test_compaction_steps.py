@@ -150,3 +150,54 @@ def test_units_that_no_layer_keeps_leave_all_the_same(name):
     assert plan.shapes["up"] == (N, 5, 4)
     (ours, _), (masked, _) = both(TOGETHER[name], mask, plan)
     np.testing.assert_allclose(ours, masked, atol=2e-5 * np.abs(masked).max())
+
+
+def test_equal_positions_are_told_from_those_of_other_steps():
+    """Where a layer has constants of its own, beside those that any may have."""
+
+    def apply(p, x):
+        def layer(h, p):
+            u = h @ p["up"] + p["b"][None]
+            return h + jnp.tanh(u) @ p["down"], u.sum(-1)
+
+        h, sums = lax.scan(layer, x, {n: p[n] for n in ("up", "down", "b")})
+        return h + sums.sum(0)[:, None]
+
+    params = {"up": PARAMS["up"], "down": PARAMS["down"], "b": draw(N, 6, seed=5)}
+    units, read = np.array([[0, 1, 1, 1, 0, 1], [0, 1, 1, 1, 0, 0]], bool)
+    rows = np.arange(N) == N - 1
+    mask = {"up": units[None, None], "down": read[None, :, None]}
+    mask["b"] = rows[:, None]
+    masked = maskjax.apply(params, mask)
+    plan = compaction.plan(apply, params, mask, X, fold=True, ghosts=True)
+    small = compaction.shrink(masked, plan)
+    ours = jax.jit(compaction.narrow(apply, plan))(small, X)
+    np.testing.assert_allclose(ours, jax.jit(apply)(masked, X), rtol=1e-4)
+
+
+def test_steps_of_training_hold_the_masks_of_layers():
+    """Masks with axes of 1 belong to layers too."""
+    mask = {"up": LAYERS[:, None], "down": None, "head": None, "mix": None}
+
+    def loss(p, x):
+        return jnp.square(recurrent(p, x)).sum()
+
+    def steps(p, x):
+        for _ in range(2):
+            slopes = jax.grad(loss)(p, x)
+            p = jax.tree.map(lambda a, slope: a - slope / 500, p, slopes)
+            p = maskjax.apply(p, mask)
+        return p
+
+    plan = compaction.plan(loss, PARAMS, mask, X)
+    assert plan.shapes["up"] == (N, 5, 4)
+
+    @jax.jit
+    def both(p):
+        masked = maskjax.apply(p, mask)
+        ours = compaction.narrow(steps, plan)(compaction.shrink(masked, plan), X)
+        return ours, compaction.shrink(steps(masked, X), plan)
+
+    ours, masked = both(PARAMS)
+    for one, other in zip(*map(jax.tree.leaves, (ours, masked)), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())

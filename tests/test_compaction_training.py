@@ -186,6 +186,7 @@ def rms(h):
 LAYERS = {
     "rms": rms,
     "rolled": lambda h: jnp.roll(h, 3, -1),
+    "every third": lambda h: jnp.concatenate([h[:, i::3] for i in range(3)], 1),
     "padded": lambda h: jnp.pad(h, ((0, 0), (1, 1)))[:, 1:-1],
     "gated": lambda h: h * jax.nn.sigmoid(h.sum(-1, keepdims=True)),
     "looped": lambda h: jax.lax.fori_loop(0, 2, lambda _, h: jnp.sin(h), h),

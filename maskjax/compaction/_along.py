@@ -8,8 +8,10 @@ entries are moved or mixed along an axis, as in a sum, a sort or a flip, they ca
 from typing import Any
 
 from maskjax.compaction._facts import Facts
-from maskjax.compaction._program import Equation, Program, Var
+from maskjax.compaction._program import ENTRIES, Equation, Program, Var
 from maskjax.compaction._rules import RULES, Links
+
+_SHARED = ENTRIES | {"broadcast_in_dim"}
 
 
 class _Recorder(Links):
@@ -63,9 +65,11 @@ def _note(program: Program) -> None:
 def _leads(program: Program) -> bool:
     changed = False
     for equation in program.equations:
+        # Others may be as large as a batch.
+        shared = equation.name in _SHARED  # axes of 1, as in masks
         for (one, other), along in equation.along.items():
             more = int((0, -1) in along)
-            if more or one.shape == other.shape:
+            if more or shared or one.shape == other.shape:
                 changed |= _lead(one, other, more, along)
         for body in equation.bodies:
             changed |= _leads(body)

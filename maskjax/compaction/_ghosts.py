@@ -54,9 +54,8 @@ class Ghosts:
             else labels
         )
         _, back = np.unique(known.value, return_inverse=True)
-        return _numbered(
-            np.where(known.where, n + back.reshape(known.where.shape), own)
-        )
+        numbers = int(own.max(initial=0)) + 1 + back.reshape(known.where.shape)
+        return _numbered(np.where(known.where, numbers, own))
 
     def one(self, var: Var, axis: int) -> bool:
         """Whether all positions of an axis are equal."""

@@ -190,12 +190,15 @@ def _pad_facts(equation: Equation, facts: Facts) -> list[Fact]:
 def _pad_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Array]:
     (x, _), (out,) = equation.ins, equation.outs
     config = list(equation.params["padding_config"])
+    gaps = []
     for axis, stay, places in _pads(equation):
         before, after = small.keep(x, axis), small.keep(out, axis)
         if before.all() and after.all():
             continue
         if config[axis][2]:
-            raise LookupError("gaps between entries")
+            gaps.append((axis, _filled(small, (x, axis), (out, axis), stay, places)))
+            config[axis] = (0, 1, 0)  # an entry to fill all gaps with
+            continue
         counts = [
             small.uniform(put.sum(-1)) - small.uniform(cut.sum(-1))
             for put, cut in (
@@ -204,7 +207,22 @@ def _pad_emit(equation: Equation, arrays: list[Array], small: Small) -> list[Arr
             )
         ]
         config[axis] = (*counts, 0)
-    return equation.bind(*arrays, padding_config=tuple(config))
+    [padded] = equation.bind(*arrays, padding_config=tuple(config))
+    for axis, table in gaps:
+        lead = len(out.prefix(axis)) - len(out.scope)
+        padded = small.taken(padded, axis, table, lead)
+    return [padded]
+
+
+def _filled(
+    small: Small, x: tuple[Var, int], out: tuple[Var, int], stay: Any, places: Any
+) -> np.ndarray:
+    """For each position that stays, which of the input's it is, or one past them."""
+    before, after = small.keep(*x), small.keep(*out)
+    table = np.full(after.shape, small.count(*x))
+    rank = np.where(before, before.cumsum(-1) - 1, table.flat[0])
+    table[..., places] = rank[..., stay]
+    return table[after].reshape(*after.shape[:-1], small.count(*out))
 
 
 RULES = {
