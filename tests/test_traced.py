@@ -1136,6 +1136,32 @@ def test_kernels_have_to_meet_data():
         where.traced(apply, params, X, shape(6, 6))
 
 
+@pytest.mark.parametrize("name", ["attention_norm", "ln_f"])
+def test_the_scale_of_a_normalization_may_be_called_kernel(name):
+    """As in EasyLM, unrolled and stacked."""
+
+    def apply(p, x):
+        def layer(h, p):
+            return jnp.tanh(h * p[name]["kernel"]) @ p["wq"]["kernel"], None
+
+        return jax.lax.scan(layer, x, p["layers"])[0] * p[name]["kernel"]
+
+    layers = {name: {"kernel": shape(3, 6)}, "wq": {"kernel": shape(3, 6, 6)}}
+    params = {"layers": layers, name: {"kernel": shape(6)}}
+    traced = where.traced(apply, params, X)
+    lines = [" ".join(line.split()) for line in str(traced).splitlines()]
+    assert sorted(lines) == sorted(
+        [
+            f"{name}/kernel outputs (no kernel)",
+            f"layers/{name}/kernel stack outputs (no kernel)",
+            "layers/wq/kernel stack inputs outputs",
+        ]
+    )
+    unused = lambda p, x: x @ p["layers"]["wq"]["kernel"][0]  # noqa: E731
+    with pytest.raises(ValueError, match=rf"\n  {name}/kernel: never meets data"):
+        where.traced(unused, params, X)
+
+
 CONSTANT = "it is contracted with constants and other parameters only"
 
 

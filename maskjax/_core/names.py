@@ -171,6 +171,11 @@ def is_attention(name: str) -> bool:
     return _has(_words(name), _some("attention attn mha mhsa"))
 
 
+def is_normalization(path: str) -> bool:
+    """Whether a leaf is right below a part that is called a normalization."""
+    return _said(last_two(path)[0], _NORMS, _VECTORS) == "other"
+
+
 def is_position(path: str) -> bool:
     """Whether a table is one of positions."""
     return _has(_words("/".join(last_two(path))), _POSITIONS)
