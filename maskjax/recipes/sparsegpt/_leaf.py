@@ -95,7 +95,16 @@ def run(tasks: Sequence[Task], hows: Sequence[How]) -> list[Done]:
         every = lax.map(each, stack)
         for n, i in enumerate(ids):
             found[i] = jax.tree.map(lambda x, n=n: x[n], every)
-    return [found[i] for i in range(len(tasks))]
+    return [_placed(found[i], task.w) for i, task in enumerate(tasks)]
+
+
+def _placed(done: Done, w: Array) -> Done:
+    """The pruned kernel and its mask where the kernel is, whatever was compiled."""
+    where = None if isinstance(w, Tracer) else placement.known(w)
+    if where is None or isinstance(done.w, Tracer):
+        return done
+    new, mask = (jax.device_put(x, where) for x in (done.w, done.mask))
+    return done._replace(w=new, mask=mask)
 
 
 def _operand(damping: Any) -> Any:
