@@ -54,7 +54,9 @@ def prune(
 
     Returns:
         The parameters, the mask, and the damping that was used. Leaves that are not
-        pruned are passed through uncopied.
+        pruned are passed through uncopied. Kernels and masks are sharded as the kernels
+        were; under `jit` on a mesh of Auto axes the compiler decides, unless
+        `out_shardings` says.
 
     Raises:
         TypeError: If `density` is missing or not a number, a kernel is not floating, or
