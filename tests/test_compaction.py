@@ -151,6 +151,18 @@ def test_padding_may_cut_and_leave_gaps(widths, left):
     assert plan.shapes == {"up": (3, left[0]), "down": (left[1], 2)}
 
 
+def test_a_unit_that_is_read_twice_stays_if_one_reader_needs_it():
+    order = jnp.array([0, 1, 2, 3, 0])
+
+    def apply(p, x):
+        return jnp.take(x @ p["up"], order, 1) @ p["down"]
+
+    params = {"up": PARAMS["up"], "down": draw(5, 2)}
+    rows = np.array([True, False, True, False, False])
+    plan = check(apply, params, {"up": None, "down": rows[:, None]}, X)
+    assert plan.shapes == {"up": (3, 2), "down": (3, 2)}
+
+
 def test_one_of_several_equal_positions_stands_for_all_in_a_sum():
     def apply(p, x):
         h = x @ p["up"]

@@ -89,6 +89,22 @@ def kept(p, x):
     return headed(p, lax.fori_loop(0, N, write, jnp.zeros((N, N, 6))))
 
 
+ORDER = jnp.array([3, 0, 5, 1, 4, 2])
+
+
+@jax.custom_jvp
+def moved(h):
+    return jnp.sin(h)
+
+
+@moved.defjvp
+def _(primals, tangents):
+    """It puts rows by numbers, which can't be others in each layer."""
+    [h], [rate] = primals, tangents
+    put = jnp.zeros_like(rate).at[..., ORDER].set(rate, unique_indices=True)
+    return moved(h), jnp.cos(h) * put[..., ORDER]
+
+
 # Layers stay layers: each keeps its own four units.
 APART = {
     "as they are": lambda p, x: headed(p, 2 * jnp.sin(stacked(p, x))),
@@ -106,6 +122,7 @@ TOGETHER = {
     "sorted": lambda p, x: headed(p, jnp.sort(stacked(p, x), 0)),
     "summed": lambda p, x: headed(p, jnp.cumsum(stacked(p, x), 0)),
     "mixed": lambda p, x: headed(p, jnp.einsum("lru,lm->mru", stacked(p, x), p["mix"])),
+    "moved in a derivative": lambda p, x: headed(p, moved(stacked(p, x))),
     "put": lambda p, x: headed(p, stacked(p, x).at[jnp.array([2, 0])].add(1.0)),
     "kept": kept,
 }

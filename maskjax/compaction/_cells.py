@@ -193,6 +193,8 @@ class Cells:
     def _shared(self, *axes: tuple[Var, int]) -> list[tuple[int, ...]]:
         """The steps that some axes have in common, as the number of each in each."""
         (first, axis), *others = axes
+        if not first.prefix(axis):
+            return []
         found = [(i,) for i in range(len(first.prefix(axis)))]
         for var, other in others:
             along = self._dims(first, var)

@@ -126,6 +126,8 @@ Dims = list[int | None]
 
 def dims(one: Var, other: Var, along: Iterable[tuple[int, int]]) -> Dims:
     """Which steps of another value those of one are, from axes that correspond."""
+    if not one.scope and not one.lead:
+        return []
     loops = min(len(one.scope), len(other.scope))
     found: Dims = [i if i < loops else None for i in range(len(one.scope) + one.lead)]
     for i, j in along:

@@ -697,7 +697,67 @@ FAULTS = (
         "for row in rows[:0]:",
         ("test_compaction_rules.py",),
     ),
+    Fault(
+        "stacks-are-told-by-length",
+        "compaction: layers of a stack that is transposed, sorted or summed are taken "
+        "for those of another axis of the same length.",
+        "compaction/_program",
+        "return dims(one, other, self.along.get((one, other), ()))",
+        "return dims(one, other, [(i, i) for i in range(one.lead)])",
+        ("test_compaction_steps.py",),
+    ),
+    Fault(
+        "corners-are-left-out",
+        "compaction.plan: what is padded along two axes is 0 where the input is.",
+        "compaction/_rules/_parts",
+        "fact.append(met(known, around) if grows - {axis} else known)",
+        "fact.append(known)",
+        ("test_compaction.py",),
+    ),
+    Fault(
+        "equal-numbers-of-other-steps",
+        "compaction.plan: with ghosts=True constants are taken for positions that are "
+        "equal to others in another layer.",
+        "compaction/_ghosts",
+        "int(own.max(initial=0)) + 1 + back.reshape",
+        "n + back.reshape",
+        ("test_compaction_steps.py",),
+    ),
+    Fault(
+        "the-last-of-repeated-rows",
+        "compaction.plan: of a row that is looked up twice the last place tells if it "
+        "stays.",
+        "compaction/_cells",
+        "np.maximum.at(up.T, self.places, small.why.T)  # places may repeat",
+        "up[..., self.places] = small.why",
+        ("test_compaction.py",),
+    ),
     # Compaction: small trees and functions
+    Fault(
+        "derivatives-are-written-untried",
+        "compaction.narrow: a derivative that can't be written small fails later, with "
+        "an error that is not for users.",
+        "compaction/_rules/_bodies",
+        "if small.trial:",
+        "if small.trial and not body:",
+        ("test_compaction_steps.py",),
+    ),
+    Fault(
+        "second-derivatives-of-what-is-written",
+        "compaction.narrow: second derivatives forget a function's own rule.",
+        "compaction/_tracing",
+        "_DERIVATIVES = 2",
+        "_DERIVATIVES = 1",
+        ("test_compaction.py",),
+    ),
+    Fault(
+        "masks-in-programs-are-not-read",
+        "compaction.narrow: steps that apply the mask in their loss are refused.",
+        "compaction/_narrow",
+        "masks=True,",
+        "masks=False,",
+        ("test_compaction_training.py",),
+    ),
     Fault(
         "what-left-is-no-zero",
         "compaction.expand: what was taken out comes back as a copy of its neighbor.",
