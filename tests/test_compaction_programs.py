@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import AxisType, use_abstract_mesh
 
 import maskjax
 from maskjax import compaction, report
+from maskjax.compaction import _evaluation
 from tests import halved
 
 NETWORKS = halved.small()
@@ -160,3 +162,39 @@ def test_a_training_step_lowers_for_gpu_and_tpu(name):
         return jax.tree.leaves(out)
 
     export.export(jax.jit(step), platforms=("cuda", "tpu"))(*leaves)
+
+
+def explicit_mesh():
+    return jax.make_mesh((1,), ("x",), (AxisType.Explicit,))
+
+
+SURROUNDINGS = {
+    "a mesh": lambda: jax.set_mesh(explicit_mesh()),
+    "a mesh without devices": lambda: use_abstract_mesh(explicit_mesh().abstract_mesh),
+    "a transfer guard": lambda: jax.transfer_guard("disallow"),
+    "checks for nan": lambda: jax.debug_nans(True),
+    "checks for inf": lambda: jax.debug_infs(True),
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_a_plan_is_the_same_wherever_it_is_made(name, monkeypatch):
+    """What is known by computing it: zeros after `h**2`, and which rows are read."""
+    monkeypatch.setattr(_evaluation, "_memo", {})
+    shapes = {"up": (5, 8), "down": (8, 3)}
+    params = {path: np.ones(shape, np.float32) for path, shape in shapes.items()}
+    mask = {"up": (np.arange(8) % 2 == 0)[None], "down": None}
+    order = (np.arange(8) * 3 + 1) % 8
+
+    def network(p, x):
+        h = x @ p["up"]
+        h = h * jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + 1e-3)
+        h = (h + jax.numpy.exp(jax.numpy.log(h * h)))[
+            :, jax.numpy.asarray(order)
+        ]  # log 0 is -inf
+        return h[:, jax.numpy.asarray(np.argsort(order))] @ p["down"]
+
+    with SURROUNDINGS[name]():
+        inside = compaction.plan(network, params, mask, np.ones((2, 5), np.float32))
+    after = compaction.plan(network, params, mask, np.ones((2, 5), np.float32))
+    assert inside.shapes == after.shapes == {"up": (5, 4), "down": (4, 3)}

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import eval_context  # which `shard_map` obeys too
 
 from maskjax.compaction._facts import Fact, Facts, Known, either, met, zero
+from maskjax.compaction._host import on_host
 from maskjax.compaction._program import Equation
 
 _NUMPY: dict[str, Callable[..., Any]] = {
@@ -122,23 +121,15 @@ def _at(equation: Equation, row: np.ndarray, columns: Sequence[np.ndarray]) -> A
     )
     if key not in _memo:
         try:
-            with eval_context(), jax.default_device(_cpu()):
+            with on_host():
                 numbers = zip(row, columns, strict=True)
                 operands = [jnp.asarray(_cast(x, c.dtype)) for x, c in numbers]
                 _memo[key] = np.asarray(equation.bind(*operands)[0])
         except Exception:  # a primitive that takes no scalars is not known
-            _memo[key] = None
+            return None
     return _memo[key]
 
 
 def _cast(x: Any, dtype: Any) -> np.ndarray:
     complex_ = np.issubdtype(dtype, np.complexfloating)
     return np.asarray(x if complex_ else np.real(x), dtype)
-
-
-def _cpu() -> Any:
-    """The host, if JAX may use it."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None

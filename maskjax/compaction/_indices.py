@@ -6,10 +6,10 @@ leaves some out, keep the axis as it is: other inputs may ask for other rows.
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from jax.core import Tracer, eval_context
+from jax.core import Tracer
 
+from maskjax.compaction._host import on_host
 from maskjax.compaction._program import ENTRIES, Const, Equation, Program, Var
 
 _MOST = 1 << 16  # more rows are not read
@@ -80,8 +80,7 @@ class _Reader:
         if any(x is None for x in operands):
             return None
         try:
-            cpu = jax.local_devices(backend="cpu")[0]
-            with eval_context(), jax.default_device(cpu):
+            with on_host():
                 return np.asarray(equation.bind(*operands)[0])
         except Exception:  # no CPU, or numbers that are spread over devices
             return None
