@@ -118,7 +118,9 @@ def case(d: int, out: int, pattern: bool) -> _case.Case:  # noqa: FBT001
             if name != "products":
                 change = np.asarray(left, "float64") - w
                 found[name] = np.sum(change * (gram @ change))
-                assert np.count_nonzero(left) == w.size // 2, name
+                # The paper's loop compares with a threshold, and keeps all ties.
+                more = np.count_nonzero(left) - w.size // 2
+                assert 0 <= more <= (1e-5 * w.size if "loop" in name else 0), name
         first, *others = found.values()
         np.testing.assert_allclose(others, first, rtol=0.01)
 
