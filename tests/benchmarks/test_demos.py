@@ -269,3 +269,21 @@ def test_networks_that_disagree_know_what_they_were_not_taught(quick):
     params = numbers["params"]
     assert params["deep ensemble"] == 5 * params["one network"]
     assert params["Masksembles"] == params["MC-dropout"] == params["one network"]
+
+
+def test_the_loss_chooses_better_than_scores(quick):
+    numbers = quick("learned")[1]["demos"]["learned"]["numbers"]
+    found = numbers["patterns"]
+    assert found["exact"]
+    assert found["weights"] == 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    loss = {name: np.mean(each) for name, each in found["loss"].items()}
+    assert loss["dense"] < loss["learned from Wanda"] < loss["Wanda"]
+    assert loss["Wanda"] < loss["magnitude"] + 0.1
+    assert 0 < np.mean(found["moved"]) < 1
+    inputs = numbers["inputs"]
+    (pixels, noise), magnitude = (
+        np.mean(inputs["kept"][name], axis=-1) for name in ("gates", "by magnitude")
+    )
+    assert noise < magnitude[1]
+    assert pixels > 3 * noise
+    assert abs(np.mean(inputs["expected"]) - inputs["target"]) < 0.1
