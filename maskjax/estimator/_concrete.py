@@ -11,7 +11,7 @@ from maskjax._core import checks, draws, dtypes, trees
 from maskjax._core.trees import Array, Scores, SoftMask
 
 
-class _Shape(NamedTuple):
+class _Options(NamedTuple):
     """The numbers of the distribution that all gates share."""
 
     beta: Any
@@ -73,14 +73,15 @@ def hard_concrete(
         ICLR 2018. arXiv:1712.01312, section 2.2.
     """
     fn = "maskjax.estimator.hard_concrete"
-    shape = _checked(log_alphas, _Shape(beta, gamma, zeta), fn=fn)
+    options = _checked(log_alphas, _Options(beta, gamma, zeta), fn=fn)
     if key is None:
-        return trees.map_mask(lambda a: _tested(a, shape), log_alphas)
+        return trees.map_mask(lambda a: _tested(a, options), log_alphas)
     checks.typed_key(key, fn=fn)
     checks.beside(log_alphas, fn=fn, name="log_alphas", key=key)
     leaves, treedef = jax.tree.flatten(log_alphas, is_leaf=trees.is_mask_leaf)
     gates = [
-        None if a is None else _sampled(a, shape, key, i) for i, a in enumerate(leaves)
+        None if a is None else _sampled(a, options, key, i)
+        for i, a in enumerate(leaves)
     ]
     return treedef.unflatten(gates)
 
@@ -114,18 +115,18 @@ def hard_concrete_probabilities(
         >>> open = estimator.hard_concrete_probabilities(log_alphas)
         >>> open["w"].round(2)
         Array([0.  , 0.83, 1.  ], dtype=float32)
-        >>> print(algebra.expected_count(open).round(2))
+        >>> round(float(algebra.expected_count(open)), 2)
         1.83
 
     References:
         Louizos et al., arXiv:1712.01312, section 2.2.
     """
     fn = "maskjax.estimator.hard_concrete_probabilities"
-    shape = _checked(log_alphas, _Shape(beta, gamma, zeta), fn=fn)
-    return trees.map_mask(lambda a: _open(a, shape), log_alphas)
+    options = _checked(log_alphas, _Options(beta, gamma, zeta), fn=fn)
+    return trees.map_mask(lambda a: _open(a, options), log_alphas)
 
 
-def _checked(log_alphas: Scores, given: _Shape, *, fn: str) -> _Shape:
+def _checked(log_alphas: Scores, given: _Options, *, fn: str) -> _Options:
     """The options as operands of a program, so that a new number compiles nothing."""
     checks.floating_scores(log_alphas, fn=fn, name="log_alphas")
     beside = {"beta": given.beta, "gamma": given.gamma, "zeta": given.zeta}
@@ -133,7 +134,7 @@ def _checked(log_alphas: Scores, given: _Shape, *, fn: str) -> _Shape:
     _check(given.beta, "beta", "above 0", lambda x: 0 < x < np.inf, fn=fn)
     _check(given.gamma, "gamma", "below 0", lambda x: -np.inf < x < 0, fn=fn)
     _check(given.zeta, "zeta", "above 1", lambda x: 1 < x < np.inf, fn=fn)
-    return _Shape(*map(_operand, given))
+    return _Options(*map(_operand, given))
 
 
 def _check(value: Any, name: str, needs: str, fine: Any, *, fn: str) -> None:
@@ -150,34 +151,34 @@ def _operand(value: Any) -> Any:
 
 
 @jax.jit
-def _sampled(log_alpha: Array, shape: _Shape, key: Array, leaf: int) -> Array:
+def _sampled(log_alpha: Array, options: _Options, key: Array, leaf: int) -> Array:
     noise = draws.logistic(jax.random.fold_in(key, leaf), log_alpha)
-    return gate(log_alpha, noise, shape)
+    return gate(log_alpha, noise, options)
 
 
-def gate(log_alpha: Array, noise: Array, shape: _Shape) -> Array:
+def gate(log_alpha: Array, noise: Array, options: _Options) -> Array:
     """A gate from logistic noise."""
     wide = dtypes.at_least_float32(log_alpha.dtype)
     logits = log_alpha.astype(wide) + noise.astype(wide)
-    found = _stretched(logits / _as(shape.beta, wide), shape)
+    found = _stretched(logits / _as(options.beta, wide), options)
     return found.astype(log_alpha.dtype)
 
 
 @jax.jit
-def _tested(log_alpha: Array, shape: _Shape) -> Array:
+def _tested(log_alpha: Array, options: _Options) -> Array:
     wide = log_alpha.astype(dtypes.at_least_float32(log_alpha.dtype))
-    return _stretched(wide, shape).astype(log_alpha.dtype)
+    return _stretched(wide, options).astype(log_alpha.dtype)
 
 
 @jax.jit
-def _open(log_alpha: Array, shape: _Shape) -> Array:
+def _open(log_alpha: Array, options: _Options) -> Array:
     wide = dtypes.at_least_float32(log_alpha.dtype)
-    beta, gamma, zeta = (_as(value, wide) for value in shape)
+    beta, gamma, zeta = (_as(value, wide) for value in options)
     return jax.nn.sigmoid(log_alpha.astype(wide) - beta * jnp.log(-gamma / zeta))
 
 
-def _stretched(logits: Array, shape: _Shape) -> Array:
-    _, gamma, zeta = (_as(value, logits.dtype) for value in shape)
+def _stretched(logits: Array, options: _Options) -> Array:
+    _, gamma, zeta = (_as(value, logits.dtype) for value in options)
     return jnp.clip(jax.nn.sigmoid(logits) * (zeta - gamma) + gamma, 0, 1)
 
 

@@ -275,7 +275,7 @@ def test_the_loss_chooses_better_than_scores(quick):
     numbers = quick("learned")[1]["demos"]["learned"]["numbers"]
     found = numbers["patterns"]
     assert found["exact"]
-    assert found["weights"] == 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert found["weights"] == 2 * 6 * 32 * 32
     loss = {name: np.mean(each) for name, each in found["loss"].items()}
     assert loss["dense"] < loss["learned from Wanda"] < loss["Wanda"]
     assert loss["Wanda"] < loss["magnitude"] + 0.1

@@ -357,8 +357,8 @@ FAULTS = (
         "gates-too-random",
         "estimator.hard_concrete: the temperature divides the noise alone.",
         "estimator",
-        "found = _stretched(logits / _as(shape.beta, wide), shape)",
-        "found = _stretched(logits, shape)",
+        "found = _stretched(logits / _as(options.beta, wide), options)",
+        "found = _stretched(logits, options)",
         ("test_hard_concrete.py",),
     ),
     Fault(
@@ -390,7 +390,7 @@ FAULTS = (
         "structure.NofM.patterns: the last one is left out.",
         "structure",
         "kept = list(itertools.combinations(range(m), n))",
-        "kept = list(itertools.combinations(range(m), n))[: max(math.comb(m, n) - 1, 1)]",
+        "kept = list(itertools.combinations(range(m), n))[:-1]",
         ("test_structure.py",),
     ),
     Fault(

@@ -88,7 +88,8 @@ def _infinite(x: Any) -> int:
     """How many numbers are not finite, as far as that is known."""
     if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
         return 0
-    return int(_count(x))
+    with jax.ensure_compile_time_eval():  # known logits may come in while tracing
+        return int(_count(x))
 
 
 @jax.jit

@@ -85,7 +85,8 @@ def init(
     return treedef.unflatten(logits)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+# The kernel tells the devices, even where its values are not read.
+@functools.partial(jax.jit, static_argnames="plan", keep_unused=True)
 def _drawn(
     w: Array,
     prior: Any,
