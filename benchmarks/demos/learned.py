@@ -2,7 +2,8 @@
 
 A small transformer reads the rows of an image. Its 2:4 masks come from magnitudes, from
 Wanda and from SparseGPT, which also changes weights; or they are learned, from Wanda's
-and from nothing, while the weights stay as they are.
+and from nothing, while the weights stay as they are. For what else could be done with
+as many steps, the weights under Wanda's mask are trained.
 
 A network with as many columns of noise as pixels learns at which inputs to look, by
 hard concrete gates with a Lagrangian on how many are open. Beside it: all inputs, the
@@ -28,12 +29,13 @@ from maskjax.recipes import maskllm, sparsegpt
 
 SEEDS = 3, 3, 10
 WIDTH, HEADS, LAYERS = 32, 4, 2  # kernels of one shape are one program
-STEPS = {"dense": (100, 300, 3_000), "patterns": (60, 150, 2_000)}
-STEPS |= {"inputs": (200, 600, 3_000)}
+STEPS = {"dense": (100, 200, 3_000), "patterns": (60, 150, 2_000)}
+STEPS |= {"inputs": (200, 400, 3_000)}
 RATE, LOGITS_RATE, NORM = 3e-3, 5e-3, 1e-5
 TWO_OF_FOUR = structure.NofM(2, 4)
 DENSE, MAGNITUDE, WANDA, SPARSEGPT = "dense", "magnitude", "Wanda", "SparseGPT"
 LEARNED, ALONE = "learned from Wanda", "learned from nothing"
+TUNED = "Wanda, weights trained"
 TARGET = 0.25  # of the inputs
 UNITS = 100
 INPUT_RATES = {"net": 1e-3, "gates": 0.05, "prices": 0.05}
@@ -93,8 +95,8 @@ def run(context: Context) -> Outcome:
     """Losses of 2:4 masks, and the inputs that are kept, by each way to choose."""
     seeds = context.pick(SEEDS)
     patterns, inputs = _patterns(context, seeds), _inputs(context, seeds)
-    kept = inputs["kept"]
-    by = {name: {"pixels": a, "noise": b} for name, (a, b) in kept.items()}
+    names = "pixels", "noise"
+    by = {n: dict(zip(names, two, strict=True)) for n, two in inputs["kept"].items()}
     steps = {name: context.pick(each) for name, each in STEPS.items()}
     shown = {"patterns": patterns, "inputs": inputs, "steps": steps}
     shown |= {"gates": by[GATES], "magnitude": by["by magnitude"]}
@@ -122,7 +124,8 @@ def _patterns(context: Context, seeds: int) -> dict[str, Any]:
     fresh = lambda key: NETWORK.init(key, x[:1])["params"]  # noqa: E731
     draws, order = jax.random.split(jax.random.key(0))
     start = _train.draw(fresh, jax.random.split(draws, seeds))
-    params = _dense(context, start, x, y, order)
+    nothing = jax.tree.map(lambda _: None, start)
+    params = _trained(context, "dense", start, nothing, x, y, order)
     one = jax.tree.map(lambda p: p[0], params)
     chosen = where.matching("^layers/") & where.traced(_net, one, x[:1])
     masks, repaired = jax.jit(jax.vmap(lambda p: _one_shot(p, x, chosen)))(params)
@@ -130,7 +133,8 @@ def _patterns(context: Context, seeds: int) -> dict[str, Any]:
     found = _learned(context, params, masks[WANDA], chosen, keys, x, y)
     masks |= dict(zip((LEARNED, ALONE), found, strict=True))
     masked = {name: maskjax.apply(params, mask) for name, mask in masks.items()}
-    networks = {DENSE: params} | masked | {SPARSEGPT: repaired}
+    tuned = _trained(context, "patterns", params, masks[WANDA], x, y, order)
+    networks = {DENSE: params} | masked | {SPARSEGPT: repaired, TUNED: tuned}
     tested = _tested(data)
     scored = {name: tested(each) for name, each in networks.items()}
     accuracy = {name: np.asarray(each[0]) for name, each in scored.items()}
@@ -147,19 +151,18 @@ def _patterns(context: Context, seeds: int) -> dict[str, Any]:
     }
 
 
-def _dense(context: Context, start: Any, x: Any, y: Any, key: jax.Array) -> Any:
-    """Trained networks [K, ...]."""
-    epochs = _train.epochs_of(context.pick(STEPS["dense"]), x)
+def _trained(
+    context: Context, steps: str, start: Any, masks: Any, x: Any, y: Any, key: jax.Array
+) -> Any:
+    """Networks [K, ...] whose weights were trained, under masks if there are some."""
+    epochs = _train.epochs_of(context.pick(STEPS[steps]), x)
     adam = optax.adam(_train.cosine(RATE, epochs, x))
-
-    def loss(params: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
-        del rest
-        return _train.cross_entropy(_net(params, x), y)
-
-    states = jax.vmap(lambda p: _train.begin(adam, p))(start)
-    epoch = _train.epoch_of(_train.descend(loss, adam), x, y)
-    track = context.track("learned: dense networks", epochs)
-    return _train.epochs_by(epoch, states, track, key=key).params
+    begin, step = _train.under_masks(_net, adam)
+    states = jax.jit(jax.vmap(begin))(start, masks)
+    epoch = _train.epoch_of(step, x, y)
+    track = context.track(f"learned: weights, {steps}", epochs)
+    states = _train.epochs_by(epoch, states, track, key=key)
+    return jax.jit(jax.vmap(maskjax.apply))(states.params, states.rest)
 
 
 def _one_shot(params: Any, x: jax.Array, chosen: Any) -> tuple[dict[str, Any], Any]:
@@ -209,25 +212,23 @@ def _learned(
 
     half = len(keys) // 2
     strength = jnp.repeat(jnp.array([3.0, 0.0]), half)
-    begin = jax.jit(jax.vmap(start))
-    states = begin(twice(params), twice(prior), strength, keys)
+    states = jax.jit(jax.vmap(start))(twice(params), twice(prior), strength, keys)
     step = _train.descend(loss, adam, has_aux=True)
     epoch = _train.epoch_of(step, x, y, groups=2)
     track = context.track("learned: patterns", epochs)
     states = _train.epochs_by(epoch, states, track, key=jax.random.key(1))
     ends = jax.jit(jax.vmap(lambda m: maskllm.mask(m.params, m.rest.weights, **how)))
     masks = ends(states)
-    parts = slice(None, half), slice(half, None)
-    return [jax.tree.map(lambda m, s=s: m[s], masks) for s in parts]
+    return [jax.tree.map(lambda m, i=i: m[i : i + half], masks) for i in (0, half)]
 
 
 def _tested(data: Data) -> Any:
     """Accuracies and losses [K] of networks [K, ...] on the test images."""
     x, y = jnp.asarray(data.x_test), jnp.asarray(data.y_test)
 
-    def of_one(params: Any) -> tuple[jax.Array, jax.Array]:
+    def of_one(params: Any) -> list[jax.Array]:
         logits = _net(params, x)
-        return _train.accuracy(logits, y), _train.cross_entropy(logits, y)
+        return [judge(logits, y) for judge in (_train.accuracy, _train.cross_entropy)]
 
     return jax.jit(jax.vmap(of_one))
 
@@ -284,6 +285,7 @@ def _inputs(context: Context, seeds: int) -> dict[str, Any]:
         "expected": np.asarray(expected),
         "density": opened.mean(1),
         "accuracy": {GATES: np.asarray(right), **accuracy},
+        "open": np.split(opened.mean(0), 2),
         "kept": {
             name: (kept[:, :pixels].sum(1), kept[:, pixels:].sum(1))
             for name, kept in each.items()
@@ -385,15 +387,14 @@ def _draw(context: Context, patterns: dict[str, Any], inputs: dict[str, Any]) ->
     left.set_yticks(range(len(patterns["loss"])), list(patterns["loss"]))
     left.invert_yaxis()
     left.set(title="two of every four weights", xlabel="loss on test images, each seed")
-    names = list(inputs["kept"])
-    for i, name in enumerate(names):
-        pixels, noise = (part.mean() for part in inputs["kept"][name])
-        right.barh(i, pixels, color="C0", label=None if i else "pixels")
-        right.barh(i, noise, left=pixels, color="C3", label=None if i else "noise")
-    right.set_yticks(range(len(names)), names)
-    right.set(title="inputs kept", xlabel=f"of {2 * inputs['pixels']}, mean of seeds")
-    right.legend(loc="upper right")
+    pixels, noise = (part.reshape(context.data.shape) for part in inputs["open"])
+    between = np.full((len(pixels), 1), np.nan)
+    shown = np.concatenate([pixels, between, noise], 1)
+    image = right.imshow(shown, vmin=0, vmax=1)
+    right.set(title="inputs that gates keep: pixels, noise", xticks=[], yticks=[])
+    right.grid(visible=False)
+    drawn.colorbar(image, ax=right, label="fraction of seeds", shrink=0.6)
     return _pictures.save(drawn, context, "learned_masks")
 
 
-DEMO = Demo("learned", "learned N:M masks, hard concrete gates", run, seconds=15)
+DEMO = Demo("learned", "learned N:M masks, hard concrete gates", run, seconds=20)

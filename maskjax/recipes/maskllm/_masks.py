@@ -83,7 +83,7 @@ def soft_mask(
     checks.together(fn=fn, logits=logits, progress=progress, key=key)
     pairs = _groups.with_logits(logits, params, structure, where, fn=fn)
     done = progress if isinstance(progress, jax.Array) else np.float32(progress)
-    ends = tuple(np.float32((temperatures, scales)))
+    ends = [np.asarray(each, np.float32) for each in (temperatures, scales)]
     soft = [_mixed(x, k.w, done, *ends, key, k.place, plan=k.plan) for k, x in pairs]
     return _whole(logits, pairs, soft)
 
