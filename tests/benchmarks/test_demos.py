@@ -275,11 +275,10 @@ def test_the_loss_chooses_better_than_scores(quick):
     numbers = quick("learned")[1]["demos"]["learned"]["numbers"]
     found = numbers["patterns"]
     assert found["exact"]
-    assert found["weights"] == 2 * 6 * 32 * 32
     loss = {name: np.mean(each) for name, each in found["loss"].items()}
     assert loss["learned from Wanda"] < loss["SparseGPT"] < loss["Wanda"]
     assert loss["learned from nothing"] < loss["magnitude"]
-    assert 0 < np.mean(found["moved"]) < 1
+    assert 0.4 < np.mean(found["overlap"]) < 1
     inputs = numbers["inputs"]
     (pixels, noise), magnitude = (
         np.mean(inputs["kept"][name], axis=-1) for name in ("gates", "by magnitude")
