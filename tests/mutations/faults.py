@@ -1247,11 +1247,11 @@ FAULTS = (
         ("recipes/test_edge_popup.py",),
     ),
     Fault(
-        "supermask-density-of-leaves",
-        "supermask.density: leaves count alike, whatever their size.",
+        "supermask-density-of-decisions",
+        "supermask.density: a score that weights share counts once.",
         "recipes/supermask",
-        "jnp.average(means, weights=jnp.array(sizes, jnp.float32))",
-        "jnp.mean(means)",
+        "algebra.expected_density(map_mask(jax.nn.sigmoid, scores), params)",
+        "algebra.expected_density(map_mask(jax.nn.sigmoid, scores))",
         ("recipes/test_supermask.py",),
     ),
     Fault(
