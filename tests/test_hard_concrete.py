@@ -194,6 +194,19 @@ def test_a_new_temperature_compiles_nothing():
     assert _concrete._sampled._cache_size() == before
 
 
+def test_dtypes_of_64_bits_mix_with_others(x64):
+    wide, narrow = np.zeros(5), np.zeros(5, "f4")
+    found = estimator.hard_concrete({"a": wide, "b": narrow}, key=KEY)
+    assert [x.dtype for x in found.values()] == ["float64", "float32"]
+    open_ = estimator.hard_concrete_probabilities({"a": wide, "b": narrow})
+    wanted = sigmoid(-BETA * math.log(0.1 / 1.1))
+    np.testing.assert_allclose(open_["a"], wanted, rtol=1e-14)
+    density = algebra.expected_density(open_)
+    assert density.dtype == "float64"
+    term = estimator.lagrangian(density - 0.5, np.ones(2, "f4"))
+    np.testing.assert_allclose(term, wanted - 0.5 + (wanted - 0.5) ** 2, rtol=1e-6)
+
+
 # --- the constraint
 
 

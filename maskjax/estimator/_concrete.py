@@ -147,7 +147,7 @@ def _check(value: Any, name: str, needs: str, fine: Any, *, fn: str) -> None:
 
 
 def _operand(value: Any) -> Any:
-    return value if isinstance(value, jax.Array) else np.float32(value)
+    return value if isinstance(value, jax.Array) else np.float64(value)
 
 
 @jax.jit

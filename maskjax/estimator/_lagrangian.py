@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from maskjax._core import checks
+from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array
 from maskjax.estimator._straight import straight_through
 
@@ -26,7 +26,7 @@ def lagrangian(excess: Array, multipliers: Array) -> Array:
         multipliers: [2, *excess.shape], lambda_1 and lambda_2. Start with zeros.
 
     Returns:
-        A scalar, the sum over all constraints.
+        A scalar, the sum over all constraints, float32 or float64.
 
     Raises:
         TypeError: If an argument is not a floating array.
@@ -49,7 +49,7 @@ def lagrangian(excess: Array, multipliers: Array) -> Array:
     checks.floating(multipliers, fn=fn, name="multipliers")
     checks.of_shape(multipliers, (2, *excess.shape), fn=fn, name="multipliers")
     checks.together(fn=fn, excess=excess, multipliers=multipliers)
-    dtype = jnp.promote_types(excess.dtype, multipliers.dtype)
+    dtype = dtypes.widest(excess, multipliers)
     both = straight_through(multipliers, -multipliers).astype(dtype)
     excess = jnp.asarray(excess).astype(dtype)
     return jnp.sum(both[0] * excess + both[1] * jnp.square(excess))

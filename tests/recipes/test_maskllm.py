@@ -307,6 +307,16 @@ def test_the_squared_norm_counts_what_is_kept_and_moves_the_mask_alone():
     )
 
 
+def test_dtypes_of_64_bits_mix_with_others(x64):
+    params = {"a": normal(0, 8, 2).astype("f8"), "b": normal(1, 4, 2)}
+    logits = maskllm.init(params, key=KEY)
+    soft = maskllm.soft_mask(logits, params, progress=0.5, key=KEY)
+    for tree in (logits, soft):
+        assert [x.dtype for x in tree.values()] == ["float64", "float32"]
+    np.testing.assert_allclose(np.sum(soft["a"]), 8, rtol=1e-12)
+    assert maskllm.squared_norm(params, soft).dtype == "float64"
+
+
 @pytest.mark.parametrize("name", trees.NAMES)
 def test_trees_of_every_kind_keep_structure_and_shapes(name):
     params = trees.make(name, "bfloat16")

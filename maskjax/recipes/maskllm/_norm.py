@@ -42,12 +42,12 @@ def squared_norm(params: Params, soft: SoftMask) -> Array:
     pairs = checks.masked(params, soft, fn=fn, names=names, soft=True)
     checks.floating_where_masked(pairs, params, fn=fn, name="params")
     sums = [_squares(w, m) for w, m in pairs if m is not None]
-    dtype = functools.reduce(jnp.promote_types, [x.dtype for x in sums])
+    dtype = dtypes.widest(*sums)
     return functools.reduce(jnp.add, [x.astype(dtype) for x in sums])
 
 
 @jax.jit
 def _squares(w: Array, m: Array) -> Array:
-    wide = jnp.promote_types(*(dtypes.at_least_float32(x.dtype) for x in (w, m)))
+    wide = dtypes.widest(w, m)
     kept = lax.stop_gradient(w).astype(wide) * m.astype(wide)
     return jnp.sum(jnp.square(kept))  # 3.
