@@ -8,6 +8,7 @@ _NAMES = (
     "pruning",
     "compaction",
     "sentence_encoder",
+    "learned",
     "lottery_ticket",
     "deconstructing",
     "edge_popup",

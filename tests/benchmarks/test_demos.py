@@ -269,3 +269,20 @@ def test_networks_that_disagree_know_what_they_were_not_taught(quick):
     params = numbers["params"]
     assert params["deep ensemble"] == 5 * params["one network"]
     assert params["Masksembles"] == params["MC-dropout"] == params["one network"]
+
+
+def test_the_loss_chooses_better_than_scores(quick):
+    numbers = quick("learned")[1]["demos"]["learned"]["numbers"]
+    found = numbers["patterns"]
+    assert found["exact"]
+    loss = {name: np.mean(each) for name, each in found["loss"].items()}
+    assert loss["learned from Wanda"] < loss["SparseGPT"] < loss["Wanda"]
+    assert loss["learned from nothing"] < loss["magnitude"]
+    assert 0.4 < np.mean(found["overlap"]) < 1
+    inputs = numbers["inputs"]
+    (pixels, noise), magnitude = (
+        np.mean(inputs["kept"][name], axis=-1) for name in ("gates", "by magnitude")
+    )
+    assert noise < magnitude[1]
+    assert pixels > 3 * noise
+    assert abs(np.mean(inputs["expected"]) - inputs["target"]) < 0.1
