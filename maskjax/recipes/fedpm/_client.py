@@ -31,6 +31,9 @@ class Message(NamedTuple):
 def scores(state: FedPMState) -> Scores:
     """Where a client's training starts: the logits of the probabilities.
 
+    Inside `jax.shard_map` make them each device's own, because JAX sums gradients by
+    what all devices share: `jax.lax.pcast(scores, "clients", to="varying")`.
+
     Args:
         state: The server.
 

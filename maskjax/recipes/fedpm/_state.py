@@ -64,7 +64,7 @@ def init(weights: Params, *, where: Predicate = kernels) -> FedPMState:
 
     def half(w: Array) -> Array:  # 1.
         dtype = dtypes.at_least_float32(w.dtype)
-        return placement.zeros(w.shape, dtype, w) + 0.5
+        return placement.made(jnp.full, w, static=(tuple(w.shape), 0.5, dtype))
 
     def none(w: Array) -> Array:
         return placement.zeros(w.shape, jnp.int32, w)
