@@ -12,6 +12,7 @@ _NAMES = (
     "deconstructing",
     "edge_popup",
     "supermask",
+    "fedpm",
     "supsup",
     "hopsupsup",
     "packnet",

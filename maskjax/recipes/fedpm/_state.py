@@ -69,9 +69,14 @@ def init(weights: Params, *, where: Predicate = kernels) -> FedPMState:
     def none(w: Array) -> Array:
         return placement.zeros(w.shape, jnp.int32, w)
 
-    counters = (jnp.int32(0) for _ in range(3))
-    halves, zeros = map_mask(half, chosen), map_mask(none, chosen)
-    return FedPMState(halves, zeros, *counters, fingerprint(chosen))
+    return FedPMState(
+        map_mask(half, chosen),
+        map_mask(none, chosen),
+        received=jnp.int32(0),
+        round=jnp.int32(0),
+        refused=jnp.int32(0),
+        network=fingerprint(chosen),
+    )
 
 
 def mask(state: FedPMState, *, key: Array | None) -> Mask:
