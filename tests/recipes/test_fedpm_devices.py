@@ -91,10 +91,7 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         tree, NamedSharding(mesh, PartitionSpec(*spec)))
     data = put((x, y, keys), "clients")
     given = *put((start, weights)), *data, put(some)
-    ways = {"vmap": step}
-    if kind == AxisType.Auto:
-        ways["shard_map"] = by_shard(mesh)
-    for way, run in ways.items():
+    for way, run in {"vmap": step, "shard_map": by_shard(mesh)}.items():
         with jax.set_mesh(mesh):
             program = jax.jit(run).lower(*given).compile()
         state, messages, scores = program(*given)
@@ -115,8 +112,8 @@ for kind in (AxisType.Auto, AxisType.Explicit):
 print(json.dumps(results))
 '''
 
-WAYS = ["Auto vmap", "Auto shard_map", "Explicit vmap", "Auto server"]
-WAYS += ["Explicit server", "Auto eager", "Explicit eager"]
+WAYS = ["Auto vmap", "Auto shard_map", "Explicit vmap", "Explicit shard_map"]
+WAYS += ["Auto server", "Explicit server", "Auto eager", "Explicit eager"]
 # One word for 32 weights of two leaves and eight clients. Beside: which of the eight
 # sent a message of this round, and the two words of each fingerprint.
 WORDS, SMALL = 8 * (4 * 64 + 2 * 16), 16
