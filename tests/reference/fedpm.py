@@ -1,6 +1,6 @@
 """The server of FedPM, on lists of boolean arrays and in float64.
 
-(Isik, Pase et al., arXiv:2209.15328, algorithm 2.)
+(Isik, Pase et al., arXiv:2209.15328: Bayesian aggregation.)
 """
 
 import numpy as np

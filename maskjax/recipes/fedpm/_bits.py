@@ -18,7 +18,7 @@ def entropy(probabilities: Scores) -> Array:
     - `sigmoid(scores)` of a client: the least that its message costs, whatever the
       server knows
     - `algebra.density(message.mask)`: what a code costs that knows only how many bits
-      are 1, beside log2(n) bits for that number. The paper reports this.
+      are 1, beside log2(n) bits for that number. The authors' code reports this.
     - `state.probabilities`: how far the server has decided
 
     Args:

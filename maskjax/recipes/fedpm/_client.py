@@ -82,7 +82,7 @@ def message(
         {'w': Array([[ True, False,  True]], dtype=bool)}
 
     References:
-        Isik, Pase et al., arXiv:2209.15328, algorithm 1.
+        Isik, Pase et al., arXiv:2209.15328.
     """
     fn = FN + "message"
     require_state(state, fn=fn)

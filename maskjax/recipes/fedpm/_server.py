@@ -39,9 +39,9 @@ def aggregate(
         prior: Both parameters of the Beta prior, at least 1. 1 is the uniform one:
             probabilities are the means of the masks. Higher ones pull towards 1/2.
         reset_every: After so many rounds the prior is reset, and old masks no longer
-            count. The first round resets too. A whole number, which may be traced. If
-            only a part of the clients takes part in a round, a higher number lets masks
-            of several rounds count.
+            count. The first round resets too. A whole number, which may be traced; 1 in
+            the authors' code. Where few clients take part in a round, a higher number
+            lets masks of several rounds count.
         least: Probabilities are clipped to [least, 1 - least], in (0, 0.5).
 
     Returns:
@@ -64,7 +64,7 @@ def aggregate(
         ({'w': Array([[0.99, 0.01]], dtype=float32)}, Array(2, dtype=int32))
 
     References:
-        Isik, Pase et al., arXiv:2209.15328, algorithms 1 and 2.
+        Isik, Pase et al., arXiv:2209.15328: Bayesian aggregation.
     """
     fn = FN + "aggregate"
     require_state(state, fn=fn)

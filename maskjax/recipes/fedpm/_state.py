@@ -82,7 +82,7 @@ def init(weights: Params, *, where: Predicate = kernels) -> FedPMState:
 def mask(state: FedPMState, *, key: Array | None) -> Mask:
     """A mask to use the network with: a sample, or the rounded probabilities.
 
-    The paper reports the mean accuracy of a few samples. The probabilities themselves
+    The authors test a few samples, and average their accuracies. The probabilities themselves
     are a soft mask: `maskjax.apply(weights, state.probabilities)` is the mean network.
 
     Args:
