@@ -23,8 +23,9 @@ Departures from the paper:
   * a round without messages leaves the probabilities as they are
 
 Bits. A message has one bit a weight, and 96 bits beside. `entropy` tells what a code
-could save. The authors send probabilities down as floats. As they follow from the number
-of masks that keep a weight, log2(n + 1) bits a weight are enough: 4 for ten clients.
+could save. The authors send probabilities down as floats. As they follow from the
+number of masks that keep a weight, log2(n + 1) bits a weight are enough: 4 for ten
+clients.
 
 The training loop is yours. Map over clients with `jax.vmap` or `jax.shard_map`, and
 give the stack of their messages to `aggregate`; between devices bits travel.

@@ -82,8 +82,9 @@ def init(weights: Params, *, where: Predicate = kernels) -> FedPMState:
 def mask(state: FedPMState, *, key: Array | None) -> Mask:
     """A mask to use the network with: a sample, or the rounded probabilities.
 
-    The authors test a few samples, and average their accuracies. The probabilities themselves
-    are a soft mask: `maskjax.apply(weights, state.probabilities)` is the mean network.
+    The authors test a few samples, and average their accuracies. The probabilities
+    themselves are a soft mask: `maskjax.apply(weights, state.probabilities)` is the
+    mean network.
 
     Args:
         state: The server.
