@@ -45,6 +45,7 @@ from maskjax.recipes import (
     deconstructing,
     deep_ensemble,
     edge_popup,
+    fedpm,
     hopsupsup,
     iterand,
     lottery_ticket,
@@ -661,6 +662,24 @@ call(
 
 # --- stacking, bank, superposition --------------------------------------------------
 
+_flags = of(_K, dtype="bool")
+call("stacking.counts", stacking.counts, _packed_stack, specs="x")
+call(
+    "stacking.counts: words",
+    stacking.counts,
+    _packed_stack,
+    of(_MANY, dtype="bool"),
+    specs="-xy -",
+)
+call(
+    "stacking.counts: few",
+    stacking.counts,
+    _few,
+    _flags,
+    specs="x",
+    moves="gather exchange",
+)
+call("stacking.counts: unpacked", stacking.counts, _stack, _flags, specs="x-y x")
 call("stacking.map", lambda s: stacking.map(algebra.count, s), _stack, specs="-xy")
 call("stacking.mix", stacking.mix, _packed_stack, of(_MANY), specs="x")
 call("stacking.mix: words", stacking.mix, _packed_stack, of(_MANY), specs="-xy -")
@@ -1896,6 +1915,55 @@ call(
     _params,
 )
 
+
+def _messages(params: Any, stack: Any) -> fedpm.Message:
+    """What clients with these masks send in the first round."""
+    packed, network = jax.vmap(packing.pack)(stack), fedpm.init(params).network
+    network = jnp.broadcast_to(network, (_K, 2))
+    return fedpm.Message(packed, jnp.zeros(_K, jnp.int32), network)
+
+
+def _round(params: Any, stack: Any, flags: Any) -> fedpm.FedPMState:
+    messages = _messages(params, stack)
+    how = {"participates": flags, "prior": 1.5}
+    return fedpm.aggregate(fedpm.init(params), messages, **how)
+
+
+_votes = masks_of(_K, **_LONG, bias=None)
+call(
+    "recipes.fedpm.aggregate",
+    _round,
+    _long,
+    _votes,
+    _flags,
+    specs="- x",
+    moves="gather exchange",
+)
+call(
+    "recipes.fedpm.aggregate: a large network",
+    _round,
+    _long,
+    _votes,
+    _flags,
+    specs="xy -xy -",
+    follows=True,
+)
+_chances = made(lambda s: jax.tree.map(jax.nn.sigmoid, s), _scores)
+call("recipes.fedpm.entropy", fedpm.entropy, _chances)
+call("recipes.fedpm.init", fedpm.init, _long, follows=True)
+call(
+    "recipes.fedpm.mask",
+    lambda p: fedpm.mask(fedpm.init(p), key=key()),
+    _long,
+    follows=True,
+)
+call(
+    "recipes.fedpm.message",
+    lambda p, s: fedpm.message(fedpm.init(p), p, s, key=key()),
+    _long,
+    _long_scores,
+)
+call("recipes.fedpm.scores", lambda p: fedpm.scores(fedpm.init(p)), _long, follows=True)
 call("recipes.supermask.density", supermask.density, _scores, _params)
 call("recipes.supermask.init", supermask.init, _params, follows=True)
 call("recipes.supermask.mask", lambda s: supermask.mask(s, key=key()), _scores)

@@ -13,6 +13,7 @@ _NAMES = (
     "deconstructing",
     "edge_popup",
     "supermask",
+    "fedpm",
     "supsup",
     "hopsupsup",
     "packnet",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax import packing, select
-from maskjax._core import blame, checks, trees
+from maskjax._core import blame, checks, placement, trees
 from maskjax._core.trees import Array, Density, Predicate, Scores, SoftMask
 from maskjax.select._choice import smoothed
 from maskjax.structure import Entries, Structure
@@ -46,6 +46,8 @@ def straight_through(hard: Any, soft: Any) -> SoftMask:
     checks.floating_scores(soft, fn=fn, name="soft")
     hard = trees.map_mask(packing.unpack_leaf, hard)
     checks.same_shapes(soft, hard, fn=fn, names=("soft", "hard"))
+    # Inside `shard_map`, scores may be the same on all devices and samples not.
+    soft = placement.vary_like(soft, hard)
     return trees.map_mask(lambda s, h: _pass_through(h, s), soft, hard)
 
 

@@ -88,6 +88,24 @@ def test_random_weights_learn_by_probabilities_of_masks(quick):
     assert all(0 < d < 1 for ds in numbers["density"].values() for d in ds)
 
 
+def test_clients_that_send_a_bit_a_weight_learn_together(quick):
+    numbers = quick("fedpm")[1]["demos"]["fedpm"]["numbers"]
+    assert numbers["weights_unchanged"]
+    assert numbers["counts_exact"]
+    # A bit a weight, in whole words, and three words beside.
+    assert numbers["bits_up"]["fedpm"] == pytest.approx(1 + 96 / numbers["weights"])
+    assert numbers["bits_down"] == {"floats": 32, "counts": 4}
+    coded = {name: np.mean(x[-1]) for name, x in numbers["bits_up_coded"].items()}
+    assert 0.1 < coded["least"] < 0.9 < coded["by_count"] <= 1
+    accuracy = {n: np.mean(x, 1) for n, x in numbers["accuracy_by_round"].items()}
+    assert max(found[0] for found in accuracy.values()) < 0.3
+    assert accuracy["fedpm"][-1] > 0.5
+    assert accuracy["fedavg"][-1] > 0.8
+    assert np.mean(numbers["mean_network_by_round"][-1]) > 0.75
+    # Eight rounds of bits are not one of floats.
+    assert numbers["fedavg_rounds_for_as_many_bits"] == 0
+
+
 def test_masks_that_move_in_training_are_exact_and_of_use(quick):
     numbers = quick("pruning")[1]["demos"]["pruning"]["numbers"]
     assert numbers["counts_are_exact"]
