@@ -41,10 +41,11 @@ def test_a_demonstration_writes_its_results_and_pictures(demo, quick):
     for part in ("settings", "numbers", "rows", "pictures"):
         assert found[part], part
     for row in found["rows"]:
-        assert row.keys() == {"promise", "measured"}
+        assert row.keys() == {"promise", "measured", "met", "short"}
     written = {path.name for path in out.iterdir()}
     drawn = {name for one in record["demos"].values() for name in one["pictures"]}
-    assert written == {"results.json", *drawn}
+    assert written == {"results.json", "index.html", *drawn}
+    assert demo.name == "sentence_encoder" or found["verdict"] != "not asked"
     for name in found["pictures"]:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
