@@ -3,8 +3,8 @@
 Every task shows the images with their pixels in another order. WSN learns weights and a
 mask for each task together, and a mask may use weights of earlier tasks. Beside it:
 PackNet, which gives each task weights of its own, and SupSup, whose weights are random.
-All have the same network and steps, and as many settings to choose from, by the accuracy
-on images held out.
+All have the same network and steps, and as many settings to choose from, by accuracy on
+images held out.
 """
 
 import functools
