@@ -98,10 +98,7 @@ def run(context: Context) -> Outcome:
         start: {n: (a / each[SEPARATE]).mean(1) for n, a in each.items()}
         for start, each in accuracy.items()
     }
-    means = {
-        start: {name: share.mean() for name, share in each.items()}
-        for start, each in relative.items()
-    }
+    means = jax.tree.map(np.mean, relative)
     numbers = {
         "kinds": [*KINDS],
         "accuracy": accuracy,
