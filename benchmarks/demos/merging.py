@@ -107,10 +107,11 @@ def run(context: Context) -> Outcome:
         "density": density,
         "chosen": chosen,
         "in_order": {
-            start: each["task arithmetic"] < max(each["TIES"], each["consensus"])
-            for start, each in means.items()
+            start: means[start]["task arithmetic"]
+            < max(means[start]["TIES"], means[start]["consensus"])
+            for start in STARTS
         },
-        "reached": {start: each[TALL] >= 0.98 for start, each in means.items()},
+        "reached": {start: means[start][TALL] >= 0.98 for start in STARTS},
     }
     return Outcome(
         rows("merging", **numbers, **_shown(numbers), many=len(KINDS)),

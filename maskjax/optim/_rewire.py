@@ -304,8 +304,7 @@ def _rewiring(
             with blame.instead_of("maskjax.apply", fn):
                 now = masking.apply(params, alive)
             scores = scored(now)
-            worth = wanted(key)
-            worth = worth if regrow else _below(worth, alive)
+            worth = wanted(key) if regrow else _below(wanted(key), alive)
             much = {"rate": at_step(rate, count), "density": shares(params)}
             if least is not None:
                 much |= {"least": at_step(least, count), "where": where}
