@@ -126,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "run this one, named below; may be repeated"
     add("--only", action="append", choices=only, metavar="NAME", help=text)
     text = (
-        "how many tasks one network learns in supsup and in packnet (default: fewer or "
-        "more, by the size and the data)"
+        "how many tasks one network learns in supsup, packnet and wsn (default: fewer "
+        "or more, by the size and the data)"
     )
     add("--tasks", help=text, **tasks)
     text = (

@@ -55,7 +55,9 @@ def _row(template: Mapping[str, str], found: Mapping[str, Any]) -> Row:
 def _holds(comparison: str) -> bool:
     """Whether numbers compare so; nan does not."""
     return bool(
-        eval(comparison, {"__builtins__": {}, "nan": math.nan, "inf": math.inf})
+        eval(
+            comparison, {"__builtins__": {"abs": abs}, "nan": math.nan, "inf": math.inf}
+        )
     )
 
 

@@ -1194,6 +1194,17 @@ call(
     follows=True,
 )
 call(
+    "optim.rigl: ablated outputs",
+    _step(
+        lambda: optim.with_gradients(
+            optim.rigl(0.4, **_REWIRE, scope="output", min_salient=0.9, key=key())
+        )
+    ),
+    _params,
+    _params,
+    follows=True,
+)
+call(
     "optim.prune: units",
     _step(lambda: optim.prune(0.4, structure=Units())),
     _params,

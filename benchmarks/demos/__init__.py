@@ -17,6 +17,8 @@ _NAMES = (
     "supsup",
     "hopsupsup",
     "packnet",
+    "wsn",
+    "merging",
     "pacnet",
     "meta_ticket",
     "strong_ticket",

@@ -116,6 +116,12 @@ def test_masks_that_move_in_training_are_exact_and_of_use(quick):
     assert np.mean(numbers["dense"]) > 0.93
     assert means["gradual"][0] > 0.88
     assert means["gradual"][1] > means["one-shot"][1]
+    found = numbers["structured"]
+    assert found["regular"]
+    assert np.mean(numbers["srigl"][1]) > np.mean(numbers["rigl"][1])
+    assert found["units"]["0.02"][0] < 200
+    assert found["units"]["0.02"][2] == 10
+    assert max(found["difference"].values()) < 1e-4
 
 
 def test_units_taken_out_change_nothing_but_the_size(quick):
@@ -246,6 +252,41 @@ def test_tasks_in_one_network_are_not_forgotten(quick):
     final = {name: np.mean(found) for name, found in numbers["final"].items()}
     assert final["packnet"] > final["naive"] + 0.05
     assert final["packnet"] > final["single"] - 0.1
+
+
+def test_weights_are_shared_by_tasks_and_nothing_is_forgotten(quick):
+    numbers = quick("wsn")[1]["demos"]["wsn"]["numbers"]
+    assert all(numbers["bit_identical"].values())
+    assert np.max([*numbers["forgetting"].values()]) == 0
+    mean = {name: np.mean(found) for name, found in numbers["mean"].items()}
+    assert min(mean.values()) > 0.85
+    assert mean["WSN"] > mean["PackNet"] - 0.02
+    reused = np.mean(numbers["reused"], axis=0)
+    assert reused[0] == 0
+    assert min(reused[1:]) > 0.1
+    assert {len(found) for found in numbers["tried"].values()} == {6}
+    assert all(0 < np.mean(share) < 1 for share in numbers["capacity"].values())
+
+
+def test_masks_tell_tasks_what_they_need_of_a_merged_vector(quick):
+    numbers = quick("merging")[1]["demos"]["merging"]["numbers"]
+    assert numbers["reached"]["near"]
+    for start in ("near", "far"):
+        share = {n: np.mean(found) for n, found in numbers["relative"][start].items()}
+        single = [share[n] for n in ("task arithmetic", "DARE", "TIES", "consensus")]
+        assert share["TALL-masks"] > max(single) + 0.1
+        assert share["TALL-masks"] > 0.93
+        assert min(single) > share["start"] - 0.1
+        assert all(
+            0.1 < d < 0.9 for d in np.ravel(numbers["density"][start]["TALL-masks"])
+        )
+    sizes = numbers["bytes"]
+    weights, head = 64 * 300 + 300 + 300 * 100 + 100, 5 * 4 * (100 * 10 + 10)
+    assert sizes["separate networks"] == 5 * 4 * weights + head
+    assert sizes["one merged network"] == 4 * weights + head
+    bits = sizes["TALL-masks"] - 8 * weights - head
+    assert 5 * weights / 8 <= bits < 1.15 * 5 * weights / 8
+    assert abs(sizes["largest fifth of each"] - sizes["TALL-masks"]) < 100
 
 
 def test_a_trained_network_is_made_of_a_random_one(quick):
