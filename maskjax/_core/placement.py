@@ -327,9 +327,9 @@ def follow(x: Array, like: Any) -> Array:
     if not left_to_compiler(like) or jnp.shape(x)[lead:] != jnp.shape(like):
         return x
     # Imported here, as few programs need it and `jax.extend` is slow to import.
-    from maskjax._core.alike import alike
+    from maskjax._core.sharded import sharded_as
 
-    return alike(x, jnp.broadcast_to(lax.stop_gradient(like), x.shape))
+    return sharded_as(x, jnp.broadcast_to(lax.stop_gradient(like), x.shape))
 
 
 def known(x: Any) -> Sharding | None:
