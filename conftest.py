@@ -36,7 +36,8 @@ _kept = {"fast": None, "modules": 0}
 def _simple_loops():
     """What is compiled fast on CPU is emitted by XLA's older, faster emitters.
 
-    JAX has an option for this for each function, but none for all of them.
+    JAX has an option for this for each function, but none for all of them. Later
+    versions of XLA have no older emitters.
     """
     options = compiler.get_compile_options
 
@@ -46,7 +47,7 @@ def _simple_loops():
             chosen.setdefault("xla_cpu_use_fusion_emitters", False)
         return options(*args, env_options_overrides=chosen, **given)
 
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11):
         compiler.get_compile_options = fast_options
     yield
     compiler.get_compile_options = options

@@ -126,6 +126,9 @@ def layers(kernel, own):
 
 @pytest.mark.parametrize("name", NETWORKS[:-1])
 def test_matrices_are_those_of_what_layers_were_called_with(name):
+    loops = {"linen/gpt_scanned", "linen/gpt_nested", "linen/gpt_grouped_scanned"}
+    if jax.__version_info__ >= (0, 12) and name in {*loops, "linen/gru"}:
+        pytest.skip("with JAX 0.12, Flax's nn.scan takes no callbacks")
     net, params, data, _, found = calibrated(name)
     with listening() as heard:
         jax.block_until_ready(jax.jit(lambda p, d: net.apply(p, *d))(params, data))

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import processes
+
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -30,7 +32,7 @@ def test_notebooks_are_small_and_were_run(path):
 def test_notebooks_run(path, monkeypatch):
     # In their fast mode compiling is most of what they take: less of it, as in tests.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
+    flags = [os.environ.get("XLA_FLAGS", ""), *processes.FAST]
     monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
     notebook = nbformat.read(path, as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import struct
+import sys
 from concurrent import futures
 
 import jax
@@ -888,7 +889,9 @@ def test_how_deep_the_caller_is_says_nothing_about_a_file(path):
     assert {*errors(lambda: storage.info(path))} == {RecursionError}
     assert {*errors(lambda: _header.jsonable(metadata, ""))} == {RecursionError}
     rewritten(path, lambda facts: facts["metadata"].update(deeper="DEEP"))
-    assert {*errors(lambda: storage.info(path))} == {RecursionError, StorageError}
+    # From Python 3.12 on its reader of JSON has a stack of its own, and reads this too.
+    refused = {StorageError} if sys.version_info < (3, 12) else set()
+    assert {*errors(lambda: storage.info(path))} == {RecursionError, *refused}
 
 
 def test_masks_that_are_nested_deep_come_back(path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from maskjax._core.jaxprs import body_of
+from maskjax._core.jaxprs import body_of, scan_counts
 
 _PRIMES = (8191, 8209, 8219, 8221)
 
@@ -124,7 +124,7 @@ class _Walk:
         return [several] * len(equation.outvars), False
 
     def scan(self, params: Any, ins: list[bool]) -> tuple[list[bool], bool]:
-        first, n = params["num_consts"], params["num_carry"]
+        first, n = scan_counts(params)
         consts, carry, rows = ins[:first], ins[first : first + n], ins[first + n :]
         if params["length"] % self.prime == 0:  # a step for each sample
             carry = [True] * n

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray, Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from maskjax._core.trees import Array
@@ -327,7 +326,10 @@ def follow(x: Array, like: Any) -> Array:
     lead = jnp.ndim(x) - jnp.ndim(like)
     if not left_to_compiler(like) or jnp.shape(x)[lead:] != jnp.shape(like):
         return x
-    return shard_alike(x, jnp.broadcast_to(lax.stop_gradient(like), x.shape))[0]
+    # Imported here, as few programs need it and `jax.extend` is slow to import.
+    from maskjax._core.sharded import sharded_as
+
+    return sharded_as(x, jnp.broadcast_to(lax.stop_gradient(like), x.shape))
 
 
 def known(x: Any) -> Sharding | None:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend import core
 
 from maskjax._core import placement
-from maskjax._core.jaxprs import body_of
+from maskjax._core.jaxprs import body_of, scan_counts
 from maskjax.compaction import _along, _indices, _trimming
 from maskjax.compaction._program import Const, Equation, Program, Var
 
@@ -104,6 +104,8 @@ class _Reader:
         name, params = eqn.primitive.name, eqn.params
         bodies: tuple[Program, ...] = ()
         if name == "scan":
+            first, carried = scan_counts(params)
+            params = {**params, "num_consts": first, "num_carry": carried}
             bodies = (inside(params["jaxpr"], (*self.scope, params["length"])),)
         elif name == "cond":
             bodies = tuple(inside(body) for body in params["branches"])

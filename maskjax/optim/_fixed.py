@@ -20,7 +20,7 @@ def mask_updates(mask: Mask | Callable[[Params], Mask]) -> Transformation:
     Their updates become -0.0, the one number that changes nothing when it is added,
     whatever the transformations before it computed. Only subnormal parameters (below
     1.2e-38 in float32 and bfloat16) become 0 where XLA's addition rounds them to it, as
-    on CPU: no update can prevent that.
+    it may on CPU: no update can prevent that.
 
     Args:
         mask: A mask, boolean or packed: True trains, False freezes; a `None` leaf

@@ -1822,4 +1822,12 @@ FAULTS = (
         "stats._replace(new)",
         ("test_calibration_statistics.py",),
     ),
+    Fault(
+        "compiler-shards-as-it-likes",
+        "select.random: on an Auto mesh, draws are not sharded as their parameters.",
+        "_core/sharded",
+        "sdy.sharding_group(like, number)",
+        "sdy.sharding_group(x, number)",
+        ("test_sharded.py",),
+    ),
 )

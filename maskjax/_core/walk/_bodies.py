@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from maskjax._core.jaxprs import body_of
+from maskjax._core.jaxprs import body_of, scan_counts
 from maskjax._core.walk._trails import Trail, merged, sized, strange
 from maskjax._core.walk._values import Found, Value, Walk
 
@@ -72,8 +72,7 @@ def _scan(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     slices.
     """
     params = equation.params
-    length, n = params["length"], params["num_carry"]
-    first = params["num_consts"]
+    length, (first, n) = params["length"], scan_counts(params)
     consts, carry, xs = ins[:first], ins[first : first + n], ins[first + n :]
     rows = [value._replace(leaves=sliced(value.leaves)) for value in xs]
     own = dataclasses.replace(walk, times=walk.times * length)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from maskjax._core.jaxprs import scan_counts
 from maskjax._core.trees import Array
 from maskjax._core.walk import _parts, _sums
 from maskjax._core.walk._bodies import sliced
@@ -21,7 +22,8 @@ def evaluated(equation: Any, ins: list[Value], walk: Walk) -> list[Value]:
     slices. Sums add up over steps for constants, and are stacked for slices.
     """
     params, data = equation.params, any(value.data for value in ins)
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, n = scan_counts(params)
+    last = first + n
     carried = range(first, last)
     found = walk.found
     for i in carried:
@@ -88,8 +90,8 @@ def _looped(
     params: Any, args: Sequence[Value], inner: Walk
 ) -> tuple[Iterable[Any], dict[int, dict[Any, Array]]]:
     """The outputs of a loop, and what each step found for each parameter."""
-    n = params["num_carry"]
-    first, last = params["num_consts"], params["num_consts"] + n
+    first, n = scan_counts(params)
+    last = first + n
     keys: dict[int, list[Any]] = {}
 
     def step(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[Any, Any]:
