@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.core import eval_context  # which `shard_map` obeys too
@@ -27,7 +28,7 @@ def on_host() -> Iterator[None]:
         yield
 
 
-def _cpu() -> jax.Device | None:
+def _cpu() -> Any:
     """The host, if JAX may use it."""
     try:
         return jax.local_devices(backend="cpu")[0]
