@@ -378,4 +378,5 @@ DEMO = Demo(
     "WSN: weights and masks of many tasks learn together (Kang et al., 2022)",
     run,
     seconds=15,
+    uses=("tasks",),
 )

@@ -41,10 +41,11 @@ def test_a_demonstration_writes_its_results_and_pictures(demo, quick):
     for part in ("settings", "numbers", "rows", "pictures"):
         assert found[part], part
     for row in found["rows"]:
-        assert row.keys() == {"promise", "measured"}
+        assert row.keys() == {"promise", "measured", "met", "short"}
     written = {path.name for path in out.iterdir()}
     drawn = {name for one in record["demos"].values() for name in one["pictures"]}
-    assert written == {"results.json", *drawn}
+    assert written == {"results.json", "index.html", *drawn}
+    assert demo.name == "sentence_encoder" or found["verdict"] != "not asked"
     for name in found["pictures"]:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
@@ -86,6 +87,24 @@ def test_random_weights_learn_by_probabilities_of_masks(quick):
     assert np.mean(numbers["rounded"]["both"]) > 0.85
     assert np.mean(numbers["one_sample_by_epoch"]["both"][0]) < 0.25
     assert all(0 < d < 1 for ds in numbers["density"].values() for d in ds)
+
+
+def test_clients_that_send_a_bit_a_weight_learn_together(quick):
+    numbers = quick("fedpm")[1]["demos"]["fedpm"]["numbers"]
+    assert numbers["weights_unchanged"]
+    assert numbers["counts_exact"]
+    # A bit a weight, in whole words, and three words beside.
+    assert numbers["bits_up"]["fedpm"] == pytest.approx(1 + 96 / numbers["weights"])
+    assert numbers["bits_down"] == {"floats": 32, "counts": 4}
+    coded = {name: np.mean(x[-1]) for name, x in numbers["bits_up_coded"].items()}
+    assert 0.1 < coded["least"] < 0.9 < coded["by_count"] <= 1
+    accuracy = {n: np.mean(x, 1) for n, x in numbers["accuracy_by_round"].items()}
+    assert max(found[0] for found in accuracy.values()) < 0.3
+    assert accuracy["fedpm"][-1] > 0.5
+    assert accuracy["fedavg"][-1] > 0.8
+    assert np.mean(numbers["mean_network_by_round"][-1]) > 0.75
+    # Eight rounds of bits are not one of floats.
+    assert numbers["fedavg_rounds_for_as_many_bits"] == 0
 
 
 def test_masks_that_move_in_training_are_exact_and_of_use(quick):
@@ -310,3 +329,20 @@ def test_networks_that_disagree_know_what_they_were_not_taught(quick):
     params = numbers["params"]
     assert params["deep ensemble"] == 5 * params["one network"]
     assert params["Masksembles"] == params["MC-dropout"] == params["one network"]
+
+
+def test_the_loss_chooses_better_than_scores(quick):
+    numbers = quick("learned")[1]["demos"]["learned"]["numbers"]
+    found = numbers["patterns"]
+    assert found["exact"]
+    loss = {name: np.mean(each) for name, each in found["loss"].items()}
+    assert loss["learned from Wanda"] < loss["SparseGPT"] < loss["Wanda"]
+    assert loss["learned from nothing"] < loss["magnitude"]
+    assert 0.4 < np.mean(found["overlap"]) < 1
+    inputs = numbers["inputs"]
+    (pixels, noise), magnitude = (
+        np.mean(inputs["kept"][name], axis=-1) for name in ("gates", "by magnitude")
+    )
+    assert noise < magnitude[1]
+    assert pixels > 3 * noise
+    assert abs(np.mean(inputs["expected"]) - inputs["target"]) < 0.1
