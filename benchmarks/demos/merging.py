@@ -378,10 +378,10 @@ def _draw(context: Context, accuracy: Any, relative: Any, sizes: dict[str, int])
             found = accuracy[start][name]
             axes.bar(at, found.mean(0), yerr=error(found, 0), **how)
         axes.set_xticks(places, [*KINDS])
-        axes.set(title=f"a start {start} the tasks", ylim=(0, 1))
+        axes.set(title=f"start: {start}", ylim=(0, 1))
     left[0].set_ylabel("test accuracy: mean and standard error")
     left[0].legend(loc="lower left", fontsize="small")
-    for i, name in enumerate((*MERGED, TALL, LARGEST, SEPARATE)):
+    for i, name in enumerate((*names, LARGEST)):
         kib = sizes.get(name, sizes["one merged network"]) / 1024
         for start, marker in zip(STARTS, "os", strict=True):
             share = relative[start][name]
