@@ -8,33 +8,37 @@ import os
 import pathlib
 import platform
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from rich import console as rich_console
-from rich import markup, table
 
-from benchmarks import _data, _episodes
+from benchmarks import _data, _episodes, _report
 from benchmarks._registry import Context, Demo, Outcome, Progress
 from benchmarks.demos import DEMOS
 from benchmarks.speed import _results
 
 Found = dict[Demo, tuple[Outcome, float]]  # and seconds
+Missing = dict[Demo, str]  # and why
+INTERRUPTED = 130  # the exit status of what Ctrl-C stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit status."""
-    options = _parser().parse_args(argv)
+    options = _options(argv)
     if options.list:
         for demo in DEMOS:
-            print(f"{demo.name}: {demo.title}")
+            print(_line(demo))
         return 0
     try:
         data = _data.load(options.data)
         omniglot = options.omniglot and _episodes.omniglot(options.omniglot)
         options.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.out).close()  # can files be written here?
     except _data.DataError as error:
         print(error, file=sys.stderr)
         return 2
@@ -49,23 +53,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Progress(chosen, console) as bars:
         how = options.size, options.out, bars, options.tasks, omniglot
         context = Context(data, *how)
-        found = {demo: bars.run(demo, context) for demo in chosen}
-
-    results = options.out / "results.json"
-    results.write_text(json.dumps(_record(context, found), indent=1, default=_plain))
+        found, missing, stopped = _run(context, chosen)
+    record = _written(context, found, missing)
     if options.record:
         _record_lines(context, found)
-    console.print(_table(context, found))
-    pictures = [name for outcome, _ in found.values() for name in outcome.pictures]
-    console.print(f"In {options.out}: {', '.join([results.name, *pictures])}")
-    return 0
+    console.print(_report.summary(record))
+    console.print(f"The whole report: {options.out / 'index.html'}", soft_wrap=True)
+    return INTERRUPTED if stopped else int(bool(missing))
+
+
+def _run(context: Context, chosen: Sequence[Demo]) -> tuple[Found, Missing, bool]:
+    """What each finds; what is missing, and why; and whether the run was stopped.
+
+    What is done is written at once, so that it stays whatever comes next.
+    """
+    found: Found = {}
+    missing: Missing = {demo: "not run" for demo in chosen}
+    try:
+        for demo in chosen:
+            try:
+                found[demo] = context.bars.run(demo, context)
+                del missing[demo]
+            except Exception:
+                traceback.print_exc()
+                missing[demo] = "failed"
+            _written(context, found, missing)
+    except KeyboardInterrupt:
+        return found, missing, True
+    return found, missing, False
+
+
+def _written(context: Context, found: Found, missing: Missing) -> dict[str, Any]:
+    """Write results.json and the report; what results.json holds."""
+    text = json.dumps(_record(context, found, missing), indent=1, default=_plain)
+    (context.out / "results.json").write_text(text)
+    record = json.loads(text)
+    _report.write(record, context.out)
+    return record
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line asks for, if it does not contradict itself."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    chosen = [demo for demo in DEMOS if not options.only or demo.name in options.only]
+    for name in ("tasks", "omniglot"):
+        users = [demo.name for demo in DEMOS if name in demo.uses]
+        if getattr(options, name) and not any(name in demo.uses for demo in chosen):
+            parser.error(f"--{name} is for {', '.join(users)}, which --only leaves out")
+    if options.record and options.size == "quick":
+        parser.error("--record is not allowed with --quick: its numbers mean little")
+    return options
+
+
+def _line(demo: Demo) -> str:
+    return f"{demo.name}: {demo.title}, {demo.seconds:.0f} s"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks",
         description=__doc__,
-        epilog="demonstrations:\n" + "\n".join(f"  {d.name}: {d.title}" for d in DEMOS),
+        epilog="demonstrations, and seconds on two cores:\n"
+        + "\n".join(f"  {_line(d)}" for d in DEMOS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     only = [demo.name for demo in DEMOS]
@@ -76,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     text = "run this one, named below; may be repeated"
     add("--only", action="append", choices=only, metavar="NAME", help=text)
     text = (
-        "how many tasks one network learns in supsup and in packnet (default: fewer or "
-        "more, by the size and the data)"
+        "how many tasks one network learns in supsup, packnet and wsn (default: fewer "
+        "or more, by the size and the data)"
     )
     add("--tasks", help=text, **tasks)
     text = (
@@ -89,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     for size, text in {
         "quick": "train for so little time that numbers mean little",
         "full": "train for as long, and as many seeds, as for published lines: about "
-        "half an hour on two cores (default: about five minutes)",
+        "an hour on two cores (default: about three minutes)",
     }.items():
         how = {"dest": "size", "const": size, "default": "default", "help": text}
         sizes.add_argument(f"--{size}", action="store_const", **how)
@@ -108,21 +158,7 @@ def _at_least_two(text: str) -> int:
     return number
 
 
-def _table(context: Context, found: Found) -> table.Table:
-    drawn = table.Table(
-        title=f"{context.data.name}, up to {context.seeds} seeds", show_lines=True
-    )
-    for name in ("system", "what the paper promises", "what was measured", "seconds"):
-        drawn.add_column(name, justify="right" if name == "seconds" else "left")
-    for demo, (outcome, seconds) in found.items():
-        for i, row in enumerate(outcome.rows):
-            ends = (demo.title, f"{seconds:.1f}") if i == 0 else ("", "")
-            told = map(markup.escape, (ends[0], *row))  # brackets are no styles
-            drawn.add_row(*told, ends[1])
-    return drawn
-
-
-def _record(context: Context, found: Found) -> dict[str, Any]:
+def _record(context: Context, found: Found, missing: Missing) -> dict[str, Any]:
     device = jax.devices()[0]
     packages = ("maskjax", "jax", "flax", "optax", "numpy")
     return {
@@ -148,15 +184,16 @@ def _record(context: Context, found: Found) -> dict[str, Any]:
             demo.name: {"title": demo.title, "seconds": round(seconds, 2)}
             | {"rows": [row._asdict() for row in outcome.rows]}
             | {"settings": outcome.settings, "numbers": outcome.numbers}
-            | {"pictures": outcome.pictures}
+            | {"pictures": outcome.pictures, "verdict": outcome.verdict}
             for demo, (outcome, seconds) in found.items()
         },
+        "missing": {demo.name: why for demo, why in missing.items()},
     }
 
 
 def _record_lines(context: Context, found: Found) -> None:
     """A line for each demonstration, beside those of `benchmarks.speed`."""
-    record = json.loads(json.dumps(_record(context, found), default=_plain))
+    record = json.loads(json.dumps(_record(context, found, {}), default=_plain))
     shared = {"data": record["data"], **record["settings"]}
     root = pathlib.Path(__file__).parent / "results" / _results.device_slug()
     _results.append(

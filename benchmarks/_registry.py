@@ -12,13 +12,16 @@ from benchmarks._data import Data
 from benchmarks._episodes import Classes
 
 SIZES = ("quick", "default", "full")
+MET, PARTLY, NOT_MET, NOT_ASKED = "met", "partly", "not met", "not asked"
 
 
 class Row(NamedTuple):
-    """A line of the table: what the paper promises, and what was measured."""
+    """What the paper promises, what was measured, and whether that is as promised."""
 
     promise: str
     measured: str
+    met: bool | None = None  # None: nothing that a number could meet
+    short: str = ""  # what was measured, in a few words, if it is worth them
 
 
 class Outcome(NamedTuple):
@@ -27,7 +30,15 @@ class Outcome(NamedTuple):
     rows: list[Row]
     settings: dict[str, Any]
     numbers: dict[str, Any]
-    pictures: list[str]  # names of the files that it wrote
+    pictures: list[str]  # names of the files that it wrote; the first says most
+
+    @property
+    def verdict(self) -> str:
+        """Whether promises were kept: all, some or none of those that can be told."""
+        met = [row.met for row in self.rows if row.met is not None]
+        if not met:
+            return NOT_ASKED
+        return MET if all(met) else PARTLY if any(met) else NOT_MET
 
 
 class Demo(NamedTuple):
@@ -37,6 +48,7 @@ class Demo(NamedTuple):
     title: str  # the system, and the paper it is from
     run: "Callable[[Context], Outcome]"
     seconds: float = 20.0  # about how long the default size takes, for the bar
+    uses: tuple[str, ...] = ()  # options that only some demonstrations obey
 
 
 class Progress:
@@ -67,13 +79,16 @@ class Progress:
         """What a demonstration finds, and how many seconds that took."""
         self._began = time.perf_counter()
         self._move(demo.name)
-        outcome = demo.run(context)
-        self._spent.append(seconds := time.perf_counter() - self._began)
-        self._began += seconds
-        self._move(demo.name)
+        try:
+            outcome = demo.run(context)
+        finally:
+            self._spent.append(seconds := time.perf_counter() - self._began)
+            self._began += seconds
+            self._move(demo.name)
         if self._bar.disable:
             place = f"{len(self._spent)}/{len(self._weights)}"
-            print(f"{place} {demo.name}: {seconds:.1f} s", flush=True)
+            told = f"{demo.name}: {outcome.verdict}, {seconds:.1f} s"
+            print(f"{place} {told}", flush=True)
         return outcome, seconds
 
     def track(self, items: Iterable[Any], description: str) -> Iterator[Any]:

@@ -2,7 +2,9 @@
 
     >>> rows({"exact": "{exact:yes|NO}, {accuracy:.1%+-}"}, exact=True, accuracy=x)
 
-The templates of the demonstrations are in `promises.toml`.
+The templates of the demonstrations are in `promises.toml`. Beside `promise` and
+`measured` there may stand `short`, what was measured in a few words, and `met`, a
+comparison of what stands in its braces, as `{mean[ours]} > {mean[theirs]} - 0.01`.
 
 What a value looks like is its format after the colon:
 
@@ -14,6 +16,7 @@ What a value looks like is its format after the colon:
   * of a dict: `name value, name value`, each as told; of a list or tuple its values.
 """
 
+import math
 import pathlib
 import string
 import tomllib
@@ -33,9 +36,29 @@ def rows(templates: str | Mapping[str, str], **found: Any) -> list[Row]:
     """A row for each promise, its template filled; or for those of a demonstration."""
     if isinstance(templates, str):
         each = _PROMISES[templates]
-        templates = {row["promise"]: row["measured"] for row in each}
+    else:
+        each = [{"promise": p, "measured": t} for p, t in templates.items()]
+    return [_row(template, found) for template in each]
+
+
+def _row(template: Mapping[str, str], found: Mapping[str, Any]) -> Row:
     filled = _Formatter()
-    return [Row(p, filled.vformat(t, (), found)) for p, t in templates.items()]
+    met = template.get("met")
+    return Row(
+        template["promise"],
+        filled.vformat(template["measured"], (), found),
+        None if met is None else _holds(filled.vformat(met, (), found)),
+        filled.vformat(template.get("short", ""), (), found),
+    )
+
+
+def _holds(comparison: str) -> bool:
+    """Whether numbers compare so; nan does not."""
+    return bool(
+        eval(
+            comparison, {"__builtins__": {"abs": abs}, "nan": math.nan, "inf": math.inf}
+        )
+    )
 
 
 def said(value: Any, how: str = "") -> str:

@@ -1,7 +1,8 @@
 """Masks as sets of kept entries: unions, intersections, counts.
 
 Leaves are boolean, packed or `None`; results of packed leaves are packed. Masks that
-are combined have the same structure and shapes, and `None` at the same leaves.
+are combined have the same structure and shapes, and `None` at the same leaves. Of
+random masks `expected_count` and `expected_density` take the probabilities.
 
     >>> a = {"w": jnp.array([True, True, False])}
     >>> b = {"w": jnp.array([True, False, False])}
@@ -24,13 +25,15 @@ import numpy as np
 from maskjax import packing
 from maskjax._core import checks, dtypes, trees
 from maskjax._core.packed import PackedMask
-from maskjax._core.trees import Array, Mask, Params
+from maskjax._core.trees import Array, Mask, Params, Scores
 
 __all__ = [
     "complement",
     "count",
     "density",
     "difference",
+    "expected_count",
+    "expected_density",
     "intersection",
     "overlap",
     "union",
@@ -182,6 +185,61 @@ def density(m: Mask, params: Params | None = None) -> Array:
     return share if size else jnp.float32(jnp.nan)
 
 
+def expected_count(probabilities: Scores, params: Params | None = None) -> Array:
+    """How many entries a random mask keeps on average.
+
+    It is the sum of the probabilities, and differentiable: a term of a loss that asks
+    for fewer. For the count of a mask see `count`.
+
+    Args:
+        probabilities: Tree of floating leaves, the probability that each entry is kept
+            (`jax.nn.sigmoid` of logits, or `estimator.hard_concrete_probabilities`),
+            `None` where a parameter is left alone.
+        params: The parameters it is for. If given, a decision that several entries
+            share (an axis of 1) counts once for each of them.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Raises:
+        TypeError: If a leaf is not floating.
+        ValueError: If there is no leaf, or the probabilities do not fit `params`.
+
+    Example:
+        >>> probabilities = {"w": jnp.array([[0.25, 1.0]])}
+        >>> print(algebra.expected_count(probabilities))
+        1.25
+        >>> print(algebra.expected_count(probabilities, {"w": jnp.ones((4, 2))}))
+        5.0
+    """
+    return _expected(probabilities, params, fn="maskjax.algebra.expected_count")[0]
+
+
+def expected_density(probabilities: Scores, params: Params | None = None) -> Array:
+    """The fraction of the entries that a random mask keeps on average.
+
+    Args:
+        probabilities: As for `expected_count`.
+        params: The parameters it is for. If given, shared decisions count once for each
+            parameter that they decide on.
+
+    Returns:
+        A scalar in [0, 1], float32 or float64, differentiable; nan if the leaves are
+        all empty.
+
+    Raises:
+        TypeError: If a leaf is not floating.
+        ValueError: If there is no leaf, or the probabilities do not fit `params`.
+
+    Example:
+        >>> print(algebra.expected_density({"w": jnp.array([0.25, 1.0]), "b": None}))
+        0.625
+    """
+    fn = "maskjax.algebra.expected_density"
+    total, size = _expected(probabilities, params, fn=fn)
+    return total / size if size else jnp.full_like(total, jnp.nan)
+
+
 def overlap(a: Mask, b: Mask) -> Array:
     """The Jaccard index of two masks, |a and b| / |a or b|.
 
@@ -263,6 +321,27 @@ def _counted(
         math.prod(shape) // max(math.prod(_unpacked_shape(m)), 1) for m, shape in leaves
     )
     return [m for m, _ in leaves], shared, size
+
+
+def _expected(
+    probabilities: Scores, params: Params | None, *, fn: str
+) -> tuple[Array, int]:
+    """The sum of the probabilities of all entries, and how many entries there are."""
+    checks.floating_scores(probabilities, fn=fn, name="probabilities")
+    checks.together(fn=fn, probabilities=probabilities)
+    whole = probabilities if params is None else params
+    names = ("params", "probabilities")
+    pairs = checks.shaped_like(whole, probabilities, fn=fn, names=names)
+    found = [(p, math.prod(np.shape(w))) for w, p in pairs if p is not None]
+    sums = [_sum(p) * (size / max(p.size, 1)) for p, size in found]
+    dtype = dtypes.widest(*sums)
+    total = functools.reduce(operator.add, [x.astype(dtype) for x in sums])
+    return total, sum(size for _, size in found)
+
+
+@jax.jit
+def _sum(x: Array) -> Array:
+    return jnp.sum(x, dtype=dtypes.at_least_float32(x.dtype))
 
 
 @jax.jit

@@ -45,9 +45,11 @@ from maskjax.recipes import (
     deconstructing,
     deep_ensemble,
     edge_popup,
+    fedpm,
     hopsupsup,
     iterand,
     lottery_ticket,
+    maskllm,
     masksembles,
     mc_dropout,
     merging,
@@ -277,6 +279,17 @@ call("algebra.complement", algebra.complement, _mask)
 call("algebra.count", algebra.count, _mask, _params)
 call("algebra.density", algebra.density, _mask, _params)
 call("algebra.difference", algebra.difference, _mask, _other)
+call(
+    "algebra.expected_count",
+    lambda s, p: algebra.expected_count(jax.tree.map(jax.nn.sigmoid, s), p),
+    _scores,
+    _params,
+)
+call(
+    "algebra.expected_density",
+    lambda s: algebra.expected_density(jax.tree.map(jax.nn.sigmoid, s)),
+    _scores,
+)
 call("algebra.intersection", algebra.intersection, _mask, _other)
 call("algebra.overlap", algebra.overlap, _mask, _other)
 _stray = made(lambda m: packing.pack(m), masks_of(a=(250, 8), bias=None))
@@ -649,6 +662,24 @@ call(
 
 # --- stacking, bank, superposition --------------------------------------------------
 
+_flags = of(_K, dtype="bool")
+call("stacking.counts", stacking.counts, _packed_stack, specs="x")
+call(
+    "stacking.counts: words",
+    stacking.counts,
+    _packed_stack,
+    of(_MANY, dtype="bool"),
+    specs="-xy -",
+)
+call(
+    "stacking.counts: few",
+    stacking.counts,
+    _few,
+    _flags,
+    specs="x",
+    moves="gather exchange",
+)
+call("stacking.counts: unpacked", stacking.counts, _stack, _flags, specs="x-y x")
 call("stacking.map", lambda s: stacking.map(algebra.count, s), _stack, specs="-xy")
 call("stacking.mix", stacking.mix, _packed_stack, of(_MANY), specs="x")
 call("stacking.mix: words", stacking.mix, _packed_stack, of(_MANY), specs="-xy -")
@@ -774,6 +805,37 @@ def _gradient(soft_mask: Callable[..., Any]) -> Callable[..., Any]:
 
 
 call("estimator.bernoulli", lambda s: estimator.bernoulli(s, key=key()), _scores)
+call(
+    "estimator.hard_concrete",
+    lambda s: estimator.hard_concrete(s, key=key()),
+    _scores,
+    follows=True,
+)
+call(
+    "estimator.hard_concrete: a test's",
+    lambda s: estimator.hard_concrete(s, key=None),
+    _scores,
+    follows=True,
+)
+call(
+    "estimator.hard_concrete: gradient",
+    _gradient(lambda s: estimator.hard_concrete(s, key=key())),
+    _scores,
+    _params,
+)
+call(
+    "estimator.hard_concrete_probabilities",
+    estimator.hard_concrete_probabilities,
+    _scores,
+    follows=True,
+)
+call(
+    "estimator.lagrangian",
+    jax.value_and_grad(estimator.lagrangian, (0, 1)),
+    of(8),
+    of(2, 8),
+    specs="x -x",
+)
 call("estimator.straight_through", estimator.straight_through, _mask, _scores)
 call("estimator.threshold", estimator.threshold, _scores)
 call("estimator.top_k", lambda s: estimator.top_k(s, density=0.3), _scores)
@@ -1125,6 +1187,17 @@ call(
     _step(
         lambda: optim.with_gradients(
             optim.rigl(0.4, **_REWIRE, structure=Units(), key=key())
+        )
+    ),
+    _params,
+    _params,
+    follows=True,
+)
+call(
+    "optim.rigl: ablated outputs",
+    _step(
+        lambda: optim.with_gradients(
+            optim.rigl(0.4, **_REWIRE, scope="output", min_salient=0.9, key=key())
         )
     ),
     _params,
@@ -1606,6 +1679,59 @@ call(
 _vectors = tree_of(a=(_K, 16, 8), b=(_K, 16, 8), c=(_K, 24, 8), bias=(_K, 8))
 _one = tree_of(**_SHAPES, bias=(8,))
 _all_masks = masks_of(_K, **_SHAPES, bias=(8,))
+# Of groups of four, and some whose shards hold no whole ones.
+_fours = tree_of(a=(16, 8), b=(32, 8), bias=(8,))
+_fours_prior = masks_of(a=(16, 8), b=(32, 8), bias=None)
+
+
+def _mixed(params: Any, logits: Any) -> Any:
+    return maskllm.soft_mask(logits, params, progress=0.5, key=key())
+
+
+def _begun(params: Any, prior: Any = None, **how: Any) -> Any:
+    return maskllm.init(params, prior, key=key(), **how)
+
+
+call("recipes.maskllm.init", _begun, _fours)
+call("recipes.maskllm.init: a prior", _begun, _fours, _fours_prior)
+call(
+    "recipes.maskllm.init: across shards",
+    _begun,
+    _params,
+    moves="gather exchange",
+)
+call(
+    "recipes.maskllm.mask",
+    lambda p: maskllm.mask(_begun(p), p),
+    _fours,
+    follows=True,
+)
+call(
+    "recipes.maskllm.mask: layers",
+    lambda p: maskllm.mask(_begun(p, where=_LAYERED), p, where=_LAYERED),
+    _layers,
+    follows=True,
+    specs="-xy",
+    moves="gather exchange",
+)
+call(
+    "recipes.maskllm.soft_mask",
+    lambda p: _mixed(p, _begun(p)),
+    _fours,
+    follows=True,
+)
+call(
+    "recipes.maskllm.soft_mask: gradient",
+    lambda p: jax.grad(lambda s: maskllm.squared_norm(p, _mixed(p, s)))(_begun(p)),
+    _fours,
+)
+call(
+    "recipes.maskllm.soft_mask: across shards",
+    lambda p: _mixed(p, _begun(p)),
+    _params,
+    moves="gather exchange",
+)
+call("recipes.maskllm.squared_norm", maskllm.squared_norm, _params, _scores)
 _tall = functools.partial(merging.tall_masks, threshold=0.4)
 
 call("recipes.merging.consensus", merging.consensus, _stack, specs="-xy")
@@ -1800,6 +1926,55 @@ call(
     _params,
 )
 
+
+def _messages(params: Any, stack: Any) -> fedpm.Message:
+    """What clients with these masks send in the first round."""
+    packed, network = jax.vmap(packing.pack)(stack), fedpm.init(params).network
+    network = jnp.broadcast_to(network, (_K, 2))
+    return fedpm.Message(packed, jnp.zeros(_K, jnp.int32), network)
+
+
+def _round(params: Any, stack: Any, flags: Any) -> fedpm.FedPMState:
+    messages = _messages(params, stack)
+    how = {"participates": flags, "prior": 1.5}
+    return fedpm.aggregate(fedpm.init(params), messages, **how)
+
+
+_votes = masks_of(_K, **_LONG, bias=None)
+call(
+    "recipes.fedpm.aggregate",
+    _round,
+    _long,
+    _votes,
+    _flags,
+    specs="- x",
+    moves="gather exchange",
+)
+call(
+    "recipes.fedpm.aggregate: a large network",
+    _round,
+    _long,
+    _votes,
+    _flags,
+    specs="xy -xy -",
+    follows=True,
+)
+_chances = made(lambda s: jax.tree.map(jax.nn.sigmoid, s), _scores)
+call("recipes.fedpm.entropy", fedpm.entropy, _chances)
+call("recipes.fedpm.init", fedpm.init, _long, follows=True)
+call(
+    "recipes.fedpm.mask",
+    lambda p: fedpm.mask(fedpm.init(p), key=key()),
+    _long,
+    follows=True,
+)
+call(
+    "recipes.fedpm.message",
+    lambda p, s: fedpm.message(fedpm.init(p), p, s, key=key()),
+    _long,
+    _long_scores,
+)
+call("recipes.fedpm.scores", lambda p: fedpm.scores(fedpm.init(p)), _long, follows=True)
 call("recipes.supermask.density", supermask.density, _scores, _params)
 call("recipes.supermask.init", supermask.init, _params, follows=True)
 call("recipes.supermask.mask", lambda s: supermask.mask(s, key=key()), _scores)

@@ -180,3 +180,51 @@ def test_vmap_over_a_packed_stack_measures_each_member():
     np.testing.assert_allclose(
         jax.jit(jax.vmap(algebra.density))(stack), [0.5, 0.75, 0.25]
     )
+
+
+# --- of random masks
+
+
+def test_expected_counts_are_sums_of_probabilities():
+    rng = np.random.default_rng(0)
+    p = {"w": rng.random((5, 6)), "v": rng.random((1, 3)), "b": None}
+    p = {n: None if x is None else x.astype("float32") for n, x in p.items()}
+    p["h"] = jnp.asarray(rng.random(7), jnp.bfloat16)
+    params = {"w": np.ones((5, 6)), "v": np.ones((4, 3)), "b": np.ones(2)}
+    params["h"] = np.ones(7)
+    w, v, h = (np.asarray(p[n]).astype(np.float64).sum() for n in ("w", "v", "h"))
+
+    @jax.jit
+    def both(p):
+        each = algebra.expected_count, algebra.expected_density
+        return [(f(p), f(p, params)) for f in each]
+
+    (count, of_params), (density, share) = both(p)
+    np.testing.assert_allclose(count, w + v + h, rtol=1e-6)
+    np.testing.assert_allclose(of_params, w + 4 * v + h, rtol=1e-6)
+    np.testing.assert_allclose(density, (w + v + h) / 40, rtol=1e-6)
+    np.testing.assert_allclose(share, (w + 4 * v + h) / 49, rtol=1e-6)
+    slopes = jax.jit(jax.grad(lambda p: algebra.expected_count(p, params)))(p)
+    assert slopes["b"] is None
+    for name, each in (("w", 1), ("v", 4), ("h", 1)):
+        np.testing.assert_array_equal(np.float32(slopes[name]), each)
+
+
+def test_expected_counts_of_exact_masks_are_their_counts():
+    soft = {"w": A.astype("float32"), "v": B.astype("float32")}
+    mask = {"w": A, "v": B}
+    assert float(algebra.expected_count(soft)) == int(algebra.count(mask))
+    assert float(algebra.expected_density(soft)) == float(algebra.density(mask))
+    assert np.isnan(algebra.expected_density({"w": np.ones((0, 2), "f4")}))
+
+
+@pytest.mark.parametrize("name", ["expected_count", "expected_density"])
+def test_expected_counts_need_probabilities_that_fit(name):
+    function, fn = getattr(algebra, name), f"`maskjax.algebra.{name}` needs"
+    with pytest.raises(TypeError, match=rf"{fn} every .*probabilities.*\n  w: bool"):
+        function({"w": A})
+    with pytest.raises(ValueError, match=f"{fn} `probabilities` with at least one"):
+        function({"w": None})
+    p = {"w": A.astype("float32")}
+    with pytest.raises(ValueError, match=r"w: probabilities \(2, 4\), params \(2, 3\)"):
+        function(p, {"w": np.ones((2, 3))})

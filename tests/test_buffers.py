@@ -16,9 +16,10 @@ import pytest
 from jax.extend.core import Var
 
 import maskjax
-from maskjax import bank, superposition, where
+from maskjax import bank, stacking, superposition, where
 from maskjax.recipes import (
     deconstructing,
+    fedpm,
     hopsupsup,
     lottery_ticket,
     packnet,
@@ -159,6 +160,18 @@ def won(reload):
     return state, wsn.union(state), wsn.params_of(state, -1)
 
 
+def federated(reload):
+    """Two rounds of two clients."""
+    state, weights = fedpm.init({"w": PARAMS["w"]}), {"w": PARAMS["w"]}
+    for i in range(2):
+        scores = reload(fedpm.scores(reload(state)))
+        keys = jax.random.split(jax.random.fold_in(KEY, i))
+        sent = [fedpm.message(state, weights, scores, key=k) for k in keys]
+        messages = reload(stacking.stack(reload(sent)))
+        state = fedpm.aggregate(reload(state), messages, reset_every=2)
+    return reload(state), fedpm.mask(reload(state), key=KEY)
+
+
 def streamed(reload):
     """A stream of one batch, with every start of a second task."""
     weights, norm = {"w": PARAMS["w"]}, lambda params: jnp.sum(params["w"] ** 2)
@@ -203,7 +216,7 @@ def banked(reload):
 
 @pytest.mark.parametrize(
     "chain",
-    [learned, won, streamed, transferred, restarted, banked],
+    [learned, won, federated, streamed, transferred, restarted, banked],
     ids=lambda c: c.__name__,
 )
 def test_states_that_come_back_as_numpy_arrays_go_on_as_they_were(chain):
@@ -247,6 +260,18 @@ def test_wsn_outlives_all_that_its_phases_hand_out():
     assert alive(done)
     deleted(done)
     assert alive((state, params, scores, mask))
+
+
+def test_the_server_of_fedpm_outlives_what_it_and_clients_hand_out():
+    weights = {"w": jax.device_put(PARAMS["w"])}
+    state = fedpm.init(weights)
+    scores = fedpm.scores(state)
+    sent = fedpm.message(state, weights, scores, key=KEY)
+    after = fedpm.aggregate(state, jax.tree.map(lambda x: x[None], sent))
+    deleted((sent, scores, fedpm.mask(state, key=None)))
+    assert alive((state, weights, after))
+    deleted(after)
+    assert alive((state, weights))
 
 
 def test_a_ticket_search_shares_nothing_and_a_grown_bank_neither():

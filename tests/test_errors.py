@@ -640,6 +640,7 @@ TAKERS = {
     "maskjax.stacking.size": stacking.size,
     "maskjax.stacking.unstack": stacking.unstack,
     "maskjax.stacking.take": lambda s: stacking.take(s, 0),
+    "maskjax.stacking.counts": stacking.counts,
     "maskjax.stacking.mix": lambda s: stacking.mix(s, jnp.ones(2)),
     "maskjax.stacking.predict": lambda s: stacking.predict(
         lambda p: p["a"], WEIGHTS, s
@@ -681,6 +682,20 @@ def test_there_is_one_floating_coefficient_for_each_member():
     for shape in ((3,), (), (2, 1)):
         with raises(ValueError, rf"{needs} of shape \(2,\), one for each"):
             stacking.mix(PACKED, np.ones(shape))
+
+
+def test_members_are_told_by_a_flag_each():
+    needs = "`maskjax.stacking.counts` needs `members`"
+    for given, kind in [([True, False], "list"), (np.array([0, 1]), "int64")]:
+        with raises(TypeError, f"{needs} as booleans, got {kind}"):
+            stacking.counts(PACKED, given)
+    with raises(ValueError, rf"{needs} of shape \(2,\), got \(3,\)"):
+        stacking.counts(PACKED, np.ones(3, bool))
+    with raises(TypeError, "`maskjax.stacking.counts` needs every leaf of `stack` to"):
+        stacking.counts(replaced(STACK, a=jnp.ones((2, 4, 6))))
+    broken = packing.PackedMask(jnp.zeros((2, 3), jnp.uint32), (4, 6))
+    with raises(ValueError, "`maskjax.stacking.counts` needs packed masks whose bits"):
+        stacking.counts(replaced(PACKED, a=broken))
 
 
 def test_mix_takes_masks_only():

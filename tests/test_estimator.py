@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from maskjax import estimator, masking, select
 from maskjax.structure import Block, Entries, NofM, Units
@@ -211,6 +212,29 @@ def test_bernoulli_keeps_dtypes_and_nones(dtype):
     assert out["b"] is None
     assert out["w"].dtype == dtype
     np.testing.assert_array_equal(trees.to_numpy(out["w"]), [0, 1])
+
+
+def test_samples_may_differ_between_devices_and_scores_not():
+    mesh = AbstractMesh((4,), ("x",))
+    keys = jax.ShapeDtypeStruct((4,), KEY.dtype)
+
+    def slope(scores, keys):
+        def total(scores, own):
+            scores = jax.lax.pcast(scores, "x", to="varying") if own else scores
+            return jnp.sum(estimator.bernoulli(scores, key=keys[0]))
+
+        # Scores of each device's own, or of all: then JAX adds up the gradients.
+        each = [jax.grad(total)(scores, own) for own in (True, False)]
+        return each, jax.grad(lambda s: total(s, own=False))(scores)
+
+    mapped = jax.shard_map(
+        slope,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("x")),
+        out_specs=PartitionSpec(),
+    )
+    found = jax.eval_shape(mapped, jnp.zeros((2, 3)), keys)
+    assert [x.shape for x in jax.tree.leaves(found)] == [(2, 3)] * 3
 
 
 def test_vmap_over_scores_and_densities():

@@ -38,6 +38,7 @@ QUICK = [  # one of each kind that was wrong once
 ONE_MASK = {
     "optim.rigl",
     "optim.rigl: units",
+    "optim.rigl: ablated outputs",
     "optim.rigl: in a scan",
     "optim.prune: in a scan",
     "optim.prune: blocks across shards, in a scan",

@@ -130,6 +130,23 @@ def test_mix_is_the_weighted_sum(k, packed):
         np.testing.assert_allclose(out[name], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("k", [1, 40])
+def test_counts_are_those_of_the_members_that_are_told(k, packed):
+    stack = stacking.stack(members(k=k))
+    given = jax.jit(jax.vmap(packing.pack))(stack) if packed else stack
+    some = np.random.default_rng(k).random(k) < 0.5
+    count = jax.jit(stacking.counts)
+    for told in (None, some, np.zeros(k, bool)):
+        out = count(given, told)
+        assert out["bias"] is None
+        for name in ("hidden", "out"):
+            kept = np.asarray(stack[name])[slice(None) if told is None else told]
+            assert out[name].dtype == jnp.int32
+            np.testing.assert_array_equal(out[name], kept.sum(0))
+        trees.assert_same(stacking.counts(given, told), out)
+
+
 @over_forms
 def test_mix_keeps_the_dtype_and_a_corner_is_a_member(packed):
     masks = members()

@@ -1,6 +1,7 @@
 """What is kept or removed together."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -201,3 +202,23 @@ def test_without_a_leaf_roles_have_no_numbers():
 def test_the_shape_of_a_block_is_a_tuple(shape):
     with pytest.raises(ValueError, match="Block` needs two positive whole numbers"):
         Block(shape, (-2, -1))
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 3), (1, 1), (1, 16), (2, 4), (4, 8), (3, 11)])
+def test_patterns_of_n_of_m_are_all_there_are_once_in_order(n, m):
+    found = NofM(n, m).patterns()
+    every = [p for p in itertools.product([True, False], repeat=m) if sum(p) == n]
+    np.testing.assert_array_equal(found, every)  # as numbers, from high to low
+    assert found.dtype == bool
+    # Each entry is in as many patterns as any other.
+    np.testing.assert_array_equal(found.sum(0), len(every) * n // m)
+    assert NofM(n, m, axis=0).patterns() is found  # enumerated once
+    with pytest.raises(ValueError, match="read-only"):
+        found[0, 0] = True
+
+
+def test_too_many_patterns_are_an_error_that_says_how_many():
+    fn = "`maskjax.structure.NofM.patterns` needs n and m with at most 256 patterns"
+    for n, m, count in [(8, 16, 12_870), (5, 11, 462)]:
+        with pytest.raises(ValueError, match=f"{fn}, got n={n}, m={m}.*have {count}"):
+            NofM(n, m).patterns()

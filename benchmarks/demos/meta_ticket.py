@@ -348,5 +348,8 @@ def _draw_waves(context: Context, errors: dict[str, np.ndarray]) -> str:
 
 
 DEMO = Demo(
-    "meta_ticket", "Meta-ticket and MAML (Chijiwa et al. 2022, Finn et al. 2017)", run
+    "meta_ticket",
+    "Meta-ticket and MAML (Chijiwa et al. 2022, Finn et al. 2017)",
+    run,
+    uses=("omniglot",),
 )

@@ -315,4 +315,5 @@ DEMO = Demo(
     "packnet",
     "PackNet: many tasks in one network by pruning (Mallya & Lazebnik, 2018)",
     run,
+    uses=("tasks",),
 )

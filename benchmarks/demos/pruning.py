@@ -2,7 +2,8 @@
 
 One budget of steps for all. Magnitude pruning starts dense, ends sparse (Zhu & Gupta,
 2017); RigL (Evci et al., 2020) is sparse throughout and drops and grows connections;
-the control keeps the random mask that RigL starts with.
+SRigL (Lasby et al., 2024) gives all units of a layer equally many, or none; the control
+keeps the random mask that RigL starts with.
 Members differ in seed and in density, and train side by side as one program.
 """
 
@@ -18,7 +19,7 @@ import maskjax
 from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import allocation, optim, score, select, stacking
+from maskjax import allocation, compaction, optim, score, select, stacking
 
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
@@ -29,11 +30,15 @@ METHODS = {
     "gradual": "pruned gradually",
     "static": "random mask that stays",
     "rigl": "RigL",
+    "srigl": "SRigL",
 }
+# Of a hidden unit's inputs that have to be salient; classes are not ablated.
+LEAST = {f"Dense_{i}": {"kernel": s, "bias": None} for i, s in enumerate((0.3, 0.3, 0))}
 KEY = jax.random.key(0)
 SETTINGS = _lenet.SETTINGS | {
     "rate": RATE,
     "allocation": "erdos-renyi; global ranking for one-shot and gradual",
+    "min_salient": LEAST,
 }
 
 
@@ -79,13 +84,16 @@ def run(context: Context) -> Outcome:
         states, curves[name] = train(name, DENSITIES)
         mask = optim.mask_of(states.opt_state)
         kept, removed = _lenet.kept_and_removed(states.params, mask)
-        exact &= _is_exact(np.asarray(kept), params)
         zero &= not np.asarray(removed).any()
+        if name != "srigl":  # whose counts are those of units
+            exact &= _is_exact(np.asarray(kept), params)
     numbers = {"densities": DENSITIES, "dense": dense[-1]}
     numbers |= {"counts_are_exact": exact, "removed_are_zero": zero}
     numbers |= {name: curve[-1] for name, curve in curves.items()}
-    others = "rigl", "static"
+    others = "rigl", "srigl", "static"
     sparse = [{n: curves[n][-1, i] for n in others} for i in range(len(DENSITIES))]
+    structured = _structured(states.params, mask, data.x_test)
+    numbers["structured"] = structured
     return Outcome(
         rows=rows("pruning", **numbers, sparse=sparse),
         settings=SETTINGS | {"steps": steps, "every": every},
@@ -120,6 +128,9 @@ def _sparse(
         "gradual": lambda: optim.prune(cubic, **pruned),
         "static": lambda: optim.keep_sparse(fixed),
         "rigl": lambda: optim.rigl(density, **moving),
+        "srigl": lambda: optim.rigl(
+            density, scope="output", min_salient=LEAST, **moving
+        ),
     }[name]()
 
 
@@ -140,6 +151,36 @@ def _is_exact(kept: np.ndarray, params: Any) -> bool:
     return bool((np.abs(kept - wanted) <= len(kernels) / 2).all())
 
 
+def _structured(params: Any, masks: Any, x: np.ndarray) -> dict[str, Any]:
+    """Whether units have equally many inputs, and what compaction makes of the first.
+
+    The first network of each density. A unit that is ablated is a constant, its bias
+    after ReLU, which compaction adds to the biases of the next layer.
+    """
+    kernels = [np.asarray(m["kernel"]).sum(1) for m in masks.values()]  # [members, out]
+    regular = all(len({*row[row > 0]}) == 1 for inputs in kernels for row in inputs)
+    found = {"regular": regular, "units": {}, "multiply_adds": {}, "difference": {}}
+    each = len(kernels[0]) // len(DENSITIES)
+    found["kept"] = {
+        f"{density:g}": np.stack([inputs.sum(1) for inputs in kernels]).sum(0)[
+            i * each : (i + 1) * each
+        ]
+        for i, density in enumerate(DENSITIES)
+    }
+    for i, density in enumerate(DENSITIES):
+        one, mask = jax.tree.map(lambda w: w[i * each], (params, masks))  # noqa: B023
+        apply, name = _lenet.MODEL.logits, f"{density:g}"
+        plan = compaction.plan(apply, one, mask, x[:2], fold=True)
+        masked = maskjax.apply(one, mask)
+        small = compaction.shrink(masked, plan)
+        after = jax.jit(compaction.narrow(apply, plan))(small, x)
+        found["difference"][name] = float(jnp.abs(after - apply(masked, x)).max())
+        shapes = [layer["kernel"].shape for layer in small.values()]
+        found["units"][name] = [shape[1] for shape in shapes]
+        found["multiply_adds"][name] = sum(a * b for a, b in shapes)
+    return found
+
+
 def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) -> str:
     title = f"Pruning a 300-100 network while it trains, {context.data.name}"
     drawn, plots = _pictures.page(title, len(DENSITIES), size=(11, 4.8), sharey=True)
@@ -152,4 +193,4 @@ def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) ->
     return _pictures.save(drawn, context, "pruning_training")
 
 
-DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, RigL)", run)
+DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, RigL, SRigL)", run)

@@ -266,5 +266,8 @@ def _draw_tasks(context: Context, true: Any, found: Any, many: int) -> str:
 
 
 DEMO = Demo(
-    "supsup", "SupSup: supermasks in superposition (Wortsman et al., 2020)", run
+    "supsup",
+    "SupSup: supermasks in superposition (Wortsman et al., 2020)",
+    run,
+    uses=("tasks",),
 )

@@ -48,6 +48,12 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.dtype("float64" if jnp.finfo(dtype).bits == 64 else "float32")
 
 
+def widest(*arrays: Any) -> Any:
+    """The dtype for sums over several arrays: float64 if one is, else float32."""
+    wide = {at_least_float32(x.dtype) for x in arrays}
+    return max(wide, key=lambda dtype: dtype.itemsize)
+
+
 def bits(x: jax.Array) -> jax.Array:
     """What tells floats apart that compare as equal; other numbers as they are.
 

@@ -15,6 +15,7 @@ import optax
 from maskjax import algebra, masking, select
 from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
+from maskjax.optim import _fan_in
 from maskjax.optim._state import MaskState, MaskWarning, fitted, held
 from maskjax.optim._steps import (
     Schedule,
@@ -52,6 +53,7 @@ def rigl(
     scope: Scope = "leaf",
     structure: Structure | Any = Entries(),
     allocation: Callable[..., Scores] | None = None,
+    min_salient: Density | Scores | Schedule | None = None,
     regrow: bool = True,
     also_step: bool = False,
     where: Predicate = kernels,
@@ -66,6 +68,15 @@ def rigl(
     moves otherwise, as in the paper, while moments see its gradient. The number alive
     never changes. The parameters given to `init` may be dense;
     `maskjax.apply(params, mask_of(state))` makes them sparse from the first step on.
+
+    With `min_salient` it is SRigL: all outputs of a layer that are active have the same
+    number of inputs, and the others have none. What would stay or grow in RigL is
+    salient: the largest weights of a layer, and the largest gradients where weights are
+    removed. An output with too few salient inputs is ablated, and the others share its
+    weights. So the number alive may be below that of the first mask, by less than one
+    weight for each active output. An output comes back if enough of its inputs are
+    salient. `maskjax.compaction` takes ablated outputs out of the network, which makes
+    it faster; that the others have equally many inputs does not.
 
     Args:
         density: The fraction of weights that is alive from first to last, in [0, 1]: a
@@ -87,6 +98,12 @@ def rigl(
         allocation: A function from `(params, density=..., where=...)` to a density for
             each leaf; `None` gives all leaves the same. The paper's is
             `allocation.erk`.
+        min_salient: The number of salient inputs that keeps an output active, as a
+            fraction of the inputs that `density` gives it: as `rate`. 0 ablates
+            nothing, any other number at least outputs without a salient input. The
+            authors use 0.3 for ResNet-50. It needs scope "output". So that no class is
+            ablated, give the last layer 0 in a tree, or leave it out by `where`.
+            `None`: RigL, whose outputs drop and grow each on its own in scope "output".
         regrow: Whether a weight that is dropped may grow back at once, as in the paper.
         also_step: Whether parameters also take the optimizer's step where the mask
             changes. The paper's rewires instead of taking it.
@@ -122,6 +139,8 @@ def rigl(
 
     References:
         Evci et al., "Rigging the Lottery", ICML 2020. arXiv:1911.11134, section 3.
+        Lasby et al., "Dynamic Sparse Training with Structured Sparsity", ICLR 2024.
+        arXiv:2305.02299, section 3, for `min_salient`.
     """
     fn = "maskjax.optim.rigl"
 
@@ -140,7 +159,7 @@ def rigl(
     return _rewiring(
         steepest, density, rate=rate, every=every, score=score, scope=scope,
         structure=structure, allocation=allocation, regrow=regrow, still=not also_step,
-        where=where, key=key, fn=fn,
+        where=where, least=min_salient, key=key, fn=fn,
     )  # fmt: skip
 
 
@@ -236,6 +255,7 @@ def _rewiring(
     regrow: bool,
     still: bool,
     where: Predicate,
+    least: Density | Scores | Schedule | None = None,
     key: Array,
     fn: str,
 ) -> Transformation:
@@ -252,6 +272,9 @@ def _rewiring(
     check_score(score, fn=fn)
     check_fractions(density, scope, fn=fn, name="density")
     peak = check_fractions(rate, scope, fn=fn, name="rate")
+    if least is not None:
+        _check_fan_in({"scope": scope, "structure": structure, "regrow": regrow}, fn)
+        check_fractions(least, scope, fn=fn, name="min_salient")
     kind = jax.random.key_impl(key)
     how = {"scope": scope, "structure": structure, "where": where}
 
@@ -281,12 +304,13 @@ def _rewiring(
             with blame.instead_of("maskjax.apply", fn):
                 now = masking.apply(params, alive)
             scores = scored(now)
-            with blame.instead_of("maskjax.select.drop", fn):
-                kept = select.drop(scores, alive, rate=at_step(rate, count), **how)
-            worth = wanted(key)
-            worth = worth if regrow else _below(worth, alive)
-            with blame.instead_of("maskjax.select.grow", fn):
-                mask = select.grow(worth, kept, density=shares(params), **how)
+            worth = wanted(key) if regrow else _below(wanted(key), alive)
+            much = {"rate": at_step(rate, count), "density": shares(params)}
+            if least is not None:
+                much |= {"least": at_step(least, count), "where": where}
+                mask = _fan_in.rewired(scores, worth, alive, **much, fn=fn)
+            else:
+                mask = _exchanged(scores, worth, alive, **much, how=how, fn=fn)
             return mask, algebra.intersection(mask, alive)
 
         due = count % every == 0
@@ -296,6 +320,36 @@ def _rewiring(
         return updates, MaskState(mask, count, state.key)
 
     return Transformation(init, update)
+
+
+def _exchanged(
+    scores: Scores,
+    worth: Scores,
+    alive: Mask,
+    *,
+    rate: Density | Scores,
+    density: Density | Scores,
+    how: dict[str, Any],
+    fn: str,
+) -> Mask:
+    """The mask after the lowest scores were dropped and the most worth has grown."""
+    with blame.instead_of("maskjax.select.drop", fn):
+        kept = select.drop(scores, alive, rate=rate, **how)
+    with blame.instead_of("maskjax.select.grow", fn):
+        return select.grow(worth, kept, density=density, **how)
+
+
+def _check_fan_in(given: dict[str, Any], fn: str) -> None:
+    """Raise unless options allow the same number of inputs for all outputs."""
+    needed = {"scope": "output", "structure": Entries(), "regrow": True}
+    checks.raise_all(
+        (
+            f"{name}={needed[name]!r}, got {value!r}"
+            for name, value in given.items()
+            if type(value) is not type(needed[name]) or value != needed[name]
+        ),
+        f"`{fn}` with `min_salient` needs",
+    )
 
 
 def _below(scores: Scores, mask: Mask) -> Scores:

@@ -35,7 +35,7 @@ Departures from the paper:
 import jax
 import jax.numpy as jnp
 
-from maskjax import estimator, select
+from maskjax import algebra, estimator, select
 from maskjax._core import checks, placement
 from maskjax._core.trees import (
     Array,
@@ -157,7 +157,7 @@ def density(scores: Scores, params: Params | None = None) -> Array:
             score then counts once for every weight that it decides on.
 
     Returns:
-        A float32 scalar in [0, 1].
+        A scalar in [0, 1], float32 or float64.
 
     Raises:
         TypeError: If a leaf of `scores` is not floating.
@@ -169,11 +169,6 @@ def density(scores: Scores, params: Params | None = None) -> Array:
     """
     fn = "maskjax.recipes.supermask.density"
     checks.floating_scores(scores, fn=fn)
-    if params is None:
-        params = scores
-    else:
+    if params is not None:
         checks.shaped_like(params, scores, fn=fn, names=("params", "scores"))
-    sizes = jax.tree.leaves(map_mask(lambda _, w: float(w.size), scores, params))
-    soft = jax.tree.leaves(map_mask(jax.nn.sigmoid, scores))
-    means = jnp.stack([jnp.mean(p, dtype=jnp.float32) for p in soft])
-    return jnp.average(means, weights=jnp.array(sizes, jnp.float32))
+    return algebra.expected_density(map_mask(jax.nn.sigmoid, scores), params)

@@ -100,6 +100,7 @@ def choose_counted(
     *,
     fn: str,
     holding: Mask | None = None,
+    within: Mask | None = None,
 ) -> Mask:
     """Keep the highest scores, a given number in each search.
 
@@ -111,17 +112,18 @@ def choose_counted(
         where: As in `choose`.
         fn: As in `choose`.
         holding: As in `choose`.
+        within: As in `choose`. A search that has fewer entries keeps all of them.
     """
     checks.together(fn=fn, scores=scores)
     leaves = Leaves(scores, scope, Entries(), where, fn=fn)
-    nothing = leaves.mask(None, name="")
     with dtypes.counting(max(leaves.sizes)):
         quotas: list[Quota] = [
             Count(jnp.asarray(count, dtypes.counts(size)))
             for count, size in zip(counts(leaves), leaves.sizes, strict=True)
         ]
         held = leaves.mask(holding, name="")
-        return _masks(leaves, nothing, held, quotas, None)[0]
+        keeps = leaves.mask(within, name="")
+        return _masks(leaves, keeps, held, quotas, None)[0]
 
 
 def kept(mask: Mask, leaves: Leaves) -> list[Array]:

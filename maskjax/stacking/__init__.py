@@ -7,9 +7,10 @@
 """
 
 from maskjax.stacking._members import map, predict, predict_each
-from maskjax.stacking._stacks import mix, size, stack, take, unstack
+from maskjax.stacking._stacks import counts, mix, size, stack, take, unstack
 
 __all__ = [
+    "counts",
     "map",
     "mix",
     "predict",

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax import packing
-from maskjax._core import checks, rows, slots, trees
+from maskjax._core import checks, placement, rows, slots, trees
 from maskjax._core.packed import PackedMask
-from maskjax._core.trees import Array, Mask, SoftMask
+from maskjax._core.trees import Array, Mask, Params, SoftMask
 
 
 def stack(masks: Sequence[Mask]) -> Mask:
@@ -181,3 +181,66 @@ def _mix_leaf(leaf: Array | PackedMask, coefficients: Array) -> Array:
     if isinstance(leaf, PackedMask):
         return packing.mix_leaf(leaf, coefficients)
     return rows.mixed(leaf, coefficients)
+
+
+def counts(stack: Mask, members: Array | None = None) -> Params:
+    """How many of a stack's masks keep each entry.
+
+    Divided by the number of masks, it is the mean mask. `bank.mean` has that of a bank.
+
+    Masks on several devices: fewer than 64 masks are gathered if they are packed, and
+    each device counts them. That moves their bits. Of more masks, sums of one mask's
+    shape travel. On an Auto mesh it is as in `mix`.
+
+    Args:
+        stack: A stack of K masks, fewer than 2**24. Packed leaves are never unpacked as
+            a whole.
+        members: [K], boolean, may be traced: which masks to count. `None`: all.
+
+    Returns:
+        int32, exact, with one mask's shapes; `None` where the stack has `None`.
+
+    Raises:
+        TypeError: If a leaf is not a mask, or `members` is not boolean.
+        ValueError: If the leaves disagree about K, or `members` is not of shape [K].
+
+    Example:
+        >>> stack = {"w": jnp.array([[True, True], [True, False]])}
+        >>> stacking.counts(stack)
+        {'w': Array([2, 1], dtype=int32)}
+        >>> stacking.counts(stack, jnp.array([True, False]))
+        {'w': Array([1, 1], dtype=int32)}
+    """
+    fn = "maskjax.stacking.counts"
+    checks.boolean(stack, fn=fn, name="stack")
+    size = checks.members(stack, fn=fn)
+    checks.packed(stack, fn=fn, stacked=True)
+    if members is not None:
+        checks.flags(members, size, fn=fn, name="members")
+        checks.beside(stack, fn=fn, name="stack", members=members)
+        members = jnp.asarray(members)
+    return trees.map_mask(lambda leaf: _counted(leaf, members), stack)
+
+
+# Bits of fewer masks are fewer bytes than a sum over devices, which moves a float of
+# each entry twice.
+_FEW = 64
+
+
+@jax.jit
+def _counted(leaf: Array | PackedMask, members: Array | None) -> Array:
+    if not isinstance(leaf, PackedMask):
+        if members is not None:
+            row = placement.spec_of(leaf)[:1]
+            members = placement.place(members, row, like=leaf)
+            leaf &= placement.lead(members, leaf)
+        return jnp.sum(leaf, axis=0, dtype=jnp.int32)
+    size = leaf.bits.shape[0]
+    # float32 holds whole numbers exactly up to 2**24 masks.
+    each = jnp.ones(size, jnp.float32)
+    if members is not None:
+        each = members.astype(jnp.float32)
+    if size < _FEW and placement.explicit(leaf.bits):
+        leaf = PackedMask(placement.gathered(leaf.bits, 0), leaf.shape)
+        each = placement.place(each, (None,), like=leaf.bits)
+    return packing.mix_leaf(leaf, each).astype(jnp.int32)

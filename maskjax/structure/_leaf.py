@@ -1,15 +1,22 @@
 """Structures of one leaf: entries, tiles, whole units, N of every M."""
 
 import dataclasses
+import functools
+import itertools
+import math
 import numbers
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskjax._core import dtypes, placement
 from maskjax._core.axes import ROLES
 from maskjax._core.trees import Array
+
+# What learns a number for each pattern has this many for every group of m weights.
+_MOST_PATTERNS = 256
 
 
 class Structure(Protocol):
@@ -117,6 +124,31 @@ class NofM:
     def spread(self, decisions: Array) -> Array:
         """The decisions themselves."""
         return decisions
+
+    def patterns(self) -> np.ndarray:
+        """Every way to keep exactly n of m entries, in order: first those of the first.
+
+        Returns:
+            Booleans [P, m] with P = m! / (n! (m - n)!), not writeable: True keeps.
+
+        Raises:
+            ValueError: If there are more than 256.
+
+        Example:
+            >>> structure.NofM(1, 2).patterns()
+            array([[ True, False],
+                   [False,  True]])
+            >>> [structure.NofM(n, m).patterns().shape for n, m in [(2, 4), (4, 8)]]
+            [(6, 4), (70, 8)]
+        """
+        count = math.comb(self.m, self.n)
+        if count > _MOST_PATTERNS:
+            raise ValueError(
+                f"`maskjax.structure.NofM.patterns` needs n and m with at most "
+                f"{_MOST_PATTERNS} patterns, got n={self.n}, m={self.m}, which have "
+                f"{count}."
+            )
+        return _patterns(self.n, self.m)
 
     def group(self, x: Array) -> Array:
         """The leaf as [..., groups, m], the axis moved last."""
@@ -284,6 +316,16 @@ class Units:
     def _numbers(self) -> list[int]:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         return [_number(axis) for axis in axes]
+
+
+@functools.lru_cache(maxsize=64)
+def _patterns(n: int, m: int) -> np.ndarray:
+    kept = list(itertools.combinations(range(m), n))
+    found = np.zeros((len(kept), m), bool)
+    for pattern, places in zip(found, kept, strict=True):
+        pattern[list(places)] = True
+    found.flags.writeable = False
+    return found
 
 
 def _tiled(x: Array, sizes: list[int]) -> Array:

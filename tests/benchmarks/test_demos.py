@@ -41,10 +41,11 @@ def test_a_demonstration_writes_its_results_and_pictures(demo, quick):
     for part in ("settings", "numbers", "rows", "pictures"):
         assert found[part], part
     for row in found["rows"]:
-        assert row.keys() == {"promise", "measured"}
+        assert row.keys() == {"promise", "measured", "met", "short"}
     written = {path.name for path in out.iterdir()}
     drawn = {name for one in record["demos"].values() for name in one["pictures"]}
-    assert written == {"results.json", *drawn}
+    assert written == {"results.json", "index.html", *drawn}
+    assert demo.name == "sentence_encoder" or found["verdict"] != "not asked"
     for name in found["pictures"]:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
@@ -88,6 +89,24 @@ def test_random_weights_learn_by_probabilities_of_masks(quick):
     assert all(0 < d < 1 for ds in numbers["density"].values() for d in ds)
 
 
+def test_clients_that_send_a_bit_a_weight_learn_together(quick):
+    numbers = quick("fedpm")[1]["demos"]["fedpm"]["numbers"]
+    assert numbers["weights_unchanged"]
+    assert numbers["counts_exact"]
+    # A bit a weight, in whole words, and three words beside.
+    assert numbers["bits_up"]["fedpm"] == pytest.approx(1 + 96 / numbers["weights"])
+    assert numbers["bits_down"] == {"floats": 32, "counts": 4}
+    coded = {name: np.mean(x[-1]) for name, x in numbers["bits_up_coded"].items()}
+    assert 0.1 < coded["least"] < 0.9 < coded["by_count"] <= 1
+    accuracy = {n: np.mean(x, 1) for n, x in numbers["accuracy_by_round"].items()}
+    assert max(found[0] for found in accuracy.values()) < 0.3
+    assert accuracy["fedpm"][-1] > 0.5
+    assert accuracy["fedavg"][-1] > 0.8
+    assert np.mean(numbers["mean_network_by_round"][-1]) > 0.75
+    # Eight rounds of bits are not one of floats.
+    assert numbers["fedavg_rounds_for_as_many_bits"] == 0
+
+
 def test_masks_that_move_in_training_are_exact_and_of_use(quick):
     numbers = quick("pruning")[1]["demos"]["pruning"]["numbers"]
     assert numbers["counts_are_exact"]
@@ -97,6 +116,12 @@ def test_masks_that_move_in_training_are_exact_and_of_use(quick):
     assert np.mean(numbers["dense"]) > 0.93
     assert means["gradual"][0] > 0.88
     assert means["gradual"][1] > means["one-shot"][1]
+    found = numbers["structured"]
+    assert found["regular"]
+    assert np.mean(numbers["srigl"][1]) > np.mean(numbers["rigl"][1])
+    assert found["units"]["0.02"][0] < 200
+    assert found["units"]["0.02"][2] == 10
+    assert max(found["difference"].values()) < 1e-4
 
 
 def test_units_taken_out_change_nothing_but_the_size(quick):
@@ -229,6 +254,41 @@ def test_tasks_in_one_network_are_not_forgotten(quick):
     assert final["packnet"] > final["single"] - 0.1
 
 
+def test_weights_are_shared_by_tasks_and_nothing_is_forgotten(quick):
+    numbers = quick("wsn")[1]["demos"]["wsn"]["numbers"]
+    assert all(numbers["bit_identical"].values())
+    assert np.max([*numbers["forgetting"].values()]) == 0
+    mean = {name: np.mean(found) for name, found in numbers["mean"].items()}
+    assert min(mean.values()) > 0.85
+    assert mean["WSN"] > mean["PackNet"] - 0.02
+    reused = np.mean(numbers["reused"], axis=0)
+    assert reused[0] == 0
+    assert min(reused[1:]) > 0.1
+    assert {len(found) for found in numbers["tried"].values()} == {6}
+    assert all(0 < np.mean(share) < 1 for share in numbers["capacity"].values())
+
+
+def test_masks_tell_tasks_what_they_need_of_a_merged_vector(quick):
+    numbers = quick("merging")[1]["demos"]["merging"]["numbers"]
+    assert numbers["reached"]["near"]
+    for start in ("near", "far"):
+        share = {n: np.mean(found) for n, found in numbers["relative"][start].items()}
+        single = [share[n] for n in ("task arithmetic", "DARE", "TIES", "consensus")]
+        assert share["TALL-masks"] > max(single) + 0.1
+        assert share["TALL-masks"] > 0.93
+        assert min(single) > share["start"] - 0.1
+        assert all(
+            0.1 < d < 0.9 for d in np.ravel(numbers["density"][start]["TALL-masks"])
+        )
+    sizes = numbers["bytes"]
+    weights, head = 64 * 300 + 300 + 300 * 100 + 100, 5 * 4 * (100 * 10 + 10)
+    assert sizes["separate networks"] == 5 * 4 * weights + head
+    assert sizes["one merged network"] == 4 * weights + head
+    bits = sizes["TALL-masks"] - 8 * weights - head
+    assert 5 * weights / 8 <= bits < 1.15 * 5 * weights / 8
+    assert abs(sizes["largest fifth of each"] - sizes["TALL-masks"]) < 100
+
+
 def test_a_trained_network_is_made_of_a_random_one(quick):
     numbers = quick("strong_ticket")[1]["demos"]["strong_ticket"]["numbers"]
     assert numbers["within_bound"]
@@ -269,3 +329,20 @@ def test_networks_that_disagree_know_what_they_were_not_taught(quick):
     params = numbers["params"]
     assert params["deep ensemble"] == 5 * params["one network"]
     assert params["Masksembles"] == params["MC-dropout"] == params["one network"]
+
+
+def test_the_loss_chooses_better_than_scores(quick):
+    numbers = quick("learned")[1]["demos"]["learned"]["numbers"]
+    found = numbers["patterns"]
+    assert found["exact"]
+    loss = {name: np.mean(each) for name, each in found["loss"].items()}
+    assert loss["learned from Wanda"] < loss["SparseGPT"] < loss["Wanda"]
+    assert loss["learned from nothing"] < loss["magnitude"]
+    assert 0.4 < np.mean(found["overlap"]) < 1
+    inputs = numbers["inputs"]
+    (pixels, noise), magnitude = (
+        np.mean(inputs["kept"][name], axis=-1) for name in ("gates", "by magnitude")
+    )
+    assert noise < magnitude[1]
+    assert pixels > 3 * noise
+    assert abs(np.mean(inputs["expected"]) - inputs["target"]) < 0.1

@@ -1,7 +1,12 @@
 """The command line: what it refuses, what it writes, and what it says meanwhile."""
 
+import ast
+import base64
+import inspect
 import io
 import json
+import math
+import re
 import struct
 
 import jax
@@ -9,9 +14,11 @@ import numpy as np
 import optax
 import pytest
 import rich.console
+from matplotlib.figure import Figure
 
+import maskjax
 from benchmarks import __main__ as demonstrate
-from benchmarks import _data, _registry, _rows, _train
+from benchmarks import _data, _registry, _report, _rows, _train
 from benchmarks.demos import DEMOS
 
 pytestmark = pytest.mark.usefixtures("loose")
@@ -43,7 +50,7 @@ def _refusal(path, out, capsys):
 def test_list_and_help_name_every_demonstration_and_its_paper(capsys):
     assert demonstrate.main(["--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert listed == [f"{demo.name}: {demo.title}" for demo in DEMOS]
+    assert listed == [f"{d.name}: {d.title}, {d.seconds:.0f} s" for d in DEMOS]
     with pytest.raises(SystemExit, match="0"):
         demonstrate.main(["--help"])
     said = capsys.readouterr().out
@@ -56,6 +63,9 @@ def test_list_and_help_name_every_demonstration_and_its_paper(capsys):
         (["--only", "weather"], "invalid choice: 'weather'"),
         (["--tasks", "1"], "at least 2 tasks, got 1"),
         (["--quick", "--full"], "not allowed with argument"),
+        (["--quick", "--record"], "--record is not allowed with --quick"),
+        (["--only", "magnitude", "--tasks", "4"], "--tasks is for supsup, packnet"),
+        (["--only", "supsup", "--omniglot", "x"], "--omniglot is for meta_ticket"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, complaint, capsys):
@@ -170,15 +180,129 @@ def test_digits_are_split_the_same_way_every_time():
     np.testing.assert_allclose(standardized.std(), 1, atol=1e-5)
 
 
+PIXEL = Figure(figsize=(0.1, 0.1))
+
+
 def _stub(context):
     """A demonstration that learns nothing."""
     steps = list(context.track("stub: steps", context.pick((2, 3, 4))))
-    (context.out / "stub.png").write_bytes(b"")
+    PIXEL.savefig(context.out / "stub.png")
     numbers = {"steps": steps, "seeds": context.seeds, "half": np.float32(0.5)}
     rows = _rows.rows({"it counts": "{steps} of {seeds}"}, **numbers)
+    rows = [row._replace(met=True) for row in rows]
     return _registry.Outcome(
         rows, {"inputs": len(context.data.x_train)}, numbers, ["stub.png"]
     )
+
+
+def _demos(monkeypatch, **runs):
+    """These demonstrations in place of all others, each with words for the report."""
+    stubs = tuple(_registry.Demo(n, f"the {n}", run) for n, run in runs.items())
+    words = {"promise": "<b>", "about": "It is.", "why": "Not.", "code": "1 < 2"}
+    monkeypatch.setattr(demonstrate, "DEMOS", stubs)
+    monkeypatch.setattr(_report, "SYSTEMS", dict.fromkeys(runs, words))
+    return stubs
+
+
+def _broken(context):
+    raise ValueError("it broke")
+
+
+def _stopped(context):
+    raise KeyboardInterrupt
+
+
+def _verdicts(out):
+    """The verdict of each system in results.json, and those that are missing."""
+    record = json.loads((out / "results.json").read_text())
+    found = {name: demo["verdict"] for name, demo in record["demos"].items()}
+    page = (out / "index.html").read_text()
+    assert all(f'"verdict {v.replace(" ", "-")}"' in page for v in found.values())
+    assert all(_report.MISSING[why] in page for why in record["missing"].values())
+    return found, record["missing"]
+
+
+def test_one_that_fails_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    _demos(monkeypatch, one=_broken, two=_stub)
+    assert demonstrate.main(["--out", str(tmp_path)]) == 1
+    assert "ValueError: it broke" in capsys.readouterr().err
+    assert _verdicts(tmp_path) == ({"two": "met"}, {"one": "failed"})
+
+
+def test_what_was_done_is_kept_when_the_run_is_stopped(tmp_path, monkeypatch):
+    _demos(monkeypatch, one=_stub, two=_stopped, three=_stub)
+    assert demonstrate.main(["--out", str(tmp_path)]) == 130
+    missing = {"two": "not run", "three": "not run"}
+    assert _verdicts(tmp_path) == ({"one": "met"}, missing)
+
+
+def test_the_report_needs_no_other_file_and_no_scripts(tmp_path, monkeypatch):
+    _demos(monkeypatch, one=_stub)
+    assert demonstrate.main(["--out", str(tmp_path)]) == 0
+    page = (tmp_path / "index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;b&gt;" in page
+    assert "1 &lt; 2" in page
+    links = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
+    assert len(links) == 3
+    assert all(link.startswith(("data:", "#")) for link in links)
+    (drawn,) = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    assert base64.b64decode(drawn) == (tmp_path / "stub.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("met", "verdict"),
+    [
+        ([True, None, True], "met"),
+        ([True, False], "partly"),
+        ([False, None], "not met"),
+        ([None], "not asked"),
+    ],
+)
+def test_a_verdict_is_of_all_that_can_be_told(met, verdict):
+    rows = [_registry.Row("", "", each) for each in met]
+    assert _registry.Outcome(rows, {}, {}, []).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("{x[a]} > {x[b]} - 0.1", True),
+        ("{x[a]} >= 0.5 and {right}", True),
+        ("{x[b]} < {x[a]}", False),
+        ("{x[none]} > 0", False),
+        ("{x[many][1]} == 2", True),
+    ],
+)
+def test_a_promise_is_met_if_what_was_measured_compares_so(rule, expected):
+    """Means of arrays are compared; nan is as promised never."""
+    found = {"a": np.array([0.4, 0.6]), "b": 0.55, "none": math.nan, "many": [1, 2]}
+    words = {"promise": "", "measured": "", "met": rule}
+    assert _rows._row(words, {"x": found, "right": np.bool_(True)}).met is expected
+
+
+def test_the_report_has_words_for_every_demonstration():
+    assert _report.SYSTEMS.keys() == {demo.name for demo in DEMOS}
+    for name, words in _report.SYSTEMS.items():
+        assert words.keys() == {"promise", "about", "why", "code"}, name
+        assert len(words["promise"]) < 60, name
+        assert words["about"].count(". ") <= 1, name
+
+
+@pytest.mark.parametrize("name", _report.SYSTEMS)
+def test_the_lines_of_code_call_what_there_is(name):
+    """Each call of maskjax or optax takes the arguments that it is given."""
+    scope = {"maskjax": maskjax, "optax": optax} | vars(maskjax)
+    calls = [
+        call
+        for call in ast.walk(ast.parse(_report.SYSTEMS[name]["code"]))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+    ]
+    assert calls
+    for call in calls:
+        function = eval(ast.unparse(call.func), {}, scope)
+        named = {keyword.arg: None for keyword in call.keywords}
+        inspect.signature(function).bind(*call.args, **named)
 
 
 @pytest.mark.parametrize(
@@ -187,13 +311,13 @@ def _stub(context):
 def test_results_say_what_was_done_and_found(
     size, steps, seeds, tmp_path, capsys, monkeypatch
 ):
-    stubs = tuple(_registry.Demo(name, f"the {name}", _stub) for name in ("one", "two"))
-    monkeypatch.setattr(demonstrate, "DEMOS", stubs)
+    stubs = _demos(monkeypatch, one=_stub, two=_stub)
     how = [] if size == "default" else [f"--{size}"]
     assert demonstrate.main([*how, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     lines = [line.split(": ")[0] for line in said.splitlines() if line.endswith(" s")]
     assert lines == ["1/2 one", "2/2 two"]
+    assert said.count(": met, ") == 2
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     digits = {"name": "digits of scikit-learn", "train": 1437, "test": 360}
     assert record["data"] == digits | {"shape": [8, 8]}
@@ -209,7 +333,9 @@ def test_results_say_what_was_done_and_found(
         assert found["pictures"] == ["stub.png"]
         counted = ", ".join(map(str, range(steps)))
         row = {"promise": "it counts", "measured": f"{counted} of {seeds}"}
-        assert found["rows"] == [row]
+        assert found["rows"] == [row | {"met": True, "short": ""}]
+        assert found["verdict"] == "met"
+    assert record["missing"] == {}
 
 
 def test_a_terminal_gets_one_bar_with_the_time_left():
@@ -245,7 +371,7 @@ def test_a_terminal_gets_one_bar_with_the_time_left():
 def test_numbers_are_put_into_words(value, how, expected):
     assert _rows.said(value, how) == expected
     (row,) = _rows.rows({"promise": f"it is {{x[y]:{how}}}"}, x={"y": value})
-    assert row == ("promise", f"it is {expected}")
+    assert row[:2] == ("promise", f"it is {expected}")
 
 
 def test_members_train_apart_under_their_masks():

@@ -68,3 +68,40 @@ def rigl(
     for i in sorted(free, key=lambda i: -abs(gradient.flat[i]))[: count - kept.sum()]:
         grown.flat[i] = True
     return (moved if also_step else weights) * (grown & alive), grown
+
+
+def srigl(
+    weights: np.ndarray,
+    gradient: np.ndarray,
+    alive: np.ndarray,
+    *,
+    inputs: int,
+    rate: float,
+    least: float,
+) -> np.ndarray:
+    """The next mask of a layer [in, out] whose outputs have so many inputs at first."""
+    fan_in, outputs = weights.shape
+    goes = selection.quota(rate, int(alive.sum()))
+
+    def highest(values: np.ndarray, among: np.ndarray, number: int) -> np.ndarray:
+        places = sorted(np.flatnonzero(among), key=lambda i: -abs(values.flat[i]))
+        found = np.zeros(values.shape, bool)
+        found.flat[places[:number]] = True
+        return found
+
+    kept = highest(weights, alive, int(alive.sum()) - goes)
+    salient = (kept | highest(gradient, ~alive, goes)).sum(0)
+    needed = max(1, selection.quota(least, inputs)) if least else 0
+    # As many outputs stay as are needed to hold all weights; those of as many salient
+    # inputs stay or go together.
+    fewest = max(1, -(-inputs * outputs // fan_in))
+    needed = min(needed, sorted(salient)[-fewest])
+    active = salient >= needed
+    each = inputs * outputs // active.sum()
+    mask = np.zeros_like(alive)
+    for out in np.flatnonzero(active):
+        one = np.zeros_like(alive)
+        one[:, out] = True
+        mask |= highest(weights, kept & one, each)
+        mask |= highest(gradient, one & ~mask, each - int(mask[:, out].sum()))
+    return mask

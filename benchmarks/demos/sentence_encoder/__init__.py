@@ -198,7 +198,8 @@ def _for_rows(numbers: dict[str, Any]) -> dict[str, Any]:
         measure: "kept" if all(kept.values()) else _not_kept(kept)
         for measure, kept in numbers["order"].items()
     }
-    more = {"compared": compared, "order": order, "goals": {}}
+    in_order = all(all(kept.values()) for kept in numbers["order"].values())
+    more = {"compared": compared, "order": order, "in_order": in_order, "goals": {}}
     for (kind, method), goals in GOALS.items():
         each = {m: found[kind][method][m] for m in goals}
         more["goals"][kind] = {"found": each, **numbers["reached"][f"{method} {kind}"]}

@@ -105,8 +105,10 @@ def _for_rows(problem: Problem, numbers: dict[str, Any]) -> dict[str, Any]:
         "ordered": " < ".join(sorted(found, key=lambda way: found[way]["nll"].mean())),
         "seeds": SEEDS,
         "images": len(problem.x),
+        "nll": {way: each["nll"] for way, each in found.items()},
         "turned": turned,
         "laws": list(numbers["laws"].values()),
+        "all_laws": all(numbers["laws"].values()),
     }
 
 
@@ -232,4 +234,4 @@ def _draw_reliability(context: Context, problem: Problem, told: dict[str, Told])
 
 
 TITLE = "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)"
-DEMO = Demo("uncertainty", TITLE, run)
+DEMO = Demo("uncertainty", TITLE, run, uses=("omniglot",))

@@ -245,3 +245,10 @@ def samples(members: Any, inputs: Any, *, fn: str) -> int:
         f"`{fn}` needs every input with a leading axis of {size}, one for each member",
     )
     return size
+
+
+def flags(values: Any, size: int, *, fn: str, name: str) -> None:
+    """A boolean array of one flag for each of so many."""
+    if not shaped(values) or values.dtype != bool:
+        raise TypeError(f"`{fn}` needs `{name}` as booleans, got {kind_of(values)}.")
+    of_shape(values, (size,), fn=fn, name=name)

@@ -8,9 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from maskjax import packing
+from maskjax import stacking
 from maskjax._core import checks, dtypes, placement
-from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params, map_mask
 from maskjax.recipes.merging._sums import require_vectors
 
@@ -95,7 +94,8 @@ def consensus(masks: Mask, *, least: int = 2) -> Mask:
         raise ValueError(
             f"`{fn}` needs `least` of at most K, got {least} of {members} masks."
         )
-    return map_mask(lambda mask: _kept_by(mask, int(least)), masks)  # 4.
+    counts = stacking.counts(masks)
+    return map_mask(lambda count: count >= int(least), counts)  # 4.
 
 
 def _none(x: Any) -> bool:
@@ -134,9 +134,3 @@ def _tall(v: Array, tau: Array, at: Array) -> Array:
         at = placement.lead(at, v)
     others = placement.alike(tau.astype(wide)[None], v) - own
     return jnp.abs(own) >= at.astype(wide) * jnp.abs(others)
-
-
-def _kept_by(mask: Array | PackedMask, least: int) -> Array:
-    if isinstance(mask, PackedMask):
-        return packing.tally_leaf(mask, jnp.int32(mask.lead[0])) >= least
-    return jnp.sum(mask, axis=0, dtype=jnp.int32) >= least

@@ -1,10 +1,4 @@
-"""Gradients through a hard choice: the mask forward, the scores backward.
-
->>> scores = {"w": jnp.array([3.0, 1.0])}
->>> kept = lambda s: (estimator.top_k(s, density=0.5)["w"] * jnp.array([5.0, 7.0]))
->>> kept(scores), jax.grad(lambda s: kept(s).sum())(scores)["w"]
-(Array([5., 0.], dtype=float32), Array([5., 7.], dtype=float32))
-"""
+"""Straight-through estimators: a hard mask with the gradient of something smooth."""
 
 from typing import Any, Literal, overload
 
@@ -13,13 +7,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax import packing, select
-from maskjax._core import blame, checks, trees
+from maskjax._core import blame, checks, placement, trees
 from maskjax._core.trees import Array, Density, Predicate, Scores, SoftMask
 from maskjax.select._choice import smoothed
 from maskjax.structure import Entries, Structure
 from maskjax.where import kernels
-
-__all__ = ["bernoulli", "straight_through", "threshold", "top_k"]
 
 
 def straight_through(hard: Any, soft: Any) -> SoftMask:
@@ -54,6 +46,8 @@ def straight_through(hard: Any, soft: Any) -> SoftMask:
     checks.floating_scores(soft, fn=fn, name="soft")
     hard = trees.map_mask(packing.unpack_leaf, hard)
     checks.same_shapes(soft, hard, fn=fn, names=("soft", "hard"))
+    # Inside `shard_map`, scores may be the same on all devices and samples not.
+    soft = placement.vary_like(soft, hard)
     return trees.map_mask(lambda s, h: _pass_through(h, s), soft, hard)
 
 
