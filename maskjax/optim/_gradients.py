@@ -111,7 +111,8 @@ def mask_gradients() -> optax.GradientTransformationExtraArgs:
         alive = by_paths(updates, extra["mask"], fn=None)
         return frozen(updates, alive, fn=fn), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    init = lambda params: optax.EmptyState()  # noqa: E731
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _together(found: list[MaskState], params: Params | None) -> Mask | None:
