@@ -48,6 +48,9 @@ def _found() -> Line:
     many = _numbers("supsup", "mnist.npz", tasks=250)
     lottery = _numbers("lottery_ticket", "mnist.npz")
     tickets, round_ = lottery["tickets"]["end"], lottery["rounds_of_controls"][-1]
+    kernel = _case("sparsegpt", "4096 x 4096, half of each block")
+    kernel = _beside("sparsegpt.prune", kernel)
+    encoder = _numbers("sentence_encoder", DIGITS)
     ways = _numbers("uncertainty", "mnist.npz", train=9_000, seeds=5)
     return {
         "select": select,
@@ -56,6 +59,9 @@ def _found() -> Line:
         "compact": _beside(
             "compacted", _case("compaction", "forward ResNet18 32x32 batch=4")
         ),
+        "sparsegpt": kernel | {"s": kernel["ms"] / 1e3},
+        "encoder": encoder["found"]["2:4"],
+        "dense": encoder["dense"],
         "task": _beside("one_shot", _case("task_inference", "784-300-100-500 K=250")),
         "supsup": many,
         "kb": many["bytes_per_task"] / 1e3,
