@@ -140,7 +140,8 @@ def rigl(
     References:
         Evci et al., "Rigging the Lottery", ICML 2020. arXiv:1911.11134, section 3.
         Lasby et al., "Dynamic Sparse Training with Structured Sparsity", ICLR 2024.
-        arXiv:2305.02299, section 3, for `min_salient`.
+        arXiv:2305.02299, for `min_salient`; details that descriptions of it leave open
+        are those of the authors' code.
     """
     fn = "maskjax.optim.rigl"
 
