@@ -85,7 +85,7 @@ def test_without_its_packages_the_demonstration_says_how_to_get_them(
     (row,) = told["sentence_encoder"]["rows"]
     assert row["measured"] == _encoder.ASK
     assert ".[encoder]" in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "results.json"}
 
 
 @pytest.mark.slow
