@@ -607,6 +607,7 @@ call(
     _net,
     _x,
     specs="x -y x",
+    moves="exchange",
 )
 call(
     "calibration.update: squares",
@@ -1693,7 +1694,13 @@ def _begun(params: Any, prior: Any = None, **how: Any) -> Any:
 
 
 call("recipes.maskllm.init", _begun, _fours)
-call("recipes.maskllm.init: a prior", _begun, _fours, _fours_prior)
+call(
+    "recipes.maskllm.init: a prior",
+    _begun,
+    _fours,
+    _fours_prior,
+    moves="exchange",
+)
 call(
     "recipes.maskllm.init: across shards",
     _begun,
@@ -1724,6 +1731,7 @@ call(
     "recipes.maskllm.soft_mask: gradient",
     lambda p: jax.grad(lambda s: maskllm.squared_norm(p, _mixed(p, s)))(_begun(p)),
     _fours,
+    moves="exchange",
 )
 call(
     "recipes.maskllm.soft_mask: across shards",

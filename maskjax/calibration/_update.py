@@ -83,7 +83,8 @@ def update(
 
     As in `jax.jit(functools.partial(calibration.update, apply), donate_argnums=0)`.
     Inside `shard_map` each device adds its rows; `jax.lax.psum` adds up the devices. On
-    a mesh of Auto axes the compiler decides how to shard what a program returns. Add
+    a mesh of Auto axes the compiler decides how to shard what a program returns, for
+    which devices may exchange parts of sums that are sharded. Add
     `out_shardings=jax.tree.map(lambda x: x.sharding, stats)` for what was there before.
 
     Args:
