@@ -1,6 +1,7 @@
 """Which dtypes numbers are counted and summed in, and arrays made of what is given."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -46,6 +47,12 @@ def blocks(shape: Sequence[int], lead: int = 0) -> int:
 def at_least_float32(dtype: Any) -> Any:
     """The dtype to sum in: float32 for narrower floats (also with strict promotion)."""
     return jnp.dtype("float64" if jnp.finfo(dtype).bits == 64 else "float32")
+
+
+def common(*arrays: Any) -> Any:
+    """The dtype that holds all values of all arrays (also with strict promotion)."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, [x.dtype for x in arrays])
 
 
 def widest(*arrays: Any) -> Any:

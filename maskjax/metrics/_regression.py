@@ -9,7 +9,7 @@ from jax import lax
 from jax.scipy.special import erf
 from jax.typing import ArrayLike
 
-from maskjax._core import checks
+from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array
 from maskjax.metrics import _predicted
 
@@ -313,7 +313,7 @@ def _none_below(variance: Array) -> Array:
 
 def _shaped(mean: Array, variance: Array, targets: Array) -> tuple[Array, ...]:
     """Arrays of one dtype and rank; nan for variances that are not above 0."""
-    dtype = jnp.promote_types(mean.dtype, targets.dtype)
+    dtype = dtypes.common(mean, targets)
     variance = _predicted.valid(variance, ~(variance <= 0))
     variance = jnp.broadcast_to(variance, mean.shape)
     if targets.ndim < mean.ndim:

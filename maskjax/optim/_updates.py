@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from maskjax import packing
-from maskjax._core import checks, placement
+from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array, Mask, Params
 
 
@@ -37,7 +37,7 @@ def zeroing(updates: Any, params: Params, mask: Mask, *, fn: str) -> Any:
 @jax.jit
 def _zero(update: Array, mask: Array, param: Array) -> Array:
     # Updates narrower than a parameter could not cancel it.
-    update = update.astype(jnp.promote_types(update.dtype, param.dtype))
+    update = update.astype(dtypes.common(update, param))
     mask = placement.alike(mask, update)
     return jnp.where(mask, update, -param.astype(update.dtype))
 

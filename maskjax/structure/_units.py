@@ -70,10 +70,7 @@ def _pooled(
     group: Group, scores: dict[str, Array], alive: dict[str, Array], by: str
 ) -> Array:
     found = [m for m in group.members if m.path in scores]
-    wide = functools.reduce(
-        jnp.promote_types,
-        [dtypes.at_least_float32(scores[m.path].dtype) for m in found],
-    )
+    wide = dtypes.widest(*(scores[m.path] for m in found))
     totals, counts = [], []
     for member in found:
         x, flags = scores[member.path].astype(wide), alive.get(member.path)

@@ -133,7 +133,7 @@ def _pruned(task: Task, *, how: How, apart: int | None) -> Done:
     w, sums, choice, damping = placement.vary_like(task, task)
     if not w.size:
         return _empty(w, layout)
-    wide = jnp.promote_types(dtypes.at_least_float32(w.dtype), sums.dtype)
+    wide = dtypes.widest(w, sums)
     if choice is not None and choice.dtype == bool:
         choice = layout.laid(choice)
 
