@@ -43,13 +43,18 @@ def rows(templates: str | Mapping[str, str], **found: Any) -> list[Row]:
 
 def _row(template: Mapping[str, str], found: Mapping[str, Any]) -> Row:
     filled = _Formatter()
-    met = template.get("met")
-    return Row(
-        template["promise"],
-        filled.vformat(template["measured"], (), found),
-        None if met is None else _holds(filled.vformat(met, (), found)),
-        filled.vformat(template.get("short", ""), (), found),
-    )
+
+    def told(part: str) -> str:
+        """What this size of a demonstration leaves out is not told, nor judged."""
+        try:
+            return filled.vformat(template.get(part, ""), (), found)
+        except KeyError:
+            return ""
+
+    met = told("met")
+    measured = filled.vformat(template["measured"], (), found)
+    holds = _holds(met) if met else None
+    return Row(template["promise"], measured, holds, told("short"))
 
 
 def _holds(comparison: str) -> bool:

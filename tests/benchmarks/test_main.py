@@ -281,6 +281,11 @@ def test_a_promise_is_met_if_what_was_measured_compares_so(rule, expected):
     assert _rows._row(words, {"x": found, "right": np.bool_(True)}).met is expected
 
 
+def test_what_a_size_leaves_out_is_not_judged():
+    words = {"promise": "p", "measured": "{a}", "met": "{b[x]} > 0", "short": "{b[x]}"}
+    assert _rows._row(words, {"a": 1, "b": {}}) == ("p", "1", None, "")
+
+
 def test_the_report_has_words_for_every_demonstration():
     assert _report.SYSTEMS.keys() == {demo.name for demo in DEMOS}
     for name, words in _report.SYSTEMS.items():
