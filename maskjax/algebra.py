@@ -334,9 +334,7 @@ def _expected(
     pairs = checks.shaped_like(whole, probabilities, fn=fn, names=names)
     found = [(p, math.prod(np.shape(w))) for w, p in pairs if p is not None]
     sums = [_sum(p) * (size / max(p.size, 1)) for p, size in found]
-    dtype = dtypes.widest(*sums)
-    total = functools.reduce(operator.add, [x.astype(dtype) for x in sums])
-    return total, sum(size for _, size in found)
+    return dtypes.total(sums), sum(size for _, size in found)
 
 
 @jax.jit

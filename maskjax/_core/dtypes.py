@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,17 @@ def blocks(shape: Sequence[int], lead: int = 0) -> int:
 def at_least_float32(dtype: Any) -> Any:
     """The dtype to sum in: float32 for narrower floats (also with strict promotion)."""
     return jnp.dtype("float64" if jnp.finfo(dtype).bits == 64 else "float32")
+
+
+def operand(number: Any, dtype: Any = np.float32) -> Any:
+    """A number as an argument of a program, so that a new number compiles nothing."""
+    return number if isinstance(number, jax.Array) else np.dtype(dtype).type(number)
+
+
+def total(scalars: Sequence[jax.Array]) -> jax.Array:
+    """The sum of floating scalars: float64 if one is, else float32."""
+    wide = widest(*scalars)
+    return functools.reduce(operator.add, [x.astype(wide) for x in scalars])
 
 
 def common(*arrays: Any) -> Any:

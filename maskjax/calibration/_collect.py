@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from maskjax._core import checks
 from maskjax._core.trees import Array, Params, Predicate
 from maskjax.calibration import _programs
-from maskjax.calibration._norms import named, readable
+from maskjax.calibration._norms import named
 from maskjax.calibration._update import init, update
 from maskjax.where import kernels
 
@@ -110,7 +110,9 @@ def finite(stats: Params) -> dict[str, Array]:
 
 def check_flags(flags: dict[str, Array] | None, number: int, *, fn: str) -> None:
     """Raise if some statistics are no longer finite since a batch."""
-    known = {path: good for path, good in (flags or {}).items() if readable(good)}
+    known = {
+        path: good for path, good in (flags or {}).items() if checks.is_readable(good)
+    }
     bad = [path for path, good in jax.device_get(known).items() if not good]
     checks.raise_all(
         (f"{path}: inf or nan since batch {number}" for path in bad),

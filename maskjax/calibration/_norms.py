@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Params
@@ -115,7 +114,7 @@ def check_finite(stats: Params, needs: str) -> None:
     sums = {
         path: own.sums
         for path, own in named(stats)
-        if own is not None and readable(own.sums)
+        if own is not None and checks.is_readable(own.sums)
     }
     if not sums:
         return
@@ -133,15 +132,6 @@ def named(stats: Params) -> list[tuple[str, Statistics | None]]:
     """Statistics with the paths of their kernels."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(stats, is_leaf=is_statistics)
     return [(trees.path_string(path), own) for path, own in leaves]
-
-
-def readable(x: Any) -> bool:
-    """Whether the values of an array are known here."""
-    if isinstance(x, Tracer):
-        return False
-    return not isinstance(x, jax.Array) or (
-        x.is_fully_addressable or x.is_fully_replicated
-    )
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from jax import lax
 from maskjax._core import checks, placement
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate
-from maskjax.calibration import _norms, _programs
+from maskjax.calibration import _programs
 from maskjax.calibration._collect import as_inputs, finite
 from maskjax.calibration._update import init, update
 from maskjax.where import kernels
@@ -332,7 +332,7 @@ def _check_same(before: list[Any], after: list[Any]) -> None:
 def _check(flags: dict[str, Array], order: list[list[int]], block: str) -> None:
     """Raise if statistics whose values are known are not finite."""
     numbers = [number for group in order for number in group]
-    known = {path: good for path, good in flags.items() if _norms.readable(good)}
+    known = {path: good for path, good in flags.items() if checks.is_readable(good)}
     first: dict[str, tuple[int, int]] = {}
     for path, good in jax.device_get(known).items():
         bad = np.argwhere(~good.reshape(-1, len(numbers)))

@@ -1,4 +1,4 @@
-"""Where what a program knows is computed: on the host, whatever surrounds the call."""
+"""Computes what a program knows: on the host, under any mesh, guard or check."""
 
 import contextlib
 from collections.abc import Iterator

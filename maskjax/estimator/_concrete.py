@@ -134,7 +134,7 @@ def _checked(log_alphas: Scores, given: _Options, *, fn: str) -> _Options:
     _check(given.beta, "beta", "above 0", lambda x: 0 < x < np.inf, fn=fn)
     _check(given.gamma, "gamma", "below 0", lambda x: -np.inf < x < 0, fn=fn)
     _check(given.zeta, "zeta", "above 1", lambda x: 1 < x < np.inf, fn=fn)
-    return _Options(*map(_operand, given))
+    return _Options(*(dtypes.operand(x, np.float64) for x in given))
 
 
 def _check(value: Any, name: str, needs: str, fine: Any, *, fn: str) -> None:
@@ -144,10 +144,6 @@ def _check(value: Any, name: str, needs: str, fine: Any, *, fn: str) -> None:
         )
     if not isinstance(value, jax.Array) and not fine(float(value)):
         raise ValueError(f"`{fn}` needs `{name}` finite and {needs}, got {value}.")
-
-
-def _operand(value: Any) -> Any:
-    return value if isinstance(value, jax.Array) else np.float64(value)
 
 
 @jax.jit

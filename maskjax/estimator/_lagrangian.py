@@ -1,4 +1,4 @@
-"""A constraint on what is learned, whose price is learned too."""
+"""A term that holds a quantity at its target, with multipliers that are learned."""
 
 import jax.numpy as jnp
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 def raise_all(
@@ -54,6 +55,15 @@ def is_integer(leaf: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether something is a real Python number."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_readable(x: Any) -> bool:
+    """Whether the values of an array are known, and known here."""
+    if isinstance(x, Tracer):
+        return False
+    return not isinstance(x, jax.Array) or (
+        x.is_fully_addressable or x.is_fully_replicated
+    )
 
 
 def is_real(value: Any) -> bool:

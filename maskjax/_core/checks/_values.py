@@ -16,6 +16,7 @@ from maskjax._core.checks._kinds import (
     is_floating,
     is_integer,
     is_number,
+    is_readable,
     is_real,
     is_typed_key,
     kind_of,
@@ -66,7 +67,7 @@ def unit_interval(
             f"`{fn}` needs `{name}` as a scalar, got an array of shape {shape}. {hint}"
         )
     if isinstance(value, jax.Array) and is_real(value):
-        if isinstance(value, Tracer) or not value.is_fully_addressable:
+        if not is_readable(value):
             return
         value = np.asarray(value, np.float64)
         near = np.round(value)
@@ -142,9 +143,7 @@ def row_weights(weights: Any, *, fn: str) -> jax.Array:
         raise TypeError(
             f"`{fn}` needs `weights` as real numbers, got {kind_of(weights)}."
         )
-    if not isinstance(weights, Tracer) and getattr(
-        weights, "is_fully_addressable", True
-    ):
+    if is_readable(weights):
         values = np.asarray(weights).astype(float)
         bad = values[~(np.isfinite(values) & (values >= 0))]
         if bad.size:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import logit
 
 from maskjax import packing, select
 from maskjax._core import checks
@@ -49,7 +50,7 @@ def scores(state: FedPMState) -> Scores:
         {'w': Array([[0., 0.]], dtype=float32)}
     """
     require_state(state, fn=FN + "scores")
-    return map_mask(_logit, state.probabilities)  # 2.
+    return map_mask(logit, state.probabilities)  # 2.
 
 
 def message(
@@ -94,11 +95,6 @@ def message(
     given = {"state": state, "weights": chosen, "scores": scores, "key": key}
     checks.together(fn=fn, **given)
     return _message(state.round, chosen, scores, key)
-
-
-@jax.jit
-def _logit(p: Array) -> Array:
-    return jnp.log(p / (1 - p))  # exactly 0 for one half
 
 
 @jax.jit

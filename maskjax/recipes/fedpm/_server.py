@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maskjax import stacking
@@ -115,8 +114,7 @@ def _refuse(
 ) -> None:
     """Raise if it is known that a message is of another round or network."""
     told = state.round, state.network, messages.round, messages.network, participates
-    arrays = [x for x in told if isinstance(x, jax.Array)]
-    if any(isinstance(x, Tracer) or not x.is_fully_addressable for x in arrays):
+    if not all(map(checks.is_readable, told)):
         return
     turn, network, turns, networks, some = jax.device_get(told)
     lines = [

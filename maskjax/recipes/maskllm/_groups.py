@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Params, Path, Predicate, Scores
 from maskjax.select._leaves import Leaves
 from maskjax.select._plan import Plan
 from maskjax.structure import NofM
+
+FN = "maskjax.recipes.maskllm."
 
 
 class Kernel(NamedTuple):
@@ -86,7 +87,7 @@ def with_logits(
 
 def _infinite(x: Any) -> int:
     """How many numbers are not finite, as far as that is known."""
-    if isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
+    if not checks.is_readable(x):
         return 0
     with jax.ensure_compile_time_eval():  # known logits may come in while tracing
         return int(_count(x))

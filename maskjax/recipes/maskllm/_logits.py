@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from maskjax import packing
 from maskjax._core import checks, dtypes, placement, trees
@@ -14,8 +13,6 @@ from maskjax.recipes.maskllm import _groups
 from maskjax.select._plan import Plan
 from maskjax.structure import NofM
 from maskjax.where import kernels
-
-_FN = "maskjax.recipes.maskllm."
 
 
 def init(
@@ -67,7 +64,7 @@ def init(
     References:
         Fang et al., arXiv:2409.17481, section 3 ("Transfer Learning of Sparsity").
     """
-    fn = _FN + "init"
+    fn = _groups.FN + "init"
     checks.typed_key(key, fn=fn)
     checks.not_negative(strength, fn=fn, name="strength")
     checks.not_negative(deviation, fn=fn, name="deviation")
@@ -81,7 +78,7 @@ def init(
         pairs = checks.masked(chosen, prior, fn=fn, names=names, is_leaf=stop)
         priors = [m for _, m in pairs]
     logits: list[Array | None] = [None] * len(leaves)
-    numbers = _operand(strength), _operand(deviation)
+    numbers = dtypes.operand(strength), dtypes.operand(deviation)
     for i, _, w, plan in found:
         logits[i] = _drawn(w, priors[i], *numbers, key, i, plan=plan)
     return treedef.unflatten(logits)
@@ -114,8 +111,3 @@ def _drawn(
         more = shared - jnp.mean(shared, axis=-1, keepdims=True)
         found = found + strength.astype(wide) * more
     return deviation.astype(wide) * found  # 1.
-
-
-def _operand(number: Any) -> Any:
-    """An argument of a program, so that a new number compiles nothing."""
-    return number if isinstance(number, jax.Array) else np.float32(number)

@@ -25,8 +25,6 @@ from maskjax.select._plan import Plan
 from maskjax.structure import NofM
 from maskjax.where import kernels
 
-_FN = "maskjax.recipes.maskllm."
-
 
 def soft_mask(
     logits: Scores,
@@ -75,14 +73,14 @@ def soft_mask(
         Fang et al., arXiv:2409.17481, section 3. Jang et al., "Categorical
         Reparameterization with Gumbel-Softmax", arXiv:1611.01144.
     """
-    fn = _FN + "soft_mask"
+    fn = _groups.FN + "soft_mask"
     checks.typed_key(key, fn=fn)
     checks.unit_interval(progress, fn=fn, name="progress")
     _check_ends(temperatures, fn=fn, name="temperatures")
     _check_ends(scales, fn=fn, name="scales")
     checks.together(fn=fn, logits=logits, progress=progress, key=key)
     pairs = _groups.with_logits(logits, params, structure, where, fn=fn)
-    done = progress if isinstance(progress, jax.Array) else np.float32(progress)
+    done = dtypes.operand(progress)
     ends = [np.asarray(each, np.float32) for each in (temperatures, scales)]
     soft = [_mixed(x, k.w, done, *ends, key, k.place, plan=k.plan) for k, x in pairs]
     return _whole(logits, pairs, soft)
@@ -118,7 +116,9 @@ def mask(
         >>> maskllm.mask(logits, {"w": jnp.ones((4, 1))})["w"].ravel()
         Array([ True, False, False,  True], dtype=bool)
     """
-    pairs = _groups.with_logits(logits, params, structure, where, fn=_FN + "mask")
+    pairs = _groups.with_logits(
+        logits, params, structure, where, fn=_groups.FN + "mask"
+    )
     return _whole(logits, pairs, [_best(x, k.w, plan=k.plan) for k, x in pairs])
 
 

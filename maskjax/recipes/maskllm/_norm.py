@@ -1,15 +1,12 @@
 """The term that keeps the weights that stay large: 3."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from maskjax._core import checks, dtypes
 from maskjax._core.trees import Array, Params, SoftMask
-
-_FN = "maskjax.recipes.maskllm."
+from maskjax.recipes.maskllm._groups import FN
 
 
 def squared_norm(params: Params, soft: SoftMask) -> Array:
@@ -35,15 +32,13 @@ def squared_norm(params: Params, soft: SoftMask) -> Array:
         >>> print(maskllm.squared_norm(params, soft))
         13.0
     """
-    fn = _FN + "squared_norm"
+    fn = FN + "squared_norm"
     checks.floating_scores(soft, fn=fn, name="soft")
     checks.together(fn=fn, params=params, soft=soft)
     names = ("params", "soft")
     pairs = checks.masked(params, soft, fn=fn, names=names, soft=True)
     checks.floating_where_masked(pairs, params, fn=fn, name="params")
-    sums = [_squares(w, m) for w, m in pairs if m is not None]
-    dtype = dtypes.widest(*sums)
-    return functools.reduce(jnp.add, [x.astype(dtype) for x in sums])
+    return dtypes.total([_squares(w, m) for w, m in pairs if m is not None])
 
 
 @jax.jit

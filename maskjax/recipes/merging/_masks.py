@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from maskjax import stacking
@@ -115,7 +114,7 @@ def _thresholds(threshold: Any, members: int, *, fn: str) -> Array:
             f"tasks, got shape {np.shape(threshold)}."
         )
     at = jnp.asarray(threshold)
-    if not isinstance(at, Tracer) and at.is_fully_addressable:
+    if checks.is_readable(at):
         with jax.ensure_compile_time_eval():
             known = np.asarray(at, np.float64)
         if not np.all((known >= 0) & (known < np.inf)):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import Tracer
 
@@ -79,7 +78,7 @@ class Done(NamedTuple):
 def run(tasks: Sequence[Task], hows: Sequence[How]) -> list[Done]:
     """Prune many kernels. While tracing, those of one type are one program."""
     alike: dict[Any, list[int]] = {}
-    tasks = [task._replace(damping=_operand(task.damping)) for task in tasks]
+    tasks = [task._replace(damping=dtypes.operand(task.damping)) for task in tasks]
     for i, (task, how) in enumerate(zip(tasks, hows, strict=True)):
         traced = any(isinstance(x, Tracer) for x in task)
         types = tuple(None if x is None else jax.typeof(x) for x in task)
@@ -105,11 +104,6 @@ def _placed(done: Done, w: Array) -> Done:
         return done
     new, mask = (jax.device_put(x, where) for x in (done.w, done.mask))
     return done._replace(w=new, mask=mask)
-
-
-def _operand(damping: Any) -> Any:
-    """An argument of a program, so that a new number compiles nothing."""
-    return damping if isinstance(damping, jax.Array) else np.float32(damping)
 
 
 def _apart(task: Task, layout: Layout) -> int | None:

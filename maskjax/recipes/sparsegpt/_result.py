@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.core import Tracer
 
 from maskjax._core import checks
 from maskjax._core.stored import stored
@@ -41,9 +40,7 @@ def finished(
     lines = [
         f"{kernel.path}: {_reason(kernel)}"
         for kernel, found in zip(kernels, done, strict=True)
-        if not isinstance(found.damping, Tracer)
-        and found.damping.is_fully_addressable
-        and np.any(np.isinf(found.damping))
+        if checks.is_readable(found.damping) and np.any(np.isinf(found.damping))
     ]
     checks.raise_all(lines, f"`{fn}` needs Gram matrices that are finite and positive")
     leaves, treedef = jax.tree.flatten(params)
