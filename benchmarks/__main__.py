@@ -49,26 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = data.first(2_000)
 
     console = rich_console.Console(width=None if sys.stdout.isatty() else 120)
-    chosen = [demo for demo in DEMOS if not options.only or demo.name in options.only]
+    chosen = _chosen(options)
     with Progress(chosen, console) as bars:
         how = options.size, options.out, bars, options.tasks, omniglot
         context = Context(data, *how)
-        found, missing, stopped = _run(context, chosen)
-    record = _written(context, found, missing)
+        found, record, stopped = _run(context, chosen)
     if options.record:
         _record_lines(context, found)
     console.print(_report.summary(record))
     console.print(f"The whole report: {options.out / 'index.html'}", soft_wrap=True)
-    return INTERRUPTED if stopped else int(bool(missing))
+    return INTERRUPTED if stopped else int(bool(record["missing"]))
 
 
-def _run(context: Context, chosen: Sequence[Demo]) -> tuple[Found, Missing, bool]:
-    """What each finds; what is missing, and why; and whether the run was stopped.
+def _run(
+    context: Context, chosen: Sequence[Demo]
+) -> tuple[Found, dict[str, Any], bool]:
+    """What each finds; what results.json holds; and whether the run was stopped.
 
     What is done is written at once, so that it stays whatever comes next.
     """
     found: Found = {}
     missing: Missing = {demo: "not run" for demo in chosen}
+    record = _written(context, found, missing)
     try:
         for demo in chosen:
             try:
@@ -77,10 +79,10 @@ def _run(context: Context, chosen: Sequence[Demo]) -> tuple[Found, Missing, bool
             except Exception:
                 traceback.print_exc()
                 missing[demo] = "failed"
-            _written(context, found, missing)
+            record = _written(context, found, missing)
     except KeyboardInterrupt:
-        return found, missing, True
-    return found, missing, False
+        return found, record, True
+    return found, record, False
 
 
 def _written(context: Context, found: Found, missing: Missing) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     """What the command line asks for, if it does not contradict itself."""
     parser = _parser()
     options = parser.parse_args(argv)
-    chosen = [demo for demo in DEMOS if not options.only or demo.name in options.only]
+    chosen = _chosen(options)
     for name in ("tasks", "omniglot"):
         users = [demo.name for demo in DEMOS if name in demo.uses]
         if getattr(options, name) and not any(name in demo.uses for demo in chosen):
@@ -104,6 +106,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.record and options.size == "quick":
         parser.error("--record is not allowed with --quick: its numbers mean little")
     return options
+
+
+def _chosen(options: argparse.Namespace) -> list[Demo]:
+    return [demo for demo in DEMOS if not options.only or demo.name in options.only]
 
 
 def _line(demo: Demo) -> str:

@@ -19,20 +19,17 @@ from benchmarks import _pictures, _tasks, _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import bank, initializer, masking, metrics, optim, where
+from benchmarks._tasks import BATCH_SIZE, HEAD, HEAD_NAME, RETRAINED, WIDTHS
+from maskjax import bank, initializer, masking, metrics, optim
 from maskjax.recipes import packnet, supsup
 
 TASKS, SEEDS = (4, 5, 10), 3
-# As published by Kang et al. (2022), who compare these methods so.
-WIDTHS, BATCH_SIZE, RATE = (100, 100, 10), 10, 1e-3
+RATE = 1e-3
 EPOCHS = {"digits": (3, 5, 10), "mnist": (3, 3, 5)}
-RETRAINED = 0.4  # of the epochs
 MNIST_PIXELS = 28 * 28
 # Weights are shared out as if so many more tasks were to come: those of others are
 # noise to a task, so that a full network is worse than one with room.
 SPARE = 4
-HEAD_NAME = "Dense_2"
-HEAD = where.matching(HEAD_NAME)
 NAMES = {
     "packnet": "PackNet",
     "naive": "one network, trained on",
@@ -135,10 +132,6 @@ def _problem(context: Context) -> Problem:
     )
 
 
-def _apply(params: Any, x: jax.Array) -> jax.Array:
-    return _train.MLP(WIDTHS, "bias" in params[HEAD_NAME]).logits(params, x)
-
-
 def _fit(
     problem: Problem, params: Any, order: jax.Array, rows: jax.Array, mask: Any = None
 ) -> Any:
@@ -148,14 +141,14 @@ def _fit(
         optimizer = optax.chain(optimizer, optim.mask_updates(mask))
 
     def loss(params: Any, rest: None, x: jax.Array, y: jax.Array) -> jax.Array:
-        return _train.cross_entropy(_apply(params, x), y)
+        return _train.cross_entropy(_tasks.logits(params, x), y)
 
     step, begun = _train.descend(loss, optimizer), _train.begin(optimizer, params)
     return _train.scan(step, begun, rows, *problem.images(order))[0].params
 
 
 def _logits(problem: Problem, params: Any, order: jax.Array) -> jax.Array:
-    return _apply(params, jnp.asarray(problem.data.x_test)[:, order])
+    return _tasks.logits(params, jnp.asarray(problem.data.x_test)[:, order])
 
 
 def _accuracy(problem: Problem, params: Any, order: jax.Array) -> jax.Array:
@@ -257,7 +250,7 @@ def _supsup(problem: Problem) -> tuple[np.ndarray, bank.MaskBank]:
 
     def loss(scores: Any, weights: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         params = masking.apply(weights, supsup.soft_mask(scores))
-        return _train.cross_entropy(_apply(params, x), y)
+        return _train.cross_entropy(_tasks.logits(params, x), y)
 
     step = _train.descend(loss, optimizer)
 
@@ -284,10 +277,8 @@ def _bits(problem: Problem, state: Any, tasks: bank.MaskBank) -> dict[str, float
     many = len(problem.orders)
     masks = jax.tree.map(lambda x: x[0], tasks.masks)
     params = packnet.params_of(state, 0)
-    head = metrics.bits_per_task(params[HEAD_NAME], tasks=1)
-    whole = metrics.bits_per_task(params, tasks=1)
+    whole, shared = _tasks.bits_of_weights(params, many)
     owner = metrics.bits_per_task(state.owner, tasks=many, levels=many + 1)
-    shared = (whole - head) / many + head
     return {
         "single": whole,
         "packnet": shared + owner,

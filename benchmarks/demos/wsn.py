@@ -22,19 +22,16 @@ from benchmarks import _pictures, _tasks, _train
 from benchmarks._data import Data
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import algebra, bank, initializer, metrics, optim, packing, where
+from benchmarks._tasks import BATCH_SIZE, HEAD, RETRAINED, WIDTHS
+from maskjax import algebra, bank, initializer, metrics, optim, packing
 from maskjax.recipes import packnet, supsup, wsn
 
 Array = jax.Array
 
 TASKS, SEEDS = (3, 4, 10), 3
-# As published by Kang et al. (2022), who compare these methods so.
-WIDTHS, BATCH_SIZE, HELD_OUT = (100, 100, 10), 10, 0.1
+HELD_OUT = 0.1  # of the training images
 EPOCHS = {"digits": (2, 3, 10), "mnist": (2, 3, 5)}
-RETRAINED = 0.4  # of the epochs, by PackNet, after pruning
 MNIST_PIXELS = 28 * 28
-HEAD_NAME = "Dense_2"
-HEAD = where.matching(HEAD_NAME)
 # Learning rates, and what else there is to choose: for WSN the density of a mask; for
 # PackNet the number of further tasks that weights are spared for; for SupSup nothing,
 # so it tries more learning rates.
@@ -154,10 +151,6 @@ def _problem(context: Context) -> Problem:
     )
 
 
-def _apply(params: Any, x: Array) -> Array:
-    return _train.MLP(WIDTHS, "bias" in params[HEAD_NAME]).logits(params, x)
-
-
 def _adam(rate: Array, rows: Array) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(rate, len(rows)))
 
@@ -176,7 +169,7 @@ def _wsn(problem: Problem) -> Method:
         def loss(both: Any, guess: Any, x: Array, y: Array) -> Any:
             params, scores = both
             mask, cutoff = soft(scores, guess=guess)
-            logits = _apply(maskjax.apply(params, mask), x)
+            logits = _tasks.logits(maskjax.apply(params, mask), x)
             return _train.cross_entropy(logits, y), cutoff
 
         step = _train.descend(loss, optimizer, has_aux=True)
@@ -201,7 +194,7 @@ def _packnet(problem: Problem) -> Method:
         optimizer = optax.chain(_adam(rate, rows), optim.mask_updates(mask))
 
         def loss(params: Any, rest: None, x: Array, y: Array) -> Array:
-            return _train.cross_entropy(_apply(params, x), y)
+            return _train.cross_entropy(_tasks.logits(params, x), y)
 
         step, begun = _train.descend(loss, optimizer), _train.begin(optimizer, params)
         return _train.scan(step, begun, rows, *problem.images(order))[0].params
@@ -243,7 +236,7 @@ def _supsup(problem: Problem) -> Method:
 
         def loss(scores: Any, weights: Any, x: Array, y: Array) -> Array:
             params = maskjax.apply(weights, supsup.soft_mask(scores))
-            return _train.cross_entropy(_apply(params, x), y)
+            return _train.cross_entropy(_tasks.logits(params, x), y)
 
         step = _train.descend(loss, optimizer)
         scores = supsup.init(weights, key=jax.random.fold_in(key, task))
@@ -273,7 +266,9 @@ def _tuned(
     def row(state: Any, x: Array, y: Array) -> Array:
         def of_task(each: Any) -> Array:
             task, order = each
-            return _train.accuracy(_apply(way.params(state, task), x[:, order]), y)
+            return _train.accuracy(
+                _tasks.logits(way.params(state, task), x[:, order]), y
+            )
 
         return lax.map(of_task, (jnp.arange(problem.tasks), problem.orders))
 
@@ -303,7 +298,7 @@ def _tuned(
 def _say(problem: Problem, way: Method, state: Any, task: Array) -> Array:
     """The logits of the test images of a task."""
     x = jnp.asarray(problem.data.x_test)[:, problem.orders[task]]
-    return _apply(way.params(state, task), x)
+    return _tasks.logits(way.params(state, task), x)
 
 
 def _sequence(
@@ -347,8 +342,7 @@ def _bits(problem: Problem, states: dict[str, Any]) -> dict[str, float]:
     """What a task costs each way; random weights are drawn again from their key."""
     many = problem.tasks
     params = packnet.params_of(states["PackNet"], 0)
-    head = metrics.bits_per_task(params[HEAD_NAME], tasks=1)
-    shared = (metrics.bits_per_task(params, tasks=1) - head) / many + head
+    _, shared = _tasks.bits_of_weights(params, many)
     masks = {"WSN": states["WSN"].masks.masks, "SupSup": states["SupSup"][0].masks}
     bits = {n: metrics.bits_per_task(mask, tasks=many) for n, mask in masks.items()}
     owner = states["PackNet"].owner

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as demonstrate
+from benchmarks import _rows
 from benchmarks.demos import DEMOS
 
 pytestmark = [pytest.mark.optimized, pytest.mark.slow, pytest.mark.usefixtures("loose")]
@@ -40,6 +41,9 @@ def test_a_demonstration_writes_its_results_and_pictures(demo, quick):
     assert found["seconds"] > 0
     for part in ("settings", "numbers", "rows", "pictures"):
         assert found[part], part
+    rules = [row for row in _rows._PROMISES[demo.name] if "met" in row]
+    judged = [row for row in found["rows"] if row["met"] is not None]
+    assert len(judged) == len(rules) or found["numbers"].keys() == {"missing"}
     for row in found["rows"]:
         assert row.keys() == {"promise", "measured", "met", "short"}
     written = {path.name for path in out.iterdir()}
