@@ -1693,14 +1693,10 @@ def _begun(params: Any, prior: Any = None, **how: Any) -> Any:
     return maskllm.init(params, prior, key=key(), **how)
 
 
-call("recipes.maskllm.init", _begun, _fours)
-call(
-    "recipes.maskllm.init: a prior",
-    _begun,
-    _fours,
-    _fours_prior,
-    moves="exchange",
-)
+_fours_logits = made(_begun, _fours)
+# The counters of draws may move, one for each row: drawn axes are in another order.
+call("recipes.maskllm.init", _begun, _fours, moves="exchange")
+call("recipes.maskllm.init: a prior", _begun, _fours, _fours_prior, moves="exchange")
 call(
     "recipes.maskllm.init: across shards",
     _begun,
@@ -1709,8 +1705,10 @@ call(
 )
 call(
     "recipes.maskllm.mask",
-    lambda p: maskllm.mask(_begun(p), p),
+    lambda p, logits: maskllm.mask(logits, p),
     _fours,
+    _fours_logits,
+    specs="xy --yx-",
     follows=True,
 )
 call(
@@ -1723,14 +1721,19 @@ call(
 )
 call(
     "recipes.maskllm.soft_mask",
-    lambda p: _mixed(p, _begun(p)),
+    _mixed,
     _fours,
+    _fours_logits,
+    specs="xy --yx-",
     follows=True,
+    moves="exchange",
 )
 call(
     "recipes.maskllm.soft_mask: gradient",
-    lambda p: jax.grad(lambda s: maskllm.squared_norm(p, _mixed(p, s)))(_begun(p)),
+    lambda p, logits: jax.grad(lambda s: maskllm.squared_norm(p, _mixed(p, s)))(logits),
     _fours,
+    _fours_logits,
+    specs="xy --yx-",
     moves="exchange",
 )
 call(

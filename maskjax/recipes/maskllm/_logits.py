@@ -45,8 +45,7 @@ def init(
         window, outputs, groups, patterns], several axes of a role as one, or, where
         `structure` counts axes by number, [the other axes, groups, patterns]. Its
         dtype is float32, or float64 for such weights. Groups lie where their weights
-        do; on a mesh of Auto axes the compiler may lay them otherwise, and devices
-        exchange logits.
+        do. Of what is drawn, only counters may move between devices, one for each row.
 
     Raises:
         TypeError: If a chosen leaf is not floating, the structure is not N:M, or the

@@ -54,7 +54,8 @@ def soft_mask(
 
     Returns:
         A soft mask of the parameters' shapes, in [0, 1], in the logits' dtypes, for
-        `maskjax.apply`. Each group sums up to n, but for rounding.
+        `maskjax.apply`. Each group sums up to n, but for rounding. Counters of draws
+        may move between devices, one for each row.
 
     Raises:
         TypeError: If logits are not floating, a number is none, or the key is not a
