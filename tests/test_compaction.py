@@ -343,3 +343,31 @@ def test_a_tree_that_belongs_to_no_parameter():
     for change in (compaction.shrink, compaction.expand):
         with pytest.raises(ValueError, match=f"compaction.{change.__name__}` needs"):
             change({"other": np.ones((7, 7))}, plan)
+
+
+@pytest.mark.parametrize("make", [compaction.plan, compaction.groups])
+def test_parameters_without_an_array_are_refused(make):
+    masks = [{}] if make is compaction.plan else []
+    needs = rf"`maskjax.compaction.{make.__name__}` needs `params` with at least one"
+    with pytest.raises(ValueError, match=needs):
+        make(lambda p, x: x, {}, *masks, X)
+
+
+def test_what_is_no_plan_is_refused():
+    plan = compaction.plan(dense, PARAMS, UNITS, X)
+    for function, args in {
+        compaction.shrink: (plan, PARAMS),
+        compaction.expand: (PARAMS, None),
+        compaction.narrow: (dense, None),
+    }.items():
+        needs = f"`maskjax.compaction.{function.__name__}` needs `plan` as a `Plan`"
+        with pytest.raises(TypeError, match=needs):
+            function(*args)
+    with pytest.raises(ValueError, match="a tree without leaves"):
+        compaction.shrink({}, plan)
+
+
+def test_a_mask_that_is_no_stack_is_named():
+    mask = {"up": np.ones((3, 4), bool), "bias": KEEP, "down": None}
+    with pytest.raises(ValueError, match="every leaf of `mask` with the same number"):
+        compaction.plan(dense, PARAMS, mask, X, stack=True)

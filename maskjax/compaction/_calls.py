@@ -97,6 +97,10 @@ class Call:
         members: int | None = None,
     ) -> Network:
         """The function, traced: for each of so many members, if there are any."""
+        if not self.paths:
+            raise ValueError(
+                f"`{fn}` needs `params` with at least one array, got none."
+            )
 
         def fun(*arrays: Any) -> Any:
             given = iter(arrays)

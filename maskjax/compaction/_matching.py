@@ -54,6 +54,8 @@ def owners(
 
     found: list[int | None] = [None] * len(leaves)
     every = dict(enumerate(paths))
+    if not paths:
+        return found
     _whole(found, leaves, every, fits)
     if all(_numbers(path.split("/")) for path in paths):
         _within(found, leaves, paths, fits)

@@ -13,7 +13,7 @@ from maskjax.compaction import _calls, _facts, _follow, _matching, _network
 from maskjax.compaction._facts import Fact, Known
 from maskjax.compaction._folding import Folding, kind, valued
 from maskjax.compaction._network import Network
-from maskjax.compaction._plan import Leaf, Plan
+from maskjax.compaction._plan import Leaf, Plan, require
 from maskjax.compaction._program import Const, Program, Var
 from maskjax.compaction._rules import Links
 from maskjax.compaction._small import Unnumbered
@@ -74,6 +74,7 @@ def narrow(
         (5, 1)
     """
     fn = "maskjax.compaction.narrow"
+    require(plan, fn=fn)
     members = plan.members
     _check_member(member, members, fn=fn)
     steps = () if members is None else (member,)

@@ -114,8 +114,20 @@ class Plan:
         return "\n".join([*lines, *self.report])
 
 
+def require(plan: Any, *, fn: str) -> None:
+    """Raise if something is not a plan."""
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"`{fn}` needs `plan` as a `Plan`, got {type(plan).__name__}. "
+            "`compaction.plan` makes one."
+        )
+
+
 def shrink(tree: Any, plan: Plan) -> Any:
     """What stays of any tree that belongs to the parameters of a plan.
+
+    Give it parameters that the mask was applied to (`maskjax.apply`): each axis keeps
+    what any of its units needs, so that entries that were masked may stay.
 
     Parameters, gradients, moments of optimizers, averages, statistics and masks: a leaf
     belongs to the parameter whose path its own path ends with, and whose shape it has.
@@ -124,7 +136,8 @@ def shrink(tree: Any, plan: Plan) -> Any:
 
     Args:
         tree: Arrays, or shapes. Mask leaves may be `None`, packed, or have axes of 1.
-            With the plan of a stack of K masks, leaves that all members share, or that
+            With the plan of `fold=True`, parameters of the values that it was made of.
+            With that of a stack of K masks, leaves that all members share, or that
             have each its own, [K, ...].
         plan: From `plan`.
 
@@ -132,6 +145,7 @@ def shrink(tree: Any, plan: Plan) -> Any:
         The tree, with smaller leaves; [K, ...] for a stack.
 
     Raises:
+        TypeError: If `plan` is not a plan.
         ValueError: If no leaf of `tree` belongs to a parameter of the plan, or one is
             named like a parameter that shrinks, but has another shape, such as the
             factored moments of `optax.adafactor`.
@@ -145,6 +159,7 @@ def shrink(tree: Any, plan: Plan) -> Any:
         >>> jax.tree.map(jnp.shape, compaction.shrink(params, plan))
         {'down': (2, 1), 'up': (2, 2)}
     """
+    require(plan, fn="maskjax.compaction.shrink")
     return _changed(tree, plan, _taken, [leaf.shape for leaf in plan.leaves], "shrink")
 
 
@@ -159,6 +174,7 @@ def expand(tree: Any, plan: Plan) -> Any:
         The tree, with whole leaves.
 
     Raises:
+        TypeError: As `shrink`.
         ValueError: As `shrink`.
 
     Example:
@@ -169,6 +185,7 @@ def expand(tree: Any, plan: Plan) -> Any:
         >>> compaction.expand(compaction.shrink(params, plan), plan)["up"][0]
         Array([1., 0., 1.], dtype=float32)
     """
+    require(plan, fn="maskjax.compaction.expand")
     return _changed(
         tree, plan, _put_back, [leaf.small for leaf in plan.leaves], "expand"
     )
@@ -198,6 +215,7 @@ def _changed(tree: Any, plan: Plan, change: Any, shapes: Sequence[Any], fn: str)
     )
     if all(owner is None for owner in owners):
         given = [f"{path}: {_matching.shape_of(leaf)}" for path, leaf in leaves]
+        given = given or ["a tree without leaves"]
         raise checks.listing(
             given,
             f"`maskjax.compaction.{fn}` needs leaves with the paths and shapes of the "

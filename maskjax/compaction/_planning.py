@@ -89,7 +89,7 @@ def plan(
         up: (2, 3) -> (2, 2)
     """
     fn = "maskjax.compaction.plan"
-    members = checks.members(mask, fn=fn) if stack else None
+    members = checks.members(mask, fn=fn, name="mask") if stack else None
     if stack and fold:
         raise ValueError(f"`{fn}` can't fold (`fold=True`) what a stack masks.")
     if members is None:
