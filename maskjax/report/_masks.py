@@ -13,7 +13,7 @@ from maskjax._core import checks, dtypes, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.report import _drawing
-from maskjax.report._table import counts_of, density
+from maskjax.report._counts import counts_of, density
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
