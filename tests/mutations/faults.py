@@ -1563,6 +1563,22 @@ FAULTS = (
         ("test_metrics.py",),
     ),
     Fault(
+        "report-folds-what-has-no-mask",
+        "report.table: layers with and without a mask share a row of a tree.",
+        "report",
+        "return entry.shape, entry.kept is None",
+        "return entry.shape, None",
+        ("test_report_tree.py",),
+    ),
+    Fault(
+        "report-sums-one-layer",
+        "report.table: a row of several layers has the numbers of the first.",
+        "report",
+        "mine = [entries[i] for part in node.parts for i in part]",
+        "mine = [entries[i] for i in node.parts[0]]",
+        ("test_report_tree.py",),
+    ),
+    Fault(
         "union-counts-twice",
         "report.overlaps: entries of both masks count twice in their union.",
         "report",
