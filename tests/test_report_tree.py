@@ -61,7 +61,7 @@ def bert(d=768, layers=3):
     return shapes({"bert": {**parts, "pooler": {"dense": dense(d, d)}}})
 
 
-def billions(d=8192, layers=3):
+def billions(d=6144, layers=5):
     """Numbers of ten digits."""
 
     def block():
