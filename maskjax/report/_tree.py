@@ -58,11 +58,26 @@ def _grown(name: str, paths: list[tuple[list[str], int]]) -> Node:
     found: dict[tuple[str, int | None], list[tuple[list[str], int]]] = {}
     for (first, *rest), i in paths:
         found.setdefault((first, None if rest else i), []).append((rest, i))
-    children = (
-        _grown(first, below) if i is None else Node(first, (), ((i,),))
-        for (first, i), below in found.items()
+    children = _sorted(
+        [
+            _grown(first, below) if i is None else Node(first, (), ((i,),))
+            for (first, i), below in found.items()
+        ]
     )
-    return Node(name, tuple(children), (tuple(i for _, i in paths),))
+    part = tuple(i for child in children for i in child.parts[0])
+    return Node(name, tuple(children), (part,))
+
+
+def _sorted(nodes: Sequence[Node]) -> list[Node]:
+    """Nodes that differ only in a number in its order; as text, 10 is before 2."""
+    order = {key: i for i, key in enumerate(dict.fromkeys(map(_stem, nodes)))}
+    return sorted(nodes, key=lambda node: _place(node, order))
+
+
+def in_order(paths: Sequence[str]) -> list[int]:
+    """The places of some paths in the order of their tree."""
+    root = _grown("", [(path.split("/"), i) for i, path in enumerate(paths)])
+    return list(root.parts[0])
 
 
 def _folded(node: Node, entries: Sequence[Entry]) -> Node:
@@ -75,11 +90,8 @@ def _folded(node: Node, entries: Sequence[Entry]) -> Node:
             before, _, after = numbered.groups()
             key = (before, after, _signature(child, entries))
         alike.setdefault(key, []).append(child)
-    # Keys of a dict are sorted as text, with 10 before 2.
-    order = {key: i for i, key in enumerate(dict.fromkeys(map(_stem, node.children)))}
-    nodes = sorted(alike.values(), key=lambda nodes: _place(nodes[0], order))
-    children = (_folded(_joined(n, _name(n), len(n)), entries) for n in nodes)
-    return node._replace(children=tuple(children))
+    joined = [_joined(nodes, _name(nodes), len(nodes)) for nodes in alike.values()]
+    return node._replace(children=tuple(_folded(one, entries) for one in joined))
 
 
 def _stem(node: Node) -> str:
