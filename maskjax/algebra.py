@@ -12,6 +12,8 @@ random masks `expected_count` and `expected_density` take the probabilities.
     0.5
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import operator

@@ -95,6 +95,14 @@ def test_functions_have_every_section(function):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
+def test_help_shows_types_by_their_names(function):
+    """As they are written, if the file begins with `from __future__ import ...`."""
+    shown = str(inspect.signature(function))
+    assert not re.search(r"jaxlib|ForwardRef|Union|collections\.abc", shown)
+    assert len(shown) <= 440
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_keys_have_no_default_and_are_keyword_only(function):
     parameters = inspect.signature(function).parameters
     if "key" in parameters:

@@ -1,5 +1,7 @@
 """Densities that go by the outliers among the scores of a layer."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -1,5 +1,7 @@
 """A loop over batches."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """What statistics say."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """What statistics there will be: their axes and bytes, found from shapes alone."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence

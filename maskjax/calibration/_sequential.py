@@ -1,5 +1,7 @@
 """Layer by layer: each block is calibrated on what the pruned blocks before it give."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

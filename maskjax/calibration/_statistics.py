@@ -1,5 +1,7 @@
 """What is kept of the data that a kernel meets."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from typing import Any
@@ -46,7 +48,7 @@ class Statistics:
         """The axes of the kernel that d counts, in their order."""
         return tuple(sorted((*self.axes.window, *self.axes.inputs)))
 
-    def _replace(self, sums: Array) -> "Statistics":
+    def _replace(self, sums: Array) -> Statistics:
         return dataclasses.replace(self, sums=sums)
 
 

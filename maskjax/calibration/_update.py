@@ -1,5 +1,7 @@
 """Statistics of a network's kernels: zeros, then batch after batch added to them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

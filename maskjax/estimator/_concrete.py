@@ -1,5 +1,7 @@
 """Hard concrete gates: random numbers in [0, 1] that are exactly 0 or 1 quite often."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

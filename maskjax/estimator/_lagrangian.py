@@ -1,5 +1,7 @@
 """A term that holds a quantity at its target, with multipliers that are learned."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 
 from maskjax._core import checks, dtypes

@@ -1,5 +1,7 @@
 """Straight-through estimators: a hard mask with the gradient of something smooth."""
 
+from __future__ import annotations
+
 from typing import Any, Literal, overload
 
 import jax

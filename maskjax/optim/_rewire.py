@@ -3,6 +3,8 @@
 `rigl` and `set_` are one engine with two answers to where weights grow.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable
 from typing import Any

@@ -32,6 +32,8 @@ Departures from the paper:
     Array([0.5, 1. ], dtype=float32)
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

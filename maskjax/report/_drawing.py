@@ -89,8 +89,9 @@ def legend(drawn: "Figure", axes: "Axes", labels: Iterable[str]) -> None:
         axes.legend()
         return
     columns, points = math.ceil(len(named) / _HIGH), 7.0
+    lines = math.ceil(len(named) / columns)
     width, height = drawn.get_size_inches()
     width += columns * (0.5 + width_of(named, points=points))
-    height = max(height, 0.17 * min(len(named), _HIGH) + 0.5)
+    height = max(height, 0.17 * lines + 0.5)
     drawn.set_size_inches(width, height)
     drawn.legend(loc="outside right upper", ncols=columns, fontsize=points)

@@ -1,5 +1,7 @@
 """Pictures of masks: how much they keep, and how much they have in common."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -47,7 +49,7 @@ def overlaps(stack: Mask) -> np.ndarray:
 
 
 @_drawing.in_no_trace
-def plot_density(mask: Mask, params: Params) -> "Figure":
+def plot_density(mask: Mask, params: Params) -> Figure:
     """A bar for each parameter that carries a mask: the fraction that is kept.
 
     Args:
@@ -95,7 +97,7 @@ def plot_history(
     densities: Mapping[str, Sequence[float] | Array] | Sequence[float] | Array,
     *,
     steps: Sequence[float] | Array | None = None,
-) -> "Figure":
+) -> Figure:
     """Density during training.
 
     Args:
@@ -141,7 +143,7 @@ def plot_history(
     return figure
 
 
-def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> "Figure":
+def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> Figure:
     """The overlap of every two masks of a stack, as a heat map.
 
     Args:

@@ -1,5 +1,7 @@
 """Pictures of how far predictions can be trusted."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ _LARGEST = 60.0  # area in points squared of the bin with the largest share of s
 _LEAST = 4.0
 
 
-def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> "Figure":
+def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> Figure:
     """A reliability diagram: accuracy against confidence.
 
     Each bin that is not empty is a point; its area is proportional to its share of the
@@ -62,7 +64,7 @@ def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> "Figure":
     return figure
 
 
-def plot_risk_coverage(curves: Mapping[str, RiskCoverage] | RiskCoverage) -> "Figure":
+def plot_risk_coverage(curves: Mapping[str, RiskCoverage] | RiskCoverage) -> Figure:
     """Risk-coverage curves: the mean loss against the fraction of samples answered.
 
     Args:

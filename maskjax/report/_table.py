@@ -1,5 +1,7 @@
 """Masks as text: how much is kept, and of how much work."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Scores from the inputs that each kernel meets."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

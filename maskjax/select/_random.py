@@ -1,5 +1,7 @@
 """Masks drawn at random: each entry on its own, or with an exact count."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from typing import Any

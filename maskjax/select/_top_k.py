@@ -1,5 +1,7 @@
 """The highest scores, and those above a threshold."""
 
+from __future__ import annotations
+
 import itertools
 from typing import Any, Literal, overload
 

@@ -1,5 +1,7 @@
 """Stacks of masks: made, taken apart, and summed."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 """From files to masks."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """From files to parameters and their mask, one leaf at a time."""
 
+from __future__ import annotations
+
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -1,5 +1,7 @@
 """From masks to files."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import pathlib

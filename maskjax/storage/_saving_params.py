@@ -1,5 +1,7 @@
 """From parameters and their mask to files, one leaf at a time."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 from collections.abc import Mapping

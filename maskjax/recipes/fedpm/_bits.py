@@ -1,5 +1,7 @@
 """What a code could save of one bit a weight."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy

@@ -1,5 +1,7 @@
 """A client's part of a round: where it starts, and what it sends."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """The server's part of a round: from messages to new probabilities."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

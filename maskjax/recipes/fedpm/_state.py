@@ -1,5 +1,7 @@
 """What the server knows between two rounds."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Where the logits start: at random, or near a mask that is known already: 1."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

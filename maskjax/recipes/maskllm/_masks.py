@@ -1,5 +1,7 @@
 """The mask while its logits are trained, and at the end."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """The choice of what goes, and the repair of what stays."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 

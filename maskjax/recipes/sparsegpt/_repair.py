@@ -1,5 +1,7 @@
 """The repair of what a mask of any origin leaves."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

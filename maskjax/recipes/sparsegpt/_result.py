@@ -1,5 +1,7 @@
 """What comes back, and the refusal of matrices that could not be used."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
