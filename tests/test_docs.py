@@ -127,7 +127,11 @@ def test_versions_are_those_of_the_project():
     workflow = (ROOT / ".github/workflows/tests.yml").read_text()
     assert {*re.findall(r'python: "([\d.]+)"', workflow)} == {*named}
     assert {*re.findall(r"jax: (\w+) }", workflow)} == {"floor", "newest", "nightly"}
-    assert f"version: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    cited = (ROOT / "CITATION.cff").read_text()
+    version, day = PROJECT["version"], re.search(r"^date-released: (.*)$", cited, re.M)
+    assert f"version: {version}\n" in cited
+    changes = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert changes[:2] == ["Unreleased", f"{version} - {day[1]}"]
 
 
 def test_floors_are_installed_as_they_are_written():
