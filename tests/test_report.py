@@ -1,11 +1,13 @@
 """What a person wants to see."""
 
 import itertools
+import pickle
 import re
 import sys
 
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -460,6 +462,17 @@ def test_pictures_of_deep_networks_can_be_read(name):
     if name == "plot_history":
         assert [t.get_text() for t in figure.legends[0].get_texts()] == MANY
         assert len({line.get_color() for line in axes.lines}) == len(MANY)
+
+
+def test_notebooks_show_pictures():
+    """Also before pyplot has drawn any, which brings IPython its own way."""
+    figure = report.plot_history([1.0, 0.5])
+    assert isinstance(figure, matplotlib.figure.Figure)
+    shown = figure._repr_png_()
+    assert shown[:4] == b"\x89PNG"
+    width, height = np.frombuffer(shown[16:24], ">u4")
+    assert (width, height) == (6 * figure.dpi, 4 * figure.dpi)
+    assert type(pickle.loads(pickle.dumps(figure))) is type(figure)
 
 
 def test_bars_are_in_the_order_of_layers():

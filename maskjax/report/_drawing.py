@@ -35,7 +35,7 @@ def figure(
 ) -> "tuple[Figure, Axes]":
     """A figure that belongs to no pyplot window, and its axes. Sizes are in inches."""
     require("matplotlib", fn)
-    from matplotlib.figure import Figure
+    from maskjax.report._figure import Figure
 
     drawn = Figure(figsize=(width, height), layout="constrained")
     axes = drawn.add_subplot()
