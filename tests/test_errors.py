@@ -355,6 +355,25 @@ def test_mask_and_parameters_have_one_structure(transform):
         ValueError, r"only in `params`: dense/kernel\n  only in `mask`: dense$"
     ):
         masking.apply({"dense": {"kernel": jnp.ones(2)}}, {"dense": np.ones(1, bool)})
+    for nothing, said in (
+        (None, "NoneType None"),
+        ({}, "empty"),
+        (WEIGHTS["c"], "flo"),
+    ):
+        with raises(ValueError, f"same structure, got:\n  `params` is {said}"):
+            masking.apply(nothing, MASK)
+
+
+def test_what_takes_long_to_print_is_told_by_its_type():
+    with raises(TypeError, "array or None, got:\n  a: Long$"):
+        algebra.count({"a": Long()})
+    with raises(TypeError, r"got list\. Write"):
+        score.magnitude(WEIGHTS, where=[np.ones(100)])
+
+
+class Long:
+    def __repr__(self):
+        return "all of it " * 20
 
 
 def test_prefixes_that_fit_are_not_to_blame():

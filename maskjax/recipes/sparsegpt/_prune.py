@@ -62,9 +62,13 @@ def prune(
         TypeError: If `density` is missing or not a number, a kernel is not floating, or
             an argument is of another kind.
         ValueError: If `stats` does not fit `params`, a kernel has no Gram matrix, or
-            one that is not finite or, damped, has no Cholesky factor (unless traced:
-            then `damping` in the result is infinite); if `density` is outside [0, 1]
-            or nan; or if m does not divide the inputs of a kernel.
+            one that, damped, has no Cholesky factor; if `calibration.check` refuses
+            `stats`; if weights of a kernel are inf or nan; if `density` is outside
+            [0, 1] or nan; or if m does not divide the inputs of a kernel. Traced values
+            are not looked at: of a matrix that is not finite, or has no factor,
+            `damping` in the result is infinite; inputs whose sum of squares is not
+            above 0 never fire; and of an output with a weight that is inf or nan, the
+            weights that stay after it are so too.
 
     Example:
         >>> from maskjax import calibration
