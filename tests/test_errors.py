@@ -355,13 +355,11 @@ def test_mask_and_parameters_have_one_structure(transform):
         ValueError, r"only in `params`: dense/kernel\n  only in `mask`: dense$"
     ):
         masking.apply({"dense": {"kernel": jnp.ones(2)}}, {"dense": np.ones(1, bool)})
-    for nothing, said in (
-        (None, "NoneType None"),
-        ({}, "empty"),
-        (WEIGHTS["c"], "flo"),
-    ):
+    for nothing, said in ((None, "NoneType None"), ({}, "empty")):
         with raises(ValueError, f"same structure, got:\n  `params` is {said}"):
             masking.apply(nothing, MASK)
+    with raises(TypeError, "array or None, got:\n  the root: dict"):
+        masking.apply(WEIGHTS["c"], MASK)
 
 
 def test_what_takes_long_to_print_is_told_by_its_type():

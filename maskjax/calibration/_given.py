@@ -32,9 +32,11 @@ def several(
         hint: What to write.
         arrays: Whether they may be an array, along its first axis.
     """
-    one = isinstance(values, Mapping | str) or hasattr(values, "_fields")
-    one |= checks.shaped(values) and not (arrays and np.ndim(values))
-    if one or not hasattr(values, "__iter__"):
+    if checks.shaped(values):
+        one = not (arrays and values.shape)
+    else:
+        one = isinstance(values, Mapping | str) or hasattr(values, "_fields")
+    if one or not (hasattr(values, "__iter__") or hasattr(values, "__getitem__")):
         raise TypeError(
             f"`{fn}` needs `{name}` as {of}, got {checks.kind_of(values)}. {hint}"
         )

@@ -68,9 +68,8 @@ def every(
     faults = [rule(*row) for row in found]
     if any(faults):
         named = zip(trees.paths(tree, is_leaf), faults, strict=True)
-        raise listing(
-            (f"{path}: {fault}" for path, fault in named if fault), needs, kind
-        )
+        lines = (f"{path or 'the root'}: {fault}" for path, fault in named if fault)
+        raise listing(lines, needs, kind)
 
 
 def chosen(
