@@ -1575,7 +1575,7 @@ FAULTS = (
         "error-without-a-path",
         "maskjax.apply: the error about a mask's shape does not name the leaf.",
         "_core",
-        '(f"{path}: {fault}" for path, fault in named if fault)',
+        """(f"{path or 'the root'}: {fault}" for path, fault in named if fault)""",
         '(f"{fault}" for path, fault in named if fault)',
         ("test_errors.py",),
     ),
