@@ -458,7 +458,7 @@ def test_what_a_loop_over_batches_is_given():
     many = "`batches` as an iterable of batches, got "
     for one, said in (({"x": X}, "dict"), (Batch(X), "Batch"), (None, "NoneType None")):
         refused(
-            rf"{many}{said}\. Write `\[batch\]` if it is one\.$", network, PARAMS, one
+            rf"{many}{said}\. Write `\[batch\]` for one batch\.$", network, PARAMS, one
         )
     refused(rf"{many}float32 array of shape \(\)\.", network, PARAMS, np.float32(1))
     of = r"`weights` as a function `\(\*inputs\) -> weights of rows`, got float64 array"

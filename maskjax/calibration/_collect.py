@@ -76,7 +76,7 @@ def collect(
     """
     fn = "maskjax.calibration.collect"
     _given.functions(apply, weights, progress, fn=fn)
-    hint = "Write `[batch]` if it is one."
+    hint = "Write `[batch]` for one batch."
     how_many: Any = {"of": "an iterable of batches", "hint": hint, "arrays": True}
     _given.several(batches, fn=fn, name="batches", **how_many)
     arrays, skeleton = _programs.split(params)

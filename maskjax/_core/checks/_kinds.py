@@ -29,10 +29,7 @@ def kind_of(leaf: Any) -> str:
     """What a leaf is, for a message. Of what takes long to print, the type alone."""
     if shaped(leaf):
         return f"{leaf.dtype} array of shape {tuple(leaf.shape)}"
-    name = type(leaf).__name__
-    if any(map(shaped, jax.tree.leaves(leaf))):
-        return name
-    said = repr(leaf)
+    name, said = type(leaf).__name__, repr(leaf)
     return f"{name} {said}" if len(said) <= _LONG and "\n" not in said else name
 
 
