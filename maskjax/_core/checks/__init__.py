@@ -6,6 +6,7 @@ the paths are made into strings only then.
 """
 
 from maskjax._core.checks._devices import beside, together
+from maskjax._core.checks._flat import flat
 from maskjax._core.checks._kinds import (
     IN_HYPERPARAMETERS,
     fits,
@@ -74,6 +75,7 @@ __all__ = [
     "every",
     "fits",
     "flags",
+    "flat",
     "floating",
     "floating_scores",
     "floating_where_masked",
