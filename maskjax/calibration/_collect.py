@@ -63,6 +63,7 @@ def collect(
         Array([5., 1.], dtype=float32)
     """
     fn = "maskjax.calibration.collect"
+    checks.flat(params, fn=fn)
     arrays, skeleton = _programs.split(params)
     step = _programs.compiled(
         _step, _Program(apply, skeleton, weights), donate_argnums=0
