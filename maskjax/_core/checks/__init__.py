@@ -1,7 +1,8 @@
 """Every complaint about arguments, made while tracing.
 
-Array values are not read, except counters and fractions that are not traced. Functions
-take `fn`, the public name to blame. A complaint about leaves names all of them by path;
+Array values are not read, except counters and fractions that are not traced, and where
+nan would go unnoticed or make all of a result nan. Functions take `fn`, the public name
+to blame. A complaint about leaves names all of them by path;
 the paths are made into strings only then.
 """
 
@@ -41,6 +42,7 @@ from maskjax._core.checks._leaves import (
     same_shapes,
     shaped_like,
 )
+from maskjax._core.checks._nans import no_nan
 from maskjax._core.checks._structure import spread
 from maskjax._core.checks._values import (
     BY_VMAP,
@@ -92,6 +94,7 @@ __all__ = [
     "masked",
     "matched",
     "members",
+    "no_nan",
     "not_negative",
     "of_shape",
     "one_of",
