@@ -289,11 +289,9 @@ def _rewiring(
     def init(params: Params) -> MaskState:
         worth = checks.chosen_leaves(params, where, fn=fn)
         given = shares(params)
+        _room.check(worth, given, peak, how, regrow=regrow, fn=fn)
+        scores = random_scores(params, where=where, key=jax.random.fold_in(key, 0))
         with blame.instead_of("maskjax.select.top_k", fn):
-            _room.check_alive(worth, given, how, fn=fn)
-            if not regrow:
-                _room.check_growth(worth, given, peak, how, fn=fn)
-            scores = random_scores(params, where=where, key=jax.random.fold_in(key, 0))
             mask = select.top_k(scores, density=given, **how)
         count = jnp.zeros((), jnp.int32)
         # A copy, because a loop that donates the state would delete the user's key.
