@@ -275,6 +275,7 @@ def traced(
 
     fn = "maskjax.where.traced"
     checks.at_least(stack, 0, fn=fn, name="stack")
+    checks.flat(params, fn=fn)
     params = _unstacked(params, stack, fn) if stack else params
     found = tuple(
         (path, answer._replace(told=_axes.of_members(answer.told, stack)))

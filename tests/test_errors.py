@@ -19,6 +19,7 @@ from maskjax import (
     algebra,
     allocation,
     bank,
+    calibration,
     estimator,
     initializer,
     masking,
@@ -809,3 +810,29 @@ def test_paths_become_strings_only_for_a_complaint(call, monkeypatch):
 
     monkeypatch.setattr("maskjax._core.trees.path_string", complain)
     jax.eval_shape(call)
+
+
+MIXED = {"a": {1: jnp.ones((2, 2)), "1": jnp.ones((2, 2))}, "b": None}
+MIXED_MASK = {"a": {1: STACK["a"][0], "1": STACK["a"][0]}, "b": None}
+UNSORTABLE = {
+    "apply": lambda: masking.apply(MIXED, MIXED_MASK),
+    "apply(mask)": lambda: masking.apply(WEIGHTS, MIXED_MASK),
+    "select.top_k": lambda: select.top_k(MIXED, density=0.5),
+    "score.magnitude": lambda: score.magnitude(MIXED),
+    "algebra.density": lambda: algebra.density(MIXED_MASK),
+    "stacking.stack": lambda: stacking.stack([MIXED_MASK, MIXED_MASK]),
+    "bank.empty": lambda: bank.empty(MIXED, capacity=2),
+    "bank.append": lambda: bank.append(bank.from_stack(PACKED), MIXED_MASK),
+    "estimator.bernoulli": lambda: estimator.bernoulli(MIXED, key=KEY),
+    "where.traced": lambda: where.traced(lambda p, x: x, MIXED, jnp.ones(2)),
+    "calibration.collect": lambda: calibration.collect(lambda p, x: x, MIXED, []),
+}
+
+
+@pytest.mark.parametrize("call", UNSORTABLE)
+def test_dicts_that_jax_cannot_sort_are_named(call):
+    fn = f"`maskjax.{call.split('(')[0]}`"
+    with raises(
+        TypeError, rf"^{fn} needs dicts whose keys .*got:\n  \S*a: keys 1, '1'$"
+    ):
+        UNSORTABLE[call]()

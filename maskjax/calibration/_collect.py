@@ -75,6 +75,7 @@ def collect(
         Array([5., 1.], dtype=float32)
     """
     fn = "maskjax.calibration.collect"
+    checks.flat(params, fn=fn)
     _given.functions(apply, weights, progress, fn=fn)
     hint = "Write `[batch]` for one batch."
     how_many: Any = {"of": "an iterable of batches", "hint": hint, "arrays": True}

@@ -97,7 +97,9 @@ def update(
         weights: How much each row of the data counts, [batch] or [batch, positions],
             not negative: a factor for the row's squares and products, 0 for padding.
             Its axes are the leading axes of what every kernel meets. Rows of weight 0
-            may be inf or nan. `None` counts each row once.
+            are not counted, even if they are inf or nan. But `apply` computes with all
+            rows: where it mixes them, padding has to be finite and masked there, as
+            keys are in attention. `None` counts each row once.
 
     Returns:
         A tree like `stats`. A kernel that is used twice gets the sums of both uses.

@@ -112,9 +112,9 @@ def input_norms(
         *inputs: The data. Everything else that `apply` uses counts as a constant.
         where: Which leaves are kernels.
         weights: How much each row of the data counts, [batch] or [batch, positions],
-            not negative: a factor for the squares of the row, 0 for padding. Its axes
-            are the leading axes of what every kernel meets. `None` counts each row
-            once.
+            not negative: a factor for the squares of the row, 0 for padding, as in
+            `calibration.update`. Its axes are the leading axes of what every kernel
+            meets. `None` counts each row once.
 
     Returns:
         A tree like `params`, `None` for leaves that are not chosen. A norm has the

@@ -378,6 +378,14 @@ FAULTS = (
         ("test_hard_concrete.py",),
     ),
     Fault(
+        "gates-of-nan",
+        "estimator.hard_concrete, algebra.expected_count: nan goes unnoticed.",
+        "_core/checks",
+        "wrong = ~jnp.isfinite(x) if finite else jnp.isnan(x)",
+        "wrong = ~jnp.isfinite(x) if finite else jnp.isinf(x)",
+        ("test_hard_concrete.py",),
+    ),
+    Fault(
         "shared-decisions-count-once",
         "algebra.expected_count: a decision that entries share counts once.",
         "algebra",
@@ -547,6 +555,14 @@ FAULTS = (
         "if asked > max(_ROOM, _TIMES * held):",
         "if asked < 0:",
         ("test_storage_params.py",),
+    ),
+    Fault(
+        "paths-of-anything",
+        "storage: what is no path ends in the system's words.",
+        "storage",
+        "if not given:\n",
+        "if not given and path:\n",
+        ("test_storage.py",),
     ),
     Fault(
         "pattern-of-any-count",
@@ -1051,6 +1067,14 @@ FAULTS = (
         ("test_optim.py",),
     ),
     Fault(
+        "leaves-begin-empty",
+        "optim.rigl, optim.set_: a leaf may begin, and stay, without a weight.",
+        "optim",
+        "if not np.any(ones) or any(quota(one, size) for one in ones):",
+        "if not np.any(ones) or any(one >= 0 for one in ones):",
+        ("test_optim.py",),
+    ),
+    Fault(
         "revived-weights-go-unnoticed",
         "optim.check: weights that a mask removes may be anything.",
         "optim",
@@ -1251,6 +1275,14 @@ FAULTS = (
         "recipes",
         "fits = (messages.round == state.round) & same",
         "fits = (messages.round >= 0) & same",
+        ("recipes/test_fedpm.py",),
+    ),
+    Fault(
+        "fedpm-takes-nan",
+        "fedpm.aggregate: under `jit` scores that are nan vote to remove.",
+        "recipes",
+        "jnp.where(jnp.any(jnp.stack(lost)), NO_ROUND, turn)",
+        "jnp.where(jnp.all(jnp.stack(lost)), NO_ROUND, turn)",
         ("recipes/test_fedpm.py",),
     ),
     Fault(
@@ -1577,6 +1609,14 @@ FAULTS = (
         "_core",
         """(f"{path or 'the root'}: {fault}" for path, fault in named if fault)""",
         '(f"{fault}" for path, fault in named if fault)',
+        ("test_errors.py",),
+    ),
+    Fault(
+        "dicts-that-no-one-sorts",
+        "Keys of a dict that can't be sorted are an error of JAX that names nothing.",
+        "_core/checks",
+        "lines = _unsortable(tree, ())",
+        "lines = []",
         ("test_errors.py",),
     ),
     Fault(

@@ -1,12 +1,13 @@
 """Every complaint about arguments, made while tracing.
 
 Array values are not read, except counters and fractions that are not traced, and where
-inf or nan would spoil a result in silence. Functions
-take `fn`, the public name to blame. A complaint about leaves names all of them by path;
-the paths are made into strings only then.
+inf or nan would spoil a result in silence. Functions take `fn`, the public name to
+blame. A complaint about leaves names all of them by path; the paths are made into
+strings only then.
 """
 
 from maskjax._core.checks._devices import beside, together
+from maskjax._core.checks._flat import flat
 from maskjax._core.checks._kinds import (
     IN_HYPERPARAMETERS,
     fits,
@@ -41,7 +42,7 @@ from maskjax._core.checks._leaves import (
     same_shapes,
     shaped_like,
 )
-from maskjax._core.checks._numbers import all_finite, finite, infinite, read
+from maskjax._core.checks._numbers import all_finite, finite, infinite, no_nan, read
 from maskjax._core.checks._structure import spread
 from maskjax._core.checks._values import (
     BY_VMAP,
@@ -79,6 +80,7 @@ __all__ = [
     "finite",
     "fits",
     "flags",
+    "flat",
     "floating",
     "floating_scores",
     "floating_where_masked",
@@ -97,6 +99,7 @@ __all__ = [
     "masked",
     "matched",
     "members",
+    "no_nan",
     "not_negative",
     "of_shape",
     "one_of",

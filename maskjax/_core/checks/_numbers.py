@@ -1,4 +1,4 @@
-"""Whether numbers of arrays are finite, as far as their values are known."""
+"""Whether numbers of arrays are finite, or nan, as far as their values are known."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskjax._core import dtypes
-from maskjax._core.checks._kinds import is_readable, raise_all
+from maskjax._core import dtypes, trees
+from maskjax._core.checks._flat import flat
+from maskjax._core.checks._kinds import is_floating, is_readable, raise_all
 
 
 def finite(arrays: Mapping[str, Any], needs: str, what: str) -> None:
@@ -28,17 +29,31 @@ def finite(arrays: Mapping[str, Any], needs: str, what: str) -> None:
 
 def infinite(arrays: Mapping[str, Any], needs: str, what: str) -> None:
     """Raise for arrays that hold inf or nan, and count these; unless there is none."""
-
-    def bad(x: Any) -> int:
-        # Formats of a few bits are none that NumPy knows.
-        wide = np.asarray(x).astype(dtypes.at_least_float32(x.dtype))
-        return int(np.sum(~np.isfinite(wide)))
-
+    bad = {path: np.sum(~np.isfinite(_wide(x))) for path, x in arrays.items()}
     lines = (
-        f"{path}: {bad(x):,} of {x.size:,} {what} are inf or nan"
+        f"{path}: {bad[path]:,} of {x.size:,} {what} are inf or nan"
         for path, x in arrays.items()
     )
     raise_all(lines, needs)
+
+
+def no_nan(tree: Any, *, fn: str, name: str) -> None:
+    """No leaf of a tree has nan, as far as values are known.
+
+    Only for functions whose result would hide it or be useless.
+    """
+    flat(tree, fn=fn)
+    arrays = {
+        path or "the root": leaf
+        for path, leaf in trees.named_leaves(tree)
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic) and is_floating(leaf)
+    }
+    good = read(arrays, _none_nan)
+    wrong = {path: _wide(arrays[path]) for path in good if not good[path]}
+    raise_all(
+        (f"{p}: {np.isnan(x).sum():,} of {x.size:,} are nan" for p, x in wrong.items()),
+        f"`{fn}` needs `{name}` without nan",
+    )
 
 
 def all_finite(x: Any) -> jax.Array:
@@ -47,6 +62,12 @@ def all_finite(x: Any) -> jax.Array:
 
 
 _all_finite = jax.jit(all_finite)
+_none_nan = jax.jit(lambda x: ~jnp.any(jnp.isnan(x)))
+
+
+def _wide(x: Any) -> np.ndarray:
+    # Formats of a few bits are none that NumPy knows.
+    return np.asarray(x).astype(dtypes.at_least_float32(x.dtype))
 
 
 def read(arrays: Mapping[str, Any], function: Callable[..., Any]) -> dict[str, Any]:

@@ -50,7 +50,10 @@ def prune(
             diagonal's mean. May be traced.
         block: How many inputs are decided on at once. Each block has its share of the
             weights that are kept. It has no influence on N:M patterns.
-        where: Which kernels to prune; `None`: all that have statistics.
+        where: Which kernels to prune; `None`: all that have statistics. It is not asked
+            what the axes mean: the statistics know. `storage.save_params` and `select`
+            do ask, so pass them `where.traced(apply, params, *inputs)` if names do not
+            tell.
 
     Returns:
         The parameters, the mask, and the damping that was used. Leaves that are not
