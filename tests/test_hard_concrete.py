@@ -378,6 +378,6 @@ def test_a_constraint_that_is_nan_is_said(which):
     given[which] = given[which] * np.float32(np.nan)
     size = np.size(given[which])
     needs = f"^`maskjax.estimator.lagrangian` needs `{which}` without nan, got:\n"
-    with pytest.raises(ValueError, match=f"{needs}  {size} of {size} are nan$"):
+    with pytest.raises(ValueError, match=f"{needs}  the root: {size} of {size} are nan$"):
         estimator.lagrangian(**given)
     assert np.isnan(jax.jit(estimator.lagrangian)(**given))
