@@ -18,10 +18,10 @@ and with plain functions. They also know, or can be told, the roles of a leaf's 
     inputs outputs
 
 Roles are asked for where a result depends on them: fan-in, `structure`, `scope="layer"`
-and `"output"`, `allocation.erk`. Where they are needed and not known, the error says
-which leaf it is and how to tell. `a & b` and `a | b` believe the stronger of two
-sources: what was told, then what was traced, then names. Two of equal strength that
-disagree leave the axes unknown. Tracing says nothing about leaves it was not given.
+and `"output"`, `allocation.erk`. If they are needed and unknown, the error says which
+leaf it is and how to tell. `a & b` and `a | b` believe the stronger source: what was
+told, then traced (nothing about leaves that were not given), then names. Two of equal
+strength that disagree leave the axes unknown.
 """
 
 from __future__ import annotations
@@ -276,6 +276,7 @@ def traced(
 
     fn = "maskjax.where.traced"
     checks.at_least(stack, 0, fn=fn, name="stack")
+    checks.flat(params, fn=fn)
     params = _unstacked(params, stack, fn) if stack else params
     found = tuple(
         (path, answer._replace(told=_axes.of_members(answer.told, stack)))

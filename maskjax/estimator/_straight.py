@@ -173,7 +173,8 @@ def bernoulli(logits: Scores, *, key: Array) -> SoftMask:
     """A random mask, kept with probability sigmoid(logits), with that derivative.
 
     Args:
-        logits: Tree of floating leaves, `None` where a parameter is left alone.
+        logits: Tree of floating leaves, `None` where a parameter is left alone. nan is
+            never kept, and gets a gradient of nan.
         key: A typed key; every leaf gets its own.
 
     Returns:

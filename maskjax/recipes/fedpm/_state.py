@@ -30,7 +30,7 @@ class FedPMState(NamedTuple):
         received: int32, how many masks these are.
         round: int32, how many rounds are over.
         refused: int32, how many messages were dropped under `jit` because they were of
-            another round or another network.
+            another round or another network, or made of scores with nan.
         network: [2], uint32, a fingerprint of the weights.
     """
 
