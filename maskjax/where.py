@@ -18,10 +18,9 @@ and with plain functions. They also know, or can be told, the roles of a leaf's 
     inputs outputs
 
 Roles are asked for where a result depends on them: fan-in, `structure`, `scope="layer"`
-and `"output"`, `allocation.erk`. If they are needed and unknown, the error says which
-leaf it is and how to tell. `a & b` and `a | b` believe the stronger source: what was
-told, then traced (nothing about leaves that were not given), then names. Two of equal
-strength that disagree leave the axes unknown.
+and `"output"`, `allocation.erk`. Unknown ones are an error that says how to tell them.
+`a & b` and `a | b` believe the stronger source: told, then traced (on those leaves that
+were there), then names. Equally strong ones that disagree leave the axes unknown.
 """
 
 from __future__ import annotations
