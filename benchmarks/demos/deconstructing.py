@@ -211,4 +211,6 @@ def _draw_masks(context: Context, numbers: dict[str, Any]) -> str:
     )
 
 
-DEMO = Demo("deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run)
+DEMO = Demo(
+    "deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run, seconds=9
+)

@@ -246,4 +246,4 @@ def _draw_search(context: Context, width: int, agreement: np.ndarray) -> str:
     )
 
 
-DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run, seconds=20)
+DEMO = Demo("hopsupsup", "HopSupSup (Wortsman et al. 2020)", run, seconds=3)

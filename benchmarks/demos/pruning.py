@@ -193,4 +193,6 @@ def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) ->
     return _pictures.save(drawn, context, "pruning_training")
 
 
-DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, RigL, SRigL)", run)
+DEMO = Demo(
+    "pruning", "pruning while training (Zhu & Gupta, RigL, SRigL)", run, seconds=21
+)
