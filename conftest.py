@@ -45,11 +45,11 @@ _kept = {"fast": None, "modules": 0}
 
 @pytest.fixture(autouse=True, scope="session")
 def _simple_loops():
-    """What is compiled fast on CPU is emitted by XLA's older, faster emitters, in one part.
+    """What is compiled fast on CPU is emitted by XLA's older, faster emitters.
 
-    In several parts LLVM may compile side by side, but takes longer for all of them. JAX
-    has options for this for each function, but none for all of them. Later versions of
-    XLA have no older emitters.
+    And as one module: LLVM can compile several side by side, but takes longer for all.
+    JAX has options for this for each function, but none for all of them. Later versions
+    of XLA have no older emitters.
     """
     options = compiler.get_compile_options
 
