@@ -163,9 +163,17 @@ def both_forms(a, b):
     return set_laws(a, b), set_laws(packing.pack(a), packing.pack(b))
 
 
+# What holds for one container holds for others of the same leaves.
 @pytest.mark.parametrize(
     ("name", "transform"),
-    [*((name, "jit") for name in trees.NAMES), ("tuple", "eager"), ("tuple", "vmap")],
+    [
+        *(("nested_dict", "jit"), ("equinox", "jit"), ("odd_leaves", "jit")),
+        *(("tuple", "eager"), ("tuple", "vmap")),
+        *(
+            pytest.param(name, "jit", marks=pytest.mark.slow)
+            for name in ("tuple", "namedtuple", "linen", "nnx")
+        ),
+    ],
 )
 def test_masks_are_sets(name, transform, transforms):
     params = trees.make(name)
