@@ -185,39 +185,41 @@ LAWS = (
 )  # fmt: skip
 
 
-def everything(params, target, chosen):
-    """What the laws speak of."""
+def everything(params, target, chosen, ways):
+    """What the laws speak of; a program each, for one of all compiles much longer."""
+
+    def choose(scores, scope, name):
+        how = {"scope": scope, "structure": STRUCTURES[name], "where": chosen}
+        return select.top_k(scores, density=0.3, **how)
+
+    of = lambda law: jax.jit(functools.partial(law, chosen=chosen))  # noqa: E731
+    at = lambda law: jax.jit(functools.partial(law, where=chosen))  # noqa: E731
     scores = score.magnitude(params, where=chosen)
     masks = {
-        way: select.top_k(
-            scores, density=0.3, scope=scope, structure=STRUCTURES[name], where=chosen
-        )
-        for way, (scope, name) in WAYS.items()
+        way: jax.jit(functools.partial(choose, scope=scope, name=name))(scores)
+        for way, (scope, name) in ways.items()
     }
-    deviation = initializer.signed_deviation(params, where=chosen)
     return {
         **masks,
-        "movement": score.movement(params, target, where=chosen),
-        "deviation": deviation,
-        **pruned(params, chosen),
-        **rewired(params, target, masks["entries by layer"], chosen),
-        **popped_up(params, target, chosen),
+        "movement": at(score.movement)(params, target),
+        "deviation": at(initializer.signed_deviation)(params),
+        **of(pruned)(params),
+        **of(rewired)(params, target, masks["entries by layer"]),
+        **of(popped_up)(params, target),
     }
 
 
 @functools.cache
 def both(framework, *, some):
     """For each law what comes of the unrolled network, and of the scanned one."""
-    predicates = [told(f"{framework}/{kind}") for kind in ("gpt", "gpt_scanned")]
+    chosen, ways = (
+        [told(f"{framework}/{kind}") for kind in ("gpt", "gpt_scanned")],
+        WAYS,
+    )
     if some:
-        predicates = [p & (lambda path, _: path.endswith(SOME)) for p in predicates]
-
-    @jax.jit
-    def run(*pairs):
-        each = zip(*pairs, predicates, strict=True)
-        return [everything(*one) for one in each]
-
-    return jax.device_get(run(pair(framework), pair(framework, seed=1)))
+        chosen = [one & (lambda path, _: path.endswith(SOME)) for one in chosen]
+    pairs = zip(pair(framework), pair(framework, seed=1), chosen, strict=True)
+    return [jax.device_get(everything(*one, ways)) for one in pairs]
 
 
 @mostly_linen
