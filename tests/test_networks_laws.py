@@ -185,7 +185,7 @@ LAWS = (
 )  # fmt: skip
 
 
-def everything(params, target, chosen, ways):
+def everything(params, target, chosen):
     """What the laws speak of; a program each, for one of all compiles much longer."""
 
     def choose(scores, scope, name):
@@ -197,7 +197,7 @@ def everything(params, target, chosen, ways):
     scores = score.magnitude(params, where=chosen)
     masks = {
         way: jax.jit(functools.partial(choose, scope=scope, name=name))(scores)
-        for way, (scope, name) in ways.items()
+        for way, (scope, name) in WAYS.items()
     }
     return {
         **masks,
@@ -212,14 +212,11 @@ def everything(params, target, chosen, ways):
 @functools.cache
 def both(framework, *, some):
     """For each law what comes of the unrolled network, and of the scanned one."""
-    chosen, ways = (
-        [told(f"{framework}/{kind}") for kind in ("gpt", "gpt_scanned")],
-        WAYS,
-    )
+    chosen = [told(f"{framework}/{kind}") for kind in ("gpt", "gpt_scanned")]
     if some:
         chosen = [one & (lambda path, _: path.endswith(SOME)) for one in chosen]
     pairs = zip(pair(framework), pair(framework, seed=1), chosen, strict=True)
-    return [jax.device_get(everything(*one, ways)) for one in pairs]
+    return [jax.device_get(everything(*one)) for one in pairs]
 
 
 @mostly_linen
