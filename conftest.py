@@ -32,7 +32,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Optimized modules come first, for each change forgets all programs. See below.
 
-    Files stay in the order of their names: what is short, the examples, is last, so that
+    Files stay in the order of their names: examples, which are short, are last, so that
     both workers end at about the same time.
     """
     items.sort(key=lambda item: item.get_closest_marker("optimized") is None)
