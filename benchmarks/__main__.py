@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich import console as rich_console
 
-from benchmarks import _data, _episodes, _report
+from benchmarks import _compiling, _data, _episodes, _report
 from benchmarks._registry import Context, Demo, Outcome, Progress
 from benchmarks.demos import DEMOS
 from benchmarks.speed import _results
@@ -185,7 +185,8 @@ def _record(context: Context, found: Found, missing: Missing) -> dict[str, Any]:
             "test": len(context.data.x_test),
             "shape": context.data.shape,
         },
-        "settings": {"size": context.size, "seeds": context.seeds},
+        "settings": {"size": context.size, "seeds": context.seeds}
+        | {"xla_flags": _compiling.flags()},
         "demos": {
             demo.name: {"title": demo.title, "seconds": round(seconds, 2)}
             | {"rows": [row._asdict() for row in outcome.rows]}

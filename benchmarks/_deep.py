@@ -5,6 +5,7 @@ statistics, so that `params | rest` are a module's `variables`. `x` are images
 [B, H, W, C] or characters [B, T]; `y` are labels [B] or [B, T].
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -159,8 +160,13 @@ def gpt(share: float = 1, **sizes: Any) -> GPT:
 
 def fresh(net: nn.Module, x: Any, seed: int = 0) -> Any:
     """Variables at random."""
-    init = jax.jit(lambda key, x: net.init(key, x, train=False))
-    return init(jax.random.key(seed), x[:1])
+    return _init(net)(jax.random.key(seed), x[:1])
+
+
+@functools.cache
+def _init(net: nn.Module) -> Callable[[Array, Any], Any]:
+    """Compiled once: random bits take longer to compile than a step of training."""
+    return jax.jit(lambda key, x: net.init(key, x, train=False))
 
 
 def apart(variables: Any) -> tuple[Any, Any]:

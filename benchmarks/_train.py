@@ -180,6 +180,12 @@ def cosine(rate: float, epochs: int, x: Array) -> optax.Schedule:
     return optax.cosine_decay_schedule(rate, epochs * steps_per_epoch(x))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _shuffled(keys: Array, samples: int) -> Array:
+    """Rows [K, samples]. A program of its own, compiled once for all trainings."""
+    return jax.vmap(lambda key: jax.random.permutation(key, samples))(keys)
+
+
 def epoch_of(
     step: Step, x: Array, y: Array, *, size: int = BATCH_SIZE, groups: int = 1
 ) -> Callable[..., tuple[Any, Array]]:
@@ -191,9 +197,8 @@ def epoch_of(
     """
     steps, size = steps_per_epoch(x, size), min(size, len(x))
 
-    def of_member(member: Any, key: Array, x: Array, y: Array) -> tuple[Any, Array]:
-        order = jax.random.permutation(key, len(x))[: steps * size]
-        member, losses = scan(step, member, order.reshape(steps, size), x, y)
+    def of_member(member: Any, rows: Array, x: Array, y: Array) -> tuple[Any, Array]:
+        member, losses = scan(step, member, rows, x, y)
         return member, losses.mean()
 
     of_all = jax.jit(jax.vmap(of_member, in_axes=(0, 0, None, None)))
@@ -201,8 +206,10 @@ def epoch_of(
 
     def epoch(states: Any, key: Array) -> tuple[Any, Array]:
         each = jax.random.split(key, len(jax.tree.leaves(states)[0]) // groups)
+        rows = _shuffled(each, len(x))[:, : steps * size]
+        rows = jnp.tile(rows.reshape(len(each), steps, size), (groups, 1, 1))
         # Waiting keeps the progress bar honest.
-        return jax.block_until_ready(of_all(states, jnp.tile(each, groups), x, y))
+        return jax.block_until_ready(of_all(states, rows, x, y))
 
     return epoch
 

@@ -21,9 +21,11 @@ and sharding, on any pytree of arrays (dicts, Flax, Equinox). Where to look:
     calibration                             what kernels meet, batch by batch
     layers, metrics, report, storage        mask features, judge, show, save
 
-Import optim, layers, metrics, report, storage, recipes and theory by name, as in
-`from maskjax import optim`: they load optax, Flax or others.
+Modules that load optax, Flax or others (optim, layers, metrics, report, storage,
+recipes, theory) are imported when they are first used.
 """
+
+from typing import TYPE_CHECKING
 
 from maskjax import (
     algebra,
@@ -42,7 +44,11 @@ from maskjax import (
     superposition,
     where,
 )
+from maskjax._core import lazy
 from maskjax.masking import apply
+
+if TYPE_CHECKING:
+    from maskjax import layers, metrics, optim, recipes, report, storage, theory
 
 __all__ = [
     "algebra",
@@ -53,12 +59,22 @@ __all__ = [
     "compaction",
     "estimator",
     "initializer",
+    "layers",
     "masking",
+    "metrics",
+    "optim",
     "packing",
+    "recipes",
+    "report",
     "score",
     "select",
     "stacking",
+    "storage",
     "structure",
     "superposition",
+    "theory",
     "where",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy.attributes(__name__, __all__)

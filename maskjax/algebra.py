@@ -12,6 +12,8 @@ random masks `expected_count` and `expected_density` take the probabilities.
     0.5
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import operator
@@ -203,7 +205,8 @@ def expected_count(probabilities: Scores, params: Params | None = None) -> Array
 
     Raises:
         TypeError: If a leaf is not floating.
-        ValueError: If there is no leaf, or the probabilities do not fit `params`.
+        ValueError: If there is no leaf, the probabilities do not fit `params`, or one
+            is nan (unless traced: then the result is nan).
 
     Example:
         >>> probabilities = {"w": jnp.array([[0.25, 1.0]])}
@@ -229,7 +232,8 @@ def expected_density(probabilities: Scores, params: Params | None = None) -> Arr
 
     Raises:
         TypeError: If a leaf is not floating.
-        ValueError: If there is no leaf, or the probabilities do not fit `params`.
+        ValueError: If there is no leaf, the probabilities do not fit `params`, or one
+            is nan (unless traced: then the result is nan).
 
     Example:
         >>> print(algebra.expected_density({"w": jnp.array([0.25, 1.0]), "b": None}))
@@ -329,6 +333,7 @@ def _expected(
     """The sum of the probabilities of all entries, and how many entries there are."""
     checks.floating_scores(probabilities, fn=fn, name="probabilities")
     checks.together(fn=fn, probabilities=probabilities)
+    checks.no_nan(probabilities, fn=fn, name="probabilities")
     whole = probabilities if params is None else params
     names = ("params", "probabilities")
     pairs = checks.shaped_like(whole, probabilities, fn=fn, names=names)

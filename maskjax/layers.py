@@ -41,6 +41,8 @@ Importing this module also lets `flax.serialization` store packed masks, and ban
 states that have them.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -6,6 +6,8 @@
 {'bias': Array([3., 4.], dtype=float32), 'kernel': Array([[1., 0.]], dtype=float32)}
 """
 
+from __future__ import annotations
+
 import functools
 import math
 

@@ -18,12 +18,12 @@ and with plain functions. They also know, or can be told, the roles of a leaf's 
     inputs outputs
 
 Roles are asked for where a result depends on them: fan-in, `structure`, `scope="layer"`
-and `"output"`, `allocation.erk`. Where they are needed and not known, the error says
-which leaf it is and how to tell. `a & b` and `a | b` believe the stronger of two
-sources: what was told, then what was traced, then names. Two of equal strength that
-disagree leave the axes unknown. A predicate that was traced has no say on leaves that
-it was not traced with.
+and `"output"`, `allocation.erk`. Unknown ones are an error that says how to tell them.
+`a & b` and `a | b` believe the stronger source: told, then traced (on those leaves that
+were there), then names. Equally strong ones that disagree leave the axes unknown.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
@@ -87,19 +87,19 @@ class _Where:
         """The roles of a leaf's axes, or a sentence that says why they are unknown."""
         return self.tell(path, leaf)
 
-    def __and__(self, other: Predicate) -> "_Where":
+    def __and__(self, other: Predicate) -> _Where:
         return _combined(self, other, "&", stop=False)
 
-    def __rand__(self, other: Predicate) -> "_Where":
+    def __rand__(self, other: Predicate) -> _Where:
         return _combined(other, self, "&", stop=False)
 
-    def __or__(self, other: Predicate) -> "_Where":
+    def __or__(self, other: Predicate) -> _Where:
         return _combined(self, other, "|", stop=True)
 
-    def __ror__(self, other: Predicate) -> "_Where":
+    def __ror__(self, other: Predicate) -> _Where:
         return _combined(other, self, "|", stop=True)
 
-    def __invert__(self) -> "_Where":
+    def __invert__(self) -> _Where:
         def test(path: str, leaf: Any) -> bool:
             answer = self(path, leaf)
             return not answer if _is_bool(answer) else answer
@@ -115,7 +115,7 @@ class _Where:
 class _Traced(_Where):
     """A predicate that was found by tracing; equal if it found the same."""
 
-    found: tuple[tuple[str, "walk.Answer"], ...] = ()
+    found: tuple[tuple[str, walk.Answer], ...] = ()
 
     def __str__(self) -> str:
         width = max((len(path) for path, *_ in self.found), default=0)
@@ -124,7 +124,7 @@ class _Traced(_Where):
         )
 
 
-def _line(answer: "walk.Answer") -> str:
+def _line(answer: walk.Answer) -> str:
     kernel, told = answer
     if isinstance(told, str):
         return f"unknown  ({told})" if kernel else f"({told})"
@@ -275,6 +275,7 @@ def traced(
 
     fn = "maskjax.where.traced"
     checks.at_least(stack, 0, fn=fn, name="stack")
+    checks.flat(params, fn=fn)
     params = _unstacked(params, stack, fn) if stack else params
     found = tuple(
         (path, answer._replace(told=_axes.of_members(answer.told, stack)))
@@ -282,7 +283,7 @@ def traced(
     )
     known = dict(found)
 
-    def of(path: str) -> "walk.Answer":
+    def of(path: str) -> walk.Answer:
         if path not in known:
             near = trees.nearest(path, known)
             near = "" if near is None else f"; what was traced has {near!r}"

@@ -558,6 +558,16 @@ def _stats(apply: Any, **how: Any) -> Any:
     return lambda params, x: calibration.init(apply, params, x, **how)
 
 
+def _met(apply: Any) -> Any:
+    """A draw of statistics of drawn data."""
+
+    def draw(params: Any, x: Any) -> Any:
+        stats = calibration.init(apply, params, x)
+        return calibration.update(apply, stats, params, x)
+
+    return draw
+
+
 def _convolved(params: Any, x: Any) -> Any:
     layer = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
@@ -634,8 +644,9 @@ call(
     of(16, 8),
     specs="- - x",
 )
-call("calibration.norms", calibration.norms, _scan_stats, specs="x")
-call("calibration.check", calibration.check, _scan_stats, specs="x")
+_layer_stats = made(_met(lambda p, x: _scanned(p, x)), tree_of(**_LAYERS), of(16, 8))
+call("calibration.norms", calibration.norms, _layer_stats, specs="x")
+call("calibration.check", calibration.check, _layer_stats, specs="x")
 call(
     "calibration.collect",
     lambda p, *xs: calibration.collect(_forward, p, xs),

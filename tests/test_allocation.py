@@ -379,6 +379,14 @@ def test_owl_refuses():
             allocation.owl(params, norms, **how)
     with pytest.raises(ValueError, match="`maskjax.allocation.owl` needs .* structure"):
         allocation.owl(params, {"a": norms["a"]}, density=0.5)
+    bad = {**params, "b": params["b"] * np.float32(np.nan)}
+    finite = (
+        "`maskjax.allocation.owl` needs finite scores .*\n  b: scores sum up to nan"
+    )
+    with pytest.raises(ValueError, match=finite):
+        allocation.owl(bad, norms, density=0.5)
+    traced = owl(bad, norms, density=np.float32(0.5))
+    assert traced["b"] == min(jax.tree.leaves(traced))  # it counts as without outliers
     stacked = {"layers": {"kernel": np.ones((3, 4, 5), "f4")}}
     ones = {"layers": {"kernel": np.ones((3, 4, 1), "f4")}}
     match = r"`maskjax.allocation.owl` needs to know the axes .* for the layers of a st"

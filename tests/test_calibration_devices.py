@@ -82,6 +82,9 @@ def by_rows_and_features(kind):
     with jax.set_mesh(mesh(kind)):
         stats = step(calibration.init(apply, *args[:2], where=where), *args)
     spec = stats["out"].sums.sharding.spec
+    norms = calibration.norms(calibration.check(stats))["out"].ravel()
+    wanted = np.sqrt(np.diagonal(WHOLE["out"].sums))
+    assert np.allclose(norms, wanted, rtol=1e-4, atol=1e-3)
     return {"close": close(stats), "spec": [str(part) for part in spec]}
 
 

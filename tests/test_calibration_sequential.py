@@ -246,10 +246,46 @@ def test_what_is_refused():
         r"\(4, 5, 3\) for float32 \(4, 5, 6\)\."
     ):
         run(narrow, stack, BATCHES, scan=True)
-    with raises(r"init` needs 468 bytes for statistics, and `limit` is 99 "):
+    with raises(name + r"468 bytes for statistics, and `limit` is 99 "):
         run(block, listed(stack), BATCHES, limit=99)
     with raises(r"needs `where` to choose at least one leaf"):
         run(block, listed(stack), BATCHES, where=where.matching("nothing"))
+
+
+def test_what_is_no_function_or_list_is_refused():
+    blocks, name = listed(drawn(1)), "`maskjax.calibration.sequential` needs "
+
+    def refused(pattern, *args, prune=prune, **how):
+        with raises(name + pattern, TypeError):
+            calibration.sequential(*args, prune=prune, **how)
+
+    refused(
+        "`params` as a list of blocks, got dict.*`scan=True`", block, *blocks, BATCHES
+    )
+    refused("`params` as a list of blocks, got NoneType", block, None, BATCHES)
+    refused("`apply` as a function", None, blocks, BATCHES)
+    refused("`apply` as a function", [None], blocks, BATCHES)
+    refused("`prune` as a function .*got dict", block, blocks, BATCHES, prune=blocks[0])
+    refused("`weights` as a function", block, blocks, BATCHES, weights=np.ones(4))
+
+
+def test_weights_of_rows_are_finite_and_at_least_0_and_some_above():
+    name = "`maskjax.calibration.sequential` needs "
+    weights = lambda x, w: w  # noqa: E731
+    apply = lambda p, x, w: block(p, x)  # noqa: E731
+    for scan in (False, True):
+        params = drawn(2) if scan else listed(drawn(2))
+        for worst, of in ((-2.0, "batch 1, in"), (np.nan, "batch 1, in"), (0, None)):
+            least = 0 if of is None else 1
+            batches = [
+                (x, np.float32([least, 0, least, w if w is not None else least]))
+                for x, w in zip(BATCHES, (None, worst, None), strict=True)
+            ]
+            said = f"finite weights .*, got {worst} in {of} block 0"
+            with raises(name + (said if of else "a row of weight .* none in block 0")):
+                calibration.sequential(
+                    apply, params, batches, prune=prune, weights=weights, scan=scan
+                )
 
 
 @pytest.mark.parametrize(

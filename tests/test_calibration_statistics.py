@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -328,9 +329,15 @@ def test_statistics_of_something_else_are_refused():
         calibration.update(network, stats, other, X)
     with raises(r"update` needs `params` and `stats` of the same structure"):
         calibration.update(network, {"first": stats["first"]}, PARAMS, X)
-    with raises(r"update` needs `stats` of at least one kernel, got none\.$"):
-        calibration.update(network, dict.fromkeys(PARAMS), PARAMS, X)
-    with raises(r"`Statistics`, or None, got:\n  first: float32 array", TypeError):
+    for nothing in (dict.fromkeys(PARAMS), {}, None):
+        with raises(r"update` needs `stats` of at least one kernel, .*, got none\.$"):
+            calibration.update(network, nothing, PARAMS, X)
+    with raises(
+        r"needs `params` and `stats` of .*, got:\n  `params` is NoneType None$"
+    ):
+        calibration.update(network, stats, None, X)
+    needs = "`Statistics`, or None, as `calibration.collect` returns them, got:\n"
+    with raises(needs + "  first: float32 array", TypeError):
         calibration.update(network, PARAMS, PARAMS, X)
     mixed = {"first": stats["first"], "second": begun(gram=False)["second"]}
     with raises(r"needs all of `stats` with Gram matrices, or all without\.$"):
@@ -387,10 +394,87 @@ def test_sums_that_are_not_finite_are_named():
     ):
         calibration.collect(network, PARAMS, [X, X, x, X])
     for fn in (calibration.norms, calibration.check):
-        with raises("`Statistics`, or None, got:\n  first: float32", TypeError):
+        with raises("`Statistics`, or None, .*got:\n  first: float32", TypeError):
             fn(PARAMS)
-        with raises("needs `stats` of at least one kernel, got none"):
+        with raises("needs `stats` of at least one kernel, .*, got none"):
             fn(dict.fromkeys(PARAMS))
+
+
+@both
+def test_statistics_that_no_data_give_are_refused(gram):
+    stats = update(network, begun(gram=gram), PARAMS, X)
+    nothing = begun(gram=gram)
+    own = stats["second"].sums
+    own = own.at[(3,) * own.ndim].set(-1.0)
+    less = {**stats, "second": stats["second"]._replace(own)}
+    for fn in (calibration.norms, calibration.check):
+        name = f"`maskjax.calibration.{fn.__name__}` needs "
+        with raises(name + "statistics of some data, but all sums are 0: no batch .*$"):
+            fn(nothing)
+        with raises(
+            name + r"sums of squares .* 0, got:\n  second: 1 of 8 are negative$"
+        ):
+            fn(less)
+        fn({**stats, "second": nothing["second"]})  # as of an expert without rows
+    norms = jax.jit(calibration.norms)(less)["second"].ravel()
+    np.testing.assert_array_equal(np.isnan(norms), np.arange(8) == 3)
+    with raises("`maskjax.calibration.collect` needs statistics of some data, but all"):
+        calibration.collect(network, PARAMS, [X, 0 * X], gram=gram, weights=none)
+
+
+weighted = lambda p, x, w: network(p, x)  # noqa: E731
+second = lambda x, w: w  # noqa: E731
+none = lambda x: jnp.zeros(len(x))  # noqa: E731
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.inf, np.nan])
+def test_weights_from_inputs_are_finite_and_not_negative(bad):
+    ones = np.ones(12, "float32")
+    weights = np.where(np.arange(12) == 3, np.float32(bad), ones)
+    batches = [(X, ones), (X, weights), (X, ones)]
+    needs = "`maskjax.calibration.collect` needs finite weights of at least 0 from "
+    with raises(rf"{needs}`weights`, got {bad} in batch 1\.$"):
+        calibration.collect(weighted, PARAMS, batches, weights=second)
+    for gram in (True, False):  # traced: no number is what it would be without the row
+        stats = update(network, begun(gram=gram), PARAMS, X, weights)
+        assert not np.isfinite(stats["first"].sums).any()
+    counts = np.int32(weights) if bad == -1 else weights
+    norms = jax.jit(functools.partial(score.input_norms, network))(
+        PARAMS, X, weights=counts
+    )
+    assert not np.isfinite(norms["first"]).any()
+
+
+def test_what_a_loop_over_batches_is_given():
+    name = "`maskjax.calibration.collect` needs "
+
+    def refused(pattern, *args, kind=TypeError, **how):
+        with raises(name + pattern, kind):
+            calibration.collect(*args, **how)
+
+    class Batch(NamedTuple):
+        x: Any
+
+    many = "`batches` as an iterable of batches, got "
+    for one, said in (({"x": X}, "dict"), (Batch(X), "Batch"), (None, "NoneType None")):
+        refused(
+            rf"{many}{said}\. Write `\[batch\]` for one batch\.$", network, PARAMS, one
+        )
+    refused(rf"{many}float32 array of shape \(\)\.", network, PARAMS, np.float32(1))
+    of = r"`weights` as a function `\(\*inputs\) -> weights of rows`, got float64 array"
+    refused(of, network, PARAMS, [X], weights=np.ones(12))
+    refused("`progress` as a function .* got int 3", network, PARAMS, [X], progress=3)
+    refused(r"`apply` as a function `.* -> output`, got dict\.$", PARAMS, network, [X])
+    # What a part of the loop refuses, the loop does.
+    known = lambda x: -np.ones(len(x))  # noqa: E731
+    at_least = r"`weights` finite and at least 0, got -1\.0\."
+    refused(at_least, network, PARAMS, [X], weights=known, kind=ValueError)
+    refused("400 bytes .* is 1 ", network, PARAMS, [X], limit=1, kind=ValueError)
+    for fn in (calibration.init, calibration.memory, score.input_norms):
+        with raises(
+            f"{fn.__name__}` needs `apply` as a function .* NoneType", TypeError
+        ):
+            fn(None, PARAMS, X)
 
 
 def test_a_batch_that_fails_is_told_by_its_number():

@@ -92,13 +92,14 @@ def test_links_within_the_project_lead_somewhere(path):
             assert anchor in anchors(target), link
 
 
-def test_ten_questions_are_one_click_away():
+def test_questions_are_one_click_away():
     rows = re.findall(r"^\| .*\?.*\|$", (DOCS / "index.md").read_text(), re.MULTILINE)
-    answers = [re.search(r"\]\(howto\.md#([\w-]+)\)", row).group(1) for row in rows]
-    assert len(set(answers)) == 10
+    answers = [re.search(r"\]\((\w+\.md)#([\w-]+)\)", row).groups() for row in rows]
+    assert len({*answers}) == len(rows) == 13
     sections = re.split(r"^## ", (DOCS / "howto.md").read_text(), flags=re.MULTILINE)
-    assert len(sections) == 11
-    assert {*answers} == anchors(DOCS / "howto.md") - {"ten-short-answers"}
+    short = {anchor for page, anchor in answers if page == "howto.md"}
+    assert len(short) == len(sections) - 1 == 10
+    assert short == anchors(DOCS / "howto.md") - {"ten-short-answers"}
     assert all("    >>> " in section for section in sections)
 
 
@@ -126,7 +127,11 @@ def test_versions_are_those_of_the_project():
     workflow = (ROOT / ".github/workflows/tests.yml").read_text()
     assert {*re.findall(r'python: "([\d.]+)"', workflow)} == {*named}
     assert {*re.findall(r"jax: (\w+) }", workflow)} == {"floor", "newest", "nightly"}
-    assert f"version: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    cited = (ROOT / "CITATION.cff").read_text()
+    version, day = PROJECT["version"], re.search(r"^date-released: (.*)$", cited, re.M)
+    assert f"version: {version}\n" in cited
+    changes = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert changes[:2] == ["Unreleased", f"{version} - {day[1]}"]
 
 
 def test_floors_are_installed_as_they_are_written():

@@ -19,6 +19,7 @@ from maskjax import (
     algebra,
     allocation,
     bank,
+    calibration,
     estimator,
     initializer,
     masking,
@@ -355,6 +356,23 @@ def test_mask_and_parameters_have_one_structure(transform):
         ValueError, r"only in `params`: dense/kernel\n  only in `mask`: dense$"
     ):
         masking.apply({"dense": {"kernel": jnp.ones(2)}}, {"dense": np.ones(1, bool)})
+    for nothing, said in ((None, "NoneType None"), ({}, "empty")):
+        with raises(ValueError, f"same structure, got:\n  `params` is {said}"):
+            masking.apply(nothing, MASK)
+    with raises(TypeError, "array or None, got:\n  the root: dict"):
+        masking.apply(WEIGHTS["c"], MASK)
+
+
+def test_what_takes_long_to_print_is_told_by_its_type():
+    with raises(TypeError, "array or None, got:\n  a: Long$"):
+        algebra.count({"a": Long()})
+    with raises(TypeError, r"got list\. Write"):
+        score.magnitude(WEIGHTS, where=[np.ones(100)])
+
+
+class Long:
+    def __repr__(self):
+        return "all of it " * 20
 
 
 def test_prefixes_that_fit_are_not_to_blame():
@@ -792,3 +810,29 @@ def test_paths_become_strings_only_for_a_complaint(call, monkeypatch):
 
     monkeypatch.setattr("maskjax._core.trees.path_string", complain)
     jax.eval_shape(call)
+
+
+MIXED = {"a": {1: jnp.ones((2, 2)), "1": jnp.ones((2, 2))}, "b": None}
+MIXED_MASK = {"a": {1: STACK["a"][0], "1": STACK["a"][0]}, "b": None}
+UNSORTABLE = {
+    "apply": lambda: masking.apply(MIXED, MIXED_MASK),
+    "apply(mask)": lambda: masking.apply(WEIGHTS, MIXED_MASK),
+    "select.top_k": lambda: select.top_k(MIXED, density=0.5),
+    "score.magnitude": lambda: score.magnitude(MIXED),
+    "algebra.density": lambda: algebra.density(MIXED_MASK),
+    "stacking.stack": lambda: stacking.stack([MIXED_MASK, MIXED_MASK]),
+    "bank.empty": lambda: bank.empty(MIXED, capacity=2),
+    "bank.append": lambda: bank.append(bank.from_stack(PACKED), MIXED_MASK),
+    "estimator.bernoulli": lambda: estimator.bernoulli(MIXED, key=KEY),
+    "where.traced": lambda: where.traced(lambda p, x: x, MIXED, jnp.ones(2)),
+    "calibration.collect": lambda: calibration.collect(lambda p, x: x, MIXED, []),
+}
+
+
+@pytest.mark.parametrize("call", UNSORTABLE)
+def test_dicts_that_jax_cannot_sort_are_named(call):
+    fn = f"`maskjax.{call.split('(')[0]}`"
+    with raises(
+        TypeError, rf"^{fn} needs dicts whose keys .*got:\n  \S*a: keys 1, '1'$"
+    ):
+        UNSORTABLE[call]()

@@ -14,6 +14,7 @@ import maskjax
 from maskjax import algebra, estimator
 from maskjax._core import draws
 from maskjax.estimator import _concrete
+from maskjax.recipes import fedpm, supermask
 from tests import trees
 
 KEY = jax.random.key(5)
@@ -327,3 +328,58 @@ def test_bad_input_is_refused_by_name(name):
     pattern = re.compile("maskjax.estimator." + message, re.DOTALL)
     with pytest.raises(kind, match=pattern):
         call()
+
+
+LOST = {"a": np.float32([0, np.nan, np.nan]), "b": None, "c": LEVELS.astype("bfloat16")}
+OF_NAN = {
+    "estimator.hard_concrete": (
+        lambda x: estimator.hard_concrete(x, key=KEY),
+        "log_alphas",
+    ),
+    "estimator.hard_concrete (at test)": (
+        lambda x: estimator.hard_concrete(x, key=None),
+        "log_alphas",
+    ),
+    "estimator.hard_concrete_probabilities": (
+        estimator.hard_concrete_probabilities,
+        "log_alphas",
+    ),
+    "algebra.expected_count": (algebra.expected_count, "probabilities"),
+    "algebra.expected_density": (algebra.expected_density, "probabilities"),
+    "recipes.supermask.density": (supermask.density, "scores"),
+    "recipes.fedpm.entropy": (fedpm.entropy, "probabilities"),
+}
+
+
+@pytest.mark.parametrize("name", OF_NAN)
+def test_nan_is_named_where_it_is_known_and_goes_on_where_it_is_traced(name):
+    call, what = OF_NAN[name]
+    fn = f"`maskjax.{name.split()[0]}` needs `{what}` without nan"
+    with pytest.raises(ValueError, match=rf"^{fn}, got:\n  a: 2 of 3 are nan$"):
+        call(LOST)
+    found = jax.jit(call)(LOST)
+    if name.startswith("estimator"):
+        np.testing.assert_array_equal(np.isnan(found["a"]), np.isnan(LOST["a"]))
+        assert not np.isnan(trees.to_numpy(found["c"])).any()
+    else:
+        assert np.isnan(found)
+
+    @jax.jit
+    def known_while_tracing():
+        return call(LOST)
+
+    with pytest.raises(ValueError, match=fn):
+        known_while_tracing()
+
+
+@pytest.mark.parametrize("which", ["excess", "multipliers"])
+def test_a_constraint_that_is_nan_is_said(which):
+    given = {"excess": np.float32(0.5), "multipliers": jnp.zeros(2)}
+    given[which] = given[which] * np.float32(np.nan)
+    size = np.size(given[which])
+    needs = f"^`maskjax.estimator.lagrangian` needs `{which}` without nan, got:\n"
+    with pytest.raises(
+        ValueError, match=f"{needs}  the root: {size} of {size} are nan$"
+    ):
+        estimator.lagrangian(**given)
+    assert np.isnan(jax.jit(estimator.lagrangian)(**given))

@@ -681,6 +681,42 @@ def test_no_room_to_grow_is_refused():
     refusal(ValueError, "only in `density`: c", other.init, params)
 
 
+@pytest.mark.parametrize("make", [optim.rigl, optim.set_])
+@pytest.mark.parametrize("scope", ["leaf", "layer", "output", "global"])
+def test_a_density_that_leaves_a_leaf_no_weight_is_refused(make, scope):
+    size, each, path = {  # what is ranked together in kernels (6, 8) and (8, 4)
+        "leaf": (32, "", "b/kernel"),
+        "layer": (32, " in each layer", "b/kernel"),
+        "output": (6, " in each output", "a/kernel"),
+        "global": (80, "", "all leaves"),
+    }[scope]
+    params, how = make_params(), {"rate": 0.5, "every": 1, "scope": scope, "key": KEY}
+    least = -(-5000 // size) / 10_000  # half a weight of them, or a little more
+    few = make(0.95 * least, **how)
+    match = "`density` that leaves each leaf a weight (.|\n)*, got:\n"
+    match += rf"  {path}: {0.95 * least:.3g} of {size}{each}$"
+    refusal(ValueError, match, few.init, params)
+    begin = lambda density: make(density, **how).init(params)  # noqa: E731
+    jax.eval_shape(begin, 0.95 * least)  # traced
+    for fine in (least, 0.0):
+        jax.eval_shape(functools.partial(begin, fine))
+
+
+@pytest.mark.parametrize("regrow", [True, False])
+def test_weights_do_not_grow_where_gradients_are_nan_but_elsewhere(regrow):
+    params = {"w": np.arange(1, 25, dtype="f4").reshape(4, 6)}
+    lost = np.arange(24).reshape(4, 6) % 3 == 0
+    gradients = {"w": np.where(lost, np.nan, np.float32(1))}
+    rigl = optim.rigl(0.25, rate=0.5, every=1, regrow=regrow, key=KEY)
+    optimizer = optim.with_gradients(rigl)
+    state = optimizer.init(params)
+    _, after = jax.jit(optimizer.update)(gradients, state, params)
+    before, now = (np.asarray(optim.mask_of(s)["w"]) for s in (state, after))
+    assert now.sum() == before.sum() == 6
+    assert (now & ~before).any()
+    assert not (now & ~before & lost).any()
+
+
 def test_updates_without_what_they_need_are_refused():
     params = make_params()
     gradients = jax.tree.map(np.ones_like, params)

@@ -1,16 +1,19 @@
 """Every public name is exported, documented and exemplified."""
 
+import ast
 import importlib
 import inspect
 import pathlib
 import pkgutil
 import re
+import subprocess
+import sys
 
 import pytest
 
 import maskjax
 
-SKIPPED = {"maskjax.recipes", "maskjax.theory"}  # namespaces, not modules of names
+SKIPPED = {"maskjax.recipes", "maskjax.theory"}  # whose names are modules
 
 
 def public_modules():
@@ -92,6 +95,14 @@ def test_functions_have_every_section(function):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
+def test_help_shows_types_by_their_names(function):
+    """As they are written, if the file begins with `from __future__ import ...`."""
+    shown = str(inspect.signature(function))
+    assert not re.search(r"jaxlib|ForwardRef|Union|collections\.abc", shown)
+    assert len(shown) <= 440
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_keys_have_no_default_and_are_keyword_only(function):
     parameters = inspect.signature(function).parameters
     if "key" in parameters:
@@ -106,13 +117,61 @@ def test_classes_are_documented(cls):
 
 
 def test_the_package_exports_its_modules_and_apply():
-    assert sorted(maskjax.__all__) == maskjax.__all__
     assert maskjax.apply is maskjax.masking.apply
-    core = {m.name for m in pkgutil.iter_modules(maskjax.__path__)}
-    # Imported by those who use them.
-    outer = {"layers", "metrics", "optim", "recipes", "report", "storage", "theory"}
-    public = {name for name in core if not name.startswith("_")}
-    assert public - outer == set(maskjax.__all__) - {"apply"}
+    assert maskjax.__all__ == sorted([*modules_in(maskjax), "apply"])
+
+
+def modules_in(package):
+    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return [name for name in found if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("package", [maskjax.recipes, maskjax.theory])
+def test_namespaces_export_their_modules(package):
+    assert package.__all__ == sorted(modules_in(package))
+
+
+def test_modules_need_no_import_of_their_own():
+    """In a fresh interpreter, where nobody has imported them yet."""
+    code = """if True:
+        import sys, maskjax
+        loaded = {name.removeprefix("maskjax.") for name in sys.modules}
+        lazy = {*maskjax.__all__} - loaded - {"apply"}
+        for package in (maskjax, maskjax.recipes, maskjax.theory):
+            assert set(package.__all__) == {n for n in dir(package) if n[:2] != "__"}
+            for name in package.__all__:
+                found = getattr(package, name)
+                if name != "apply":
+                    assert found is sys.modules[f"{package.__name__}.{name}"]
+                    assert vars(package)[name] is found  # as fast as any from now on
+        for package in (maskjax, maskjax.recipes, maskjax.theory):
+            try:
+                package.optin
+            except AttributeError as error:
+                assert f"module '{package.__name__}' has no attribute" in str(error)
+                assert (error.name, error.obj) == ("optin", package)
+            else:
+                raise AssertionError(package)
+        print(*lazy)
+    """
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert {"layers", "metrics", "optim", "report", "storage"} <= {*out.stdout.split()}
+
+
+def test_type_checkers_see_every_module():
+    """They read imports under `TYPE_CHECKING`, and no `__getattr__`."""
+    for package in (maskjax, maskjax.recipes, maskjax.theory):
+        source = pathlib.Path(package.__file__).read_text()
+        seen = [
+            alias.name
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.ImportFrom) and node.module == package.__name__
+            for alias in node.names
+        ]
+        assert sorted(seen) == sorted(modules_in(package))
+        assert "\nif not TYPE_CHECKING:\n    __getattr__, __dir__ = " in source
+        assert source.count("__getattr__") == 1
 
 
 def test_the_package_is_typed():

@@ -508,13 +508,14 @@ def test_a_threshold_for_each_leaf_and_bad_ones():
 def test_bernoulli_keeps_each_entry_with_its_probability():
     p = np.repeat(np.array([0.0, 0.2, 0.7, 1.0], "float32"), 4000).reshape(4, -1)
     p = {"w": p, "a": np.full(64, 0.5, "float32"), "b": np.full(64, 0.5, jnp.bfloat16)}
-    p["c"] = None
+    p |= {"c": None, "nan": np.full(64, np.nan, "float32")}
     mask = select.bernoulli(p, key=jax.random.key(3))
     rates = np.asarray(mask["w"]).mean(axis=1)
     assert rates[[0, 3]].tolist() == [0, 1]
     deviations = 5 * np.sqrt(0.25 / 4000)
     np.testing.assert_allclose(rates[1:3], [0.2, 0.7], atol=deviations)
     assert mask["c"] is None
+    assert not np.asarray(mask["nan"]).any()
     assert (np.asarray(mask["a"]) != np.asarray(mask["b"])).any()  # its own key each
     compiled = jax.jit(lambda p, k: select.bernoulli(p, key=k))
     trees.assert_same(compiled(p, jax.random.key(3)), mask)

@@ -1223,3 +1223,39 @@ def test_paths_that_no_file_can_have_are_named(call, tmp_path):
             call(name, a_mask())
     with raises("can't be the path of a file"):
         storage.load("a\0b")
+
+
+CALLS = {
+    "save": lambda path, tree: storage.save(path, tree),
+    "append": lambda path, tree: storage.append(path, tree),
+    "save_params": lambda path, tree: storage.save_params(path, tree, None),
+    "save_params(mask)": lambda path, tree: storage.save_params(path, a_mask(), tree),
+    "load": lambda path, tree: storage.load(path, like=tree),
+    "load_params": lambda path, tree: storage.load_params(path, like=tree),
+    "info": lambda path, tree: storage.info(path),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_no_path_is_said_before_anything_is_done(call):
+    fn = f"`maskjax.storage.{call.split('(')[0]}`"
+    for bad, name in ((None, "NoneType None"), (3, "int 3"), (b"a", "bytes b'a'")):
+        with raises(rf"^{fn} needs `path` as a string or .*, got {name}\.$", TypeError):
+            CALLS[call](bad, {"w": np.ones(2, bool)})
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "info"])
+def test_dicts_that_jax_cannot_sort_are_named(call, tmp_path):
+    fn, path = f"`maskjax.storage.{call.split('(')[0]}`", tmp_path / "file"
+    keep = np.ones(2, bool)
+    if call == "load":
+        storage.save(path, keep)
+    if call == "load_params":
+        storage.save_params(path, keep, None)
+    for tree, line in (
+        ({1: keep, "1": keep}, "the root: keys 1, '1'"),
+        ({"a": [keep, {2: keep, "b": keep}], "c": None}, "a/1: keys 2, 'b'"),
+    ):
+        with raises(rf"^{fn} needs dicts whose keys can be .*\n  {line}$", TypeError):
+            CALLS[call](path, tree)
+    assert path.exists() == call.startswith("load")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from maskjax import score, select
+from maskjax import allocation, calibration, score, select
 from maskjax._core import trees
 from maskjax.select._quota import quota
 from maskjax.structure import NofM
@@ -67,6 +67,17 @@ def test_the_best_of_each_output_are_kept(name):
             np.testing.assert_array_equal(by_output(pattern[path], axes), wanted, path)
             checked[1] += 1
     assert min(checked) > 0
+
+
+def test_statistics_are_no_norms():
+    params = {"net": {"w": np.ones((3, 2), "f4")}}
+    apply = lambda p, x: x @ p["net"]["w"]  # noqa: E731
+    stats = calibration.init(apply, params, np.ones((4, 3), "f4"))
+    needs = "needs `input_norms` as arrays, `calibration.norms.*:\n  net/w: Statistics$"
+    with pytest.raises(TypeError, match=f"`maskjax.score.wanda` {needs}"):
+        score.wanda(params, stats)
+    with pytest.raises(TypeError, match=f"`maskjax.allocation.owl` {needs}"):
+        allocation.owl(params, stats, density=0.5)
 
 
 def inputs(leaf, axes):

@@ -26,13 +26,14 @@ from maskjax import compaction, optim, score, structure
 
 DENSITIES = {"half": 0.5, "quarter": 0.25}
 GLOBAL = "half of all"
+NETWORKS = 3, 3, None  # how many of "dense", "half", "built at half", and so on
 PRUNED = 0.1, 0.5, 0.6  # parts of the steps: pruning begins, ends; compaction
 CUTS = 20  # in so many steps units leave
 SEEDS = 1, 1, 3
 REPEATS = 5, 30, 50
 TIMED = 64  # images, or lines of text, of a forward pass
 LINES, LENGTH, TEXT = 500, 64, 400_000
-STEPS = {"resnet": (40, 200, 600), "gpt": (40, 500, 2_000)}
+STEPS = {"resnet": (40, 150, 600), "gpt": (40, 300, 2_000)}
 _GPT = {"vocabulary": len(_docstrings.CHARACTERS), "width": 64, "heads": 4}
 _GPT |= {"head_width": 16, "hidden": 256, "length": LENGTH}
 _RESNET = {"widths": (16, 32, 64), "blocks": (1, 1, 1)}
@@ -41,7 +42,14 @@ SIZES = {
     "resnet": ({"widths": (16, 32), "blocks": (1, 1)}, _RESNET, _RESNET),
     "gpt": (_GPT | {"layers": 1}, _GPT | {"layers": 2}, _GPT | {"layers": 2}),
 }
-TITLES = {"resnet": "ResNet", "gpt": "GPT, docstrings"}
+TITLES = {"resnet": "ResNet, images", "gpt": "GPT, docstrings"}
+COSTS = {
+    "parameters": "parameters",
+    "kilobytes": "bytes",
+    "megaflops": "FLOPs",
+    "ms": "time",
+}
+QUALITY = {"resnet": "{:.1%} right".format, "gpt": "{:.2f} bits a character".format}
 
 
 class Problem(NamedTuple):
@@ -87,15 +95,17 @@ def run(context: Context) -> Outcome:
         | {"steps": {name: context.pick(s) for name, s in STEPS.items()}}
         | {"seeds": context.pick(SEEDS), "optimizer": "adam, cosine"},
         numbers=found,
-        pictures=[_draw(context, found)],
+        pictures=[_draw_costs(context, found), *_draw_widths(context, found)],
     )
 
 
 def _found(problem: Problem, context: Context) -> dict[str, Any]:
     """Quality of each seed's networks; what else is told is of the first seed's."""
     net, x = problem.build(), problem.train[0][:2]
-    units = compaction.groups(_deep.logits(net), _deep.fresh(net, x), x)
-    prunings = {s: _pruning(problem, net, units, s) for s in ("leaf", "global")}
+    forward = jax.jit(_deep.logits(net))
+    units = compaction.groups(forward, _deep.fresh(net, x), x)
+    how = problem, net, forward, units
+    prunings = {scope: _pruning(*how, scope) for scope in ("leaf", "global")}
     seeds = range(context.pick(SEEDS))
     many = [_networks(problem, prunings, seed, context) for seed in seeds]
     first = many[0]
@@ -139,12 +149,15 @@ class Pruning(NamedTuple):
     """Training that removes units; one program for all densities."""
 
     net: nn.Module
+    forward: Callable[..., jax.Array]  # of all its units, compiled once
     units: structure.Groups  # of its parameters
     optimizer: Callable[..., Any]  # of a density
     step: Callable[..., Any]  # `(density, variables, opt_state, x, y)`
 
 
-def _pruning(problem: Problem, net: nn.Module, units: Any, scope: Any) -> Pruning:
+def _pruning(
+    problem: Problem, net: nn.Module, forward: Any, units: Any, scope: Any
+) -> Pruning:
     units = units.of(_deep.apart(_deep.fresh(net, problem.train[0]))[0])
     how = {"every": problem.steps // CUTS, "scope": scope, "structure": units}
     how |= {"score": _relative} if scope == "global" else {}
@@ -156,7 +169,7 @@ def _pruning(problem: Problem, net: nn.Module, units: Any, scope: Any) -> Prunin
     def step(density: Any, *state_and_data: Any) -> tuple[Any, ...]:
         return _deep.descent(net, optimizer(density))(*state_and_data)
 
-    return Pruning(net, units, optimizer, jax.jit(step))
+    return Pruning(net, forward, units, optimizer, jax.jit(step))
 
 
 def _relative(params: Any, **how: Any) -> Any:
@@ -174,7 +187,7 @@ def _networks(
         kinds[name] = lambda d=density: _pruned(problem, apart, seed, d)
         kinds[f"built at {name}"] = lambda d=density: _built(problem, d, seed)
     kinds[GLOBAL] = lambda: _pruned(problem, together, seed, DENSITIES["half"])
-    names = list(kinds)[: 3 if context.quick else None]
+    names = list(kinds)[: context.pick(NETWORKS)]
     track = context.track(f"compaction: {problem.name}", names)
     return {name: kinds[name]() for name in track}
 
@@ -193,7 +206,7 @@ def _built(problem: Problem, share: float, seed: int) -> Trained:
 def _dense(problem: Problem, pruning: Pruning, seed: int) -> Trained:
     """The whole network, which loses nothing: it has been compiled for that anyway."""
     variables, _ = _masked(problem, pruning, seed, 1.0, problem.rows(seed))
-    forward = jax.jit(_deep.logits(pruning.net))
+    forward = pruning.forward
     return Trained(forward, variables, _quality(problem, forward, variables))
 
 
@@ -213,14 +226,14 @@ def _pruned(problem: Problem, pruning: Pruning, seed: int, density: float) -> Tr
     masked = _masked(problem, pruning, seed, density, order[:compacted])
     variables, (moments, held) = masked
 
-    told = _deep.logits(pruning.net)
+    told = pruning.forward
     mask = _deep.with_rest(optim.mask_of(held), variables)
     plan = compaction.plan(told, variables, mask, problem.train[0][:2])
     # Adam without pruning goes on: there is no mask any more.
     small = compaction.shrink((variables, moments), plan)
     forward = jax.jit(compaction.narrow(told, plan))
     x, y = problem.test
-    before, after = jax.jit(told)(variables, x), forward(small[0], x)
+    before, after = told(variables, x), forward(small[0], x)
     seen = {
         "difference": float(jnp.abs(before - after).max()),
         "masked": float(problem.quality(before, y)),
@@ -295,7 +308,29 @@ def _on_disk(variables: Any) -> int:
     return file.getbuffer().nbytes
 
 
-def _draw(context: Context, found: dict[str, dict[str, Any]]) -> str:
+def _draw_costs(context: Context, found: dict[str, dict[str, Any]]) -> str:
+    title = "What a network costs, beside the dense one"
+    drawn, plots = _pictures.page(title, len(found), size=(12, 4.5), sharey=True)
+    for axes, (name, each) in zip(plots, found.items(), strict=True):
+        names = list(each["ms"])
+        thick = 0.8 / len(names)
+        for i, network in enumerate(names):
+            shares = [100 * each[c][network] / each[c]["dense"] for c in COSTS]
+            quality = each["quality"][network].mean()
+            at = np.arange(len(COSTS)) + (i + 0.5) * thick - 0.4
+            label = f"{network}: {QUALITY[name](quality)}"
+            axes.bar(at, shares, thick, label=label)
+        axes.set_xticks(range(len(COSTS)), list(COSTS.values()))
+        axes.set(title=TITLES[name])
+        axes.legend(fontsize=8)
+    plots[0].set_ylabel("% of the dense network's")
+    return _pictures.save(drawn, context, "compaction_costs")
+
+
+def _draw_widths(context: Context, found: dict[str, dict[str, Any]]) -> list[str]:
+    """Of networks in which all units were ranked together: others are as asked."""
+    if any(GLOBAL not in each["widths"] for each in found.values()):
+        return []
     title = "Units left in each group"
     drawn, plots = _pictures.page(title, len(found), size=(12, 5))
     for axes, (name, each) in zip(plots, found.items(), strict=True):
@@ -310,7 +345,7 @@ def _draw(context: Context, found: dict[str, dict[str, Any]]) -> str:
         axes.invert_yaxis()
         axes.set(title=TITLES[name], xlabel="% of the units", xlim=(0, 100))
     plots[-1].legend(loc="lower right")
-    return _pictures.save(drawn, context, "compaction_widths")
+    return [_pictures.save(drawn, context, "compaction_widths")]
 
 
 def _short(group: str) -> str:

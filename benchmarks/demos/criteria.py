@@ -17,7 +17,7 @@ from jax import lax
 from benchmarks import _lenet, _pictures, _train
 from benchmarks._registry import Context, Demo, Outcome
 from benchmarks._rows import rows
-from maskjax import algebra, allocation, masking, score, select
+from maskjax import algebra, allocation, masking, score, select, stacking
 
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 AT_START = (0.1, 0.02)
@@ -138,12 +138,11 @@ def _masks(
     )
     synflow = lambda params: score.synflow(LOGITS, params, (1, pixels))  # noqa: E731
     how = {"density": density, "rounds": rounds}
-    found = {
-        name: select.top_k(each, density=density, scope="global")
-        for name, each in scores.items()
-        if name != "wanda"
-    }
-    return found | {
+    ranked = {name: each for name, each in scores.items() if name != "wanda"}
+    select_one = functools.partial(select.top_k, density=density, scope="global")
+    # One selection for all criteria, rather than one to compile for each.
+    masks = jax.vmap(select_one)(stacking.stack([*ranked.values()]))
+    return dict(zip(ranked, stacking.unstack(masks), strict=True)) | {
         "synflow": select.iterative_top_k(synflow, params, **how),
         "wanda": jax.tree.map(by_output, scores["wanda"]),
     }

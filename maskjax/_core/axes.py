@@ -5,6 +5,8 @@ has some, and raises one error that lists all that are unknown. `convention` rea
 and shapes alone; it answers only where they leave no doubt.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -77,13 +79,13 @@ class Axes:
         met = () if self.lookup else (*self.window, *self.inputs)
         return math.prod(shape[axis] for axis in met)
 
-    def stacked(self, n: int = 1) -> "Axes":
+    def stacked(self, n: int = 1) -> Axes:
         """The axes of a parameter with n more axes in front, which stack."""
         moved = {r: tuple(axis + n for axis in self.of(r)) for r in ROLES}
         moved["stack"] = (*range(n), *moved["stack"])
         return dataclasses.replace(self, **moved)
 
-    def unstacked(self) -> "Axes":
+    def unstacked(self) -> Axes:
         """The axes of one index of the stack, counted anew from 0."""
         left = sorted(axis for r in ROLES[1:] for axis in self.of(r))
         moved = {r: tuple(left.index(axis) for axis in self.of(r)) for r in ROLES[1:]}
@@ -114,7 +116,7 @@ class Clash(str):
     source: Source
     stacks: bool
 
-    def __new__(cls, why: str, source: Source, *, stacks: bool) -> "Clash":
+    def __new__(cls, why: str, source: Source, *, stacks: bool) -> Clash:
         clash = super().__new__(cls, why)
         clash.source, clash.stacks = source, stacks
         return clash

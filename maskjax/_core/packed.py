@@ -1,5 +1,7 @@
 """A boolean array as bits: the value, without the arithmetic (see `packing`)."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

@@ -40,6 +40,7 @@ def stored(name: str, *, holds: Sequence[type] = ()) -> Callable[[type[_T]], typ
 
     def register(cls: type[_T]) -> type[_T]:
         if not dataclasses.is_dataclass(cls):
+            _name_types(cls)
             return export.register_namedtuple_serialization(cls, serialized_name=name)
         jax.tree_util.register_dataclass(cls)
         export.register_pytree_node_serialization(
@@ -54,6 +55,13 @@ def stored(name: str, *, holds: Sequence[type] = ()) -> Callable[[type[_T]], typ
         return cls
 
     return register
+
+
+def _name_types(cls: Any) -> None:
+    """Let `help` say `mask: 'Mask'` of a NamedTuple, not `ForwardRef('Mask')`."""
+    shown = cls.__new__.__annotations__
+    for name, kind in shown.items():
+        shown[name] = getattr(kind, "__forward_arg__", kind)
 
 
 def on_each(listener: Callable[[type], None]) -> None:

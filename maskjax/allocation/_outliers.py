@@ -1,5 +1,7 @@
 """Densities that go by the outliers among the scores of a layer."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -58,8 +60,9 @@ def owl(
         TypeError: If a chosen leaf or its norms are not floating, or a number is none.
         ValueError: If density is outside [0, 1] or nan, `spread` or `outlier` negative
             or infinite, `where` chooses nothing, the norms do not fit, the axes of a
-            leaf that may be a stack are not known, or stacks of one name differ in
-            their lengths.
+            leaf that may be a stack are not known, stacks of one name differ in
+            their lengths, or scores are inf or nan. Traced scores are not looked at: a
+            layer with such has no outliers.
 
     Example:
         >>> params = {"a": jnp.ones((2, 8)), "b": jnp.ones((2, 8)).at[0, 0].set(99.0)}
@@ -87,19 +90,35 @@ def owl(
         layers.setdefault(layer(paths[i]) if layer else paths[i], []).append(int(i))
     stacks = [() if own is None else own.stack for own in axes]
     _check_stacks(layers, paths, leaves, stacks, fn=fn)
-    fractions, sizes = [], []
+    fractions, sizes, totals = [], [], {}
     for members in layers.values():
         own = [leaves[i] for i in members]
         along = tuple(stacks[i] for i in members)
-        fractions.append(_outliers(own, jnp.float32(outlier), stacks=along))
+        found, sums = _outliers(own, jnp.float32(outlier), stacks=along)
+        fractions.append(found)
+        totals |= zip((paths[i] for i in members), sums, strict=True)
         each = [math.prod(fractions[-1].shape)] * len(own)
         sizes.append(sum(x.size // max(n, 1) for x, n in zip(own, each, strict=True)))
+    _check_finite(totals, fn=fn)
     shares = _spread(fractions, sizes, density, float(spread))
-    found: list[Any] = [None] * len(leaves)
+    densities: list[Any] = [None] * len(leaves)
     for members, share in zip(layers.values(), shares, strict=True):
         for i in members:
-            found[i] = share
-    return treedef.unflatten(found)
+            densities[i] = share
+    return treedef.unflatten(densities)
+
+
+def _check_finite(totals: Mapping[Path, Any], *, fn: str) -> None:
+    """Raise if sums of scores whose values are known are inf or nan."""
+    known = {path: sums for path, sums in totals.items() if checks.is_readable(sums)}
+    checks.raise_all(
+        (
+            f"{path}: scores sum up to {sums[~np.isfinite(sums)].flat[0]}"
+            for path, sums in jax.device_get(known).items()
+            if not np.isfinite(sums).all()
+        ),
+        f"`{fn}` needs finite scores |w| * norm",
+    )
 
 
 def _check_stacks(
@@ -128,8 +147,11 @@ def _check_stacks(
 @functools.partial(jax.jit, static_argnames="stacks")
 def _outliers(
     scores: Sequence[Array], outlier: Array, *, stacks: tuple[tuple[int, ...], ...]
-) -> Array:
-    """The fraction of outliers in a layer, [*stack], of all its leaves together."""
+) -> tuple[Array, list[Array]]:
+    """The fraction of outliers in a layer, [*stack], of all its leaves together.
+
+    And the sums of the scores of each leaf, [*stack].
+    """
     lead = len(stacks[0])
     moved = [
         jnp.moveaxis(x, own, range(lead)) for x, own in zip(scores, stacks, strict=True)
@@ -143,7 +165,7 @@ def _outliers(
         for x in moved:
             above = x > jnp.expand_dims(level, tuple(range(lead, x.ndim)))
             counts += dtypes.summed(above, lead, counts.dtype)
-        return dtypes.ratio(counts, size, jnp.float32)
+        return dtypes.ratio(counts, size, jnp.float32), totals
 
 
 def _spread(

@@ -1,5 +1,7 @@
 """Densities that are told, or that go by the shapes of kernels."""
 
+from __future__ import annotations
+
 import collections
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,5 +1,7 @@
 """The state of a bank: its making, its size, and its mean."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """The masks of single tasks: written to a slot, and read from one."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

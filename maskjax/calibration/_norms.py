@@ -1,13 +1,13 @@
 """What statistics say."""
 
-from typing import Any
+from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from maskjax._core import checks, trees
 from maskjax._core.trees import Array, Params
-from maskjax.calibration._statistics import Statistics, is_statistics
+from maskjax.calibration import _sound
+from maskjax.calibration._statistics import Statistics, is_statistics, squares
 
 
 def norms(stats: Params) -> Params:
@@ -25,8 +25,8 @@ def norms(stats: Params) -> Params:
 
     Raises:
         TypeError: If a leaf is neither `Statistics` nor `None`.
-        ValueError: If there are no statistics, or some are not finite, unless they are
-            traced.
+        ValueError: As `check`, unless they are traced: then norms of sums that are not
+            finite are inf or nan, and those of negative sums nan.
 
     Example:
         >>> apply = lambda params, x: x @ params["w"]
@@ -36,17 +36,15 @@ def norms(stats: Params) -> Params:
         >>> calibration.norms(stats)["w"].ravel()
         Array([5., 1.], dtype=float32)
     """
-    _check(stats, fn="maskjax.calibration.norms")
+    _sound.refuse(stats, fn="maskjax.calibration.norms")
     return jax.tree.map(
         lambda own: None if own is None else _norms(own), stats, is_leaf=is_statistics
     )
 
 
 def _norms(stats: Statistics) -> Array:
-    sums, axes, shape = stats.sums, stats.axes, stats.shape
-    if stats.gram:
-        sums = jnp.diagonal(sums, axis1=-2, axis2=-1)
-    sums = jnp.sqrt(sums)
+    axes, shape = stats.axes, stats.shape
+    sums = jnp.sqrt(squares(stats.sums, gram=stats.gram))
     stack = [shape[axis] for axis in axes.stack]
     outputs = [shape[axis] for axis in axes.outputs]
     ones = [1] * len(outputs)
@@ -68,18 +66,23 @@ def _size(lengths: list[int]) -> int:
 
 
 def check(stats: Params) -> Params:
-    """The statistics themselves, if all of them are finite.
+    """The statistics themselves, if they are such as data give.
+
+    A kernel that no row reaches, an expert say, passes: its sums and norms are 0. So
+    all its Wanda scores are equal, and `sparsegpt.prune` goes by magnitude there.
 
     Args:
-        stats: Tree of `Statistics`, or `None`, whose values are known.
+        stats: Tree of `Statistics`, or `None`. Traced values are not looked at.
 
     Returns:
         The same tree, uncopied.
 
     Raises:
         TypeError: If a leaf is neither `Statistics` nor `None`.
-        ValueError: If there are no statistics, or some are not finite: the kernels are
-            named. Their inputs were inf or nan, or too large to be squared.
+        ValueError: If there are no statistics, or all sums of all kernels are 0: no
+            batch was added, or no row counted. If some are not finite, because inputs
+            were inf or nan or too large to be squared, or sums of squares are negative:
+            the kernels are named.
 
     Example:
         >>> apply = lambda params, x: x @ params["w"]
@@ -91,49 +94,5 @@ def check(stats: Params) -> Params:
         ValueError: `maskjax.calibration.check` needs finite statistics, got:
           w: 3 of 4 sums are inf or nan
     """
-    _check(stats, fn="maskjax.calibration.check")
+    _sound.refuse(stats, fn="maskjax.calibration.check")
     return stats
-
-
-def _check(stats: Params, *, fn: str) -> None:
-    leaves, treedef = jax.tree.flatten(stats, is_leaf=is_statistics)
-    found = [(leaf,) for leaf in leaves]
-
-    def wrong(own: Any) -> str | None:
-        return None if is_statistics(own) else checks.kind_of(own)
-
-    needs = f"`{fn}` needs every leaf of `stats` as `Statistics`, or None"
-    checks.every(wrong, found, stats, needs, TypeError, is_statistics)
-    if all(own is None for own in leaves):
-        raise ValueError(f"`{fn}` needs `stats` of at least one kernel, got none.")
-    check_finite(stats, f"`{fn}` needs finite statistics")
-
-
-def check_finite(stats: Params, needs: str) -> None:
-    """Raise if sums whose values are known are inf or nan, and name the kernels."""
-    sums = {
-        path: own.sums
-        for path, own in named(stats)
-        if own is not None and checks.is_readable(own.sums)
-    }
-    if not sums:
-        return
-    with jax.ensure_compile_time_eval():  # under `jit` what is known stays known
-        counts = jax.device_get(_bad(sums))
-    lines = [
-        f"{path}: {int(count):,} of {sums[path].size:,} sums are inf or nan"
-        for path, count in counts.items()
-        if count
-    ]
-    checks.raise_all(lines, needs)
-
-
-def named(stats: Params) -> list[tuple[str, Statistics | None]]:
-    """Statistics with the paths of their kernels."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(stats, is_leaf=is_statistics)
-    return [(trees.path_string(path), own) for path, own in leaves]
-
-
-@jax.jit
-def _bad(sums: dict[str, Array]) -> dict[str, Array]:
-    return {path: jnp.sum(~jnp.isfinite(x)) for path, x in sums.items()}

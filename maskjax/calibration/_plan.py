@@ -1,5 +1,7 @@
 """What statistics there will be: their axes and bytes, found from shapes alone."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +14,7 @@ from maskjax._core import checks, trees
 from maskjax._core.axes import Axes, Told
 from maskjax._core.stored import stored
 from maskjax._core.trees import Params, Path, Predicate
-from maskjax.calibration import _placing
+from maskjax.calibration import _placing, _sound
 from maskjax.calibration._statistics import Statistics, is_statistics
 
 Found = list[tuple[Any, Statistics | None]]  # parameters and their statistics
@@ -63,6 +65,7 @@ def of(
     """The statistics of each leaf, as shapes, or `None`."""
     from maskjax._core import walk
 
+    checks.function(apply, "(params, *inputs) -> output", fn=fn, name="apply")
     picks = checks.chosen(params, where, fn=fn)
     named = trees.named_leaves(params)
     answers = walk.roles(apply, params, inputs, fn=fn, every_kernel=False)
@@ -140,22 +143,13 @@ def matched(params: Params, stats: Params, *, fn: str) -> Found:
         TypeError: If a leaf of `stats` is neither `Statistics` nor `None`.
         ValueError: If it is that of another parameter, or there are none.
     """
+    _sound.kernels(stats, fn=fn)
     sums = jax.tree.map(
-        lambda own: own.sums if isinstance(own, Statistics) else own,
-        stats,
-        is_leaf=is_statistics,
+        lambda own: None if own is None else own.sums, stats, is_leaf=is_statistics
     )
     checks.rows(params, sums, fn=fn, names=("params", "stats"))
     leaves, treedef = jax.tree.flatten(params)
     found = [*zip(leaves, treedef.flatten_up_to(stats), strict=True)]
-
-    def wrong(_: Any, own: Any) -> str | None:
-        return None if is_statistics(own) else checks.kind_of(own)
-
-    needs = f"`{fn}` needs every leaf of `stats` as `Statistics`, or None"
-    checks.every(wrong, found, params, needs, TypeError)
-    if all(own is None for _, own in found):
-        raise ValueError(f"`{fn}` needs `stats` of at least one kernel, got none.")
 
     def strange(leaf: Any, own: Statistics | None) -> str | None:
         if own is None or getattr(leaf, "shape", None) == own.shape:

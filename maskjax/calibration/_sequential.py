@@ -1,5 +1,7 @@
 """Layer by layer: each block is calibrated on what the pruned blocks before it give."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +13,9 @@ from jax import lax
 from maskjax._core import checks, placement
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate
-from maskjax.calibration import _programs
-from maskjax.calibration._collect import as_inputs, finite
-from maskjax.calibration._update import init, update
+from maskjax.calibration import _given, _programs
+from maskjax.calibration._collect import Seen, added, as_inputs, instead_of_parts
+from maskjax.calibration._update import init
 from maskjax.where import kernels
 
 Prune = Callable[[Params, Params], Any]
@@ -51,13 +53,13 @@ class _Program(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What a step gives: arrays of parameters, and `finite` for each batch."""
+    """What a step gives: arrays of parameters, and what is seen of each batch."""
 
     arrays: list[Any]
     mask: Mask
     others: tuple[Any, ...]
     outputs: list[Any]
-    flags: dict[str, Array]
+    seen: Seen
 
 
 def sequential(
@@ -101,12 +103,15 @@ def sequential(
         Pruned parameters, masks, and the outputs of the last block.
 
     Raises:
-        TypeError: As `init` and `update`.
+        TypeError: As `init` and `update`, or if a function can't be called, or
+            `params` are no list.
         ValueError: As `init` and `update`, or if there are no blocks or batches, there
             are not as many functions as blocks (with `scan`, one), `prune` does not
             return parameters like those that it got and a mask, with `scan` what comes
-            out of a block is not shaped as what comes in, or the sums are not finite:
-            the block, the kernel and the batch are named.
+            out of a block is not shaped as what comes in, weights of rows are negative
+            or not finite, or 0 for every row, or the sums are not finite: the block,
+            the kernel and the batch are named. What is traced is not looked at: then
+            sums with such weights are nan.
 
     Example:
         >>> def prune(params, stats):
@@ -124,6 +129,10 @@ def sequential(
         [[0. 2.]
          [3. 0.]]
     """
+    for function in apply if isinstance(apply, list | tuple) else [apply]:
+        _given.functions(function, weights, progress, fn=_FN)
+    of = "(params, stats) -> (params, mask)"
+    checks.function(prune, of, fn=_FN, name="prune")
     groups, order = _grouped(batches)
     options = (where, gram, limit, weights)
     if scan:
@@ -144,6 +153,8 @@ def _unrolled(
     progress: Callable[[int, int], Any] | None,
 ) -> Sequential:
     """One block after another."""
+    hint = "Blocks that are stacked are taken with `scan=True`."
+    _given.several(params, fn=_FN, name="params", of="a list of blocks", hint=hint)
     blocks = [*params]
     functions = [apply] * len(blocks) if callable(apply) else [*apply]
     if not blocks:
@@ -158,7 +169,7 @@ def _unrolled(
         arrays, skeleton = _programs.split(own)
         program = _Program(function, prune, skeleton, *options)
         done = _programs.compiled(_step, program)(arrays, groups)
-        _check(done.flags, order, f", in block {i}")
+        _check(done.seen, order, i)
         new.append(skeleton.filled(done.arrays))
         masks.append(done.mask)
         others.append(done.others)
@@ -195,7 +206,7 @@ def _scanned(
         )
     program = (_Program(apply, prune, skeleton, *options), progress)
     done = _programs.compiled(_scan, program)(arrays, groups)
-    _check(done.flags, order, "")
+    _check(done.seen, order, None)
     return Sequential(
         skeleton.filled(done.arrays), done.mask, done.outputs, done.others
     )
@@ -225,18 +236,17 @@ def _step(program: _Program, arrays: list[Any], groups: list[Any]) -> _Done:
     apply = program.apply
     first = jax.tree.map(lambda x: x[0], groups[0])
     how: Any = {"where": program.where, "gram": program.gram, "limit": program.limit}
-    stats = placement.vary_like(init(apply, params, *first, **how), groups)
 
-    def add(stats: Params, inputs: tuple[Any, ...]) -> tuple[Params, Any]:
-        rows = None if program.weights is None else program.weights(*inputs)
-        stats = update(apply, stats, params, *inputs, weights=rows)
-        return stats, finite(stats)
+    def add(stats: Params, inputs: tuple[Any, ...]) -> tuple[Params, Seen]:
+        return added(apply, stats, params, inputs, program.weights)
 
-    flags = []
-    for group in groups:
-        stats, own = lax.scan(add, stats, group)
-        flags.append(own)
-    every = {path: jnp.concatenate([f[path] for f in flags]) for path in flags[0]}
+    parts = []
+    with instead_of_parts(_FN):
+        stats = placement.vary_like(init(apply, params, *first, **how), groups)
+        for group in groups:
+            stats, own = lax.scan(add, stats, group)
+            parts.append(own)
+    every = jax.tree.map(lambda *own: jnp.concatenate(own), *parts)
     new, mask, *others = _pruned(program.prune(params, stats), params)
     outputs = [lax.map(lambda inputs: apply(new, *inputs), group) for group in groups]
     kept = _programs.split(new)[0]
@@ -329,18 +339,41 @@ def _check_same(before: list[Any], after: list[Any]) -> None:
         )
 
 
-def _check(flags: dict[str, Array], order: list[list[int]], block: str) -> None:
-    """Raise if statistics whose values are known are not finite."""
+def _check(seen: Seen, order: list[list[int]], block: int | None) -> None:
+    """Raise if weights can't be, or sums whose values are known are not finite.
+
+    Args:
+        seen: Of each batch, or, if `block` is None, of each block and batch.
+        order: Which of all batches these are.
+        block: The number of the block.
+    """
+    if not all(map(checks.is_readable, jax.tree.leaves(seen))):
+        return
     numbers = [number for group in order for number in group]
-    known = {path: good for path, good in flags.items() if checks.is_readable(good)}
+    finite, weights = jax.tree.map(
+        lambda x: x.reshape(-1, len(numbers)), jax.device_get(seen)
+    )
+    for layer, own in enumerate(weights):
+        where = f"in block {layer if block is None else block}"
+        if _given.wrong(own).any():
+            i = int(np.argmax(_given.wrong(own)))
+            raise ValueError(
+                f"`{_FN}` needs {_given.WEIGHTS}, got {own[i]} in batch {numbers[i]}, "
+                f"{where}."
+            )
+        if not own.any():
+            raise ValueError(
+                f"`{_FN}` needs a row of weight above 0, got none {where}."
+            )
     first: dict[str, tuple[int, int]] = {}
-    for path, good in jax.device_get(known).items():
-        bad = np.argwhere(~good.reshape(-1, len(numbers)))
+    for path, good in finite.items():
+        bad = np.argwhere(~good)
         if len(bad):
             first[path] = (int(bad[0][0]), numbers[bad[0][1]])
     layer = min((layer for layer, _ in first.values()), default=0)
     lines = [
-        f"{path}: inf or nan since batch {batch}{block or f', in block {layer}'}"
+        f"{path}: inf or nan since batch {batch}, in block "
+        f"{layer if block is None else block}"
         for path, (own, batch) in first.items()
         if own == layer
     ]

@@ -1,9 +1,14 @@
 """What is kept of the data that a kernel meets."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from typing import Any
 
+import jax.numpy as jnp
+
+from maskjax._core import placement
 from maskjax._core.axes import Axes
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array
@@ -46,8 +51,19 @@ class Statistics:
         """The axes of the kernel that d counts, in their order."""
         return tuple(sorted((*self.axes.window, *self.axes.inputs)))
 
-    def _replace(self, sums: Array) -> "Statistics":
+    def _replace(self, sums: Array) -> Statistics:
         return dataclasses.replace(self, sums=sums)
+
+
+def squares(sums: Array, *, gram: bool) -> Array:
+    """The sums of squares among sums, [..., d], and d whole on every device."""
+    if gram and any(placement.spec_of(sums)[-2:]):
+        # Types tell how a sum is sharded, and not how a diagonal is.
+        one = jnp.eye(sums.shape[-1], dtype=bool)
+        sums = jnp.sum(jnp.where(one, sums, 0), axis=-1)
+    elif gram:
+        sums = jnp.diagonal(sums, axis1=-2, axis2=-1)
+    return placement.gathered(sums, -1)
 
 
 def is_statistics(x: Any) -> bool:

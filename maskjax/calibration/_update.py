@@ -1,5 +1,7 @@
 """Statistics of a network's kernels: zeros, then batch after batch added to them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +47,8 @@ def init(
         kernels' first input axis is, if no other input axis is sharded.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or `limit` is no whole number.
+        TypeError: If `apply` is no function, a chosen leaf not floating, or `limit` no
+            whole number.
         ValueError: If `where` chooses nothing, there are no inputs, the axes of a
             chosen leaf are in doubt, it does not meet data, its outputs do not meet the
             same data, some of its inputs never meet together in a product (with
@@ -96,17 +99,20 @@ def update(
         weights: How much each row of the data counts, [batch] or [batch, positions],
             not negative: a factor for the row's squares and products, 0 for padding.
             Its axes are the leading axes of what every kernel meets. Rows of weight 0
-            may be inf or nan. `None` counts each row once.
+            are not counted, even if they are inf or nan. But `apply` computes with all
+            rows: where it mixes them, padding has to be finite and masked there, as
+            keys are in attention. `None` counts each row once.
 
     Returns:
         A tree like `stats`. A kernel that is used twice gets the sums of both uses.
 
     Raises:
-        TypeError: If `weights` are no real numbers.
+        TypeError: If `apply` is no function, a leaf of `stats` neither `Statistics` nor
+            `None`, or `weights` are no real numbers.
         ValueError: If `stats` are not those of these parameters and function, there are
             no inputs, a kernel does not meet data as it did in `init`, `weights` do not
-            fit the leading axes of what it meets, or, unless they are traced, are
-            negative or not finite.
+            fit the leading axes of what it meets, or are negative or not finite, unless
+            they are traced: then the sums are nan.
 
     Example:
         >>> apply = lambda params, x: x @ params["w"]

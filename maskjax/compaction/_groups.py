@@ -5,6 +5,8 @@ taken (`_closure`). What meets a pin is fixed. Then the first unit of every grou
 masked, to see that it leaves.
 """
 
+from __future__ import annotations
+
 import collections
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,7 @@
 """The small function."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """A plan: which positions of which axes of which parameters stay."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -85,7 +87,7 @@ class Plan:
         """The small shape of each parameter, by path: what a rebuilt model needs."""
         return {leaf.path: leaf.small for leaf in self.leaves}
 
-    def member(self, i: int) -> "Plan":
+    def member(self, i: int) -> Plan:
         """The plan of one member of a stack, a number in [0, K)."""
         if self.members is None or not 0 <= i < self.members:
             raise ValueError(

@@ -1,5 +1,7 @@
 """From a mask to a plan."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

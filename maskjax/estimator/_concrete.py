@@ -1,5 +1,7 @@
 """Hard concrete gates: random numbers in [0, 1] that are exactly 0 or 1 quite often."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -58,8 +60,9 @@ def hard_concrete(
     Raises:
         TypeError: If a leaf is not floating, an option not a number, or the key neither
             a typed key nor `None`.
-        ValueError: If an option is out of its range, or no leaf is given. Options in
-            arrays of JAX are not looked at.
+        ValueError: If an option is out of its range, no leaf is given, or one has nan
+            (unless traced: then its gate is nan). Options in arrays of JAX are not
+            looked at.
 
     Example:
         >>> log_alphas = {"w": jnp.array([-9.0, 0.0, 9.0])}
@@ -108,7 +111,8 @@ def hard_concrete_probabilities(
 
     Raises:
         TypeError: If a leaf is not floating, or an option not a number.
-        ValueError: If an option is out of its range, or no leaf is given.
+        ValueError: If an option is out of its range, no leaf is given, or one has nan
+            (unless traced: then its probability is nan).
 
     Example:
         >>> log_alphas = {"w": jnp.array([-9.0, 0.0, 9.0])}
@@ -131,6 +135,7 @@ def _checked(log_alphas: Scores, given: _Options, *, fn: str) -> _Options:
     checks.floating_scores(log_alphas, fn=fn, name="log_alphas")
     beside = {"beta": given.beta, "gamma": given.gamma, "zeta": given.zeta}
     checks.beside(log_alphas, fn=fn, name="log_alphas", **beside)
+    checks.no_nan(log_alphas, fn=fn, name="log_alphas")
     _check(given.beta, "beta", "above 0", lambda x: 0 < x < np.inf, fn=fn)
     _check(given.gamma, "gamma", "below 0", lambda x: -np.inf < x < 0, fn=fn)
     _check(given.zeta, "zeta", "above 1", lambda x: 1 < x < np.inf, fn=fn)

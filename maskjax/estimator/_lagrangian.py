@@ -1,5 +1,7 @@
 """A term that holds a quantity at its target, with multipliers that are learned."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 
 from maskjax._core import checks, dtypes
@@ -30,7 +32,8 @@ def lagrangian(excess: Array, multipliers: Array) -> Array:
 
     Raises:
         TypeError: If an argument is not a floating array.
-        ValueError: If the multipliers are of another shape.
+        ValueError: If the multipliers are of another shape, or one of both has nan
+            (unless traced: then the term is nan).
 
     Example:
         >>> excess, multipliers = jnp.float32(0.5), jnp.array([1.0, 2.0])
@@ -49,6 +52,8 @@ def lagrangian(excess: Array, multipliers: Array) -> Array:
     checks.floating(multipliers, fn=fn, name="multipliers")
     checks.of_shape(multipliers, (2, *excess.shape), fn=fn, name="multipliers")
     checks.together(fn=fn, excess=excess, multipliers=multipliers)
+    for name, value in {"excess": excess, "multipliers": multipliers}.items():
+        checks.no_nan(value, fn=fn, name=name)
     dtype = dtypes.widest(excess, multipliers)
     both = straight_through(multipliers, -multipliers).astype(dtype)
     excess = jnp.asarray(excess).astype(dtype)

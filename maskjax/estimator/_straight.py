@@ -1,5 +1,7 @@
 """Straight-through estimators: a hard mask with the gradient of something smooth."""
 
+from __future__ import annotations
+
 from typing import Any, Literal, overload
 
 import jax
@@ -171,7 +173,8 @@ def bernoulli(logits: Scores, *, key: Array) -> SoftMask:
     """A random mask, kept with probability sigmoid(logits), with that derivative.
 
     Args:
-        logits: Tree of floating leaves, `None` where a parameter is left alone.
+        logits: Tree of floating leaves, `None` where a parameter is left alone. nan is
+            never kept, and gets a gradient of nan.
         key: A typed key; every leaf gets its own.
 
     Returns:

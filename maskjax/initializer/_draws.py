@@ -1,5 +1,7 @@
 """Initializers: functions `(key, shape, dtype) -> array`."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

@@ -1,5 +1,7 @@
 """Initializers on the leaves of a tree, each in the layout that its axes have."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

@@ -1,5 +1,7 @@
 """Calibration: whether predictions are right as often as their probabilities say."""
 
+from __future__ import annotations
+
 import functools
 from typing import Literal, NamedTuple
 

@@ -1,5 +1,7 @@
 """Predicted classes: how good they are, by their labels."""
 
+from __future__ import annotations
+
 import functools
 
 import jax

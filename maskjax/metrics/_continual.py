@@ -1,5 +1,7 @@
 """Continual learning: accuracy of tasks learned one after the other, and their cost."""
 
+from __future__ import annotations
+
 import functools
 import math
 import operator

@@ -1,5 +1,7 @@
 """Detection: how well scores separate two kinds of samples, and right from wrong."""
 
+from __future__ import annotations
+
 import fractions
 import numbers
 from typing import Any, NamedTuple

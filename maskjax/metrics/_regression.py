@@ -1,5 +1,7 @@
 """Regression: predicted normal distributions, and mixtures of them."""
 
+from __future__ import annotations
+
 import functools
 
 import jax

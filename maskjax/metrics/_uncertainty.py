@@ -1,5 +1,7 @@
 """Predicted classes: how certain they are, and how much members disagree."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike

@@ -1,5 +1,7 @@
 """Whether parameters are as masks in an optimizer's state leave them."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Masks that stay as they are: weights frozen, or kept at zero."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

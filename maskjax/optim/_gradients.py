@@ -1,5 +1,7 @@
 """What an optimizer needs when a mask grows: gradients, and moments that restart."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

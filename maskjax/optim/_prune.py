@@ -1,5 +1,7 @@
 """Gradual pruning: a mask that shrinks while weights train."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -3,19 +3,20 @@
 `rigl` and `set_` are one engine with two answers to where weights grow.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from maskjax import algebra, masking, select
 from maskjax._core import blame, checks, trees
 from maskjax._core.trees import Array, Density, Mask, Params, Predicate, Scores
-from maskjax.optim import _fan_in
+from maskjax.optim import _fan_in, _room
 from maskjax.optim._state import MaskState, MaskWarning, fitted, held
 from maskjax.optim._steps import (
     Schedule,
@@ -34,9 +35,7 @@ from maskjax.optim._updates import paused, zeroing
 from maskjax.score import magnitude
 from maskjax.score import random as random_scores
 from maskjax.select import Scope
-from maskjax.select._leaves import Leaves
-from maskjax.select._quota import quota
-from maskjax.structure import Entries, Groups, NofM, Structure
+from maskjax.structure import Entries, Groups, Structure
 from maskjax.where import kernels
 
 # From parameters and extra arguments of `update`, which it checks, to a function from a
@@ -69,6 +68,10 @@ def rigl(
     never changes. The parameters given to `init` may be dense;
     `maskjax.apply(params, mask_of(state))` makes them sparse from the first step on.
 
+    A gradient that is nan ranks below all others. Where all are nan, weights grow in
+    the order of their index, and nothing tells: `optax.apply_if_finite` around
+    `with_gradients` skips such steps, masks too, and counts them.
+
     With `min_salient` it is SRigL: all outputs of a layer that are active have the same
     number of inputs, and the others have none. What would stay or grow in RigL is
     salient: the largest weights of a layer, and the largest gradients where weights are
@@ -82,7 +85,9 @@ def rigl(
         density: The fraction of weights that is alive from first to last, in [0, 1]: a
             number, or, except in scope "global", a tree of numbers like the parameters.
             In scope "layer" and "output" its leaves may also be arrays of a number for
-            each layer.
+            each layer. Counts are rounded, halves up. If a density above 0 rounds a
+            whole leaf to no weight, that is an error, because none would ever grow
+            there. In scope "output" it has to give each output half an input or more.
         rate: The fraction of what is alive that is dropped each time: as `density`, or
             an optax schedule of the step. The paper's is
             `optax.cosine_decay_schedule(0.3, 3 / 4 * steps)`.
@@ -119,8 +124,9 @@ def rigl(
             `structure` not a value such as `structure.Units()`, `where` not a function,
             or the key not a typed key.
         ValueError: If a density or rate (a schedule at any power of two) is outside
-            [0, 1]; if `every` is less than 1, `scope` unknown, `where` chooses nothing,
-            or a leaf does not fit the structure; without `regrow`, if more weights must
+            [0, 1]; if `density`, unless JAX's, rounds a leaf to no weight; if `every`
+            is less than 1, `scope` unknown, `where` chooses nothing, or a leaf does not
+            fit the structure; without `regrow`, if more weights must
             grow than are free, or the structure is N:M; or if `update` lacks `params`
             or `gradients`.
 
@@ -284,11 +290,11 @@ def _rewiring(
 
     def init(params: Params) -> MaskState:
         worth = checks.chosen_leaves(params, where, fn=fn)
-        if not regrow:
-            _check_growth(worth, shares(params), peak, how, fn=fn)
+        given = shares(params)
+        _room.check(worth, given, peak, how, regrow=regrow, fn=fn)
         scores = random_scores(params, where=where, key=jax.random.fold_in(key, 0))
         with blame.instead_of("maskjax.select.top_k", fn):
-            mask = select.top_k(scores, density=shares(params), **how)
+            mask = select.top_k(scores, density=given, **how)
         count = jnp.zeros((), jnp.int32)
         # A copy, because a loop that donates the state would delete the user's key.
         return MaskState(mask, count, jnp.copy(jax.random.key_data(key)))
@@ -361,37 +367,3 @@ def _below(scores: Scores, mask: Mask) -> Scores:
         return jnp.where(m, jnp.array(-jnp.inf, s.dtype), others)
 
     return trees.map_mask(of_leaf, scores, mask)
-
-
-def _check_growth(
-    params: Scores,
-    shares: Density | Scores,
-    peak: float | None,
-    how: dict[str, Any],
-    *,
-    fn: str,
-) -> None:
-    """Raise unless there is room to grow outside of what was alive."""
-    leaves = Leaves(params, *how.values(), fn=fn)
-    for structure in leaves.structures:
-        if isinstance(structure, NofM):
-            raise ValueError(
-                f"`{fn}` needs `regrow` with {structure}, because its groups may have "
-                "no other place to grow in."
-            )
-    found = leaves.shares(shares, name="density")
-
-    def complaint(path: str, size: int, share: Density) -> str | None:
-        if peak is None or isinstance(share, jax.Array):
-            return None
-        for one in np.ravel(share):
-            alive = quota(one, size)
-            grows, free = quota(peak, alive), size - alive
-            if grows > free:
-                return f"{path}: {grows} to grow, {free} of {size} free"
-        return None
-
-    checks.raise_all(
-        map(complaint, leaves.names(), leaves.sizes, found),
-        f"`{fn}` without `regrow` needs more free entries",
-    )

@@ -1,5 +1,7 @@
 """Masks in the states of optimizers, and how to find them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -10,6 +10,8 @@ float32. Pack a stack with `jax.vmap(packing.pack)(stack)`. Sums over many packe
 (`dot`, `stacking.mix`, `superposition`) read the bits and never unpack a whole stack.
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax.numpy as jnp

@@ -33,6 +33,8 @@ Departures from the paper:
     Array([False,  True], dtype=bool)
 """
 
+from __future__ import annotations
+
 from maskjax import initializer, select
 from maskjax._core import blame
 from maskjax._core.trees import (

@@ -19,6 +19,8 @@ It combines with any recipe that learns a mask on random weights: `edge_popup`,
            [1., 0.]], dtype=float32)
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

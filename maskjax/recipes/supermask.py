@@ -32,6 +32,8 @@ Departures from the paper:
     Array([0.5, 1. ], dtype=float32)
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 
@@ -85,7 +87,7 @@ def soft_mask(scores: Scores, *, rounded: Density = 0.0, key: Array) -> SoftMask
 
     Args:
         scores: Tree of floating leaves, the logits of being kept, `None` where a weight
-            is left alone.
+            is left alone. nan is never kept, and gets a gradient of nan.
         rounded: The fraction of entries, random ones, that are rounded and not sampled.
             Their gradient is that of the sigmoid too. May be traced.
         key: A typed key, a new one for each step.
@@ -124,7 +126,8 @@ def mask(scores: Scores, *, key: Array | None) -> Mask:
     For S samples and their outputs, [S, ...]: `stacking.map` over S keys.
 
     Args:
-        scores: Tree of floating leaves, `None` where a weight is left alone.
+        scores: Tree of floating leaves, `None` where a weight is left alone. nan is
+            never kept.
         key: A typed key, for a sample; `None` for the rounded mask, which keeps
             probabilities of one half or more.
 
@@ -161,7 +164,8 @@ def density(scores: Scores, params: Params | None = None) -> Array:
 
     Raises:
         TypeError: If a leaf of `scores` is not floating.
-        ValueError: If `scores` has no leaf, or does not fit `params`.
+        ValueError: If `scores` has no leaf, does not fit `params`, or has nan (unless
+            traced: then the result is nan).
 
     Example:
         >>> print(supermask.density({"w": jnp.zeros((2, 2)), "b": None}))
@@ -169,6 +173,7 @@ def density(scores: Scores, params: Params | None = None) -> Array:
     """
     fn = "maskjax.recipes.supermask.density"
     checks.floating_scores(scores, fn=fn)
+    checks.no_nan(scores, fn=fn, name="scores")
     if params is not None:
         checks.shaped_like(params, scores, fn=fn, names=("params", "scores"))
     return algebra.expected_density(map_mask(jax.nn.sigmoid, scores), params)

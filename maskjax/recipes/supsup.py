@@ -39,6 +39,8 @@ Departures from the paper:
     (1,)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -2,7 +2,8 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import jax
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_FEW = 10  # lines, each of its own color, with a legend in the picture
+_HIGH = 40  # labels, one below the other
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -27,13 +30,22 @@ def require(package: str, fn: str) -> None:
         ) from error
 
 
-def figure(fn: str, *, height: float = 4.0) -> "tuple[Figure, Axes]":
-    """A figure that belongs to no pyplot window, and its axes."""
+def figure(
+    fn: str, title: str, *, width: float = 6.0, height: float = 4.0
+) -> "tuple[Figure, Axes]":
+    """A figure that belongs to no pyplot window, and its axes. Sizes are in inches."""
     require("matplotlib", fn)
-    from matplotlib.figure import Figure
+    from maskjax.report._figure import Figure
 
-    drawn = Figure(figsize=(6.0, height), layout="constrained")
-    return drawn, drawn.add_subplot()
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    axes = drawn.add_subplot()
+    axes.set_title(title, fontsize="medium")
+    return drawn, axes
+
+
+def width_of(texts: Iterable[str], *, points: float = 10.0) -> float:
+    """About how wide the longest of some texts is, in inches."""
+    return 0.6 * points / 72 * max(map(len, texts), default=0)
 
 
 def in_no_trace(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,7 +71,27 @@ def labeled(lines: Any) -> dict[str, Any]:
     return {str(label): line for label, line in named.items()}
 
 
-def legend(axes: "Axes", labels: Mapping[str, Any]) -> None:
-    """A legend, if there are labels."""
-    if any(labels):
+def colors(axes: "Axes", size: int) -> None:
+    """Another color for each of many lines, in their order."""
+    if size > _FEW:
+        from matplotlib import colormaps
+
+        viridis = colormaps["viridis"]
+        axes.set_prop_cycle(color=[viridis(i / size) for i in range(size)])
+
+
+def legend(drawn: "Figure", axes: "Axes", labels: Iterable[str]) -> None:
+    """A legend, if there are labels; one of many is beside the axes."""
+    named = [label for label in labels if label]
+    if not named:
+        return
+    if len(named) <= _FEW:
         axes.legend()
+        return
+    columns, points = math.ceil(len(named) / _HIGH), 7.0
+    lines = math.ceil(len(named) / columns)
+    width, height = drawn.get_size_inches()
+    width += columns * (0.5 + width_of(named, points=points))
+    height = max(height, 0.17 * lines + 0.5)
+    drawn.set_size_inches(width, height)
+    drawn.legend(loc="outside right upper", ncols=columns, fontsize=points)

@@ -1,6 +1,9 @@
 """Pictures of masks: how much they keep, and how much they have in common."""
 
+from __future__ import annotations
+
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +15,14 @@ from maskjax import packing
 from maskjax._core import checks, dtypes, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask, Params
-from maskjax.report import _drawing
-from maskjax.report._table import counts_of, density
+from maskjax.report import _drawing, _tree
+from maskjax.report._counts import counts_of, density
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW = 12  # a heat map of so many masks has room for every number
+_LINE, _LARGEST = 0.14, 12.0  # inches of a label's line, and of a side with labels
 
 
 def overlaps(stack: Mask) -> np.ndarray:
@@ -45,7 +49,7 @@ def overlaps(stack: Mask) -> np.ndarray:
 
 
 @_drawing.in_no_trace
-def plot_density(mask: Mask, params: Params) -> "Figure":
+def plot_density(mask: Mask, params: Params) -> Figure:
     """A bar for each parameter that carries a mask: the fraction that is kept.
 
     Args:
@@ -53,7 +57,8 @@ def plot_density(mask: Mask, params: Params) -> "Figure":
         params: The parameters it is for.
 
     Returns:
-        A matplotlib figure. The dashed line is the density over all these parameters.
+        A matplotlib figure, as high as there are bars; layers are in the order of their
+        numbers. The dashed line is the density over all these parameters.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -69,13 +74,21 @@ def plot_density(mask: Mask, params: Params) -> "Figure":
     """
     fn = "maskjax.report.plot_density"
     counts = counts_of(mask, params, fn=fn)
+    counts = [counts[i] for i in _tree.in_order([count.path for count in counts])]
     bars = [(c.path, c.kept, c.size) for c in counts if c.kept is not None]
     paths, kept, sizes = zip(*bars, strict=True) if bars else ((), (), ())
     lengths = [density(*pair) for pair in zip(kept, sizes, strict=True)]
-    figure, axes = _drawing.figure(fn, height=1.2 + 0.25 * len(bars))
+    every = density(sum(kept), sum(sizes))
+    figure, axes = _drawing.figure(
+        fn,
+        f"Density of masked parameters, {every:.4f} overall",
+        width=4 + _drawing.width_of(paths),
+        height=1.2 + 0.25 * len(bars),
+    )
     axes.barh(range(len(bars)), lengths, tick_label=paths)
-    axes.invert_yaxis()  # the first parameter on top
-    axes.axvline(density(sum(kept), sum(sizes)), color="black", linestyle="--")
+    if bars:
+        axes.set_ylim(len(bars) - 0.5, -0.5)  # the first parameter on top
+    axes.axvline(every, color="black", linestyle="--")
     axes.set(xlim=(0, 1), xlabel="density (fraction kept)")
     return figure
 
@@ -84,7 +97,7 @@ def plot_history(
     densities: Mapping[str, Sequence[float] | Array] | Sequence[float] | Array,
     *,
     steps: Sequence[float] | Array | None = None,
-) -> "Figure":
+) -> Figure:
     """Density during training.
 
     Args:
@@ -118,16 +131,19 @@ def plot_history(
         f"`{fn}` needs every line of `densities` of shape "
         + ("[T]" if steps is None else f"({length},), like `steps`"),
     )
-    figure, axes = _drawing.figure(fn)
+    figure, axes = _drawing.figure(fn, "Density during training")
+    _drawing.colors(axes, len(lines))
     for label, line in lines.items():
         axes.plot(range(len(line)) if steps is None else steps, line, label=label)
-    _drawing.legend(axes, lines)
+    _drawing.legend(figure, axes, lines)
+    if steps is None or np.issubdtype(np.asarray(steps).dtype, np.integer):
+        axes.locator_params(axis="x", integer=True)  # there is no step 0.25
     axes.set_ylim(bottom=0)
     axes.set(xlabel="step", ylabel="density (fraction kept)")
     return figure
 
 
-def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> "Figure":
+def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> Figure:
     """The overlap of every two masks of a stack, as a heat map.
 
     Args:
@@ -136,6 +152,7 @@ def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> "Figure":
 
     Returns:
         A matplotlib figure of `overlaps`. Up to 12 masks, each cell shows its number.
+        Of more than 85 labels some are left out, so that the others can be read.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -154,12 +171,25 @@ def plot_overlap(stack: Mask, labels: Sequence[str] | None = None) -> "Figure":
     names = [str(name) for name in (range(size) if labels is None else labels)]
     if len(names) != size:
         raise ValueError(f"`{fn}` needs `labels` for {size} masks, got {len(names)}.")
-    figure, axes = _drawing.figure(fn)
-    figure.colorbar(axes.imshow(matrix, vmin=0, vmax=1), label="overlap")
-    if labels is not None or size <= _FEW:
-        axes.set_xticks(range(size), names, rotation=90 if labels is not None else 0)
-        axes.set_yticks(range(size), names)
-    if size <= _FEW:
+    numbers, named = size <= _FEW, labels is not None
+    side = max(3.5, (0.45 if numbers else 0.0) * size)  # inches
+    if named and not numbers:
+        side = min(max(side, _LINE * size), _LARGEST)
+    room = _drawing.width_of(names) if named else 0.0
+    figure, axes = _drawing.figure(
+        fn, "Overlap of masks", width=side + 1.5 + room, height=side + 1 + room
+    )
+    figure.colorbar(
+        axes.imshow(matrix, vmin=0, vmax=1), label="overlap, |a and b| / |a or b|"
+    )
+    if named or numbers:
+        every = math.ceil(size * _LINE / side)  # labels that do not overlap
+        places, shown = range(0, size, every), names[::every]
+        points = 10.0 if numbers else 8.0
+        rotation = 90 if named else 0
+        axes.set_xticks(places, shown, rotation=rotation, fontsize=points)
+        axes.set_yticks(places, shown, fontsize=points)
+    if numbers:
         for (row, column), value in np.ndenumerate(matrix):
             color = "black" if value > 0.5 else "white"  # on yellow, on purple
             shown = f"{value:.2f}"

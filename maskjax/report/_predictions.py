@@ -1,5 +1,7 @@
 """Pictures of how far predictions can be trusted."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +15,14 @@ from maskjax.report import _drawing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LARGEST = 120.0  # area in points squared of a bin that holds all samples
+_LARGEST = 60.0  # area in points squared of the bin with the largest share of samples
 _LEAST = 4.0
 
 
-def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> "Figure":
+def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> Figure:
     """A reliability diagram: accuracy against confidence.
 
-    Each bin that is not empty is a point; its area is proportional to the number of
+    Each bin that is not empty is a point; its area is proportional to its share of the
     samples. On the dashed line predictions are calibrated; below it they are
     overconfident.
 
@@ -45,20 +47,24 @@ def plot_reliability(bins: Mapping[str, Reliability] | Reliability) -> "Figure":
     """
     fn = "maskjax.report.plot_reliability"
     lines = _lines(bins, Reliability, "bins", "[bins]", fn=fn)
-    figure, axes = _drawing.figure(fn)
+    figure, axes = _drawing.figure(fn, "Reliability of predictions")
+    _drawing.colors(axes, len(lines))
     axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
+    shares = {name: count / max(count.sum(), 1) for name, (count, *_) in lines.items()}
+    most = max((share.max() for share in shares.values() if share.size), default=0)
     for label, (count, confidence, accuracy) in lines.items():
         some = count > 0
-        sizes = np.maximum(_LARGEST * count / max(count.sum(), 1), _LEAST)
+        sizes = np.maximum(_LARGEST * shares[label] / (most or 1), _LEAST)
         (line,) = axes.plot(confidence[some], accuracy[some], label=label)
-        color = line.get_color()
-        axes.scatter(confidence[some], accuracy[some], s=sizes[some], color=color)
-    _drawing.legend(axes, lines)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+        color, at = line.get_color(), (confidence[some], accuracy[some])
+        axes.scatter(*at, s=sizes[some], color=color, clip_on=False)
+    _drawing.legend(figure, axes, lines)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="confidence (probability)", ylabel="accuracy (fraction correct)")
     return figure
 
 
-def plot_risk_coverage(curves: Mapping[str, RiskCoverage] | RiskCoverage) -> "Figure":
+def plot_risk_coverage(curves: Mapping[str, RiskCoverage] | RiskCoverage) -> Figure:
     """Risk-coverage curves: the mean loss against the fraction of samples answered.
 
     Args:
@@ -82,12 +88,14 @@ def plot_risk_coverage(curves: Mapping[str, RiskCoverage] | RiskCoverage) -> "Fi
     """
     fn = "maskjax.report.plot_risk_coverage"
     lines = _lines(curves, RiskCoverage, "curves", "[B]", fn=fn)
-    figure, axes = _drawing.figure(fn)
+    figure, axes = _drawing.figure(fn, "Risk of the most certain predictions")
+    _drawing.colors(axes, len(lines))
     for label, (coverage, risk) in lines.items():
         axes.plot(coverage, risk, label=label)
-    _drawing.legend(axes, lines)
+    _drawing.legend(figure, axes, lines)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.set(xlim=(0, 1), xlabel="coverage (fraction answered)", ylabel="risk")
+    axes.set(xlim=(0, 1), xlabel="coverage (fraction answered)")
+    axes.set_ylabel("risk (mean loss of those answered)")
     return figure
 
 

@@ -1,5 +1,7 @@
 """Scores from the gradient of a loss, or of a network's output."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

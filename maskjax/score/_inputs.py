@@ -1,5 +1,7 @@
 """Scores from the inputs that each kernel meets."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from maskjax._core import checks
+from maskjax._core import checks, trees
 from maskjax._core.trees import Params, Predicate, Scores
+from maskjax.calibration import Statistics
 from maskjax.score._objective import wide
 from maskjax.where import kernels
 
@@ -30,7 +33,8 @@ def wanda(params: Params, input_norms: Params, *, where: Predicate = kernels) ->
         is not.
 
     Raises:
-        TypeError: If a chosen leaf or its norms are not floating.
+        TypeError: If a chosen leaf or its norms are not floating; if they are
+            `calibration.Statistics`, the error tells how to get norms.
         ValueError: If the norms do not fit `params`, or `where` chooses nothing.
 
     Example:
@@ -53,6 +57,7 @@ def wanda(params: Params, input_norms: Params, *, where: Predicate = kernels) ->
     """
     fn, names = "maskjax.score.wanda", ("params", "input_norms")
     picks = checks.chosen(params, where, fn=fn)
+    _refuse_statistics(input_norms, fn=fn)
     pairs = checks.shaped_like(params, input_norms, fn=fn, names=names)
     checks.every(
         lambda pair, pick: (
@@ -70,6 +75,22 @@ def wanda(params: Params, input_norms: Params, *, where: Predicate = kernels) ->
             jnp.abs(wide(w)) * norms.astype(wide(w).dtype) if pick else None
             for (w, norms), pick in zip(pairs, picks, strict=True)
         ]
+    )
+
+
+def _refuse_statistics(given: Any, *, fn: str) -> None:
+    """Raise if a tree holds the statistics that norms are made from."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        given, is_leaf=lambda x: isinstance(x, Statistics)
+    )
+    checks.raise_all(
+        (
+            f"{trees.path_string(path)}: {type(leaf).__name__}"
+            for path, leaf in leaves
+            if isinstance(leaf, Statistics)
+        ),
+        f"`{fn}` needs `input_norms` as arrays, `calibration.norms(stats)` for `stats`",
+        TypeError,
     )
 
 
@@ -93,9 +114,9 @@ def input_norms(
         *inputs: The data. Everything else that `apply` uses counts as a constant.
         where: Which leaves are kernels.
         weights: How much each row of the data counts, [batch] or [batch, positions],
-            not negative: a factor for the squares of the row, 0 for padding. Its axes
-            are the leading axes of what every kernel meets. `None` counts each row
-            once.
+            not negative: a factor for the squares of the row, 0 for padding, as in
+            `calibration.update`. Its axes are the leading axes of what every kernel
+            meets. `None` counts each row once.
 
     Returns:
         A tree like `params`, `None` for leaves that are not chosen. A norm has the
@@ -107,12 +128,13 @@ def input_norms(
         twice gets the norm over both uses. For many batches see `calibration`.
 
     Raises:
-        TypeError: If a chosen leaf is not floating, or `weights` are no real numbers.
+        TypeError: If `apply` is no function, a chosen leaf not floating, or `weights`
+            are no real numbers.
         ValueError: If `where` chooses nothing, there are no inputs, the inputs of a
             chosen leaf can't be found (it is in no contraction, its entries are mixed
             on the way, or it is used in a loop other than `scan`),
-            `weights` do not fit the leading axes of what it meets, or, unless they are
-            traced, are negative or not finite.
+            `weights` do not fit the leading axes of what it meets, or are negative or
+            not finite, unless they are traced: then the norms are nan.
 
     Example:
         >>> x = jnp.array([[3.0, 1.0], [4.0, 0.0]])

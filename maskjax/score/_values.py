@@ -1,5 +1,7 @@
 """Scores from the parameters' values alone, or from no values at all."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

@@ -1,5 +1,7 @@
 """Masks drawn at random: each entry on its own, or with an exact count."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from typing import Any
@@ -26,7 +28,7 @@ def bernoulli(probabilities: Scores, *, key: Array) -> Mask:
 
     Args:
         probabilities: Tree of floating leaves in [0, 1], `None` where a parameter is
-            left alone. 0 never keeps, 1 always.
+            left alone. 0 never keeps, 1 always; nan never keeps.
         key: A typed key; every leaf gets its own.
 
     Returns:

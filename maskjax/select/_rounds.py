@@ -1,5 +1,7 @@
 """Masks changed by scores: cut down, filled up, and pruned in rounds."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

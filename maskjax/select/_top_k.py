@@ -1,5 +1,7 @@
 """The highest scores, and those above a threshold."""
 
+from __future__ import annotations
+
 import itertools
 from typing import Any, Literal, overload
 
@@ -77,7 +79,9 @@ def top_k(
             4, and 1 - 0.55 is 0.45. Arrays may be traced, and are clipped to [0, 1].
         scope: "leaf" ranks each leaf on its own, "global" all leaves together, "layer"
             each index of a stack (where nothing is stacked: each leaf), "output" each
-            output of each of them, in leaves that have inputs.
+            output of each of them, in leaves that have inputs. Each of these counts is
+            rounded: a density that gives each output less than half an input keeps
+            nothing.
         structure: What is kept or removed together, and counts as one: entries, blocks,
             units, or entries within an N:M pattern. See `maskjax.structure`. Or a tree
             of structures like `scores`. Or `structure.Groups`: units that run through

@@ -1,5 +1,7 @@
 """Functions and networks under each member of a stack."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """Stacks of masks: made, taken apart, and summed."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 
@@ -38,7 +40,7 @@ def stack(masks: Sequence[Mask]) -> Mask:
     masks = list(masks)
     if not masks:
         raise ValueError(f"`{fn}` needs at least one mask, got none.")
-    if not all(map(checks.shaped, jax.tree.leaves(masks[0]))):
+    if not all(map(checks.shaped, checks.flat(masks[0], fn=fn)[0])):
         named = trees.mask_leaves(masks[0])[0]
         wrong = [
             f"{p}: {checks.kind_of(x)}"

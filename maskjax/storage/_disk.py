@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskjax._core import checks
 from maskjax._core.packed import WORD, PackedMask, layout
 from maskjax.storage import _plans, _sparse
 from maskjax.storage._header import MOST, Header, StorageError, checksum, loads, parsed
@@ -67,6 +68,16 @@ def complaining(path: StrPath, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"{path} {what}: {error.strerror or error}.") from error
+
+
+def require_path(path: Any, *, fn: str) -> None:
+    """Raise unless something is a path, or a string of one."""
+    given = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)
+    if not given:
+        raise TypeError(
+            f"`{fn}` needs `path` as a string or a `pathlib.Path`, got "
+            f"{checks.kind_of(path)}."
+        )
 
 
 def checked(path: StrPath) -> str:

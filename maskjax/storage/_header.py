@@ -1,5 +1,7 @@
 """What a file says about its masks, as text, and how it fits another tree."""
 
+from __future__ import annotations
+
 import collections
 import hashlib
 import itertools

@@ -1,5 +1,7 @@
 """From files to masks."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 from collections.abc import Callable
@@ -64,7 +66,8 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
         A packed mask, a packed stack, a `MaskBank`, or a `compaction.Plan`.
 
     Raises:
-        TypeError: If the capacity is no whole number.
+        TypeError: If `path` is no path, the capacity no whole number, or the keys of a
+            dict in `like` can't be sorted.
         ValueError: If there are more masks than the capacity.
         StorageError: If the file can't be read, is damaged, has another format version,
             was not written by maskjax, does not fit `like`, asks for more memory than
@@ -80,9 +83,11 @@ def load(path: StrPath, *, like: Any = None, capacity: int | None = None) -> Any
         >>> tasks.learned, bank.capacity(tasks)
         (Array(2, dtype=int32), 100)
     """
+    fn = "maskjax.storage.load"
+    _disk.require_path(path, fn=fn)
     for _ in range(_TRIES):
         with contextlib.suppress(_disk.Replaced):
-            return _load(path, like, capacity, fn="maskjax.storage.load")
+            return _load(path, like, capacity, fn=fn)
     raise StorageError(f"{path} is replaced again and again while it is read.")
 
 
@@ -97,6 +102,7 @@ def info(path: StrPath) -> Info:
         checksum; the bits are checked by `load`.
 
     Raises:
+        TypeError: If `path` is no path.
         StorageError: If the file can't be read, is damaged, has another format version,
             or was not written by maskjax.
 
@@ -108,6 +114,7 @@ def info(path: StrPath) -> Info:
         ...     storage.info(path).shapes
         {'b': None, 'w': (2, 3)}
     """
+    _disk.require_path(path, fn="maskjax.storage.info")
     _, headers = _disk.read_headers(path)
     header, total = headers[0], sum(one.members for one in headers)
     return Info(
@@ -225,6 +232,7 @@ def _rebuilder(
     if like is None:
         return lambda leaves: built(header.tree, leaves.get)
     like = like.masks if isinstance(like, MaskBank) else like
+    checks.flat(like, fn=fn)
     found, treedef = trees.mask_leaves(like)
     numbers = order(
         header.leaves,

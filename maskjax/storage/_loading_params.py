@@ -1,5 +1,7 @@
 """From files to parameters and their mask, one leaf at a time."""
 
+from __future__ import annotations
+
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +28,12 @@ _ROOM, _TIMES = 2**26, 256
 def load_params(path: StrPath, *, like: Params | None = None) -> tuple[Params, Mask]:
     """The parameters of a file of `save_params`, and their mask.
 
-    Kept values are those that were saved, to the bit; all others are 0. Leaves are read
-    one at a time: beside what is returned, this takes memory for the kept values and
-    the boolean mask of the largest, and for the leaf if it is put on other devices.
+    Kept values are those that were saved, to the bit; all others are 0. Masks that were
+    saved with a `structure` need no `where` here: the file has the order of the axes.
+
+    Leaves are read one at a time: beside what is returned, this takes memory for the
+    kept values and the boolean mask of the largest, and for the leaf if it is put on
+    other devices.
 
     Args:
         path: The file.
@@ -45,6 +50,8 @@ def load_params(path: StrPath, *, like: Params | None = None) -> tuple[Params, M
         leaf has no mask. The mask is on the devices of the parameters, sharded alike.
 
     Raises:
+        TypeError: If `path` is no path, or the keys of a dict in `like` can't be
+            sorted.
         ValueError: If a leaf has 64 bits and `jax_enable_x64` is off, or `like` names
             axes of a mesh but no devices.
         StorageError: If the file can't be read, is damaged, has another format version,
@@ -63,6 +70,7 @@ def load_params(path: StrPath, *, like: Params | None = None) -> tuple[Params, M
                [ True,  True]], dtype=bool)}
     """
     fn = "maskjax.storage.load_params"
+    _disk.require_path(path, fn=fn)
     file = pathlib.Path(_disk.checked(path))
     if os.path.isdir(file):
         raise StorageError(
@@ -93,6 +101,7 @@ def _matched(
     """A function from leaves by number to the tree, and where each is to be put."""
     if like is None:
         return lambda leaves: built(header.tree, leaves.get), {}
+    checks.flat(like, fn=fn)
     found, treedef = trees.mask_leaves(like)
     saved = [
         leaf._replace(shape=None if param is None else _kind(param))  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """From masks to files."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import pathlib
@@ -52,7 +54,8 @@ def save(
         None. The file is on disk when the function returns.
 
     Raises:
-        TypeError: If a leaf is no mask or is traced, or the metadata are not JSON.
+        TypeError: If `path` is no path, a leaf is no mask or is traced, the keys of a
+            dict can't be sorted, or the metadata are not JSON.
         ValueError: If bits do not fit their shapes, or other processes hold a part of
             the mask. `multihost_utils.process_allgather` gathers it.
         StorageError: If the file can't be written.
@@ -66,6 +69,7 @@ def save(
         {'step': 7}
     """
     fn = "maskjax.storage.save"
+    _disk.require_path(path, fn=fn)
     if isinstance(mask, Plan):
         header, bits = _plans.content(mask, metadata, fn)
     else:
@@ -92,7 +96,7 @@ def append(
         The number of masks in the folder.
 
     Raises:
-        TypeError: If a leaf is no mask or is traced, or the metadata are not JSON.
+        TypeError: As `save`.
         ValueError: If bits do not fit their shapes, no leaf carries a mask, other
             processes hold a part of it, or `mask` is a bank and the folder already
             holds one.
@@ -111,6 +115,7 @@ def append(
         Array(2, dtype=int32)
     """
     fn = "maskjax.storage.append"
+    _disk.require_path(path, fn=fn)
     header, bits = _content(mask, metadata, fn=fn)
     if not bits:
         raise ValueError(f"`{fn}` needs `mask` with at least one leaf, got none.")

@@ -1,5 +1,7 @@
 """From parameters and their mask to files, one leaf at a time."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 from collections.abc import Mapping
@@ -66,16 +68,19 @@ def save_params(
             with `None` where it does not matter. Only `structure.NofM` makes a
             difference: every group has to keep exactly n.
         where: What the axes mean, as in `select.top_k`. Asked only where a structure
-            names roles.
+            names roles. Masks of `recipes.sparsegpt` may need `where.traced(apply,
+            params, *inputs)` here although `sparsegpt.prune` did not: that reads the
+            axes from its statistics.
         metadata: A dict from strings to JSON values, to be saved too.
 
     Returns:
         None. The file is on disk when the function returns.
 
     Raises:
-        TypeError: If a leaf of `params` is no array, is a key, or is traced; if a leaf
-            of the mask is not boolean; if `structure` is no value of
-            `maskjax.structure`; or if the metadata are not JSON.
+        TypeError: If `path` is no path; if a leaf of `params` is no array, is a key, or
+            is traced; if a leaf of the mask is not boolean; if the keys of a dict can't
+            be sorted; if `structure` is no value of `maskjax.structure`; or if the
+            metadata are not JSON.
         ValueError: If the mask does not fit `params`, a leaf does not keep exactly n of
             every m, the axes of a leaf are needed and unknown, or other processes hold
             a part of a leaf. Bad leaves are named by path.
@@ -93,6 +98,7 @@ def save_params(
                [0., 4.]], dtype=float32)}
     """
     fn = "maskjax.storage.save_params"
+    _disk.require_path(path, fn=fn)
     found = _described(_rows(params, mask, fn), structure, where, fn)
     header = Header(
         "params",
@@ -157,6 +163,8 @@ def _rows(params: Params, mask: Mask, fn: str) -> list[_Row]:
         fine = leaf is None or checks.shaped(leaf) and _sparse.is_known(leaf.dtype)
         return None if fine else f"{path}: {checks.kind_of(leaf)}"
 
+    for tree in (params, mask):
+        checks.flat(tree, fn=fn)
     named, _ = trees.mask_leaves(params)
     checks.raise_all(
         itertools.starmap(complaint, named),
@@ -218,6 +226,7 @@ def _structures(rows: list[_Row], structure: Any, fn: str) -> list[Structure | N
     if not is_tree(structure):
         checks.structure(structure, fn=fn)
         return [None if row.mask is None else structure for row in rows]
+    checks.flat(structure, fn=fn)
     named, _ = trees.mask_leaves(structure)
     given = dict(named)
     own = {row.path for row in rows}

@@ -1,5 +1,7 @@
 """Groups as a structure: scores of units from many leaves, and masks of them all."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -153,7 +155,7 @@ class Groups:
     def __repr__(self) -> str:
         return f"<maskjax.structure.Groups: {len(self)} groups>"
 
-    def of(self, tree: Params, *, under: Path = "") -> "Groups":
+    def of(self, tree: Params, *, under: Path = "") -> Groups:
         """The groups as far as they lie in a tree: for a part of the parameters.
 
         Args:

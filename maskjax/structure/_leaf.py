@@ -1,5 +1,7 @@
 """Structures of one leaf: entries, tiles, whole units, N of every M."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import itertools

@@ -1,5 +1,7 @@
 """Groups of units, and the axes of leaves along which their units lie."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from typing import Any

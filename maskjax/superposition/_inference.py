@@ -1,5 +1,7 @@
 """Which of a bank's masks fits an input: by one gradient, by a few, or tried."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, Literal

@@ -1,5 +1,7 @@
 """Objectives of logits that are low when a network runs under the right mask."""
 
+from __future__ import annotations
+
 import functools
 
 import jax

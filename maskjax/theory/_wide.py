@@ -5,6 +5,8 @@ of k hidden neurons, and after a ReLU all of these to o outputs. With biases, th
 block belongs to a constant 1, and i is the number of inputs plus one.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from typing import Any

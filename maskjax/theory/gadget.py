@@ -21,6 +21,8 @@ output, because u has a weight for each.
     Array([False,  True], dtype=bool)
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any, Literal

@@ -14,6 +14,8 @@ Shapes: N samples, D inputs, H neurons. `outputs` are [N, H], u_h relu(w_h . x_n
     (Array([False, False,  True], dtype=bool), Array(0.6, dtype=float32))
 """
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

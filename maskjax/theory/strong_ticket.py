@@ -30,6 +30,8 @@ Departures from the paper:
   * norms need no bounds: the bound on the error is computed from the weights
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

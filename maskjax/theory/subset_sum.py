@@ -12,6 +12,8 @@ They run in float64, where sums of float32 numbers of similar size are exact. `g
 is a JAX function for any number of coefficients and runs under `jit`.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -265,6 +265,29 @@ def test_a_client_that_drew_other_weights_or_is_late_is_found_out(start):
             fedpm.aggregate(state, stacking.stack(messages))
 
 
+def test_a_message_of_nan_is_no_vote(start):
+    scores = normal(2, K)
+    scores["b"][[1, 4], 3, 2] = np.nan
+    keys = jax.random.split(KEY, K)
+    send = lambda s, k: fedpm.message(start, WEIGHTS, s, key=k)  # noqa: E731
+    messages = jax.jit(jax.vmap(send))(scores, keys)
+    needs = "`maskjax.recipes.fedpm.aggregate` needs messages of this round and network"
+    why = "its scores were nan"
+    with pytest.raises(
+        ValueError, match=f"(?s){needs}.*client 1: {why}\n  client 4: {why}$"
+    ):
+        fedpm.aggregate(start, messages)
+    state = jax.jit(fedpm.aggregate)(start, messages)
+    good = np.array([True, False, True, True, False, True])
+    expected = fedpm.aggregate(start, messages, participates=good)
+    trees.assert_same(state._replace(refused=jnp.int32(0)), expected)
+    assert (state.received, state.refused) == (4, 2)
+    one = jax.tree.map(lambda s: s[1], scores)
+    needs = "`maskjax.recipes.fedpm.message` needs `scores` without nan"
+    with pytest.raises(ValueError, match=f"^{needs}, got:\n  b: 1 of 192 are nan$"):
+        fedpm.message(start, WEIGHTS, one, key=KEY)
+
+
 def test_a_fingerprint_tells_every_bit_and_every_place_apart():
     tell = jax.jit(lambda w: fedpm.init(w, where=where.everything).network)
     base = {"u": np.float32([[1, 2], [3, 4]]), "v": np.float32([[1, 2], [3, 4]])}

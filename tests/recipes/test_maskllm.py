@@ -454,12 +454,12 @@ BAD = {
     "nan": (
         lambda: maskllm.mask(infinite(np.nan), W),
         ValueError,
-        "mask` needs finite `logits`, got:\n  w: 2 of 24 are not finite",
+        "mask` needs finite `logits`, got:\n  w: 2 of 24 logits are inf or nan",
     ),
     "inf": (
         lambda: maskllm.soft_mask(infinite(np.inf), W, progress=0.0, key=KEY),
         ValueError,
-        "soft_mask` needs finite `logits`, got:\n  w: 2 of 24 are not finite",
+        "soft_mask` needs finite `logits`, got:\n  w: 2 of 24 logits are inf or nan",
     ),
     "a norm of booleans": (
         lambda: maskllm.squared_norm(W, {"w": np.ones((8, 2), bool), "b": None}),

@@ -641,7 +641,7 @@ def test_matrices_that_are_not_finite_are_refused_or_told(bad):
     broken = gram.copy()
     broken[2, 2] = bad
     stats = {"fine": stats_of(w, gram), "net": {"w": stats_of(w, broken)}}
-    match = "finite and positive, got:\n  net/w: its Gram matrix is not finite$"
+    match = "needs finite statistics, got:\n  net/w: 1 of 36 sums are inf or nan$"
     with pytest.raises(ValueError, match=match):
         sparsegpt.prune(params, stats, density=0.5)
     mask = {"fine": None, "net": {"w": w > 0}}
@@ -662,6 +662,27 @@ def test_a_matrix_that_nothing_makes_positive_is_refused():
     match = "w: no damping makes its Gram matrix positive definite"
     with pytest.raises(ValueError, match=match):
         sparsegpt.prune({"w": w}, {"w": stats_of(w, gram)}, density=0.5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_or_spread(bad):
+    w, gram = drawn(6, 4)
+    params = {"fine": w, "net": {"w": w.copy()}}
+    params["net"]["w"][2, 1] = bad
+    stats = {"fine": stats_of(w, gram), "net": {"w": stats_of(w, gram)}}
+    mask = {"fine": w > 0, "net": {"w": np.ones((6, 4), bool)}}
+    mask["net"]["w"][2] = False
+    refused = functools.partial(
+        refuses, ValueError, "finite weights .*\n  net/w: 1 of 24"
+    )
+    refused(sparsegpt.prune, params, stats, density=0.5)
+    refused(sparsegpt.repair, params, mask, stats)
+    alone = {"fine": mask["fine"], "net": {"w": None}}  # what is left alone may be so
+    sparsegpt.repair(params, alone, stats)
+    left = np.asarray(repaired(params["net"]["w"], gram, mask["net"]["w"]))
+    spread = np.zeros((6, 4), bool)
+    spread[3:, 1] = True
+    np.testing.assert_array_equal(~np.isfinite(left), spread)
 
 
 # Bad input.
@@ -692,10 +713,24 @@ def test_bad_statistics_are_refused():
         run(ValueError, text, {**stats, "w": stats_of(w.T, np.eye(4))})
         alone = Statistics(np.ones(6, "f4"), DENSE, w.shape, gram=False)
         run(ValueError, ".*\n  w: norms alone", {**stats, "w": alone})
-        run(TypeError, ".*have statistics.*\n  w: float32", {**stats, "w": gram})
+        text = "every leaf .*`Statistics`.*`calibration.collect` .*\n  w: float32"
+        run(TypeError, text, {**stats, "w": gram})
+        run(ValueError, ".*of at least one kernel, .*, got none", None)
+        nothing = {**stats, "w": stats_of(w, 0 * gram)}
+        run(ValueError, "statistics of some data, but all sums are 0", nothing)
+        negative = {**stats, "w": stats_of(w, -np.eye(6, dtype="f4"))}
+        run(ValueError, ".*at least 0, got:\n  w: 6 of 6 are negative", negative)
         whole = {**params, "w": np.ones((6, 4), "i4")}
         run(TypeError, "every kernel .*floating.*\n  w: int32", stats, whole)
-    text = "`stats` with at least one kernel"
+    refuses(
+        ValueError,
+        ".*\n  `params` is NoneType",
+        sparsegpt.prune,
+        None,
+        stats,
+        density=0.5,
+    )
+    text = "`stats` of at least one kernel"
     none = {"w": None, "b": None}
     refuses(ValueError, text, sparsegpt.prune, params, none, density=0.5)
     text = ".*\n  b: no statistics"

@@ -1,11 +1,13 @@
 """Every complaint about arguments, made while tracing.
 
-Array values are not read, except counters and fractions that are not traced. Functions
-take `fn`, the public name to blame. A complaint about leaves names all of them by path;
-the paths are made into strings only then.
+Array values are not read, except counters and fractions that are not traced, and where
+inf or nan would spoil a result in silence. Functions take `fn`, the public name to
+blame. A complaint about leaves names all of them by path; the paths are made into
+strings only then.
 """
 
 from maskjax._core.checks._devices import beside, together
+from maskjax._core.checks._flat import flat
 from maskjax._core.checks._kinds import (
     IN_HYPERPARAMETERS,
     fits,
@@ -40,6 +42,7 @@ from maskjax._core.checks._leaves import (
     same_shapes,
     shaped_like,
 )
+from maskjax._core.checks._numbers import all_finite, finite, infinite, no_nan, read
 from maskjax._core.checks._structure import spread
 from maskjax._core.checks._values import (
     BY_VMAP,
@@ -47,6 +50,7 @@ from maskjax._core.checks._values import (
     counter,
     flags,
     floating,
+    function,
     known,
     not_negative,
     of_shape,
@@ -64,6 +68,7 @@ __all__ = [
     "BY_VMAP",
     "IN_HYPERPARAMETERS",
     "alike",
+    "all_finite",
     "at_least",
     "beside",
     "boolean",
@@ -72,11 +77,15 @@ __all__ = [
     "coefficients",
     "counter",
     "every",
+    "finite",
     "fits",
     "flags",
+    "flat",
     "floating",
     "floating_scores",
     "floating_where_masked",
+    "function",
+    "infinite",
     "is_floating",
     "is_inexact",
     "is_integer",
@@ -90,6 +99,7 @@ __all__ = [
     "masked",
     "matched",
     "members",
+    "no_nan",
     "not_negative",
     "of_shape",
     "one_of",
@@ -98,6 +108,7 @@ __all__ = [
     "packed_stack",
     "predicate",
     "raise_all",
+    "read",
     "row_weights",
     "rows",
     "same_kinds",

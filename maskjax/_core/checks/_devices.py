@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from maskjax._core import trees
+from maskjax._core.checks._flat import flat
 from maskjax._core.checks._kinds import listing
 from maskjax._core.packed import PackedMask
 
@@ -30,7 +31,7 @@ def together(*, fn: str, **given: Any) -> None:
         fn: The public function that errors blame.
         **given: Trees, by what that function calls them; not all leaves are arrays.
     """
-    places = [_place(leaf) for leaf in jax.tree.leaves(given)]
+    places = [_place(leaf) for leaf in flat(given, fn=fn)[0]]
     if not _alike(places):
         names = (path for path, _ in trees.named_leaves(given))
         found: dict[str, list[str]] = {}
@@ -82,7 +83,7 @@ def meeting(fn: str) -> str:
 
 def summed(tree: Any, *, fn: str) -> None:
     """No array of an Explicit mesh is unreduced, or reduced."""
-    if not any(map(_unfinished, jax.tree.leaves(tree))):
+    if not any(map(_unfinished, flat(tree, fn=fn)[0])):
         return
     raise listing(
         (

@@ -26,10 +26,14 @@ def listing(
 
 
 def kind_of(leaf: Any) -> str:
-    """What a leaf is, for a message."""
+    """What a leaf is, for a message. Of what takes long to print, the type alone."""
     if shaped(leaf):
         return f"{leaf.dtype} array of shape {tuple(leaf.shape)}"
-    return f"{type(leaf).__name__} {leaf!r}"
+    name, said = type(leaf).__name__, repr(leaf)
+    return f"{name} {said}" if len(said) <= _LONG and "\n" not in said else name
+
+
+_LONG = 120
 
 
 def shaped(leaf: Any) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from maskjax._core import trees
 from maskjax._core.checks._devices import apart, meeting, summed
+from maskjax._core.checks._flat import flat
 from maskjax._core.checks._kinds import (
     fits,
     is_floating,
@@ -38,18 +39,18 @@ def rows(
         ValueError: If the structures differ, naming the paths that are in one only, or
             if leaves at one place were put on different devices.
     """
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
+    leaves, treedef = flat(tree, fn=fn, is_leaf=is_leaf)
     columns = [leaves]
     for other, name in zip(others, names[1:], strict=True):
         try:
             columns.append(treedef.flatten_up_to(other))
         except ValueError as error:
+            flat(other, fn=fn)
             needs = f"`{fn}` needs `{names[0]}` and `{name}` of the same structure"
             lines = apart_at(tree, other, (names[0], name), is_leaf)
             raise listing(lines or [str(error)], needs) from error
     found = list(zip(*columns, strict=True))
     if others:
-        names = tuple(names)
         every(lambda *row: apart(row, names), found, tree, meeting(fn), is_leaf=is_leaf)
     for one in (tree, *others):
         summed(one, fn=fn)
@@ -68,9 +69,8 @@ def every(
     faults = [rule(*row) for row in found]
     if any(faults):
         named = zip(trees.paths(tree, is_leaf), faults, strict=True)
-        raise listing(
-            (f"{path}: {fault}" for path, fault in named if fault), needs, kind
-        )
+        lines = (f"{path or 'the root'}: {fault}" for path, fault in named if fault)
+        raise listing(lines, needs, kind)
 
 
 def chosen(

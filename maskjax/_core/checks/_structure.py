@@ -43,6 +43,13 @@ def spread(params: trees.Params, mask: trees.Mask) -> trees.Mask:
 
 def apart_at(first: Any, second: Any, names: tuple[str, str], is_leaf: Any) -> list:
     """In words, which paths only one tree has, or where their containers differ."""
+    alone = [
+        f"`{name}` is {_alone(tree)}"
+        for name, tree in zip(names, (first, second), strict=True)
+        if not _children(tree)
+    ]
+    if alone:
+        return alone
     mine = set(trees.paths(first, is_leaf))
     theirs = set(trees.paths(second, trees.is_mask_leaf))
     lines = _lines(mine, theirs, names)
@@ -56,6 +63,11 @@ def apart_at(first: Any, second: Any, names: tuple[str, str], is_leaf: Any) -> l
         below = {path for path in mine if path.startswith(f"{prefix}/")}
         mine, theirs = mine - below, theirs - ({prefix} if below else set())
     return [*kinds, *_lines(mine, theirs, names)] or lines
+
+
+def _alone(tree: Any) -> str:
+    """What stands where a tree should."""
+    return "empty" if tree is not None and not jax.tree.leaves(tree) else _name(tree)
 
 
 def _lines(mine: set[str], theirs: set[str], names: tuple[str, str]) -> list[str]:

@@ -136,7 +136,10 @@ def counter(value: Any, most: int, *, fn: str, name: str) -> None:
 
 
 def row_weights(weights: Any, *, fn: str) -> jax.Array:
-    """The weights of rows as an array; values that are known are checked."""
+    """The weights of rows as an array; values that are known are checked.
+
+    Others become nan where they are negative or not finite, and so do sums with them.
+    """
     if not shaped(weights):
         weights = np.asarray(weights)
     if not is_real(weights) and weights.dtype != bool:
@@ -150,7 +153,12 @@ def row_weights(weights: Any, *, fn: str) -> jax.Array:
             raise ValueError(
                 f"`{fn}` needs `weights` finite and at least 0, got {bad[0]}."
             )
-    return dtypes.as_array(weights)
+        return dtypes.as_array(weights)
+    if weights.dtype == bool:
+        return weights
+    own = weights.dtype if is_floating(weights) else jnp.zeros((), float).dtype
+    weights = weights.astype(dtypes.at_least_float32(own))
+    return jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan)
 
 
 def typed_key(key: Any, *, fn: str) -> None:
@@ -193,17 +201,30 @@ def own_keys(keys: Any, *, fn: str) -> None:
     )
 
 
+def function(
+    value: Any, of: str, *, fn: str, name: str, hint: str = "", optional: bool = False
+) -> None:
+    """Something that can be called; if `optional`, or None.
+
+    Args:
+        value: What should be a function.
+        of: What it takes and returns, for the message.
+        fn: The public function that errors blame.
+        name: What that function calls it.
+        hint: What to write.
+        optional: Whether None will do.
+    """
+    if not (callable(value) or optional and value is None):
+        said = f"`{fn}` needs `{name}` as a function `{of}`, got {kind_of(value)}."
+        raise TypeError(f"{said} {hint}".strip())
+
+
 def predicate(where: Any, *, fn: str, name: str = "where") -> None:
     """A function that chooses leaves, and not a name of theirs."""
-    if callable(where):
-        return
     hint = "Write `where.kernels`, for example."
     if isinstance(where, str):
         hint = f"Write `where.matching({where!r})`."
-    raise TypeError(
-        f"`{fn}` needs `{name}` as a function `(path, leaf) -> bool`, got "
-        f"{kind_of(where)}. {hint}"
-    )
+    function(where, "(path, leaf) -> bool", fn=fn, name=name, hint=hint)
 
 
 def structure(value: Any, *, fn: str, name: str = "structure") -> None:

@@ -38,8 +38,10 @@ def found(
         axes: The roles of the parameters' axes, for the mode "grams".
 
     Raises:
+        TypeError: If `apply` is no function.
         ValueError: If there are no inputs.
     """
+    checks.function(apply, "(params, *inputs) -> output", fn=fn, name="apply")
     if not inputs:
         raise ValueError(
             f"`{fn}` needs `inputs`, to tell data from parameters, got none."

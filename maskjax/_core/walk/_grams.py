@@ -299,4 +299,4 @@ def wide(array: Array, weights: Array | None) -> Array:
     if weights is None:
         return array
     rows = _sums.leading(weights, array)
-    return jnp.where(rows > 0, jnp.sqrt(rows) * array, 0)
+    return jnp.where(rows != 0, jnp.sqrt(rows) * array, 0)

@@ -47,7 +47,7 @@ def squares(array: Any, weights: Array | None = None) -> Array:
         return squares
     own = leading(weights, squares)
     # Rows of weight 0 may be inf or nan.
-    return jnp.where(own > 0, own * squares, 0)
+    return jnp.where(own != 0, own * squares, 0)
 
 
 def summed(array: Array, kept: Sequence[int]) -> Array:

@@ -1,5 +1,7 @@
 """What kept and removed weights are set to before the next training."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Scores of weights by their initial and final values."""
 
+from __future__ import annotations
+
 import functools
 
 import jax

@@ -1,5 +1,7 @@
 """Networks drawn and trained apart, with a key each."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Normal distributions that networks output, and their mixture."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

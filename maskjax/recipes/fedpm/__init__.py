@@ -19,7 +19,8 @@ Departures from the paper:
   * probabilities are clipped to [least, 1 - least], because scores of 0 and 1 are
     infinite; the authors' code counts a bit as 0.01 or 0.99 instead
   * the authors' code starts from normal scores; here they are 0
-  * a message says of which round and of which network it is, and others are refused
+  * a message says of which round and of which network it is, and others are refused;
+    so is one whose scores were nan
   * a round without messages leaves the probabilities as they are
 
 Bits. A message has one bit a weight, and 96 bits beside. `entropy` tells what a code

@@ -1,5 +1,7 @@
 """What a code could save of one bit a weight."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
@@ -30,7 +32,8 @@ def entropy(probabilities: Scores) -> Array:
 
     Raises:
         TypeError: If a leaf is not floating.
-        ValueError: If there is no leaf.
+        ValueError: If there is no leaf, or one has nan (unless traced: then the result
+            is nan).
 
     Example:
         >>> print(fedpm.entropy({"w": jnp.array([0.5, 1.0])}))
@@ -38,6 +41,7 @@ def entropy(probabilities: Scores) -> Array:
     """
     checks.floating_scores(probabilities, fn=FN + "entropy", name="probabilities")
     checks.together(fn=FN + "entropy", probabilities=probabilities)
+    checks.no_nan(probabilities, fn=FN + "entropy", name="probabilities")
     return _entropy(probabilities)
 
 

@@ -1,5 +1,7 @@
 """A client's part of a round: where it starts, and what it sends."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -13,6 +15,8 @@ from maskjax._core.trees import Array, Mask, Params, Scores, map_mask
 from maskjax.recipes.fedpm._fingerprint import fingerprint
 from maskjax.recipes.fedpm._state import FN, FedPMState, of_network, require_state
 
+NO_ROUND = -1
+
 
 @stored("maskjax.recipes.fedpm.Message")
 class Message(NamedTuple):
@@ -20,7 +24,7 @@ class Message(NamedTuple):
 
     Attributes:
         mask: A packed mask, one bit a weight.
-        round: int32, the round that it is for.
+        round: int32, the round that it is for; -1, which is none, if a score was nan.
         network: [2], uint32, a fingerprint of the client's weights.
     """
 
@@ -68,12 +72,15 @@ def message(
         key: A typed key, another one for each client and round.
 
     Returns:
-        The message, in arrays of its own.
+        The message, in arrays of its own. A score that is nan would be a vote against
+            its weight. Where scores are traced, such a message is of no round, so that
+            `aggregate` refuses it.
 
     Raises:
         TypeError: If `state` is not a `FedPMState`, a leaf of `scores` or a weight with
             a mask is not floating, or the key is not a typed key.
-        ValueError: If the weights or scores do not fit the state.
+        ValueError: If the weights or scores do not fit the state, or a score is known
+            to be nan.
 
     Example:
         >>> weights = {"w": jnp.ones((1, 3))}
@@ -94,10 +101,13 @@ def message(
     chosen = of_network(state, weights, fn=fn)
     given = {"state": state, "weights": chosen, "scores": scores, "key": key}
     checks.together(fn=fn, **given)
+    checks.no_nan(scores, fn=fn, name="scores")
     return _message(state.round, chosen, scores, key)
 
 
 @jax.jit
 def _message(turn: Array, weights: Params, scores: Scores, key: Array) -> Message:
     mask = select.bernoulli(map_mask(jax.nn.sigmoid, scores), key=key)  # 4.
-    return Message(packing.pack(mask), jnp.copy(turn), fingerprint(weights))
+    lost = [jnp.any(jnp.isnan(s)) for s in jax.tree.leaves(scores)]
+    turn = jnp.where(jnp.any(jnp.stack(lost)), NO_ROUND, turn)
+    return Message(packing.pack(mask), turn, fingerprint(weights))

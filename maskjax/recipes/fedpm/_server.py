@@ -1,5 +1,7 @@
 """The server's part of a round: from messages to new probabilities."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 
@@ -11,7 +13,7 @@ from jax.typing import ArrayLike
 from maskjax import stacking
 from maskjax._core import checks, dtypes, placement
 from maskjax._core.trees import Array, map_mask
-from maskjax.recipes.fedpm._client import Message
+from maskjax.recipes.fedpm._client import NO_ROUND, Message
 from maskjax.recipes.fedpm._state import FN, FedPMState, require_state
 
 
@@ -52,7 +54,8 @@ def aggregate(
             `participates` is not boolean, or an option is not a number.
         ValueError: If the masks do not fit, the messages disagree about K, an option is
             out of range, or it is known that a message is of another round or another
-            network. Under `jit` such messages are dropped, and counted in `refused`.
+            network, or was made of scores with nan. Under `jit` such messages are
+            dropped, and counted in `refused`.
 
     Example:
         >>> weights, key = {"w": jnp.ones((1, 2))}, jax.random.key(0)
@@ -117,15 +120,18 @@ def _refuse(
     if not all(map(checks.is_readable, told)):
         return
     turn, network, turns, networks, some = jax.device_get(told)
-    lines = [
-        f"client {k}: round {turns[k]}, not {turn}"
-        if turns[k] != turn
-        else f"client {k}: other weights"
-        for k in range(len(turns))
-        if (some is None or some[k])
-        and (turns[k] != turn or np.any(networks[k] != network))
-    ]
-    checks.raise_all(lines, f"`{fn}` needs messages of this round and network")
+
+    def why(k: int) -> str | None:
+        if some is not None and not some[k]:
+            return None
+        if turns[k] == NO_ROUND:
+            return f"client {k}: its scores were nan"
+        if turns[k] != turn:
+            return f"client {k}: round {turns[k]}, not {turn}"
+        return f"client {k}: other weights" if np.any(networks[k] != network) else None
+
+    needs = f"`{fn}` needs messages of this round and network"
+    checks.raise_all(map(why, range(len(turns))), needs)
 
 
 @functools.partial(jax.jit, static_argnames=("prior", "least"))

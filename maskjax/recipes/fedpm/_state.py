@@ -1,5 +1,7 @@
 """What the server knows between two rounds."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +30,7 @@ class FedPMState(NamedTuple):
         received: int32, how many masks these are.
         round: int32, how many rounds are over.
         refused: int32, how many messages were dropped under `jit` because they were of
-            another round or another network.
+            another round or another network, or made of scores with nan.
         network: [2], uint32, a fingerprint of the weights.
     """
 

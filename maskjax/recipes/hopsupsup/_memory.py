@@ -1,5 +1,7 @@
 """A Hopfield network for each layer: masks stored, and their energy."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, Literal, NamedTuple
 

@@ -1,5 +1,7 @@
 """The search for a stored mask by gradient descent."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

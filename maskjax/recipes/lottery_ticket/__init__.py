@@ -24,6 +24,8 @@ Departures from the paper:
     {'w': Array([[ 0., -1.,  0.]], dtype=float32)}
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

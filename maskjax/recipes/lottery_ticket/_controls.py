@@ -1,5 +1,7 @@
 """A training under a mask, and the controls that a ticket is compared with."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args

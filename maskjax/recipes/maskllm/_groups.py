@@ -74,28 +74,9 @@ def with_logits(
         f"`{fn}` needs `logits` of these parameters, from `init` with the same "
         "structure and `where`",
     )
-    checks.raise_all(
-        (
-            f"{kernel.path}: {_infinite(x)} of {x.size} are not finite"
-            for kernel, x in zip(found, own, strict=True)
-            if _infinite(x)
-        ),
-        f"`{fn}` needs finite `logits`",
-    )
+    named = {kernel.path: x for kernel, x in zip(found, own, strict=True)}
+    checks.finite(named, f"`{fn}` needs finite `logits`", "logits")
     return list(zip(found, own, strict=True))
-
-
-def _infinite(x: Any) -> int:
-    """How many numbers are not finite, as far as that is known."""
-    if not checks.is_readable(x):
-        return 0
-    with jax.ensure_compile_time_eval():  # known logits may come in while tracing
-        return int(_count(x))
-
-
-@jax.jit
-def _count(x: Array) -> Array:
-    return jnp.sum(~jnp.isfinite(x))
 
 
 def shape_of(kernel: Kernel) -> tuple[int, ...]:

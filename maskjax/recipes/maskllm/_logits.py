@@ -1,5 +1,7 @@
 """Where the logits start: at random, or near a mask that is known already: 1."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 
@@ -34,7 +36,8 @@ def init(
             than the average pattern it shares with it. `None`, for all or for a leaf:
             all patterns are equally likely.
         structure: n of every m inputs of each output are kept. Every group has
-            m! / (n! (m - n)!) logits, 6 for 2:4; at most 256.
+            m! / (n! (m - n)!) logits, 6 for 2:4; at most 256. Pass the same value to
+            `soft_mask` and `mask`: plain arrays can't tell 1:4 from 3:4.
         strength: How strongly the prior is believed, in deviations of the logits.
         deviation: The standard deviation of the logits at the start.
         where: Which leaves are kernels, and what their axes mean.

@@ -1,5 +1,7 @@
 """The mask while its logits are trained, and at the end."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Sequence
@@ -48,7 +50,8 @@ def soft_mask(
             lower, the closer a mix is to a single pattern.
         scales: What the logits are multiplied by, at the beginning and at the end,
             above 0: the higher, the less random the choice.
-        structure: As for `init`.
+        structure: As for `init`, the same value. Logits tell how many patterns there
+            are, and n:m has as many as (m - n):m: those of 1:4 would pass for 3:4.
         where: As for `init`; `logits` says which leaves have a mask.
         key: A typed key, a new one for each step; every leaf gets its own.
 
@@ -99,7 +102,8 @@ def mask(
     Args:
         logits: From `init`, after training.
         params: The parameters. Only shapes are used.
-        structure: As for `init`.
+        structure: As for `init`, the same value. Logits tell how many patterns there
+            are, and n:m has as many as (m - n):m: those of 1:4 would pass for 3:4.
         where: As for `init`; `logits` says which leaves have a mask.
 
     Returns:

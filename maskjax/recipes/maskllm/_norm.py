@@ -1,5 +1,7 @@
 """The term that keeps the weights that stay large: 3."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

@@ -1,5 +1,7 @@
 """Masks on the inputs of kernels, for networks without layers that mask features."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 import math

@@ -1,5 +1,7 @@
 """Which member each sample of a batch passes through in training."""
 
+from __future__ import annotations
+
 import functools
 
 import jax

@@ -1,5 +1,7 @@
 """Dropout masks: one, or one for each member."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any
 

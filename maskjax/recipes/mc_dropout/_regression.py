@@ -1,5 +1,7 @@
 """Regression with MC-dropout: moments, likelihood, and the precision of the noise."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

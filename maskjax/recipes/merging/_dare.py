@@ -1,5 +1,7 @@
 """DARE: drop random entries of task vectors, and rescale the others."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

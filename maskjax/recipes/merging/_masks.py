@@ -1,5 +1,7 @@
 """Which entries of a merged vector a task uses, and which several tasks use."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

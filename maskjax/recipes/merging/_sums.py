@@ -1,5 +1,7 @@
 """Sums and means of task vectors."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

@@ -1,5 +1,7 @@
 """TIES: trim, elect a sign, average what agrees with it."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

@@ -1,5 +1,7 @@
 """From networks to task vectors, and back."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -35,6 +35,8 @@ Departures from the paper:
     Array([ True, False], dtype=bool)
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Adapting to the tasks of a batch, and averaging over them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """How many weights each task will own."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

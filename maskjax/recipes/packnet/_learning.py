@@ -1,5 +1,7 @@
 """The phases of one task: begin, prune, commit."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any, Literal, NamedTuple
 
@@ -95,8 +97,7 @@ def prune(
     """Free the task's smallest weights: 2.
 
     Warns if the task keeps no weights, leaves none for later tasks, or is the first
-    task and keeps none in some leaf; but not if arrays are traced. `allotment` tells
-    before training.
+    task and keeps none in some leaf; not if arrays are traced (see `allotment`).
 
     Args:
         training: The task, from `begin`.

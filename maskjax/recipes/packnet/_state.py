@@ -1,5 +1,7 @@
 """The network between two tasks: who owns which weight."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """A penalty on the distance from the source's parameters."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

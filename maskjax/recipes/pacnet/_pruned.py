@@ -1,5 +1,7 @@
 """The source's network without all but its largest weights."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any, NamedTuple
 

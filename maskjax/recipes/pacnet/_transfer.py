@@ -1,5 +1,7 @@
 """From the source's network to that of both tasks."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, Literal, NamedTuple
 

@@ -8,7 +8,7 @@ import jax
 from maskjax._core import checks, trees
 from maskjax._core.axes import Axes
 from maskjax._core.trees import Array, Params
-from maskjax.calibration import Statistics
+from maskjax.calibration import Statistics, _sound
 
 
 class Kernel(NamedTuple):
@@ -27,28 +27,33 @@ def of(
 
     Raises:
         TypeError: If one is not floating, or has something else for statistics.
-        ValueError: If there is none, the trees do not fit, or one has no Gram matrix.
+        ValueError: If there is none, the trees do not fit, one has no Gram matrix, or,
+            as far as they are known, one such as no data give, or weights are inf or
+            nan.
     """
+    _sound.kernels(stats, fn=fn)
     pairs = checks.rows(params, stats, fn=fn, names=("params", "stats"))
     if picks is None:
         picks = [found is not None for _, found in pairs]
-    if not any(picks):
-        raise ValueError(f"`{fn}` needs `stats` with at least one kernel, got none.")
     rows = [(*pair, pick) for pair, pick in zip(pairs, picks, strict=True)]
     needs = f"`{fn}` needs every kernel that it prunes"
-    checks.every(_other, rows, params, f"{needs} to have statistics", TypeError)
     checks.every(_misfit, rows, params, f"{needs} to have a Gram matrix of its inputs")
     checks.every(_not_floating, rows, params, f"{needs} to be floating", TypeError)
     sums = [found.sums if pick else None for _, found, pick in rows]
     sums = jax.tree.structure(params).unflatten(sums)
     checks.rows(params, sums, fn=fn, names=("params", "stats"))
-    return [
+    kernels = [
         Kernel(i, path, w, found)
         for i, (path, (w, found, pick)) in enumerate(
             zip(trees.paths(params), rows, strict=True)
         )
         if pick
     ]
+    weights = {kernel.path: kernel.w for kernel in kernels}
+    _sound.refuse(stats, fn=fn, chosen=weights)
+    needs = f"`{fn}` needs finite weights (one that is not spoils its output)"
+    checks.finite(weights, needs, "weights")
+    return kernels
 
 
 class Told(NamedTuple):
@@ -62,11 +67,6 @@ class Told(NamedTuple):
     def axes(self, path: str, leaf: Any) -> Axes:
         """The axes of a kernel."""
         return self.known[path]
-
-
-def _other(w: Any, found: Any, pick: bool) -> str | None:  # noqa: FBT001
-    fine = not pick or found is None or isinstance(found, Statistics)
-    return None if fine else checks.kind_of(found)
 
 
 def _misfit(w: Any, found: Any, pick: bool) -> str | None:  # noqa: FBT001

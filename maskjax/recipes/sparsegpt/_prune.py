@@ -1,5 +1,7 @@
 """The choice of what goes, and the repair of what stays."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -50,7 +52,10 @@ def prune(
             diagonal's mean. May be traced.
         block: How many inputs are decided on at once. Each block has its share of the
             weights that are kept. It has no influence on N:M patterns.
-        where: Which kernels to prune; `None`: all that have statistics.
+        where: Which kernels to prune; `None`: all that have statistics. It is not asked
+            what the axes mean: the statistics know. `storage.save_params` and `select`
+            do ask, so pass them `where.traced(apply, params, *inputs)` if names do not
+            tell.
 
     Returns:
         The parameters, the mask, and the damping that was used. Leaves that are not
@@ -62,9 +67,13 @@ def prune(
         TypeError: If `density` is missing or not a number, a kernel is not floating, or
             an argument is of another kind.
         ValueError: If `stats` does not fit `params`, a kernel has no Gram matrix, or
-            one that is not finite or, damped, has no Cholesky factor (unless traced:
-            then `damping` in the result is infinite); if `density` is outside [0, 1]
-            or nan; or if m does not divide the inputs of a kernel.
+            one that, damped, has no Cholesky factor; if `calibration.check` refuses
+            `stats`; if weights of a kernel are inf or nan; if `density` is outside
+            [0, 1] or nan; or if m does not divide the inputs of a kernel. Traced values
+            are not looked at: of a matrix that is not finite, or has no factor,
+            `damping` in the result is infinite; inputs whose sum of squares is not
+            above 0 never fire; and of an output with a weight that is inf or nan, the
+            weights that stay after it are so too.
 
     Example:
         >>> from maskjax import calibration

@@ -1,5 +1,7 @@
 """The repair of what a mask of any origin leaves."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +46,8 @@ def repair(
         TypeError: If the mask is not boolean, a kernel not floating, or an argument of
             another kind.
         ValueError: If the trees do not fit, or a kernel with a mask has no Gram matrix,
-            or one that can't be used, as in `prune`.
+            or one that can't be used, or weights that are inf or nan, also if the mask
+            removes them. What is traced is treated as in `prune`.
 
     Example:
         >>> from maskjax import calibration

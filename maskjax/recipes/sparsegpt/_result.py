@@ -1,5 +1,7 @@
 """What comes back, and the refusal of matrices that could not be used."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,11 +40,11 @@ def finished(
 ) -> Pruned:
     """The trees, once it is certain that all matrices could be used, if it is known."""
     lines = [
-        f"{kernel.path}: {_reason(kernel)}"
+        f"{kernel.path}: no damping makes its Gram matrix positive definite"
         for kernel, found in zip(kernels, done, strict=True)
         if checks.is_readable(found.damping) and np.any(np.isinf(found.damping))
     ]
-    checks.raise_all(lines, f"`{fn}` needs Gram matrices that are finite and positive")
+    checks.raise_all(lines, f"`{fn}` needs Gram matrices that are positive")
     leaves, treedef = jax.tree.flatten(params)
     mask: list[Any] = [None] * len(leaves)
     used: list[Any] = [None] * len(leaves)
@@ -50,9 +52,3 @@ def finished(
         leaves[kernel.place] = found.w
         mask[kernel.place], used[kernel.place] = found.mask, found.damping
     return Pruned(*map(treedef.unflatten, (leaves, mask, used)))
-
-
-def _reason(kernel: Kernel) -> str:
-    if not np.all(np.isfinite(kernel.stats.sums)):
-        return "its Gram matrix is not finite"
-    return "no damping makes its Gram matrix positive definite"

@@ -1,5 +1,7 @@
 """Whether a batch is of an old task or of a new one."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args

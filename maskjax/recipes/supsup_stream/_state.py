@@ -1,5 +1,7 @@
 """What a learner without task ids carries from batch to batch."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """The phases of one task: begin, commit."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """The mask of a task that is being learned."""
 
+from __future__ import annotations
+
 from maskjax import select
 from maskjax._core.trees import Density, Mask, Predicate, Scores, SoftMask
 from maskjax.recipes._highest import highest, soft_highest

@@ -1,5 +1,7 @@
 """The network between two tasks: its weights, and the masks of the tasks so far."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
