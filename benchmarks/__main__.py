@@ -147,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     sizes = parser.add_mutually_exclusive_group()
     for size, text in {
         "quick": "train for so little time that numbers mean little",
-        "full": "train for as long, and as many seeds, as for published lines: about "
-        "an hour and a half on two cores (default: about three minutes)",
+        "full": "train for as long, and as many seeds, as for published lines: "
+        "more than an hour on two cores (default: about three minutes)",
     }.items():
         how = {"dest": "size", "const": size, "default": "default", "help": text}
         sizes.add_argument(f"--{size}", action="store_const", **how)
