@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "myst_nb",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_templates", "jupyter_execute"]
 templates_path = ["_templates"]
@@ -30,6 +31,10 @@ html_title = f"{project} {release}"
 _COPIES = ROOT / "docs" / "notebooks"
 shutil.rmtree(_COPIES, ignore_errors=True)
 shutil.copytree(ROOT / "notebooks", _COPIES, ignore=shutil.ignore_patterns(".*"))
+
+# What is copied from a snippet is what to type: no prompts, no outputs.
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 # Notebooks are shown with the outputs that are committed: tests run them, not the site.
 nb_execution_mode = "off"
