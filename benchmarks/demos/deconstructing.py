@@ -208,7 +208,7 @@ def _draw_masks(context: Context, numbers: dict[str, Any]) -> str:
     variants = {f"{n}, signed constants": x for n, x in numbers["constants"].items()}
     variants |= {SIGNED: numbers["untrained"][SIGNED]}
     more = {name: 100 * (x - found["large_final"]) for name, x in variants.items()}
-    how["ylabel"] = "accuracy minus that of large_final: points"
+    how["ylabel"] = "points more than large_final: mean and range"
     _pictures.curves(added, densities, more, **how)
     return _pictures.save(drawn, context, "deconstructing_supermasks")
 
