@@ -358,4 +358,4 @@ def _short(group: str) -> str:
     return group.removeprefix("params/").replace("/kernel", "")
 
 
-DEMO = Demo("compaction", "units taken out of a network", run, seconds=110)
+DEMO = Demo("compaction", "units taken out of a network", run, seconds=32, alone=True)

@@ -148,4 +148,9 @@ def _masks(
     }
 
 
-DEMO = Demo("criteria", "scores from data (SNIP, GraSP, SynFlow, Fisher, Wanda)", run)
+DEMO = Demo(
+    "criteria",
+    "scores from data (SNIP, GraSP, SynFlow, Fisher, Wanda)",
+    run,
+    seconds=13,
+)

@@ -213,4 +213,6 @@ def _draw_masks(context: Context, numbers: dict[str, Any]) -> str:
     return _pictures.save(drawn, context, "deconstructing_supermasks")
 
 
-DEMO = Demo("deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run)
+DEMO = Demo(
+    "deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run, seconds=9
+)

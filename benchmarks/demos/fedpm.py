@@ -287,5 +287,5 @@ DEMO = Demo(
     "fedpm",
     "FedPM: federated masks, a bit a weight and round (Isik, Pase et al., 2023)",
     run,
-    seconds=10,
+    seconds=9,
 )

@@ -397,4 +397,4 @@ def _draw(context: Context, patterns: dict[str, Any], inputs: dict[str, Any]) ->
     return _pictures.save(drawn, context, "learned_masks")
 
 
-DEMO = Demo("learned", "learned N:M masks, hard concrete gates", run, seconds=20)
+DEMO = Demo("learned", "learned N:M masks, hard concrete gates", run, seconds=19)

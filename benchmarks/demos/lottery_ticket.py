@@ -257,4 +257,4 @@ def _draw_accuracy(context: Context, numbers: dict[str, Any]) -> str:
     return _pictures.save(figure, context, "lottery_ticket_accuracy")
 
 
-DEMO = Demo("lottery_ticket", "lottery tickets (Frankle & Carbin 2019)", run)
+DEMO = Demo("lottery_ticket", "lottery tickets (Frankle & Carbin 2019)", run, seconds=8)

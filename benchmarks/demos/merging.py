@@ -396,5 +396,5 @@ DEMO = Demo(
     "merging",
     "merging: TALL-masks, TIES, DARE, task arithmetic (Wang et al., 2024, and others)",
     run,
-    seconds=12,
+    seconds=11,
 )

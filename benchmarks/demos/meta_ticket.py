@@ -362,5 +362,6 @@ DEMO = Demo(
     "meta_ticket",
     "Meta-ticket and MAML (Chijiwa et al. 2022, Finn et al. 2017)",
     run,
+    seconds=13,
     uses=("omniglot",),
 )

@@ -307,5 +307,6 @@ DEMO = Demo(
     "packnet",
     "PackNet: many tasks in one network by pruning (Mallya & Lazebnik, 2018)",
     run,
+    seconds=8,
     uses=("tasks",),
 )

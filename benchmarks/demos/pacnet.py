@@ -276,5 +276,8 @@ def _draw(context: Context, found: dict[str, Any]) -> str:
 
 
 DEMO = Demo(
-    "pacnet", "PAC-Net: few samples, and the source kept (Myung et al., 2022)", run
+    "pacnet",
+    "PAC-Net: few samples, and the source kept (Myung et al., 2022)",
+    run,
+    seconds=4,
 )

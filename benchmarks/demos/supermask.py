@@ -170,4 +170,4 @@ def _of_rungs(values: Array) -> dict[str, np.ndarray]:
     return dict(zip(LADDER, np.asarray(values).reshape(len(LADDER), -1), strict=True))
 
 
-DEMO = Demo("supermask", "learned supermasks (Zhou et al. 2019)", run, seconds=15)
+DEMO = Demo("supermask", "learned supermasks (Zhou et al. 2019)", run, seconds=5)

@@ -275,5 +275,6 @@ DEMO = Demo(
     "supsup",
     "SupSup: supermasks in superposition (Wortsman et al., 2020)",
     run,
+    seconds=9,
     uses=("tasks",),
 )

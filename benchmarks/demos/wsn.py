@@ -373,6 +373,6 @@ DEMO = Demo(
     "wsn",
     "WSN: weights and masks of many tasks learn together (Kang et al., 2022)",
     run,
-    seconds=15,
+    seconds=13,
     uses=("tasks",),
 )

@@ -230,4 +230,6 @@ def _draw(context: Context, numbers: dict[str, Any]) -> str:
     return _pictures.save(drawn, context, "sentence_encoder")
 
 
-DEMO = Demo("sentence_encoder", "a trained encoder, pruned without training", run, 120)
+DEMO = Demo(
+    "sentence_encoder", "a trained encoder, pruned without training", run, seconds=110
+)

@@ -242,4 +242,4 @@ def _draw_reliability(context: Context, problem: Problem, told: dict[str, Told])
 
 
 TITLE = "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)"
-DEMO = Demo("uncertainty", TITLE, run, uses=("omniglot",))
+DEMO = Demo("uncertainty", TITLE, run, seconds=9, uses=("omniglot",))
