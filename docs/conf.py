@@ -6,6 +6,8 @@ import shutil
 import sys
 import tomllib
 
+from docutils import nodes
+
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the API of this checkout
 
@@ -104,6 +106,13 @@ def _indent(line):
     return len(line) - len(line.lstrip())
 
 
+def _highlighted(app, doctree):
+    """Snippets of pages, which are indented, as Python sessions."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.astext().startswith(">>> "):
+            block["language"] = "pycon"
+
+
 def _skip(app, what, name, obj, skip, options):
     """Fields of named tuples are said in the docstring of their class."""
     return True if type(obj).__name__ == "_tuplegetter" else None
@@ -114,4 +123,5 @@ def setup(app):
     app.connect("source-read", _links)
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-skip-member", _skip)
+    app.connect("doctree-read", _highlighted)
     return {"parallel_read_safe": True}
