@@ -238,11 +238,11 @@ def _draw_search(context: Context, width: int, agreement: np.ndarray) -> str:
     return _pictures.plot(
         context,
         "hopsupsup_search",
-        f"HopSupSup: the search for a mask, width {width}, {context.data.name}",
+        f"HopSupSup: a search for stored masks, width {width}, {context.data.name}",
         range(1, SEARCH_STEPS + 1),
         {"right task": own.T, "nearest of the others": np.transpose(others)},
         xlabel="step",
-        ylabel=f"entries equal to a stored mask: mean and range of {len(tasks)} tasks",
+        ylabel=f"fraction of equal entries: mean and range of {len(tasks)} tasks",
     )
 
 

@@ -188,7 +188,7 @@ def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) ->
         found = {METHODS[name]: curve[:, i] for name, curve in curves.items()}
         how = {"title": f"density {density:g}", "xlabel": "epoch"}
         how |= {"levels": {"dense, in the end": dense[-1]}, "seeds": context.seeds}
-        how |= {"legend": None if i else "lower right"}
+        how |= {"legend": None, "ylabel": ""} if i else {"legend": "lower right"}
         _pictures.curves(axes, range(len(dense)), found, **how)
     return _pictures.save(drawn, context, "pruning_training")
 
