@@ -22,5 +22,6 @@ def test_a_large_kernel_stays_where_it_is(kind):
     assert {kind for kind, _ in found["collectives"]} <= {"all-reduce"}
     assert max(max(sizes) for _, sizes in found["collectives"]) <= 64  # counts alone
     matrix = 4 * large.SIZE**2  # bytes; each chip has the Gram matrix, and a quarter
-    assert found["temporary"] <= 4 * matrix
+    # Four of its size, 256 MiB, and 3 MiB for the rows at work.
+    assert found["temporary"] <= 4.1 * matrix
     assert found["code"] <= 12 * 2**20
