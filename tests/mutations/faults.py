@@ -1967,6 +1967,14 @@ FAULTS = (
         ("test_optim.py",),
     ),
     Fault(
+        "packed-masks-of-sharded-kernels",
+        "sparsegpt.repair: a packed mask is no mask for a kernel that is sharded.",
+        "recipes/sparsegpt",
+        "jnp.broadcast_to(placement.alike(mask, kernel.w), kernel.w.shape)",
+        "jnp.broadcast_to(mask, kernel.w.shape)",
+        ("test_everywhere.py",),
+    ),
+    Fault(
         "compiler-shards-as-it-likes",
         "select.random: on an Auto mesh, draws are not sharded as their parameters.",
         "_core/sharded",
