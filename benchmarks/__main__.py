@@ -9,7 +9,6 @@ import pathlib
 import platform
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 from rich import console as rich_console
 
-from benchmarks import _compiling, _data, _episodes, _report
+from benchmarks import _compiling, _data, _episodes, _report, _running
 from benchmarks._registry import Context, Demo, Outcome, Progress
 from benchmarks.demos import DEMOS
 from benchmarks.speed import _results
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Progress(chosen, console) as bars:
         how = options.size, options.out, bars, options.tasks, omniglot
         context = Context(data, *how)
-        found, record, stopped = _run(context, chosen)
+        found, record, stopped = _run(context, chosen, _jobs(options))
     if options.record:
         _record_lines(context, found)
     console.print(_report.summary(record))
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(
-    context: Context, chosen: Sequence[Demo]
+    context: Context, chosen: Sequence[Demo], jobs: int
 ) -> tuple[Found, dict[str, Any], bool]:
     """What each finds; what results.json holds; and whether the run was stopped.
 
@@ -72,17 +71,21 @@ def _run(
     missing: Missing = {demo: "not run" for demo in chosen}
     record = _written(context, found, missing)
     try:
-        for demo in chosen:
-            try:
-                found[demo] = context.bars.run(demo, context)
+        for demo, outcome, seconds in _running.outcomes(context, chosen, jobs):
+            if outcome:
+                found[demo] = outcome, seconds
                 del missing[demo]
-            except Exception:
-                traceback.print_exc()
+            else:
                 missing[demo] = "failed"
             record = _written(context, found, missing)
     except KeyboardInterrupt:
         return found, record, True
     return found, record, False
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    """Seconds that are recorded are those of a demonstration alone."""
+    return options.jobs or (1 if options.record else _running.processes())
 
 
 def _written(context: Context, found: Found, missing: Missing) -> dict[str, Any]:
@@ -144,17 +147,29 @@ def _parser() -> argparse.ArgumentParser:
     sizes = parser.add_mutually_exclusive_group()
     for size, text in {
         "quick": "train for so little time that numbers mean little",
-        "full": "train for as long, and as many seeds, as for published lines: about "
-        "an hour on two cores (default: about six minutes)",
+        "full": "train for as long, and as many seeds, as for published lines: "
+        "more than an hour on two cores (default: about three minutes)",
     }.items():
         how = {"dest": "size", "const": size, "default": "default", "help": text}
         sizes.add_argument(f"--{size}", action="store_const", **how)
     text = "where results.json and pictures go (default: out)"
     add("--out", default=pathlib.Path("out"), metavar="DIR", help=text, **path)
+    text = (
+        "how many run side by side (default: one for each core, four at most; 1 on "
+        "accelerators and with --record)"
+    )
+    add("--jobs", type=_at_least_one, metavar="N", help=text)
     text = "also append what was measured to benchmarks/results"
     add("--record", action="store_true", help=text)
     add("--list", action="store_true", help="name the demonstrations and stop")
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
+    return number
 
 
 def _at_least_two(text: str) -> int:
@@ -192,10 +207,14 @@ def _record(context: Context, found: Found, missing: Missing) -> dict[str, Any]:
             | {"rows": [row._asdict() for row in outcome.rows]}
             | {"settings": outcome.settings, "numbers": outcome.numbers}
             | {"pictures": outcome.pictures, "verdict": outcome.verdict}
-            for demo, (outcome, seconds) in found.items()
+            for demo, (outcome, seconds) in _in_order(found)
         },
         "missing": {demo.name: why for demo, why in missing.items()},
     }
+
+
+def _in_order(found: Found) -> list[tuple[Demo, tuple[Outcome, float]]]:
+    return [(demo, found[demo]) for demo in DEMOS if demo in found]
 
 
 def _record_lines(context: Context, found: Found) -> None:

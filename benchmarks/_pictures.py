@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from benchmarks._registry import Context
@@ -19,11 +20,11 @@ def page(
     columns: int = 1,
     *,
     size: tuple[float, float] | None = None,
-    sharey: bool = False,
+    **shared: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with so many plots beside one another, [columns], each with a grid."""
     drawn = Figure(figsize=size or (3.5 + 4 * columns, 4.8), layout="constrained")
-    plots = drawn.subplots(1, columns, squeeze=False, sharey=sharey)[0]
+    plots = drawn.subplots(1, columns, squeeze=False, **shared)[0]
     for axes in plots:
         axes.grid(visible=True, alpha=0.3)
         axes.set_axisbelow(True)
@@ -73,7 +74,7 @@ def curves(
         levels: Values by label; their means are horizontal dotted lines, in black.
         density: Ticks; the horizontal axis is the density then.
         seeds: How many they are; the vertical axis is test accuracy then.
-        legend: Where it goes; `None` for none.
+        legend: Where it goes, or "beside" or "below" the axes; `None` for none.
         settings: For `axes.set`, as `xlabel`.
     """
     for label, value in (levels or {}).items():
@@ -84,17 +85,43 @@ def curves(
         (line,) = axes.plot(at, values.mean(1), label=label, **how)
         band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
         axes.fill_between(at, values.min(1), values.max(1), **band)
-    if density is not None:
+    if density is None:
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    else:
         axes.set(xlabel="density (fraction of weights kept)", xscale="log")
         axes.set_xticks(density)
-        axes.xaxis.set_major_formatter(_percent)
+        axes.xaxis.set_major_formatter(PERCENT)
         axes.xaxis.set_minor_locator(ticker.NullLocator())
     if seeds is not None:
-        axes.yaxis.set_major_formatter(_percent)
         axes.set_ylabel(f"test accuracy: mean and range of {seeds} seeds")
     axes.set(**settings)
-    if legend:
+    if seeds is not None:  # after a scale, which has formatters of its own
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    if legend == "beside":
+        beside(axes)
+    elif legend == "below":
+        below(axes)
+    elif legend:
         axes.legend(loc=legend)
+
+
+def beside(axes: Axes) -> None:
+    """A legend to the right of the axes, where it hides nothing."""
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def below(axes: Axes) -> None:
+    """A legend below the axes, where there are several plots."""
+    columns = 1 if len(axes.get_legend_handles_labels()[1]) < 4 else 2
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=columns)
+
+
+def plain(axis: Axis, ticks: Sequence[float]) -> None:
+    """Numbers as they are written on a logarithmic axis, not powers of ten."""
+    axis.set_major_locator(ticker.FixedLocator(ticks))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def errorbars(
@@ -112,6 +139,6 @@ def errorbars(
 
 
 @ticker.FuncFormatter
-def _percent(value: float, position: int) -> str:
+def PERCENT(value: float, position: int) -> str:
     del position
     return f"{100 * value:.4g}%"

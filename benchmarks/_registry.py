@@ -47,15 +47,19 @@ class Demo(NamedTuple):
     name: str  # as given to `--only`
     title: str  # the system, and the paper it is from
     run: "Callable[[Context], Outcome]"
-    seconds: float = 20.0  # about how long the default size takes, for the bar
+    seconds: float  # about how long the default size takes on two cores, alone
     uses: tuple[str, ...] = ()  # options that only some demonstrations obey
+    alone: bool = False  # whether it measures time, which others beside it would take
 
 
 class Progress:
-    """One bar over all demonstrations; without a terminal, a line for each."""
+    """One bar over all demonstrations; without a terminal, a line as each ends."""
 
     def __init__(self, demos: Sequence[Demo], console: rich_console.Console):
-        self._weights, self._spent = [demo.seconds for demo in demos], []
+        self._count, self._ended = len(demos), 0
+        self._all, self._done = sum(demo.seconds for demo in demos), 0.0
+        self._running: list[Demo] = []
+        self._began = self._last = time.perf_counter()
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -64,7 +68,7 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=sum(self._weights), left="")
+        self._task = self._bar.add_task("", total=self._all, left="")
 
     def __enter__(self) -> "Progress":
         """Show the bar."""
@@ -75,37 +79,40 @@ class Progress:
         """Leave the bar as it is."""
         self._bar.stop()
 
-    def run(self, demo: Demo, context: "Context") -> tuple[Outcome, float]:
-        """What a demonstration finds, and how many seconds that took."""
-        self._began = time.perf_counter()
-        self._move(demo.name)
-        try:
-            outcome = demo.run(context)
-        finally:
-            self._spent.append(seconds := time.perf_counter() - self._began)
-            self._began += seconds
-            self._move(demo.name)
+    def begin(self, demo: Demo) -> None:
+        """A demonstration has begun, maybe beside others."""
+        self._running.append(demo)
+        self.tick()
+        self._bar.refresh()
+
+    def end(self, demo: Demo, verdict: str, seconds: float) -> None:
+        """A demonstration has ended."""
+        self._running.remove(demo)
+        self._ended += 1
+        self._done += demo.seconds
+        self._last = time.perf_counter()
+        self.tick()
+        self._bar.refresh()
         if self._bar.disable:
-            place = f"{len(self._spent)}/{len(self._weights)}"
-            told = f"{demo.name}: {outcome.verdict}, {seconds:.1f} s"
-            print(f"{place} {told}", flush=True)
-        return outcome, seconds
+            told = f"{demo.name}: {verdict}, {seconds:.1f} s"
+            print(f"{self._ended}/{self._count} {told}", flush=True)
 
     def track(self, items: Iterable[Any], description: str) -> Iterator[Any]:
         """The items one by one; the bar says how many of them are done."""
         items = list(items)
         for i, item in enumerate(items):
-            self._move(f"{description} {i}/{len(items)}")
+            self.tick(f"{description} {i}/{len(items)}")
             yield item
 
-    def _move(self, description: str) -> None:
-        """Within a demonstration the bar follows the clock, at the pace so far."""
-        count, weights = len(self._spent), self._weights
-        done, now = sum(weights[:count]), sum(weights[count : count + 1])
-        pace = sum(self._spent) / done if done else 1.0
-        done += min((time.perf_counter() - self._began) / pace, 0.95 * now)
-        left = f"{pace * (sum(weights) - done) / 60:.1f} min left"
-        self._bar.update(self._task, completed=done, description=description, left=left)
+    def tick(self, description: str = "") -> None:
+        """Between ends the bar follows the clock, at the pace so far."""
+        now = sum(demo.seconds for demo in self._running)
+        pace = (self._last - self._began) / self._done if self._done else 1.0
+        since = (time.perf_counter() - self._last) / (pace or 1.0)
+        done = self._done + min(since, 0.95 * now)
+        names = description or ", ".join(demo.name for demo in self._running)
+        left = f"{pace * (self._all - done) / 60:.1f} min left"
+        self._bar.update(self._task, completed=done, description=names, left=left)
 
 
 class Context(NamedTuple):

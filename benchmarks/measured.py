@@ -51,6 +51,7 @@ def _found() -> Line:
     kernel = _case("sparsegpt", "4096 x 4096, half of each block")
     kernel = _beside("sparsegpt.prune", kernel)
     encoder = _numbers("sentence_encoder", DIGITS)
+    merging = _numbers("merging", "mnist.npz")
     ways = _numbers("uncertainty", "mnist.npz", train=9_000, seeds=5)
     return {
         "select": select,
@@ -73,6 +74,10 @@ def _found() -> Line:
         },
         "edge_popup": _numbers("edge_popup", "mnist.npz"),
         "packnet": _numbers("packnet", "mnist.npz", tasks=10),
+        "wsn": _numbers("wsn", "mnist.npz"),
+        "merging": merging,
+        "merging_mb": {n: size / 1e6 for n, size in merging["bytes"].items()},
+        "learned": _numbers("learned", DIGITS)["patterns"]["accuracy"],
         "pacnet": _numbers("pacnet", DIGITS, seeds=10)["distances"]["1.0"],
         "uncertainty": ways,
         "nll": {name: way["nll"] for name, way in ways["ways"].items()},

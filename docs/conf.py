@@ -6,6 +6,8 @@ import shutil
 import sys
 import tomllib
 
+from docutils import nodes
+
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the API of this checkout
 
@@ -20,6 +22,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "myst_nb",
+    "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_templates", "jupyter_execute"]
 templates_path = ["_templates"]
@@ -30,6 +33,10 @@ html_title = f"{project} {release}"
 _COPIES = ROOT / "docs" / "notebooks"
 shutil.rmtree(_COPIES, ignore_errors=True)
 shutil.copytree(ROOT / "notebooks", _COPIES, ignore=shutil.ignore_patterns(".*"))
+
+# What is copied from a snippet is what to type: no prompts, no outputs.
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 # Notebooks are shown with the outputs that are committed: tests run them, not the site.
 nb_execution_mode = "off"
@@ -99,6 +106,13 @@ def _indent(line):
     return len(line) - len(line.lstrip())
 
 
+def _highlighted(app, doctree):
+    """Snippets of pages, which are indented, as Python sessions."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.astext().startswith(">>> "):
+            block["language"] = "pycon"
+
+
 def _skip(app, what, name, obj, skip, options):
     """Fields of named tuples are said in the docstring of their class."""
     return True if type(obj).__name__ == "_tuplegetter" else None
@@ -109,4 +123,5 @@ def setup(app):
     app.connect("source-read", _links)
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-skip-member", _skip)
+    app.connect("doctree-read", _highlighted)
     return {"parallel_read_safe": True}

@@ -9,8 +9,11 @@ from typing import Any
 
 import jax
 
-# Compiles faster; later versions of XLA do not know it, and would abort.
-FAST = ["--xla_cpu_use_fusion_emitters=false"][: jax.__version_info__ < (0, 11)]
+# Compile faster; later versions of XLA may not know them, and would abort.
+FAST = [
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+][: 2 * (jax.__version_info__ < (0, 11))]
 
 ROOT = pathlib.Path(__file__).parent.parent
 

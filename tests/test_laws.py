@@ -21,8 +21,11 @@ pytestmark = pytest.mark.optimized
 
 SHAPES = [(), (0,), (1,), (31,), (32,), (33,), (3, 5, 7), (2, 0, 5), (1025,)]
 
+# What holds for one container holds for others of the same leaves.
+ALIKE = ("tuple", "namedtuple", "linen", "nnx")
 CASES = [
-    *((name, "float32", "jit") for name in trees.NAMES),
+    *((n, "float32", "jit") for n in trees.NAMES if n not in ALIKE),
+    *(pytest.param((n, "float32", "jit"), marks=pytest.mark.slow) for n in ALIKE),
     ("odd_leaves", "bfloat16", "jit"),
     ("tuple", "float32", "eager"),
     ("nested_dict", "bfloat16", "jit"),
@@ -165,7 +168,11 @@ def both_forms(a, b):
 
 @pytest.mark.parametrize(
     ("name", "transform"),
-    [*((name, "jit") for name in trees.NAMES), ("tuple", "eager"), ("tuple", "vmap")],
+    [
+        *((name, "jit") for name in trees.NAMES if name not in ALIKE),
+        *(("tuple", "eager"), ("tuple", "vmap")),
+        *(pytest.param(name, "jit", marks=pytest.mark.slow) for name in ALIKE),
+    ],
 )
 def test_masks_are_sets(name, transform, transforms):
     params = trees.make(name)

@@ -44,6 +44,18 @@ OTHERS = {
     "clipped": lambda: optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01)),
 }
 NAMES = [*OPTIMIZERS, *OTHERS]
+# Those that people use, and one of each kind: with decay, noise, a norm, a sign,
+# factors, averages of iterates, estimates of their rate. The others are slow tests.
+MANY = {"adafactor", "adam", "adamw", "cocob", "lamb", "lars", "lion", "muon"}
+MANY |= {"noisy_sgd", "prodigy", "rmsprop", "schedule_free_adamw", "sm3", *OTHERS}
+FEW = {"adamw, strong decay"}
+
+
+def each_of(names):
+    """One test for each optimizer; those not among these are slow."""
+    slow = pytest.mark.slow
+    marked = [n if n in names else pytest.param(n, marks=slow) for n in NAMES]
+    return pytest.mark.parametrize("name", marked)
 
 
 def make_optimizer(name):
@@ -58,6 +70,7 @@ def make_optimizer(name):
 def test_the_registry_has_the_optimizers_that_people_use():
     used = {"sgd", "adam", "adamw", "lamb", "lion", "adafactor", "rmsprop", "muon"}
     assert used <= OPTIMIZERS.keys()
+    assert MANY <= set(NAMES)
     assert len(OPTIMIZERS) > 30
 
 
@@ -102,18 +115,12 @@ def by_table(*, steps):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_of(MANY)
 def test_every_optimizer_holds_to_the_bit(name):
     assert_holds(name, by_table(steps=12), steps=12)
 
 
-FEW = {"adamw, strong decay", "adafactor"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
-)
+@each_of(FEW)
 def test_a_hundred_steps_of_rigl_hold_to_the_bit(name):
     rigl = optim.rigl(
         0.25,

@@ -172,13 +172,17 @@ def test_top_k_is_a_stable_descending_sort_in_float64(scope, masked, x64):
 
 
 @pytest.mark.parametrize(
-    ("scope", "most"),
-    [
-        *(("leaf", 20), ("global", 20), ("layer", 20), ("output", 20)),
-        *(("leaf", 80), ("global", 80), ("leaf", 10_000)),
-    ],
+    ("scope", "most", "members"),
+    of_cases(
+        *(("leaf", 20, True), ("global", 20, False), ("output", 20, False)),
+        *(("leaf", 80, False), ("leaf", 10_000, False)),
+        every=[
+            *((scope, 20, True) for scope in ("global", "layer", "output")),
+            *(("leaf", 80, True), ("global", 80, True), ("leaf", 10_000, True)),
+        ],
+    ),
 )
-def test_counts_that_need_more_than_31_bits(scope, most, monkeypatch):
+def test_counts_that_need_more_than_31_bits(scope, most, members, monkeypatch):
     """As if 31 bits ended at 20: the same mask, which no number of 64 bits leaves."""
     rng, shapes = np.random.default_rng(0), {"a": (3, 10, 7), "b": (11, 7), "c": (5,)}
     if most == 80:  # blocks of one and of two axes
@@ -195,14 +199,15 @@ def test_counts_that_need_more_than_31_bits(scope, most, monkeypatch):
 
     def masks(scores, within, density):
         how = {"scope": scope, "where": roles}
-        return (
+        one = (
             select.top_k(scores, density=density, **how),
             select.drop(scores, within, rate=0.3, **how),
             select.random_like(within, key=jax.random.key(0), **how),
-            jax.vmap(lambda x: select.top_k(x, density=0.37, **how))(
-                jax.tree.map(lambda x: jnp.stack([x, -x]), scores)
-            ),
         )
+        if not members:
+            return one
+        both = jax.tree.map(lambda x: jnp.stack([x, -x]), scores)
+        return one, jax.vmap(lambda x: select.top_k(x, density=0.37, **how))(both)
 
     expected = jax.jit(masks)(scores, within, np.float32(0.4))
     monkeypatch.setattr(dtypes, "_MOST", most)

@@ -3,6 +3,7 @@
 It runs in a process of its own, which pretends to have eight devices.
 """
 
+import functools
 import json
 
 import pytest
@@ -188,23 +189,40 @@ results |= {"elsewhere": elsewhere()}
 print(json.dumps({**results, "prune, explicit": pruned(explicitly)}))
 '''
 
-CASES = [  # each factor by itself
+CASES = (  # each factor
     ("first", "leaf", "entries", False),
-    ("last", "leaf", "entries", False),
-    ("first", "global", "entries", False),
     ("first", "global", "entries", True),
     ("last", "global", "n_of_m", False),
+)
+ONE_BY_ONE = (  # each factor by itself
+    ("last", "leaf", "entries", False),
+    ("first", "global", "entries", False),
     ("first", "leaf", "n_of_m", False),
-]
+)
 
 
-@pytest.fixture(scope="module")
-def results():
-    return processes.run("-c", _PROGRAM, json.dumps(CASES))
+@functools.cache
+def run(cases):
+    return processes.run("-c", _PROGRAM, json.dumps(cases))
+
+
+@pytest.fixture
+def results(request):
+    """Of the cases that the test is one of."""
+    slow = request.node.get_closest_marker("slow") is not None
+    return run(ONE_BY_ONE if slow else CASES)
+
+
+def named(case):
+    return " ".join(map(str, case))
 
 
 over_cases = pytest.mark.parametrize(
-    "case", [" ".join(map(str, case)) for case in CASES]
+    "case",
+    [
+        *map(named, CASES),
+        *(pytest.param(named(case), marks=pytest.mark.slow) for case in ONE_BY_ONE),
+    ],
 )
 
 

@@ -42,7 +42,6 @@ SIZES = {
     "resnet": ({"widths": (16, 32), "blocks": (1, 1)}, _RESNET, _RESNET),
     "gpt": (_GPT | {"layers": 1}, _GPT | {"layers": 2}, _GPT | {"layers": 2}),
 }
-TITLES = {"resnet": "ResNet, images", "gpt": "GPT, docstrings"}
 COSTS = {
     "parameters": "parameters",
     "kilobytes": "bytes",
@@ -309,20 +308,21 @@ def _on_disk(variables: Any) -> int:
 
 
 def _draw_costs(context: Context, found: dict[str, dict[str, Any]]) -> str:
-    title = "What a network costs, beside the dense one"
-    drawn, plots = _pictures.page(title, len(found), size=(12, 4.5), sharey=True)
+    """Bars for networks that lost units, or were built so small."""
+    title = "Costs of networks that lost units, and of ones built so small"
+    drawn, plots = _pictures.page(title, len(found), size=(11, 4.8), sharey=True)
     for axes, (name, each) in zip(plots, found.items(), strict=True):
-        names = list(each["ms"])
+        quality = {n: QUALITY[name](q.mean()) for n, q in each["quality"].items()}
+        names = [network for network in quality if network != "dense"]
         thick = 0.8 / len(names)
         for i, network in enumerate(names):
             shares = [100 * each[c][network] / each[c]["dense"] for c in COSTS]
-            quality = each["quality"][network].mean()
             at = np.arange(len(COSTS)) + (i + 0.5) * thick - 0.4
-            label = f"{network}: {QUALITY[name](quality)}"
-            axes.bar(at, shares, thick, label=label)
+            bars = axes.bar(at, shares, thick, label=f"{network}: {quality[network]}")
+            axes.bar_label(bars, fmt="%.0f", fontsize=7)
         axes.set_xticks(range(len(COSTS)), list(COSTS.values()))
-        axes.set(title=TITLES[name])
-        axes.legend(fontsize=8)
+        axes.set_title(f"{_title(name, context)}\ndense: {quality['dense']}")
+        _pictures.below(axes)
     plots[0].set_ylabel("% of the dense network's")
     return _pictures.save(drawn, context, "compaction_costs")
 
@@ -343,9 +343,14 @@ def _draw_widths(context: Context, found: dict[str, dict[str, Any]]) -> list[str
         named = [f"{_short(group)} ({size})" for group, size in sizes.items()]
         axes.set_yticks(range(len(sizes)), named, fontsize=7)
         axes.invert_yaxis()
-        axes.set(title=TITLES[name], xlabel="% of the units", xlim=(0, 100))
+        axes.set(title=_title(name, context), xlabel="% of the units", xlim=(0, 100))
     plots[-1].legend(loc="lower right")
     return [_pictures.save(drawn, context, "compaction_widths")]
+
+
+def _title(name: str, context: Context) -> str:
+    of_text = name == "gpt"
+    return "GPT, docstrings" if of_text else f"ResNet, {context.data.name}"
 
 
 def _short(group: str) -> str:
@@ -353,4 +358,4 @@ def _short(group: str) -> str:
     return group.removeprefix("params/").replace("/kernel", "")
 
 
-DEMO = Demo("compaction", "units taken out of a network", run, seconds=110)
+DEMO = Demo("compaction", "units taken out of a network", run, seconds=32, alone=True)

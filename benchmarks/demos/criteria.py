@@ -76,7 +76,7 @@ def run(context: Context) -> Outcome:
     at20 = {name: found[DENSITIES.index(0.2)] for name, found in after.items()}
     by_density = {d: _best_first(found) for d, found in before.items()}
     title = f"Trained 300-100 networks, pruned and not trained again, {data.name}"
-    how = {"density": DENSITIES, "seeds": seeds, "legend": "lower right"}
+    how = {"density": DENSITIES, "seeds": seeds, "legend": "beside"}
     drawn = "criteria_density", title, DENSITIES, after
     return Outcome(
         rows=rows("criteria", dense=dense, after=_best_first(at20), before=by_density),
@@ -148,4 +148,9 @@ def _masks(
     }
 
 
-DEMO = Demo("criteria", "scores from data (SNIP, GraSP, SynFlow, Fisher, Wanda)", run)
+DEMO = Demo(
+    "criteria",
+    "scores from data (SNIP, GraSP, SynFlow, Fisher, Wanda)",
+    run,
+    seconds=13,
+)

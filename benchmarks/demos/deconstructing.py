@@ -196,19 +196,23 @@ def _compared(context: Context, numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_masks(context: Context, numbers: dict[str, Any]) -> str:
-    constants = {f"{n}, signed constants": x for n, x in numbers["constants"].items()}
-    initial = {name: numbers["untrained"][name] for name in (SIGNED, *AGAIN)}
-    return _pictures.plot(
-        context,
-        "deconstructing_supermasks",
-        f"Masks on weights that were never trained, {context.data.name}",
-        numbers["densities"],
-        constants | initial,
-        levels={"trained, no mask": numbers["dense"]},
-        density=(0.01, 0.03, 0.1, 0.3, 1),
-        seeds=context.seeds,
-        legend="upper left",
-    )
+    """Accuracy of every criterion; and what signs and constants add to one."""
+    title = f"Masks on weights that were never trained, {context.data.name}"
+    drawn, (each, added) = _pictures.page(title, 2, size=(11, 5.4))
+    densities = numbers["densities"]
+    how = {"density": (0.01, 0.03, 0.1, 0.3, 1), "legend": "below"}
+    how["xlim"] = (0.9 * min(densities), 1.1)
+    found = {name: numbers["untrained"][name] for name in AGAIN}
+    levels = {"trained, no mask": numbers["dense"]}
+    _pictures.curves(each, densities, found, levels=levels, seeds=context.seeds, **how)
+    variants = {f"{n}, signed constants": x for n, x in numbers["constants"].items()}
+    variants |= {SIGNED: numbers["untrained"][SIGNED]}
+    more = {name: 100 * (x - found["large_final"]) for name, x in variants.items()}
+    how["ylabel"] = "points more than large_final: mean and range"
+    _pictures.curves(added, densities, more, **how)
+    return _pictures.save(drawn, context, "deconstructing_supermasks")
 
 
-DEMO = Demo("deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run)
+DEMO = Demo(
+    "deconstructing", "lottery tickets taken apart (Zhou et al. 2019)", run, seconds=9
+)

@@ -204,4 +204,4 @@ def _draw(context: Context, by_density: dict[float, Any], trained: Any) -> str:
     return _pictures.plot(context, *drawn, density=ticks, **how)
 
 
-DEMO = Demo("edge_popup", "edge-popup (Ramanujan et al. 2020)", run)
+DEMO = Demo("edge_popup", "edge-popup (Ramanujan et al. 2020)", run, seconds=8)

@@ -258,7 +258,7 @@ def _shown(numbers: dict[str, Any]) -> dict[str, Any]:
 
 def _draw(context: Context, numbers: dict[str, Any], seeds: int) -> str:
     drawn, (by_bits, by_round) = _pictures.page(
-        f"Ten clients, three classes each: {context.data.name}",
+        f"FedPM: ten clients, three classes each, {context.data.name}",
         columns=2,
         size=(11, 4.5),
         sharey=True,
@@ -277,9 +277,8 @@ def _draw(context: Context, numbers: dict[str, Any], seeds: int) -> str:
     each = {n: bits["fedavg" if n == "FedAvg" else "fedpm"] for n in curves}
     sent = {name: cost * many[1:] for name, cost in each.items()}
     later = {label: found[1:] for label, found in curves.items()}
-    panel(
-        by_bits, sent, later, xscale="log", xlabel="bits a weight sent by each client"
-    )
+    panel(by_bits, sent, later, xscale="log", xlabel="bits per weight sent by a client")
+    _pictures.plain(by_bits.xaxis, (1, 10, 100, 1_000))
     panel(by_round, dict.fromkeys(curves, many), curves, xlabel="rounds", ylabel="")
     return _pictures.save(drawn, context, "fedpm_bits")
 
@@ -288,5 +287,5 @@ DEMO = Demo(
     "fedpm",
     "FedPM: federated masks, a bit a weight and round (Isik, Pase et al., 2023)",
     run,
-    seconds=10,
+    seconds=9,
 )

@@ -380,21 +380,21 @@ def _controls(
 
 def _draw(context: Context, patterns: dict[str, Any], inputs: dict[str, Any]) -> str:
     title = f"Masks that the loss chooses, {context.data.name}"
-    drawn, (left, right) = _pictures.page(title, 2)
-    for i, (name, losses) in enumerate(patterns["loss"].items()):
-        left.plot(losses, np.full(len(losses), i), "o", alpha=0.5, label=name)
+    drawn, (left, right) = _pictures.page(title, 2, size=(11, 4))
+    for i, losses in enumerate(patterns["loss"].values()):
+        left.plot(losses, np.full(len(losses), i), "o", alpha=0.5)
         left.plot(losses.mean(), i, "k|", markersize=18)
     left.set_yticks(range(len(patterns["loss"])), list(patterns["loss"]))
     left.invert_yaxis()
-    left.set(title="two of every four weights", xlabel="loss on test images, each seed")
+    left.set(title="2:4 masks: seeds, mean", xscale="log", xlabel="test loss (nats)")
+    _pictures.plain(left.xaxis, (0.1, 0.2, 0.5, 1, 2, 5))
     pixels, noise = (part.reshape(context.data.shape) for part in inputs["open"])
     between = np.full((len(pixels), 1), np.nan)
-    shown = np.concatenate([pixels, between, noise], 1)
-    image = right.imshow(shown, vmin=0, vmax=1)
-    right.set(title="inputs that gates keep: pixels, noise", xticks=[], yticks=[])
+    image = right.imshow(np.hstack([pixels, between, noise]), vmin=0, vmax=1)
+    right.set(title="inputs kept: pixels (left), noise (right)", xticks=[], yticks=[])
     right.grid(visible=False)
     drawn.colorbar(image, ax=right, label="fraction of seeds", shrink=0.6)
     return _pictures.save(drawn, context, "learned_masks")
 
 
-DEMO = Demo("learned", "learned N:M masks, hard concrete gates", run, seconds=20)
+DEMO = Demo("learned", "learned N:M masks, hard concrete gates", run, seconds=19)

@@ -242,7 +242,7 @@ def _compared(numbers: dict[str, Any]) -> dict[str, Any]:
 def _draw_accuracy(context: Context, numbers: dict[str, Any]) -> str:
     """Each contestant by density."""
     title = f"Lottery tickets in a 300-100 network, {context.data.name}"
-    figure, both = _pictures.page(title, 2, size=(12, 4.8))
+    figure, both = _pictures.page(title, 2, size=(11, 4.8), sharey=True)
     some = numbers["density"][[0, *numbers["rounds_of_controls"]]]
     x = dict.fromkeys(LABELS.values(), some[1:])
     x[LABELS["tickets"]] = numbers["density"]
@@ -253,7 +253,8 @@ def _draw_accuracy(context: Context, numbers: dict[str, Any]) -> str:
         how |= {"density": some.round(3), "seeds": context.pick(TRIALS)}
         _pictures.curves(axes, x, found, legend="lower left", **how)
         axes.invert_xaxis()
+    both[1].set_ylabel("")
     return _pictures.save(figure, context, "lottery_ticket_accuracy")
 
 
-DEMO = Demo("lottery_ticket", "lottery tickets (Frankle & Carbin 2019)", run)
+DEMO = Demo("lottery_ticket", "lottery tickets (Frankle & Carbin 2019)", run, seconds=8)

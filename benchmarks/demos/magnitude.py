@@ -86,4 +86,4 @@ def run(context: Context) -> Outcome:
     )
 
 
-DEMO = Demo("magnitude", "magnitude pruning (Han et al. 2015)", run, seconds=15)
+DEMO = Demo("magnitude", "magnitude pruning (Han et al. 2015)", run, seconds=6)

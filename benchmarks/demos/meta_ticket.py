@@ -42,6 +42,7 @@ EPISODES = 1_000, 200, 1_000  # of a test
 AT_ONCE = 5  # test episodes at a time, so that their weights stay near
 TICKET_RATE, MOMENTUM, WARM_UP = 10.0, 0.9, 1 / 30
 
+Results = dict[str, np.ndarray]  # [tasks, steps], by method
 MIDDLE = where.matching("dense_1/kernel")
 KERNELS = where.kernels & ~where.matching("head")
 SETTINGS = {
@@ -152,7 +153,7 @@ def run(context: Context) -> Outcome:
         | {"sinusoids": SETTINGS["sinusoids"] | {"iterations": budget.waves}}
         | {"images": SETTINGS["images"] | more},
         numbers,
-        [_draw_waves(context, errors)],
+        [_draw(context, errors, hits, classes.name)],
     )
 
 
@@ -336,20 +337,31 @@ def _forward(params: Any, x: Array) -> Array:
     return x @ last["kernel"] + last["bias"]
 
 
-def _draw_waves(context: Context, errors: dict[str, np.ndarray]) -> str:
-    """Errors by inner step; training was for the first few."""
-    title = f"Squared error of {WAVES} new sine waves, from {SHOTS} points of each"
-    drawn, (axes,) = _pictures.page(title)
+def _draw(context: Context, errors: Results, hits: Results, data: str) -> str:
+    """Errors by inner step, for the first few of which training was; accuracies."""
+    title = "Meta-ticket and MAML: new tasks after training on others"
+    drawn, (waves, images) = _pictures.page(title, 2, size=(11, 4.8))
     by_step = {name: each.T for name, each in errors.items()}
-    _pictures.errorbars(axes, range(1 + LOOKS), by_step)
-    axes.set(xlabel="inner steps", ylabel="mean and 95 % interval")
-    axes.legend()
-    return _pictures.save(drawn, context, "meta_ticket_sinusoids")
+    _pictures.errorbars(waves, range(1 + LOOKS), by_step)
+    waves.set(xlabel="inner steps", ylabel="squared error: mean and 95% interval")
+    waves.set_title(f"{WAVES} sine waves, from {SHOTS} points of each")
+    waves.legend()
+    for i, (name, each) in enumerate(hits.items()):
+        at, how = np.arange(2) + 0.1 * (i - 1), {"fmt": "o-", "label": name}
+        images.errorbar(at, each.mean(0), half(each, 0), **how)
+    images.set_xticks((0, 1), map(str, TEST_STEPS))
+    images.set(xlim=(-0.5, 1.5), xlabel="inner steps")
+    images.set_ylabel("test accuracy: mean and 95% interval")
+    images.set_title(f"{WAYS} classes, {IMAGE_SHOTS} image of each: {data}")
+    images.yaxis.set_major_formatter(_pictures.PERCENT)
+    images.legend()
+    return _pictures.save(drawn, context, "meta_ticket")
 
 
 DEMO = Demo(
     "meta_ticket",
     "Meta-ticket and MAML (Chijiwa et al. 2022, Finn et al. 2017)",
     run,
+    seconds=13,
     uses=("omniglot",),
 )

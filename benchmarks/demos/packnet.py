@@ -291,13 +291,14 @@ def _draw_accuracy(
     context: Context, matrices: dict[str, np.ndarray], final: dict[str, np.ndarray]
 ) -> str:
     seeds, many = final["single"].shape
-    drawn, (first, last) = _pictures.page(columns=2, size=(11, 4.5))
+    title = f"Tasks: {many} orders of the pixels, {context.data.name}"
+    drawn, (first, last) = _pictures.page(title, 2, size=(11, 4.8), sharey=True)
     tasks = range(1, many + 1)
     found = {NAMES[name]: matrix[:, :, 0].T for name, matrix in matrices.items()}
     how = {"title": "the first task", "xlabel": "tasks learned"}
     _pictures.curves(first, tasks, found, seeds=seeds, **how)
     found = {label: final[name].T for name, label in NAMES.items()}
-    how = {"title": f"every task, after all {many}", "xlabel": "task"}
+    how = {"title": f"every task, after all {many}", "xlabel": "task", "ylabel": ""}
     _pictures.curves(last, tasks, found, seeds=seeds, **how)
     return _pictures.save(drawn, context, "packnet_accuracy")
 
@@ -306,5 +307,6 @@ DEMO = Demo(
     "packnet",
     "PackNet: many tasks in one network by pruning (Mallya & Lazebnik, 2018)",
     run,
+    seconds=8,
     uses=("tasks",),
 )

@@ -23,7 +23,7 @@ from maskjax import allocation, compaction, optim, score, select, stacking
 
 DENSITIES = (0.1, 0.02)
 RATE = 0.3  # RigL's fraction dropped at first, which decays as a cosine
-STEPS = 200, 200, 1_000
+STEPS = 200, 600, 1_000
 CHANGES = 40  # how often masks move
 METHODS = {
     "one-shot": "dense for half of the steps, then pruned at once",
@@ -188,9 +188,11 @@ def _draw(context: Context, curves: dict[str, np.ndarray], dense: np.ndarray) ->
         found = {METHODS[name]: curve[:, i] for name, curve in curves.items()}
         how = {"title": f"density {density:g}", "xlabel": "epoch"}
         how |= {"levels": {"dense, in the end": dense[-1]}, "seeds": context.seeds}
-        how |= {"legend": None if i else "lower right"}
+        how |= {"legend": None, "ylabel": ""} if i else {"legend": "lower right"}
         _pictures.curves(axes, range(len(dense)), found, **how)
     return _pictures.save(drawn, context, "pruning_training")
 
 
-DEMO = Demo("pruning", "pruning while training (Zhu & Gupta, RigL, SRigL)", run)
+DEMO = Demo(
+    "pruning", "pruning while training (Zhu & Gupta, RigL, SRigL)", run, seconds=21
+)

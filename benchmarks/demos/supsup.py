@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from matplotlib import colors, ticker
 from sklearn import metrics
 
 import maskjax
@@ -256,12 +257,17 @@ def _stream(context: Context, problem: Problem, asked: Asked) -> dict[str, Any]:
 
 def _draw_tasks(context: Context, true: Any, found: Any, many: int) -> str:
     table = metrics.confusion_matrix(true, found, labels=range(many), normalize="true")
-    title = "which task is an image from? one-shot, one image"
-    drawn, (axes,) = _pictures.page(title, size=(6.5, 4.8))
+    title = f"SupSup: the task of one image, {context.data.name}"
+    drawn, (axes,) = _pictures.page(title, size=(6.4, 4.8))
     axes.grid(visible=False)
-    shown = axes.imshow(table, cmap="Blues", vmin=0, vmax=1)
+    # By logarithms, for errors are rare.
+    scale = colors.LogNorm(1e-3, 1)
+    shown = axes.imshow(np.ma.masked_equal(table, 0), cmap="Blues", norm=scale)
     axes.set(xlabel="inferred task", ylabel="true task")
-    drawn.colorbar(shown, label="fraction of the task's images")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.MaxNLocator(integer=True))
+    label = "fraction of the true task's images (white: none)"
+    drawn.colorbar(shown, label=label, format=_pictures.PERCENT)
     return _pictures.save(drawn, context, "supsup_tasks")
 
 
@@ -269,5 +275,6 @@ DEMO = Demo(
     "supsup",
     "SupSup: supermasks in superposition (Wortsman et al., 2020)",
     run,
+    seconds=9,
     uses=("tasks",),
 )

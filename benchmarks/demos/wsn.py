@@ -357,13 +357,15 @@ def _draw(
     context: Context, final: dict[str, np.ndarray], numbers: dict[str, Any]
 ) -> str:
     tasks = range(1, 1 + final["WSN"].shape[1])
-    drawn, (left, right) = _pictures.page(columns=2, size=(11, 4.5))
+    title = f"Tasks: {len(tasks)} orders of the pixels, {context.data.name}"
+    drawn, (left, right) = _pictures.page(title, 2, size=(11, 4.8))
     found = {name: accuracy.T for name, accuracy in final.items()}
-    how = {"title": f"after all {len(tasks)} tasks", "xlabel": "task"}
+    how = {"title": f"accuracy after all {len(tasks)} tasks", "xlabel": "task"}
     _pictures.curves(left, tasks, found, seeds=SEEDS, **how)
-    found = {"of its weights, used by earlier tasks": numbers["reused"].T}
-    how = {"title": "WSN: what a task uses again", "xlabel": "task", "ylim": (0, 1)}
-    _pictures.curves(right, tasks, found, **how)
+    how = {"title": "WSN: weights that earlier tasks use, too", "xlabel": "task"}
+    _pictures.curves(right, tasks, {"": numbers["reused"].T}, legend=None, **how)
+    right.set_ylabel(f"fraction of the task's weights: mean of {SEEDS} seeds")
+    right.yaxis.set_major_formatter(_pictures.PERCENT)
     return _pictures.save(drawn, context, "wsn_accuracy")
 
 
@@ -371,6 +373,6 @@ DEMO = Demo(
     "wsn",
     "WSN: weights and masks of many tasks learn together (Kang et al., 2022)",
     run,
-    seconds=15,
+    seconds=13,
     uses=("tasks",),
 )

@@ -6,7 +6,9 @@ import inspect
 import io
 import json
 import math
+import os
 import re
+import signal
 import struct
 
 import jax
@@ -18,7 +20,7 @@ from matplotlib.figure import Figure
 
 import maskjax
 from benchmarks import __main__ as demonstrate
-from benchmarks import _data, _registry, _report, _rows, _train
+from benchmarks import _compiling, _data, _registry, _report, _rows, _train
 from benchmarks.demos import DEMOS
 
 pytestmark = pytest.mark.usefixtures("loose")
@@ -61,6 +63,7 @@ def test_list_and_help_name_every_demonstration_and_its_paper(capsys):
     ("arguments", "complaint"),
     [
         (["--only", "weather"], "invalid choice: 'weather'"),
+        (["--jobs", "0"], "at least 1, got 0"),
         (["--tasks", "1"], "at least 2 tasks, got 1"),
         (["--quick", "--full"], "not allowed with argument"),
         (["--quick", "--record"], "--record is not allowed with --quick"),
@@ -195,9 +198,12 @@ def _stub(context):
     )
 
 
-def _demos(monkeypatch, **runs):
+def _demos(monkeypatch, *, apart=False, **runs):
     """These demonstrations in place of all others, each with words for the report."""
-    stubs = tuple(_registry.Demo(n, f"the {n}", run) for n, run in runs.items())
+    stubs = tuple(
+        _registry.Demo(n, f"the {n}", run, seconds=1, alone=not apart)
+        for n, run in runs.items()
+    )
     words = {"promise": "<b>", "about": "It is.", "why": "Not.", "code": "1 < 2"}
     monkeypatch.setattr(demonstrate, "DEMOS", stubs)
     monkeypatch.setattr(_report, "SYSTEMS", dict.fromkeys(runs, words))
@@ -234,6 +240,39 @@ def test_what_was_done_is_kept_when_the_run_is_stopped(tmp_path, monkeypatch):
     assert demonstrate.main(["--out", str(tmp_path)]) == 130
     missing = {"two": "not run", "three": "not run"}
     assert _verdicts(tmp_path) == ({"one": "met"}, missing)
+
+
+def _killed(context):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_demonstrations_run_side_by_side(tmp_path, capsys, monkeypatch):
+    """What is found is in the order of the list, whoever ended first."""
+    _demos(monkeypatch, apart=True, one=_broken, two=_stub, three=_stub)
+    arguments = ["--out", str(tmp_path), "--jobs"]
+    assert demonstrate.main([*arguments, "2"]) == 1
+    said = capsys.readouterr()
+    assert "one failed:\nTraceback" in said.err
+    assert "ValueError: it broke" in said.err
+    assert "3/3 " in said.out
+    found, missing = _verdicts(tmp_path)
+    assert list(found.items()) == [("two", "met"), ("three", "met")]
+    assert missing == {"one": "failed"}
+    side_by_side = json.loads((tmp_path / "results.json").read_text())["demos"]
+    assert demonstrate.main([*arguments, "1"]) == 1
+    alone = json.loads((tmp_path / "results.json").read_text())["demos"]
+    for name in found:
+        del side_by_side[name]["seconds"], alone[name]["seconds"]
+    assert side_by_side == alone
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_a_failure(tmp_path, capsys, monkeypatch):
+    _demos(monkeypatch, apart=True, one=_stub, two=_killed)
+    assert demonstrate.main(["--out", str(tmp_path), "--jobs", "2"]) == 1
+    assert "Is there enough memory?" in capsys.readouterr().err
+    assert _verdicts(tmp_path)[1]["two"] == "failed"
 
 
 def test_the_report_needs_no_other_file_and_no_scripts(tmp_path, monkeypatch):
@@ -326,7 +365,8 @@ def test_results_say_what_was_done_and_found(
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     digits = {"name": "digits of scikit-learn", "train": 1437, "test": 360}
     assert record["data"] == digits | {"shape": [8, 8]}
-    assert record["settings"] == {"size": size, "seeds": seeds}
+    settings = {"size": size, "seeds": seeds}
+    assert record["settings"] == settings | {"xla_flags": _compiling.flags()}
     assert record["versions"].keys() >= {"python", "maskjax", "jax"}
     assert record["device"].keys() >= {"platform", "kind", "cores"}
     for stub in stubs:
@@ -346,14 +386,18 @@ def test_results_say_what_was_done_and_found(
 def test_a_terminal_gets_one_bar_with_the_time_left():
     console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
 
-    def letters(bars):
-        return list(bars.track("xyz", "letters"))
-
-    demos = [_registry.Demo(name, name, letters) for name in "ab"]
-    with _registry.Progress(demos, console) as bars:
-        assert [bars.run(demo, bars)[0] for demo in demos] == [list("xyz")] * 2
+    one, two = (_registry.Demo(name, name, lambda _: None, seconds=60) for name in "ab")
+    with _registry.Progress([one, two], console) as bars:
+        bars.begin(one)
+        assert list(bars.track("xyz", "letters")) == list("xyz")
+        bars.begin(two)  # beside it
+        for demo in two, one:
+            bars.tick()
+            bars.end(demo, "met", 1.0)
     written = console.file.getvalue()
-    assert "min left" in written
+    assert "2.0 min left" in written
+    assert "a, b" in written
+    assert "0.0 min left" in written
     assert "2/2" not in written
 
 

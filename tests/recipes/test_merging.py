@@ -107,11 +107,23 @@ def every_rule(start, networks, thresholds, density):
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_all_rules_agree_with_the_reference(dtype, every_transform):
+# One factor at a time; all pairs are among the slow tests.
+@pytest.mark.parametrize(
+    ("transform", "dtype"),
+    [
+        *(("eager", "float32"), ("jit", "bfloat16"), ("vmap", "float32")),
+        *(
+            pytest.param(transform, dtype, marks=pytest.mark.slow)
+            for transform, dtype in (
+                *(("jit", "float32"), ("eager", "bfloat16"), ("vmap", "bfloat16")),
+            )
+        ),
+    ],
+)
+def test_all_rules_agree_with_the_reference(transform, dtype, transforms):
     start, networks = drawn(0, dtype=dtype), drawn(1, K, dtype=dtype)
     thresholds, density = [0.25, 0.5, 0.0, 1.0], 0.3
-    found = every_transform(every_rule)(
+    found = transforms[transform](every_rule)(
         start, networks, np.float32(thresholds), np.float32(density)
     )
     taus = reference.vectors(alone(start), listed(networks))
@@ -266,13 +278,20 @@ def test_consensus_ties_is_a_composition():
 # --- TIES
 
 
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-def test_ties_of_copies_of_one_is_its_trimmed_self(scope):
+@pytest.mark.parametrize(
+    ("scope", "numbers"),
+    [
+        *(("global", (1, 2, 3)), ("leaf", (2,))),
+        pytest.param("leaf", (1, 3, 4), marks=pytest.mark.slow),
+        pytest.param("global", (4,), marks=pytest.mark.slow),
+    ],
+)
+def test_ties_of_copies_of_one_is_its_trimmed_self(scope, numbers):
     one = drawn(7)
     for density in (0.0, 0.2, 0.5, 1.0):
         (expected,) = reference.trimmed([alone(one)], density, scope=scope)
         kept = np.concatenate([np.ravel(x) for x in expected.values()]) != 0
-        for copies in (1, 2, 3, 4):
+        for copies in numbers:
             merged, masks = ties_of(stacked(*[one] * copies), density, scope=scope)
             for name, x in expected.items():
                 rtol = 2e-7 if copies == 3 else 0

@@ -258,8 +258,12 @@ def test_twenty_steps_of_a_loop_equal_the_transcription_to_the_bit(name):
         return jax.lax.scan(one, (learned, optimizer.init(learned)), tasks)
 
     with jax.numpy_dtype_promotion("standard"):  # which Adam needs
-        (after, _), losses = jax.jit(lambda: run(mine))()
-        (expected, _), values = jax.jit(lambda: run(theirs))()
+        # In many parts, as users compile: in one, LLVM may round the two differently.
+        parts = {"xla_cpu_parallel_codegen_split_count": 32}  # unless XLA is newer
+        options = parts if jax.__version_info__ < (0, 11) else {}
+        compiled = functools.partial(jax.jit, compiler_options=options)
+        (after, _), losses = compiled(lambda: run(mine))()
+        (expected, _), values = compiled(lambda: run(theirs))()
     trees.assert_same((after, losses), (expected, values))
     for before, now in zip(*map(jax.tree.leaves, (learned, after)), strict=True):
         assert (before != now).any()

@@ -305,7 +305,14 @@ def gram_of(stats_axes, shape, seed=0):
     return gram(flat), gram(moved)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+# Each is much like one that stays: another order of the same roles, or a stack more.
+MORE = ("dense", "equinox", "convolution", "groups of layers")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(n, marks=pytest.mark.slow) if n in MORE else n for n in LAYOUTS],
+)
 def test_every_layout_is_pruned_as_the_plain_kernel(layout):
     words, shape, m = LAYOUTS[layout]
     told = where.matching("k", axes=words).axes("k", np.zeros(shape))
@@ -386,7 +393,8 @@ def calibrated():
     params["down"] = {"kernel": draw(16, 8)}
     x = draw(60, 12) + 0.7 * draw(60, 1) * jnp.ones((1, 12))
     stats = calibration.init(mlp, params, x)
-    return params, calibration.update(mlp, stats, params, x), x
+    update = jax.jit(functools.partial(calibration.update, mlp))
+    return params, update(stats, params, x), x
 
 
 def test_a_network_computes_nearly_the_same():

@@ -209,4 +209,4 @@ def _said(ticket: strong_ticket.Ticket, x: np.ndarray) -> np.ndarray:
 
 
 TITLE = "The strong lottery ticket, constructed (Malach et al., Pensia et al., 2020)"
-DEMO = Demo("strong_ticket", TITLE, run)
+DEMO = Demo("strong_ticket", TITLE, run, seconds=8)

@@ -108,7 +108,8 @@ def draw_errors(
     context: Context, errors: dict[str, np.ndarray], slopes: dict[str, np.ndarray]
 ) -> str:
     """How errors fall: of one neuron a weight by a power, of sums by bits."""
-    drawn, panels = _pictures.page(columns=2, size=(11, 4.5))
+    title = "Strong tickets: errors of weights that pruned random blocks stand for"
+    drawn, panels = _pictures.page(title, 2, size=(11, 5.2))
     kinds = ("mean", "power", "log"), ("median", "bits a neuron", "linear")
     for i, (axes, (what, unit, scale)) in enumerate(zip(panels, kinds, strict=True)):
         x, found = {}, {}
@@ -116,7 +117,8 @@ def draw_errors(
             if is_sum(name) == bool(i):
                 label = f"{LABELS[name]} ({unit}: {slopes[name].mean():.2f})"
                 x[label], found[label] = widths_of(context)[name], errors[name]
-        how = {"xlabel": "k, neurons in a block (half of them fire)"}
+        how: dict[str, Any] = {"legend": "below"}
+        how["xlabel"] = "k, neurons in a block (half of them fire)"
         how["ylabel"] = f"{what} error of weights in [-1/2, 1/2]"
         _pictures.curves(axes, x, found, xscale=scale, yscale="log", **how)
     return _pictures.save(drawn, context, "strong_ticket_errors")

@@ -31,6 +31,7 @@ from maskjax.recipes import masksembles
 
 RACES = tuple({"repeats": n, "seconds": s} for n, s in ((10, 2), (10, 0.2), (30, 2)))
 TOLD = (0, 30, 60)  # of these, in the table
+FEWEST = 20  # images in a bin that is drawn
 LAYERED = f"{MASKSEMBLES}, as layers"
 SETTINGS = {
     "seeds": SEEDS,
@@ -227,11 +228,18 @@ def _draw_reliability(context: Context, problem: Problem, told: dict[str, Told])
     y, bins = np.tile(problem.test[1], SEEDS), {}
     for way, each in told.items():
         pooled = np.asarray(_networks.mean(each.test)).reshape(len(y), -1)
-        bins[way] = metrics.reliability(pooled, y)
+        found = metrics.reliability(pooled, y)
+        # The accuracy of a handful of images says nothing.
+        enough = np.where(found.count >= FEWEST, found.count, 0)
+        bins[way] = found._replace(count=enough)
     drawn = report.plot_reliability(bins)
-    drawn.axes[0].set_title(f"images as they were learned, {SEEDS} seeds together")
+    drawn.set_size_inches(7.5, 5)
+    (axes,) = drawn.axes
+    which = f"{SEEDS} seeds together, bins of {FEWEST} images or more"
+    axes.set_title(f"Reliability: {context.data.name}\n{which}")
+    axes.legend(loc="lower right")  # where overconfidence would be
     return _pictures.save(drawn, context, "uncertainty_reliability")
 
 
 TITLE = "MC-dropout, Masksembles, deep ensembles: how sure (2016, 2021, 2017)"
-DEMO = Demo("uncertainty", TITLE, run, uses=("omniglot",))
+DEMO = Demo("uncertainty", TITLE, run, seconds=9, uses=("omniglot",))
