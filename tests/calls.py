@@ -1163,6 +1163,15 @@ call(
     _params,
 )
 call(
+    "optim.reset_moments: packed",
+    lambda state, first, a, b: optim.reset_moments(state, first, a, b),
+    _params,
+    _params,
+    made(lambda m: packing.pack(m), _mask),
+    made(lambda m: packing.pack(m), _other),
+    specs="xy xy - -",
+)
+call(
     "optim.reset_moments",
     lambda state, a, b: optim.reset_moments(
         optax.TraceState(state),
@@ -1463,6 +1472,14 @@ call(
     _params,
     _params,
     _mask,
+)
+call(
+    "recipes.deconstructing.restart: packed",
+    lambda a, b, m: deconstructing.restart(a, b, m, key=key()),
+    _params,
+    _params,
+    made(lambda m: packing.pack(m), _mask),
+    specs="xy xy -",
 )
 call(
     "recipes.deconstructing.restart: reshuffle",
