@@ -206,7 +206,8 @@ def expected_count(probabilities: Scores, params: Params | None = None) -> Array
     Raises:
         TypeError: If a leaf is not floating.
         ValueError: If there is no leaf, the probabilities do not fit `params`, or one
-            is nan (unless traced: then the result is nan).
+            is outside [0, 1] or nan. Traced values are not looked at: of nan the result
+            is nan.
 
     Example:
         >>> probabilities = {"w": jnp.array([[0.25, 1.0]])}
@@ -233,7 +234,8 @@ def expected_density(probabilities: Scores, params: Params | None = None) -> Arr
     Raises:
         TypeError: If a leaf is not floating.
         ValueError: If there is no leaf, the probabilities do not fit `params`, or one
-            is nan (unless traced: then the result is nan).
+            is outside [0, 1] or nan. Traced values are not looked at: of nan the result
+            is nan.
 
     Example:
         >>> print(algebra.expected_density({"w": jnp.array([0.25, 1.0]), "b": None}))
@@ -333,7 +335,7 @@ def _expected(
     """The sum of the probabilities of all entries, and how many entries there are."""
     checks.floating_scores(probabilities, fn=fn, name="probabilities")
     checks.together(fn=fn, probabilities=probabilities)
-    checks.no_nan(probabilities, fn=fn, name="probabilities")
+    checks.probabilities(probabilities, fn=fn, name="probabilities")
     whole = probabilities if params is None else params
     names = ("params", "probabilities")
     pairs = checks.shaped_like(whole, probabilities, fn=fn, names=names)

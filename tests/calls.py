@@ -739,6 +739,14 @@ _change("bank.append", bank.append, _long_mask)
 _change("bank.extend", bank.extend, masks_of(2, **_LONG, bias=None), "-")
 _change("bank.put", lambda b, m: bank.put(b, 3, m), _long_mask)
 call(
+    "bank.put: a mask that is sharded into a bank that is not",
+    lambda b, m: bank.put(b, 3, m),
+    _bank,
+    _packed,
+    specs="- xy",
+    moves="gather",
+)
+call(
     "bank.extend: many",
     bank.extend,
     _bank,
@@ -1155,6 +1163,15 @@ call(
     _params,
 )
 call(
+    "optim.reset_moments: packed",
+    lambda state, first, a, b: optim.reset_moments(state, first, a, b),
+    _params,
+    _params,
+    made(lambda m: packing.pack(m), _mask),
+    made(lambda m: packing.pack(m), _other),
+    specs="xy xy - -",
+)
+call(
     "optim.reset_moments",
     lambda state, a, b: optim.reset_moments(
         optax.TraceState(state),
@@ -1455,6 +1472,14 @@ call(
     _params,
     _params,
     _mask,
+)
+call(
+    "recipes.deconstructing.restart: packed",
+    lambda a, b, m: deconstructing.restart(a, b, m, key=key()),
+    _params,
+    _params,
+    made(lambda m: packing.pack(m), _mask),
+    specs="xy xy -",
 )
 call(
     "recipes.deconstructing.restart: reshuffle",
@@ -2082,6 +2107,15 @@ call(
     specs="-x -x -",
     follows=True,
 )
+call(
+    "recipes.sparsegpt.repair: packed",
+    lambda p, m, g: sparsegpt.repair(p, m, _known({"bias": None, **g})),
+    _kernels,
+    made(lambda m: packing.pack(m), masks_of(a=(16, 8), b=(16, 8), bias=None)),
+    _met,
+    specs="-x - -",
+    follows=True,
+)
 
 call(
     "recipes.supermask.soft_mask", lambda s: supermask.soft_mask(s, key=key()), _scores
@@ -2164,6 +2198,12 @@ call(
 call("recipes.wsn.init", _wsn, _long, follows=True)
 call("recipes.wsn.mask", lambda s: wsn.mask(s, density=0.3), _scores)
 call("recipes.wsn.params_of", lambda p: wsn.params_of(_won(p), 0), _long)
+call(
+    "recipes.wsn.params_of: few words",  # whole on every device, so `commit` gathers
+    lambda p: wsn.params_of(_won(p), 0),
+    _params,
+    moves="gather",
+)
 call(
     "recipes.wsn.soft_mask",
     lambda s: wsn.soft_mask(s, density=0.3),

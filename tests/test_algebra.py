@@ -225,6 +225,13 @@ def test_expected_counts_need_probabilities_that_fit(name):
         function({"w": A})
     with pytest.raises(ValueError, match=f"{fn} `probabilities` with at least one"):
         function({"w": None})
+    logits = {"w": np.float32([2, 0.5]), "v": np.ones(3, "f4")}
+    match = (
+        rf"{fn} `probabilities` in \[0, 1\] .*sigmoid.*\n  w: from 0.5 to 2, with .*$"
+    )
+    with pytest.raises(ValueError, match=match):
+        function(logits)
+    function({"w": np.float32([1 + 1e-6, -1e-6])})  # rounding
     p = {"w": A.astype("float32")}
     with pytest.raises(ValueError, match=r"w: probabilities \(2, 4\), params \(2, 3\)"):
         function(p, {"w": np.ones((2, 3))})

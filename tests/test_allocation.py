@@ -374,6 +374,7 @@ def test_owl_refuses():
         (ValueError, {"density": 1.5}, r"`density` in \[0, 1\]"),
         (ValueError, {"density": 0.5, "spread": -0.1}, "`spread` finite and at"),
         (TypeError, {"density": 0.5, "outlier": "5"}, "`outlier` as a number"),
+        (TypeError, {"density": 0.5, "layer": "a"}, "`layer` as a function `.path. "),
     ):
         with pytest.raises(kind, match=f"`maskjax.allocation.owl` needs {match}"):
             allocation.owl(params, norms, **how)

@@ -250,6 +250,9 @@ def test_what_is_refused():
         run(block, listed(stack), BATCHES, limit=99)
     with raises(r"needs `where` to choose at least one leaf"):
         run(block, listed(stack), BATCHES, where=where.matching("nothing"))
+    partly = lambda params, stats: (params, {"up": params["up"] > 0})  # noqa: E731
+    with raises(name + r"`params` and `mask` of the same .*\n  only in `params`: down"):
+        run(block, listed(stack), BATCHES, prune=partly)
 
 
 def test_what_is_no_function_or_list_is_refused():
@@ -267,6 +270,13 @@ def test_what_is_no_function_or_list_is_refused():
     refused("`apply` as a function", [None], blocks, BATCHES)
     refused("`prune` as a function .*got dict", block, blocks, BATCHES, prune=blocks[0])
     refused("`weights` as a function", block, blocks, BATCHES, weights=np.ones(4))
+    refused(r"`batches` as a list, .* Write `list\(b", block, blocks, iter(BATCHES))
+    twice = lambda params, stats: (params, params)  # noqa: E731
+    refused(
+        "every leaf of `mask` to be a boolean.*\n  down: float32",
+        *(block, blocks, BATCHES),
+        prune=twice,
+    )
 
 
 def test_weights_of_rows_are_finite_and_at_least_0_and_some_above():

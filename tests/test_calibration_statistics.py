@@ -422,6 +422,21 @@ def test_statistics_that_no_data_give_are_refused(gram):
         calibration.collect(network, PARAMS, [X, 0 * X], gram=gram, weights=none)
 
 
+@both
+def test_statistics_of_several_that_are_not_added_up_are_refused(gram):
+    stats = update(network, begun(gram=gram), PARAMS, X)
+    several = jax.tree.map(lambda x: jnp.stack([x, x]), stats)
+    shape = r"\(8, 8\)" if gram else r"\(8,\)"
+    for fn in (calibration.norms, calibration.check):
+        with raises(
+            f"`maskjax.calibration.{fn.__name__}` needs sums of the shapes .* Add them "
+            rf"up, .*\n  second: float32 array of shape \(2, 8.*, needs {shape}"
+        ):
+            fn(several)
+    mapped = jax.vmap(calibration.norms)(several)["second"]
+    np.testing.assert_array_equal(mapped[1], calibration.norms(stats)["second"])
+
+
 weighted = lambda p, x, w: network(p, x)  # noqa: E731
 second = lambda x, w: w  # noqa: E731
 none = lambda x: jnp.zeros(len(x))  # noqa: E731

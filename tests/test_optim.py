@@ -633,6 +633,12 @@ def test_bad_schedules_and_options_are_refused():
     refusal(ValueError, r"`density` in \[0, 1\], got 1.5", optim.prune, 1.5)
     refusal(ValueError, "`every` of at least 1, got 0", optim.prune, 0.5, every=0)
     refusal(TypeError, "`every` as a whole number", optim.prune, 0.5, every=2.5)
+    for bad, kind, got in (
+        (0, ValueError, "of at least 1, got 0"),
+        (2.5, TypeError, "as a whole number, got float32 array"),
+        ([1], ValueError, r"of shape \(\), got \(1,\)"),
+    ):
+        refusal(kind, f"`every` {got}", optim.prune, 0.5, every=jnp.asarray(bad))
     for make in (optim.prune, lambda d, **k: optim.set_(d, rate=0.1, key=KEY, **k)):
         match = "`scope` as 'leaf' or 'global'"
         refusal(ValueError, match, make, 0.5, every=9, scope="x")

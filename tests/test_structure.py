@@ -204,6 +204,18 @@ def test_the_shape_of_a_block_is_a_tuple(shape):
         Block(shape, (-2, -1))
 
 
+def test_numbers_may_be_those_of_numpy_and_not_booleans():
+    two, four = np.int64(2), np.int32(4)
+    assert NofM(two, four) == NofM(2, 4)
+    assert str(NofM(two, four)) == str(NofM(2, 4))
+    assert Block((two, four)) == Block((2, 4))
+    for n in (True, 2.0, "2"):
+        with pytest.raises(ValueError, match=f"0 <= n <= m and m >= 1, got n={n!r}, m"):
+            NofM(n, 4)
+        with pytest.raises(ValueError, match="Block` needs two positive whole numbers"):
+            Block((n, 4))
+
+
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (1, 1), (1, 16), (2, 4), (4, 8), (3, 11)])
 def test_patterns_of_n_of_m_are_all_there_are_once_in_order(n, m):
     found = NofM(n, m).patterns()

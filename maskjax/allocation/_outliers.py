@@ -57,7 +57,8 @@ def owl(
         arrays, unless something is traced, or `density` is an array.
 
     Raises:
-        TypeError: If a chosen leaf or its norms are not floating, or a number is none.
+        TypeError: If a chosen leaf or its norms are not floating, a number is none, or
+            `layer` no function.
         ValueError: If density is outside [0, 1] or nan, `spread` or `outlier` negative
             or infinite, `where` chooses nothing, the norms do not fit, the axes of a
             leaf that may be a stack are not known, stacks of one name differ in
@@ -79,6 +80,8 @@ def owl(
     checks.unit_interval(density, fn=fn, name="density")
     checks.not_negative(spread, fn=fn, name="spread")
     checks.not_negative(outlier, fn=fn, name="outlier")
+    of = "(path) -> name"
+    checks.function(layer, of, fn=fn, name="layer", optional=True)
     with blame.instead_of("maskjax.score.wanda", fn):
         scores = score.wanda(params, input_norms, where=where)
     leaves, treedef = jax.tree.flatten(scores, is_leaf=trees.is_mask_leaf)

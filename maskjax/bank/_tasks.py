@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax import packing
-from maskjax._core import checks, rows, slots, trees
+from maskjax._core import checks, placement, rows, slots, trees
 from maskjax._core.packed import PackedMask
 from maskjax._core.trees import Array, Mask
 from maskjax.bank._bank import (
@@ -168,7 +168,8 @@ def _take(masks: Mask, index: Array, exists: Array) -> Mask:
 @jax.jit
 def _put(bank: MaskBank, packed: Mask, index: Array, exists: Array) -> MaskBank:
     def bits(leaf: PackedMask, old: Array, new: PackedMask) -> PackedMask:
-        kept = jnp.where(exists, new.bits, old)
+        own = placement.place(new.bits, placement.spec_of(old), like=old)
+        kept = jnp.where(exists, own, old)
         return PackedMask(rows.written(leaf.bits, kept, index), leaf.shape)
 
     def counted(count: Array, old: Array, new: PackedMask) -> Array:

@@ -103,8 +103,8 @@ def sequential(
         Pruned parameters, masks, and the outputs of the last block.
 
     Raises:
-        TypeError: As `init` and `update`, or if a function can't be called, or
-            `params` are no list.
+        TypeError: As `init` and `update`, or if a function can't be called, `params`
+            are no list, `batches` an iterator, or what `prune` returns second no mask.
         ValueError: As `init` and `update`, or if there are no blocks or batches, there
             are not as many functions as blocks (with `scan`, one), `prune` does not
             return parameters like those that it got and a mask, with `scan` what comes
@@ -259,6 +259,11 @@ def _step(program: _Program, arrays: list[Any], groups: list[Any]) -> _Done:
 def _grouped(batches: Any) -> tuple[list[Any], list[list[int]]]:
     """Batches of equal shapes stacked, and which of all batches these are."""
     if not isinstance(batches, list):
+        if hasattr(batches, "__next__"):
+            raise TypeError(
+                f"`{_FN}` needs `batches` as a list, because every block reads them, "
+                f"got {checks.kind_of(batches)}. Write `list(batches)`."
+            )
         inputs = as_inputs(batches)
         lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(inputs)}
         if len(lengths) != 1 or lengths & {(), (0,)}:
@@ -322,6 +327,8 @@ def _pruned(result: Any, params: Params) -> Sequence[Any]:
 
     needs = f"`{_FN}` needs `prune` to return parameters of the shapes that it got"
     checks.every(differs, found, params, needs)
+    if result[1] is not None:
+        checks.masked(params, result[1], fn=_FN)
     return result
 
 

@@ -54,14 +54,20 @@ def refuse(stats: Params, *, fn: str, chosen: Container[Path] | None = None) -> 
 
     Raises:
         ValueError: If sums are inf or nan, squares negative, or all sums of all kernels
-            0; the first two name the kernels.
+            0; the first two name the kernels. If sums are of other shapes.
     """
     own = kernels(stats, fn=fn)
+    used = {path: own[path] for path in own if chosen is None or path in chosen}
+    said = {path: each.complaint() for path, each in used.items()}
+    checks.raise_all(
+        (f"{path}: {problem}" for path, problem in said.items() if problem),
+        f"`{fn}` needs sums of the shapes that `init` makes (those of several hosts, "
+        "devices or members? Add them up, or map over them)",
+    )
     found: dict[Path, Any] = {}
     for gram in (True, False):
         sums = {path: each.sums for path, each in own.items() if each.gram == gram}
         found |= checks.read(sums, functools.partial(_faults, gram=gram))
-    used = {path: own[path] for path in own if chosen is None or path in chosen}
     wrong = [path for path in used if path in found and not found[path][0]]
     checks.infinite(
         {path: own[path].sums for path in wrong},

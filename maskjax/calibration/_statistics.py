@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from maskjax._core import placement
+from maskjax._core import checks, placement
 from maskjax._core.axes import Axes
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array
@@ -50,6 +50,15 @@ class Statistics:
     def inputs(self) -> tuple[int, ...]:
         """The axes of the kernel that d counts, in their order."""
         return tuple(sorted((*self.axes.window, *self.axes.inputs)))
+
+    def complaint(self) -> str | None:
+        """What is wrong with the sums of a kernel of this shape, or None."""
+        stack = [self.shape[axis] for axis in self.axes.stack]
+        groups = [self.groups] if self.groups > 1 else []
+        needed = (*stack, *groups, *[self.d] * (1 + self.gram))
+        if checks.is_floating(self.sums) and self.sums.shape == needed:
+            return None
+        return f"{checks.kind_of(self.sums)}, needs {needed}"
 
     def _replace(self, sums: Array) -> Statistics:
         return dataclasses.replace(self, sums=sums)

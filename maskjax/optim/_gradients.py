@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from maskjax import packing
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import Array, Mask, Params
 from maskjax.optim._state import (
     MaskState,
@@ -218,4 +218,5 @@ def _entrywise(x: Any, mask: Any) -> bool:
 
 @jax.jit
 def _reset(x: Array, first: Array, before: Array, after: Array) -> Array:
-    return jnp.where(before != after, first, x)
+    changed = placement.alike(before != after, x)
+    return jnp.where(changed, placement.alike(first, x), x)

@@ -101,12 +101,14 @@ class NofM:
     axis: str | int = "inputs"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.n, int) and isinstance(self.m, int)
+        whole = _whole(self.n) and _whole(self.m)
         if not whole or self.m < 1 or not 0 <= self.n <= self.m:
             raise ValueError(
                 "`maskjax.structure.NofM` needs whole numbers 0 <= n <= m and m >= 1, "
-                f"got n={self.n}, m={self.m}."
+                f"got n={self.n!r}, m={self.m!r}."
             )
+        object.__setattr__(self, "n", int(self.n))  # NumPy's can't be JSON
+        object.__setattr__(self, "m", int(self.m))
         _check_axis(self.axis, "NofM")
 
     def complaint(self, shape: tuple[int, ...]) -> str | None:
@@ -197,7 +199,7 @@ class Block:
     def __post_init__(self) -> None:
         shape, axes = self.shape, self.axes
         pair = isinstance(shape, tuple) and len(shape) == 2
-        if not pair or not all(isinstance(s, int) and s >= 1 for s in shape):
+        if not pair or not all(_whole(s) and s >= 1 for s in shape):
             raise ValueError(
                 "`maskjax.structure.Block` needs two positive whole numbers, got "
                 f"{shape}."
@@ -337,10 +339,14 @@ def _tiled(x: Array, sizes: list[int]) -> Array:
     return x
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def _check_axis(axis: Any, name: str, argument: str = "axis") -> None:
     if isinstance(axis, str) and axis in ROLES:
         return
-    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+    if not _whole(axis):
         also = " or a tuple of whole numbers" if name == "Units" else ""
         raise ValueError(
             f"`maskjax.structure.{name}` needs `{argument}` as one of the words "

@@ -577,6 +577,16 @@ BAD = {
         TypeError,
         "aggregate` needs `least` as a Python number, got float32 array",
     ),
+    "least of nothing": (
+        lambda: close(least=1e-9),
+        ValueError,
+        "aggregate` needs a higher `least`, got 1e-09: float32 rounds it to 0, or 1 - ",
+    ),
+    "never reset, by an array": (
+        lambda: close(reset_every=jnp.int32(0)),
+        ValueError,
+        "aggregate` needs `reset_every` of at least 1, got 0",
+    ),
     "never reset": (
         lambda: close(reset_every=0),
         ValueError,
@@ -591,6 +601,21 @@ BAD = {
         lambda: fedpm.entropy({"w": np.ones(2, bool)}),
         TypeError,
         "entropy` needs every leaf of `probabilities` to be a floating .*w: bool",
+    ),
+    "entropy of scores": (
+        lambda: fedpm.entropy({"w": np.float32([-3, 0.5])}),
+        ValueError,
+        r"entropy` needs `probabilities` in \[0, 1\] .*w: from -3 to 0.5, with axes",
+    ),
+    "more weights than the state": (
+        lambda: fedpm.message(
+            fedpm.init({"w": jnp.ones((1, 2))}),
+            {"w": jnp.ones((3, 2))},
+            {"w": jnp.ones((1, 2))},
+            key=KEY,
+        ),
+        ValueError,
+        r"message` needs `weights` of the sh.*\n  w: weights \(3, 2\), state \(1, 2\)",
     ),
     "entropy of nothing": (
         lambda: fedpm.entropy({"w": None}),

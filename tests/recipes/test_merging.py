@@ -625,6 +625,11 @@ BAD = {
         TypeError,
         "network` needs `scale` as a number, got str 'half'",
     ),
+    "no scale": (
+        lambda: NET(START, scale=float("nan")),
+        ValueError,
+        "network` needs a finite `scale`, got nan",
+    ),
     "many scales": (
         lambda: NET(START, scale=np.ones(2, "f4")),
         ValueError,

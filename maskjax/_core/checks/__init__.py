@@ -42,7 +42,14 @@ from maskjax._core.checks._leaves import (
     same_shapes,
     shaped_like,
 )
-from maskjax._core.checks._numbers import all_finite, finite, infinite, no_nan, read
+from maskjax._core.checks._numbers import (
+    all_finite,
+    finite,
+    infinite,
+    no_nan,
+    probabilities,
+    read,
+)
 from maskjax._core.checks._structure import spread
 from maskjax._core.checks._values import (
     BY_VMAP,
@@ -107,6 +114,7 @@ __all__ = [
     "packed",
     "packed_stack",
     "predicate",
+    "probabilities",
     "raise_all",
     "read",
     "row_weights",

@@ -42,16 +42,47 @@ def no_nan(tree: Any, *, fn: str, name: str) -> None:
 
     Only for functions whose result would hide it or be useless.
     """
+    _raise_nan(_refused(tree, _none_nan, fn=fn), fn=fn, name=name)
+
+
+def probabilities(tree: Any, *, fn: str, name: str) -> None:
+    """All leaves of a tree are in [0, 1] and none has nan, as far as values are known.
+
+    Rounding may take them a bit further; logits go much further.
+    """
+    wrong = _refused(tree, _all_probable, fn=fn)
+    _raise_nan(wrong, fn=fn, name=name)
+    raise_all(
+        (
+            f"{path}: from {x.min():.3g} to {x.max():.3g}, with axes {x.shape}"
+            for path, x in wrong.items()
+        ),
+        f"`{fn}` needs `{name}` in [0, 1] (`jax.nn.sigmoid` makes them of logits)",
+    )
+
+
+def _refused(
+    tree: Any, good: Callable[[Any], jax.Array], *, fn: str
+) -> dict[str, np.ndarray]:
+    """The floating leaves, by path, whose values are known and not good."""
     flat(tree, fn=fn)
     arrays = {
         path or "the root": leaf
         for path, leaf in trees.named_leaves(tree)
         if isinstance(leaf, jax.Array | np.ndarray | np.generic) and is_floating(leaf)
     }
-    good = read(arrays, _none_nan)
-    wrong = {path: _wide(arrays[path]) for path in good if not good[path]}
+    found = read(arrays, good)
+    return {path: _wide(arrays[path]) for path in found if not found[path]}
+
+
+def _raise_nan(wrong: Mapping[str, np.ndarray], *, fn: str, name: str) -> None:
+    lines = [
+        f"{path}: {np.isnan(x).sum():,} of {x.size:,} are nan"
+        for path, x in wrong.items()
+        if np.isnan(x).any()
+    ]
     raise_all(
-        (f"{p}: {np.isnan(x).sum():,} of {x.size:,} are nan" for p, x in wrong.items()),
+        lines,
         f"`{fn}` needs `{name}` without nan",
     )
 
@@ -63,6 +94,13 @@ def all_finite(x: Any) -> jax.Array:
 
 _all_finite = jax.jit(all_finite)
 _none_nan = jax.jit(lambda x: ~jnp.any(jnp.isnan(x)))
+
+
+@jax.jit
+def _all_probable(x: jax.Array) -> jax.Array:
+    """Whether numbers are probabilities, but for rounding; nan is none."""
+    x = x.astype(dtypes.at_least_float32(x.dtype))
+    return jnp.all((x >= -1e-5) & (x <= 1 + 1e-5))
 
 
 def _wide(x: Any) -> np.ndarray:

@@ -99,9 +99,12 @@ def not_negative(value: Any, *, fn: str, name: str) -> None:
 def at_least(
     value: Any, least: int, *, fn: str, name: str, traceable: bool = False
 ) -> None:
-    """A whole number that is not too small. If `traceable`, any array passes."""
-    if traceable and isinstance(value, jax.Array):
+    """A whole number that is not too small. If `traceable`, also in a scalar array."""
+    if traceable and is_integer(value) and not value.shape and not is_readable(value):
         return
+    if traceable and isinstance(value, jax.Array) and is_integer(value):
+        of_shape(value, (), fn=fn, name=name)
+        value = int(np.asarray(value))
     if traceable and isinstance(value, np.ndarray) and not value.shape:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

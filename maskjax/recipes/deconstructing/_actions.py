@@ -88,6 +88,7 @@ def _restarted(
     dtype: Any,
 ) -> Array:
     one, two = jax.random.split(key)
+    m = placement.alike(m, w_i)
     value = jnp.where(m, _value(w_i, m, kept, sign, one), w_i)  # 3.
     before, after = jnp.abs(w_i), jnp.abs(w_f)
     moved = before < after if removed.endswith("rev") else after < before

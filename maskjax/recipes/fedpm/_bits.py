@@ -32,8 +32,8 @@ def entropy(probabilities: Scores) -> Array:
 
     Raises:
         TypeError: If a leaf is not floating.
-        ValueError: If there is no leaf, or one has nan (unless traced: then the result
-            is nan).
+        ValueError: If there is no leaf, or one is outside [0, 1] or has nan (unless
+            traced: then the result is nan).
 
     Example:
         >>> print(fedpm.entropy({"w": jnp.array([0.5, 1.0])}))
@@ -41,7 +41,7 @@ def entropy(probabilities: Scores) -> Array:
     """
     checks.floating_scores(probabilities, fn=FN + "entropy", name="probabilities")
     checks.together(fn=FN + "entropy", probabilities=probabilities)
-    checks.no_nan(probabilities, fn=FN + "entropy", name="probabilities")
+    checks.probabilities(probabilities, fn=FN + "entropy", name="probabilities")
     return _entropy(probabilities)
 
 

@@ -43,7 +43,8 @@ def aggregate(
             count. The first round resets too. A whole number, which may be traced; 1 in
             the authors' code. Where few clients take part in a round, a higher number
             lets masks of several rounds count.
-        least: Probabilities are clipped to [least, 1 - least], in (0, 0.5).
+        least: Probabilities are clipped to [least, 1 - least], in (0, 0.5) and not
+            rounded to 0 or 1.
 
     Returns:
         The state, in arrays of its own. If no mask counts, the probabilities stay as
@@ -74,7 +75,7 @@ def aggregate(
     if participates is not None:
         size = len(messages.round)
         checks.flags(participates, size, fn=fn, name="participates")
-    _check_options(prior, least, fn=fn)
+    _check_options(state, prior, least, fn=fn)
     checks.at_least(reset_every, 1, fn=fn, name="reset_every", traceable=True)
     given = {"state": state, "messages": messages, "participates": participates}
     checks.together(fn=fn, **given)
@@ -101,7 +102,7 @@ def _check_messages(state: FedPMState, messages: Any, *, fn: str) -> None:
     checks.of_shape(messages.network, (size, 2), fn=fn, name="messages.network")
 
 
-def _check_options(prior: Any, least: Any, *, fn: str) -> None:
+def _check_options(state: FedPMState, prior: Any, least: Any, *, fn: str) -> None:
     for name, value in {"prior": prior, "least": least}.items():
         if not checks.is_number(value):
             kind = checks.kind_of(value)
@@ -110,6 +111,12 @@ def _check_options(prior: Any, least: Any, *, fn: str) -> None:
         raise ValueError(f"`{fn}` needs `prior` of at least 1, finite, got {prior}.")
     if not 0 < least < 0.5:
         raise ValueError(f"`{fn}` needs `least` in (0, 0.5), got {least}.")
+    for p in jax.tree.leaves(state.probabilities):
+        if not 0 < p.dtype.type(least) < p.dtype.type(1 - least) < 1:
+            raise ValueError(
+                f"`{fn}` needs a higher `least`, got {least}: {p.dtype} rounds it to "
+                f"0, or 1 - {least} to 1, and scores of those are infinite."
+            )
 
 
 def _refuse(

@@ -130,6 +130,14 @@ def of_network(state: FedPMState, weights: Params, *, fn: str) -> Params:
     """The weights that carry a mask; raise if they do not fit the state."""
     names = "weights", "state"
     pairs = checks.shaped_like(weights, state.probabilities, fn=fn, names=names)
+
+    def differs(w: Any, p: Any) -> str | None:
+        if p is None or p.shape == w.shape:
+            return None
+        return f"weights {w.shape}, state {p.shape}"
+
+    needs = f"`{fn}` needs `weights` of the shapes in `state`"
+    checks.every(differs, pairs, weights, needs)
     checks.floating_where_masked(pairs, weights, fn=fn, name="weights")
     leaves = [None if p is None else jnp.asarray(w) for w, p in pairs]
     return jax.tree.structure(weights).unflatten(leaves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -84,8 +85,8 @@ def network(
     Raises:
         TypeError: If a leaf with a vector is not floating, `scale` is not a number, or
             the mask is not a mask.
-        ValueError: If the vector or the mask does not fit `start`; the message lists
-            every bad leaf.
+        ValueError: If `scale` is inf or nan (unless it is JAX's), or the vector or the
+            mask does not fit `start`; the message lists every bad leaf.
 
     Example:
         >>> start, vector = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([0.5, -1.0])}
@@ -125,6 +126,8 @@ def _scalar(scale: Any, *, fn: str) -> Array:
         raise TypeError(
             f"`{fn}` needs `scale` as a number, got {checks.kind_of(scale)}."
         )
+    if checks.is_number(scale) and not math.isfinite(scale):
+        raise ValueError(f"`{fn}` needs a finite `scale`, got {scale}.")
     factor = jnp.asarray(scale)
     checks.of_shape(factor, (), fn=fn, name="scale")
     return factor

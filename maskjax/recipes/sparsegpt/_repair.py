@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from maskjax import packing
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.trees import Array, Density, Mask, Params
 from maskjax.recipes.sparsegpt import _kernels, _leaf
 from maskjax.recipes.sparsegpt._kernels import Kernel
@@ -79,4 +79,4 @@ def repair(
 def _entries(masks: Sequence[Any], kernel: Kernel) -> Array:
     """The mask of a kernel with a boolean for each weight."""
     mask = packing.unpack_leaf(masks[kernel.place])
-    return jnp.broadcast_to(mask, kernel.w.shape)
+    return jnp.broadcast_to(placement.alike(mask, kernel.w), kernel.w.shape)

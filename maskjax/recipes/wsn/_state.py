@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maskjax import bank, initializer, packing
-from maskjax._core import blame, checks, rows, slots
+from maskjax._core import blame, checks, placement, rows, slots
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Predicate, Scores, map_mask
 from maskjax.recipes._phases import empty_slots, roles
@@ -155,7 +155,8 @@ def _params_of(state: WSNState, task: Array, exists: Array) -> Params:
 
     def leaf(w: Array, kept: Array | None, slot: Array | None) -> Array:
         if kept is not None:
-            return jnp.where(kept & exists, w, jnp.zeros_like(w))
+            own = placement.alike(kept, w)  # an axis of words may not be sharded
+            return jnp.where(own & exists, w, jnp.zeros_like(w))
         if slot is None:
             return jnp.copy(w)
         own = rows.read(slot, task)
