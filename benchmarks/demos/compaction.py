@@ -30,10 +30,10 @@ NETWORKS = 3, 3, None  # how many of "dense", "half", "built at half", and so on
 PRUNED = 0.1, 0.5, 0.6  # parts of the steps: pruning begins, ends; compaction
 CUTS = 20  # in so many steps units leave
 SEEDS = 1, 1, 3
-REPEATS = 5, 30, 50
+REPEATS = 5, 20, 50
 TIMED = 64  # images, or lines of text, of a forward pass
 LINES, LENGTH, TEXT = 500, 64, 400_000
-STEPS = {"resnet": (40, 150, 600), "gpt": (40, 300, 2_000)}
+STEPS = {"resnet": (40, 100, 600), "gpt": (40, 200, 2_000)}
 _GPT = {"vocabulary": len(_docstrings.CHARACTERS), "width": 64, "heads": 4}
 _GPT |= {"head_width": 16, "hidden": 256, "length": LENGTH}
 _RESNET = {"widths": (16, 32, 64), "blocks": (1, 1, 1)}
@@ -195,7 +195,7 @@ def _built(problem: Problem, share: float, seed: int) -> Trained:
     """A network of that width from the start."""
     net, adam = problem.build(share), _adam(problem)
     variables = _deep.fresh(net, problem.train[0], seed)
-    begun = variables, adam.init(_deep.apart(variables)[0])
+    begun = variables, jax.jit(adam.init)(_deep.apart(variables)[0])
     step = jax.jit(_deep.descent(net, adam))
     variables, _ = _descended(step, begun, problem, problem.rows(seed))
     forward = jax.jit(_deep.logits(net))
@@ -214,7 +214,8 @@ def _masked(
 ) -> tuple[Any, Any]:
     """Variables and the optimizer's state of a network that has been losing units."""
     variables = _deep.fresh(pruning.net, problem.train[0], seed)
-    begun = variables, pruning.optimizer(density).init(_deep.apart(variables)[0])
+    begin = jax.jit(pruning.optimizer(density).init)
+    begun = variables, begin(_deep.apart(variables)[0])
     step = functools.partial(pruning.step, jnp.float32(density))
     return _descended(step, begun, problem, order)
 
@@ -229,7 +230,7 @@ def _pruned(problem: Problem, pruning: Pruning, seed: int, density: float) -> Tr
     mask = _deep.with_rest(optim.mask_of(held), variables)
     plan = compaction.plan(told, variables, mask, problem.train[0][:2])
     # Adam without pruning goes on: there is no mask any more.
-    small = compaction.shrink((variables, moments), plan)
+    small = jax.jit(lambda tree: compaction.shrink(tree, plan))((variables, moments))
     forward = jax.jit(compaction.narrow(told, plan))
     x, y = problem.test
     before, after = told(variables, x), forward(small[0], x)
