@@ -225,7 +225,7 @@ def _scan(program: tuple[Any, Any], arrays: list[Any], groups: list[Any]) -> _Do
             jax.debug.callback(lambda i: progress(int(i) + 1, count), i)
         return done.outputs, done._replace(outputs=[])
 
-    first = [group[0] for group in groups]
+    first = placement.vary_like([group[0] for group in groups], arrays)
     out, done = lax.scan(step, first, (arrays, jnp.arange(count)))
     return done._replace(outputs=out)
 
@@ -242,7 +242,9 @@ def _step(program: _Program, arrays: list[Any], groups: list[Any]) -> _Done:
 
     parts = []
     with instead_of_parts(_FN):
-        stats = placement.vary_like(init(apply, params, *first, **how), groups)
+        # Sums vary with what blocks before give, and with what is in this one.
+        stats = init(apply, params, *first, **how)
+        stats = placement.vary_like(stats, (groups, arrays))
         for group in groups:
             stats, own = lax.scan(add, stats, group)
             parts.append(own)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logit
 
 from maskjax import packing, select
-from maskjax._core import checks
+from maskjax._core import checks, placement
 from maskjax._core.stored import stored
 from maskjax._core.trees import Array, Mask, Params, Scores, map_mask
 from maskjax.recipes.fedpm._fingerprint import fingerprint
@@ -54,7 +54,12 @@ def scores(state: FedPMState) -> Scores:
         {'w': Array([[0., 0.]], dtype=float32)}
     """
     require_state(state, fn=FN + "scores")
-    return map_mask(logit, state.probabilities)  # 2.
+
+    def start(p: Array) -> Array:
+        # SciPy's logit is a program of its own, in which a constant follows nothing.
+        return placement.follow(logit(p), p)
+
+    return map_mask(start, state.probabilities)  # 2.
 
 
 def message(
