@@ -29,16 +29,17 @@ def processes() -> int:
 def outcomes(context: Context, demos: Sequence[Demo], jobs: int) -> Iterator[Ended]:
     """What each finds, as they end, on so many processes; errors are printed.
 
-    Those that measure time run last and alone, in this process.
+    Those that measure time run last and alone, in this process, and so do those that
+    have not begun when a process is killed.
     """
-    apart = [demo for demo in demos if not demo.alone]
-    apart = apart if min(jobs, len(apart)) > 1 else []
-    if apart:
-        yield from _side_by_side(context, apart, jobs)
-    for demo in demos:
-        if demo not in apart:
-            context.bars.begin(demo)
-            yield _ended(context, demo, *_found(demo, context))
+    left, apart = [*demos], [demo for demo in demos if not demo.alone]
+    if min(jobs, len(apart)) > 1:
+        for ended in _side_by_side(context, apart, jobs):
+            left.remove(ended[0])
+            yield ended
+    for demo in left:
+        context.bars.begin(demo)
+        yield _ended(context, demo, *_found(demo, context))
 
 
 def _side_by_side(
@@ -51,10 +52,12 @@ def _side_by_side(
     with concurrent.futures.ProcessPoolExecutor(jobs, **how) as pool, _stopping(pool):
         running = {}
         while waiting or running:
-            while waiting and len(running) < jobs:
-                demo = waiting.pop()
-                context.bars.begin(demo)
-                running[pool.submit(_elsewhere, demo, bare)] = demo
+            try:
+                while waiting and len(running) < jobs:
+                    running[pool.submit(_elsewhere, waiting[-1], bare)] = waiting[-1]
+                    context.bars.begin(waiting.pop())
+            except process.BrokenProcessPool:
+                waiting.clear()
             done, _ = concurrent.futures.wait(
                 running, TICK, concurrent.futures.FIRST_COMPLETED
             )
