@@ -50,6 +50,12 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.dtype("float64" if jnp.finfo(dtype).bits == 64 else "float32")
 
 
+def reals(x: jax.Array) -> jax.Array:
+    """Real numbers in a format to compute in: float32 at least."""
+    floats = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(at_least_float32(x.dtype if floats else jnp.zeros((), float).dtype))
+
+
 def operand(number: Any, dtype: Any = np.float32) -> Any:
     """A number as an argument of a program, so that a new number compiles nothing."""
     return number if isinstance(number, jax.Array) else np.dtype(dtype).type(number)

@@ -49,9 +49,7 @@ def extreme(weights: Any) -> Array:
     """
     if weights is None:  # every row counts once
         return jnp.ones((), jnp.float32)
-    x = jnp.asarray(weights)
-    own = x.dtype if checks.is_floating(x) else jnp.zeros((), float).dtype
-    x = x.astype(dtypes.at_least_float32(own))
+    x = dtypes.reals(jnp.asarray(weights))
     low, high = jnp.min(x, initial=0), jnp.max(x, initial=0)
     return jnp.where(low >= 0, high, low)
 

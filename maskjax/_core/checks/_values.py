@@ -159,8 +159,7 @@ def row_weights(weights: Any, *, fn: str) -> jax.Array:
         return dtypes.as_array(weights)
     if weights.dtype == bool:
         return weights
-    own = weights.dtype if is_floating(weights) else jnp.zeros((), float).dtype
-    weights = weights.astype(dtypes.at_least_float32(own))
+    weights = dtypes.reals(weights)
     return jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan)
 
 
